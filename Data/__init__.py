@@ -1,0 +1,1 @@
+"""The data of the paper: real splits, cached latents, synthetic datasets."""

@@ -1,0 +1,37 @@
+"""The VAE moments of a dataset: computed once for a dataset, backbone and size, then read from disk."""
+
+import hashlib
+import logging
+
+import numpy as np
+
+from experiment import atomic_path
+
+log = logging.getLogger("experiment")
+
+
+def cached_moments(folder, name, images, weights_hash, encode):
+    """Mean and log-variance of the VAE for every image, float32 (N, h, w, 8), memory-mapped.
+
+    Args:
+        folder: Cache folder.
+        name: Readable part of the file name, such as `digits_mini_32`.
+        images: uint8 (N, H, W, 3), what `encode` takes.
+        weights_hash: Fingerprint of the image encoder; with the images' own it keys the cache.
+        encode: Function that yields float32 moments (n, h, w, 8) batch by batch.
+    """
+    key = hashlib.sha256(weights_hash.encode() + str(images.shape).encode() + np.ascontiguousarray(images).data)
+    path = folder / f"{name}_{key.hexdigest()[:16]}.npy"
+    if not path.exists():
+        log.info("encoding %d images with the VAE, once", len(images))
+        with atomic_path(path) as partial:
+            moments = None
+            done = 0
+            for batch in encode(images):
+                if moments is None:
+                    shape = (len(images), *batch.shape[1:])
+                    moments = np.lib.format.open_memmap(partial, "w+", "float32", shape)
+                moments[done : done + len(batch)] = batch
+                done += len(batch)
+            moments.flush()
+    return np.load(path, mmap_mode="r", allow_pickle=False)

@@ -1,0 +1,35 @@
+# make demo: the whole method on a laptop.   make test: the tests.   make setup: only the environment.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+READY := $(VENV)/.installed
+
+.PHONY: setup demo test test-slow lock clean
+
+setup: $(READY)
+
+# The lock is complete, so nothing is resolved: medmnist declares PyTorch, which its tables do not need.
+$(READY): requirements.txt
+	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] <= (3, 13) else "Python 3.11 to 3.13 is needed: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps -r requirements.txt
+	touch $@
+
+demo: setup
+	$(RUN) demo.py
+
+test: setup
+	$(RUN) -m pytest -q -m "not slow"
+
+test-slow: setup
+	$(RUN) -m pytest -q -m slow
+
+# Needs uv. torch and torchvision are left out for the reason above.
+lock:
+	printf 'torch; sys_platform == "never"\ntorchvision; sys_platform == "never"\n' > .overrides.txt
+	uv pip compile --quiet --universal --python-version 3.11 --override .overrides.txt --no-annotate --no-header \
+		requirements.in | grep -v "sys_platform == 'never'" > requirements.txt
+	rm .overrides.txt
+
+clean:
+	rm -rf $(VENV)

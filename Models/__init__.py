@@ -1,0 +1,1 @@
+"""The networks of the paper: Class Encoder, diffusion backbones, adaptation, sampling, classifier."""

@@ -1,0 +1,142 @@
+"""Training and testing of the classifier (paper, step 6): one piece of code for CAS and for the search."""
+
+import time
+
+import keras
+import numpy as np
+
+from experiment import random_stream
+from Models.resnet import CLASSIFIERS, resnet20
+
+LABEL_SMOOTHING = 0.1
+LEARNING_RATE_FLOOR = 1e-5
+TOP_K = 5
+
+
+class EpochTimes(keras.callbacks.Callback):
+    """Keeps the wall time of every epoch, s, as `seconds`."""
+
+    def __init__(self):
+        super().__init__()
+        self.seconds = []
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.start = time.perf_counter()
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.seconds.append(time.perf_counter() - self.start)
+
+
+class Classifier:
+    """A compiled ResNet20 that can be trained again and again from the same first weights.
+
+    A search trains dozens of them: re-initialising keeps the compiled graph, and equal first weights take one source
+    of noise out of the comparison.
+
+    Args:
+        name: A key of `CLASSIFIERS`.
+        resolution: Side of the images, px.
+        num_classes: Number of classes.
+    """
+
+    def __init__(self, name, resolution, num_classes):
+        self.num_classes = num_classes
+        self.model = resnet20(resolution, num_classes, CLASSIFIERS[name])
+        self.model.compile(
+            keras.optimizers.Adam(),
+            keras.losses.CategoricalCrossentropy(label_smoothing=LABEL_SMOOTHING),
+            metrics=["accuracy"],
+        )
+        self.model.optimizer.build(self.model.trainable_variables)
+        self.first = [v.numpy() for v in self.variables]
+
+    @property
+    def variables(self):
+        return self.model.variables + self.model.optimizer.variables
+
+    def batches(self, images, labels, batch_size, seed):
+        """Endless shuffled batches; the order of an epoch is a function of (seed, epoch)."""
+        epoch = 0
+        while True:
+            order = random_stream(seed, "order", epoch).permutation(len(labels))
+            for start in range(0, len(labels), batch_size):
+                index = order[start : start + batch_size]
+                yield self.scale(images[index]), self.one_hot(labels[index])
+            epoch += 1
+
+    @staticmethod
+    def scale(images):
+        return images.astype("float32") / 255
+
+    def one_hot(self, labels):
+        return np.eye(self.num_classes, dtype="float32")[labels]
+
+    def fit(self, train, val, *, epochs, batch_size, seed, patience, callbacks=(), verbose=2):
+        """Train from the first weights and end with those of the epoch of best validation accuracy.
+
+        Args:
+            train, val: (images uint8 (N, H, W, 3), labels int (N,)).
+            patience: Epochs without progress before (a tenth of the learning rate, the end): (10, 25) in the paper,
+                (25, 50) within its search.
+
+        Returns:
+            History {metric: values by epoch} and the seconds of each epoch.
+        """
+        for variable, value in zip(self.variables, self.first):
+            variable.assign(value)
+        times = EpochTimes()
+        history = self.model.fit(
+            self.batches(*train, batch_size, seed),
+            steps_per_epoch=-(-len(train[1]) // batch_size),
+            validation_data=(self.scale(val[0]), self.one_hot(val[1])),
+            validation_batch_size=batch_size,
+            epochs=epochs,
+            shuffle=False,  # the batches are
+            verbose=verbose,
+            callbacks=[
+                keras.callbacks.TerminateOnNaN(),
+                keras.callbacks.ReduceLROnPlateau(
+                    "val_accuracy", factor=0.1, patience=patience[0], min_lr=LEARNING_RATE_FLOOR, mode="max"
+                ),
+                keras.callbacks.EarlyStopping(
+                    "val_accuracy", patience=patience[1], restore_best_weights=True, mode="max"
+                ),
+                times,
+                *callbacks,
+            ],
+        ).history
+        return history, times.seconds
+
+    def probabilities(self, images, batch_size=256):
+        """Class probabilities (N, C) of images uint8 (N, H, W, 3)."""
+        parts = [
+            self.model.predict_on_batch(self.scale(images[i : i + batch_size]))
+            for i in range(0, len(images), batch_size)
+        ]
+        return np.concatenate(parts)
+
+
+def accuracies(probabilities, labels):
+    """Top-1 and top-5 accuracy, accuracy of each class (NaN where it has no image) and the confusion matrix.
+
+    Args:
+        probabilities: (N, C).
+        labels: int (N,).
+
+    Returns:
+        Dict with `top_1_accuracy`, `top_5_accuracy`, `class_accuracies` (C,), `confusion` int (C, C): row true class,
+        column prediction.
+    """
+    num_classes = probabilities.shape[1]
+    # A stable sort: equal probabilities rank by class number, as argmax does.
+    ranking = np.argsort(-probabilities, axis=1, kind="stable")
+    confusion = np.zeros((num_classes, num_classes), int)
+    np.add.at(confusion, (labels, ranking[:, 0]), 1)
+    with np.errstate(invalid="ignore"):
+        class_accuracies = np.diag(confusion) / confusion.sum(axis=1)
+    return {
+        "top_1_accuracy": float(np.mean(ranking[:, 0] == labels)),
+        "top_5_accuracy": float(np.mean((ranking[:, :TOP_K] == labels[:, None]).any(axis=1))),
+        "class_accuracies": class_accuracies,
+        "confusion": confusion,
+    }

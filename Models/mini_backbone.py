@@ -1,0 +1,104 @@
+"""The mini backbone: a Stable Diffusion of 4 M parameters for 32x32 images, made of KerasCV's own blocks.
+
+It has the topology of the full one (a convolutional VAE, a UNet with residual blocks, spatial transformers
+that attend to a context, the same noise schedule), so every stage of the paper runs on a laptop. Its weights
+were made by `python -m Models.mini_pretraining` and lie in `Models/mini_weights/`.
+"""
+
+import keras
+from keras_cv.src.models.stable_diffusion.attention_block import AttentionBlock
+from keras_cv.src.models.stable_diffusion.diffusion_model import ResBlock, SpatialTransformer, Upsample
+from keras_cv.src.models.stable_diffusion.padded_conv2d import PaddedConv2D
+from keras_cv.src.models.stable_diffusion.resnet_block import ResnetBlock
+
+from Models.noise_schedule import TIMESTEP_EMBEDDING_DIM
+
+DOWNSAMPLING = 4
+HEADS = 4
+TIME_WIDTH = 256
+
+
+def mini_image_encoder():
+    """Images (B, 32, 32, 3) in -1..1 -> mean and log-variance of the latents (B, 8, 8, 8)."""
+    # Blocks at 32x32 would cost more than everything else together: the first one works at 16x16.
+    return keras.Sequential(
+        [
+            keras.layers.Input((None, None, 3)),
+            PaddedConv2D(32, 3, padding=1),
+            PaddedConv2D(32, 3, padding=((0, 1), (0, 1)), strides=2),
+            ResnetBlock(32),
+            PaddedConv2D(64, 3, padding=((0, 1), (0, 1)), strides=2),
+            ResnetBlock(64),
+            AttentionBlock(64),
+            ResnetBlock(64),
+            keras.layers.GroupNormalization(epsilon=1e-5),
+            keras.layers.Activation("swish"),
+            PaddedConv2D(8, 3, padding=1),
+        ],
+        name="mini_image_encoder",
+    )
+
+
+def mini_decoder(image_size):
+    """Latents (B, 8, 8, 4) -> images (B, 32, 32, 3), about -1..1."""
+    return keras.Sequential(
+        [
+            keras.layers.Input((image_size // DOWNSAMPLING, image_size // DOWNSAMPLING, 4)),
+            PaddedConv2D(4, 1),
+            PaddedConv2D(64, 3, padding=1),
+            ResnetBlock(64),
+            AttentionBlock(64),
+            ResnetBlock(64),
+            keras.layers.UpSampling2D(2),
+            PaddedConv2D(32, 3, padding=1),
+            ResnetBlock(32),
+            keras.layers.UpSampling2D(2),
+            PaddedConv2D(32, 3, padding=1),
+            keras.layers.GroupNormalization(epsilon=1e-5),
+            keras.layers.Activation("swish"),
+            PaddedConv2D(3, 3, padding=1),
+        ],
+        name="mini_decoder",
+    )
+
+
+def mini_unet(image_size, context_shape):
+    """Noisy latents, timestep embedding, context -> predicted noise; same inputs as KerasCV's DiffusionModel."""
+    size = image_size // DOWNSAMPLING
+    latent = keras.layers.Input((size, size, 4), name="latent")
+    time_input = keras.layers.Input((TIMESTEP_EMBEDDING_DIM,), name="timestep_embedding")
+    context = keras.layers.Input(context_shape, name="context")
+
+    time = keras.layers.Dense(TIME_WIDTH, activation="swish")(time_input)
+    time = keras.layers.Dense(TIME_WIDTH)(time)
+
+    def attend(x):
+        channels = x.shape[-1]
+        return SpatialTransformer(HEADS, channels // HEADS)([x, context])
+
+    # Attention at the full 8x8 would double the time of a pass: it starts at 4x4.
+    x = PaddedConv2D(64, 3, padding=1)(latent)  # (B, 8, 8, 64)
+    skips = [x]
+    x = ResBlock(64)([x, time])
+    skips.append(x)
+    x = PaddedConv2D(64, 3, strides=2, padding=1)(x)  # (B, 4, 4, 64)
+    skips.append(x)
+    x = attend(ResBlock(128)([x, time]))  # (B, 4, 4, 128)
+    skips.append(x)
+
+    x = ResBlock(128)([x, time])
+    x = attend(x)
+    x = ResBlock(128)([x, time])
+
+    for _ in range(2):
+        x = keras.layers.Concatenate()([x, skips.pop()])
+        x = attend(ResBlock(128)([x, time]))
+    x = Upsample(128)(x)  # (B, 8, 8, 128)
+    for _ in range(2):
+        x = keras.layers.Concatenate()([x, skips.pop()])
+        x = ResBlock(64)([x, time])  # (B, 8, 8, 64)
+
+    x = keras.layers.GroupNormalization(epsilon=1e-5)(x)
+    x = keras.layers.Activation("swish")(x)
+    noise = PaddedConv2D(4, 3, padding=1)(x)  # (B, 8, 8, 4)
+    return keras.Model([latent, time_input, context], noise, name="mini_unet")

@@ -1,0 +1,374 @@
+"""Make the weights of the mini backbone from nothing: `python -m Models.mini_pretraining`.
+
+As Stable Diffusion was trained on captioned pictures, the mini one is trained on captioned printed characters:
+glyphs of the fonts that matplotlib carries, each drawn in a random style and described by eight words. The text
+encoder is thrown away afterwards, as the paper does with SD's. No image of any dataset is used; the ten digits
+are among the characters (printed, not handwritten).
+
+Every glyph is kept as a signed distance field, so that a random warp and a random stroke width cost one lookup.
+"""
+
+import argparse
+import functools
+import json
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+
+from experiment import random_stream
+
+SIZE = 32
+SUPERSAMPLING = 2
+DIGITS = "0123456789"
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+CHARACTERS = DIGITS + LETTERS
+DIGIT_SHARE = 0.5
+FONTS = {  # word -> files of matplotlib
+    "sans": ["DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSans-BoldOblique", "cmss10"],
+    "mono": ["DejaVuSansMono", "DejaVuSansMono-Bold", "DejaVuSansMono-Oblique", "DejaVuSansMono-BoldOblique", "cmtt10"],
+    "serif": ["DejaVuSerif", "DejaVuSerif-Bold", "DejaVuSerif-Italic", "DejaVuSerif-BoldItalic"],
+    "times": ["STIXGeneral", "STIXGeneralBol", "cmr10", "cmb10"],
+    "cursive": ["STIXGeneralItalic", "STIXGeneralBolIta", "cmti10"],
+}
+RESOLUTIONS = (8, 12, 16, 32)
+PALETTES = ("light on dark", "dark on light", "colour")
+# Words of a caption and how many values each takes; 0 always means "not said".
+WORDS = {"character": 1 + len(CHARACTERS), "font": 1 + len(FONTS), "stroke": 6, "resolution": 1 + len(RESOLUTIONS),
+         "palette": 1 + len(PALETTES), "scale": 6, "slant": 6, "aspect": 6}  # fmt: skip
+FIELD = 64  # side of a distance field, px
+CONTEXT_SHAPE = (8, 64)
+PROMPT_DROPOUT, WORD_DROPOUT = 0.1, 0.15
+
+
+def glyph_fields():
+    """Signed distance fields, float32 (fonts, characters, FIELD, FIELD), in field px, positive inside the stroke.
+
+    Returns:
+        The fields and the font word (fonts,) of each.
+    """
+    import matplotlib
+    from PIL import Image, ImageDraw, ImageFont
+    from scipy.ndimage import distance_transform_edt
+
+    folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+    big = 4 * FIELD
+    fields, words = [], []
+    for word, names in enumerate(FONTS.values(), start=1):
+        for name in names:
+            font = ImageFont.truetype(str(folder / f"{name}.ttf"), 150)
+            of_font = []
+            for character in CHARACTERS:
+                canvas = Image.new("L", (big, big))
+                ImageDraw.Draw(canvas).text((big / 2, big / 2), character, fill=255, font=font, anchor="mm")
+                left, top, right, bottom = canvas.getbbox()
+                # Every character is centred and stretched to one height: case and size are words of the caption.
+                scale = 0.62 * big / max(bottom - top, right - left)
+                glyph = canvas.crop((left, top, right, bottom)).resize(
+                    (max(1, round((right - left) * scale)), max(1, round((bottom - top) * scale))), Image.BICUBIC
+                )
+                canvas = Image.new("L", (big, big))
+                canvas.paste(glyph, ((big - glyph.width) // 2, (big - glyph.height) // 2))
+                inside = np.asarray(canvas) > 127
+                field = distance_transform_edt(inside) - distance_transform_edt(~inside)
+                of_font.append(field[2::4, 2::4] / 4)
+            fields.append(of_font)
+            words.append(word)
+    return np.asarray(fields, "float32"), np.asarray(words)
+
+
+def bin_word(value, low, high):
+    """Which of five equal bins between low and high: 1..5."""
+    return np.clip(((value - low) / (high - low) * 5).astype(int), 0, 4) + 1
+
+
+@functools.cache
+def warp_basis(side, knots=5):
+    """Quadratic splines (side, knots): what turns a few random numbers into a smooth curve."""
+    from scipy.ndimage import zoom
+
+    return zoom(np.eye(knots, dtype="float32"), (side / knots, 1), order=2, mode="nearest", grid_mode=True)
+
+
+def smooth_warp(rng, count, side):
+    """Random smooth displacements (count, side, side, 2), px: handwriting bends its strokes."""
+    basis = warp_basis(side)
+    coarse = rng.standard_normal((count, basis.shape[1], basis.shape[1], 2)).astype("float32")
+    return np.einsum("yk,nklc,xl->nyxc", basis, coarse, basis, optimize=True)
+
+
+def look_up(fields, y, x):
+    """Bilinear samples of fields (B, FIELD, FIELD) at y, x (B, s, s), in px; outside, the border value."""
+    y, x = np.clip(y, 0, FIELD - 1.001), np.clip(x, 0, FIELD - 1.001)
+    y0, x0 = y.astype(int), x.astype(int)
+    fy, fx = y - y0, x - x0
+    index = np.arange(len(fields))[:, None, None]
+    top = fields[index, y0, x0] * (1 - fx) + fields[index, y0, x0 + 1] * fx
+    bottom = fields[index, y0 + 1, x0] * (1 - fx) + fields[index, y0 + 1, x0 + 1] * fx
+    return top * (1 - fy) + bottom * fy
+
+
+def draw(fields, font_words, rng, count):
+    """Draw captioned glyphs: images uint8 (count, 32, 32, 3) and captions int32 (count, 8), in the order of WORDS."""
+    from PIL import Image
+
+    is_digit = rng.random(count) < DIGIT_SHARE
+    character = np.where(is_digit, rng.integers(0, 10, count), rng.integers(10, len(CHARACTERS), count))
+    font = rng.integers(0, len(fields), count)
+    stroke = rng.uniform(-1.0, 3.5, count).astype("float32")  # added to each side of the stroke, px of 64
+    scale = rng.uniform(0.8, 1.7, count)
+    slant = rng.normal(0, 0.22, count)
+    aspect = np.exp(rng.normal(0, 0.22, count))
+    angle = rng.normal(0, 0.12, count)
+    shift = rng.normal(0, 1.5, (count, 2))
+    bend = rng.uniform(0, 3.0, count)
+    resolution = rng.choice(len(RESOLUTIONS), count, p=[0.4, 0.2, 0.2, 0.2])
+    palette = rng.choice(len(PALETTES), count, p=[0.65, 0.2, 0.15])
+
+    side = SIZE * SUPERSAMPLING
+    grid = (np.arange(side, dtype="float32") + 0.5) / side * FIELD - FIELD / 2  # px from the centre
+    y, x = np.meshgrid(grid, grid, indexing="ij")
+    columns = [v.astype("float32")[:, None, None] for v in (scale, aspect, slant, angle)]
+    s, a, k, r = columns
+    u = (np.cos(r) * x + np.sin(r) * y) / s / np.sqrt(a)  # narrow for a < 1
+    v = (-np.sin(r) * x + np.cos(r) * y) / s * np.sqrt(a)
+    u = u + k * v
+    warp = smooth_warp(rng, count, side) * bend.astype("float32")[:, None, None, None]
+    u = u + warp[..., 0] + FIELD / 2 - 0.5 + shift[:, 0].astype("float32")[:, None, None]
+    v = v + warp[..., 1] + FIELD / 2 - 0.5 + shift[:, 1].astype("float32")[:, None, None]
+    distance = look_up(fields[font, character], v, u)
+    ink = np.clip(distance * s + stroke[:, None, None] + 0.5, 0, 1)  # (B, 64, 64), edge one px wide
+
+    images = np.empty((count, SIZE, SIZE, 3), "uint8")
+    levels = rng.uniform(0, 1, (count, 2, 3)).astype("float32")
+    contrast = rng.uniform(0.8, 1.0, count)
+    for i in range(count):
+        small = RESOLUTIONS[resolution[i]]
+        block = side // small if side % small == 0 else 0
+        if block:  # a box filter, as a scanner counts ink
+            glyph = ink[i].reshape(small, block, small, block).mean((1, 3))
+        else:
+            glyph = np.asarray(Image.fromarray(ink[i]).resize((small, small), Image.BOX))
+        glyph = np.asarray(Image.fromarray(glyph.astype("float32")).resize((SIZE, SIZE), Image.BILINEAR))
+        if palette[i] == 2:
+            low, high = levels[i]
+        else:
+            low, high = (0.0, contrast[i]) if palette[i] == 0 else (1.0, 1.0 - contrast[i])
+        picture = low + (high - low) * glyph[..., None]  # (32, 32, 3)
+        images[i] = np.clip(picture * 255, 0, 255)
+
+    captions = np.stack(
+        [1 + character, font_words[font], bin_word(stroke, -1.0, 3.5), 1 + resolution, 1 + palette,
+         bin_word(scale, 0.8, 1.7), bin_word(slant, -0.45, 0.45), bin_word(np.log(aspect), -0.45, 0.45)], axis=1
+    )  # fmt: skip
+    return images, captions.astype("int32")
+
+
+def corpus_part(arguments):
+    """Worker: one part of the corpus, a function of (seed, part) alone."""
+    seed, part, count = arguments
+    fields, words = glyph_fields()
+    made = [draw(fields, words, random_stream(seed, "corpus", part, i), min(500, count - i)) for i in range(0, count, 500)]
+    return [np.concatenate(arrays) for arrays in zip(*made)]
+
+
+def make_corpus(seed, count):
+    """The whole corpus on all cores: images uint8 (count, 32, 32, 3), captions int32 (count, 8)."""
+    from concurrent.futures import ProcessPoolExecutor
+
+    parts = 8  # a fixed number: the corpus does not depend on the machine
+    sizes = [count // parts + (i < count % parts) for i in range(parts)]
+    with ProcessPoolExecutor() as pool:
+        made = pool.map(corpus_part, [(seed, i, n) for i, n in enumerate(sizes)])
+        images, captions = (np.concatenate(arrays) for arrays in zip(*made))
+    order = random_stream(seed, "corpus", parts).permutation(count)
+    return images[order], captions[order]
+
+
+def text_encoder():
+    """Captions (B, 8) of word numbers -> context (B, 8, 64); a caption without words gives exactly 0.
+
+    A zero context is also what a fresh Class Encoder gives for an all-zero label, so guidance works from the start.
+    """
+    import keras
+    from keras import ops
+
+    tokens, width = CONTEXT_SHAPE
+    caption = keras.Input((tokens,), dtype="int32", name="caption")
+    first = np.cumsum([0, *WORDS.values()])
+    x = keras.layers.Embedding(int(first[-1]), width, name="words")(caption + first[:-1].astype("int32"))  # (B, 8, 64)
+    attended = keras.layers.MultiHeadAttention(4, width // 4)(*[keras.layers.LayerNormalization()(x)] * 2)
+    x = x + attended
+    hidden = keras.layers.Dense(4 * width, activation="gelu")(keras.layers.LayerNormalization()(x))
+    x = keras.layers.LayerNormalization()(x + keras.layers.Dense(width)(hidden))
+    said = ops.cast(ops.any(caption > 0, axis=-1), x.dtype)[:, None, None]
+    return keras.Model(caption, x * said, name="mini_text_encoder")
+
+
+def optimizer(peak, steps, ema):
+    """AdamW with a warm-up, a cosine to zero and averaged weights."""
+    import keras
+
+    schedule = keras.optimizers.schedules.CosineDecay(0.0, steps - 300, warmup_target=peak, warmup_steps=300)
+    return keras.optimizers.AdamW(schedule, clipnorm=1.0, use_ema=True, ema_momentum=ema)
+
+
+def train_vae(encoder, decoder, images, steps, batch_size, seed):
+    """Train the autoencoder: mean squared error plus a light pull (2e-6 of the KL sum) to a unit Gaussian."""
+    import keras
+    from keras import ops
+
+    class Sample(keras.layers.Layer):
+        def __init__(self):
+            super().__init__(dtype="float32")
+            self.seed_generator = keras.random.SeedGenerator(seed)
+
+        def call(self, moments):
+            mean, log_variance = ops.split(moments, 2, axis=-1)
+            kl = 0.5 * ops.sum(mean**2 + ops.exp(log_variance) - 1 - log_variance, axis=(1, 2, 3))
+            self.add_loss(2e-6 * ops.mean(kl))
+            noise = keras.random.normal(ops.shape(mean), seed=self.seed_generator)
+            return mean + ops.exp(0.5 * log_variance) * noise
+
+    picture = keras.Input(images.shape[1:])
+    output = keras.layers.Activation("linear", dtype="float32")(decoder(Sample()(encoder(picture))))
+    vae = keras.Model(picture, output)
+    vae.compile(optimizer(2e-3, steps, 0.998), "mse", jit_compile=False)
+
+    def batches():
+        rng = random_stream(seed, "order")
+        while True:
+            x = images[rng.integers(0, len(images), batch_size)] / np.float32(127.5) - 1
+            yield x, x
+
+    return vae.fit(batches(), steps_per_epoch=steps // 10, epochs=10, verbose=2).history["loss"]
+
+
+def fold_latent_scale(encoder, decoder, images):
+    """Give the latents unit variance by scaling the last layer of the encoder and the first of the decoder."""
+    mean = np.split(encode(encoder, images), 2, axis=-1)[0].astype("float32")
+    scale = 1.0 / mean.std()
+    kernel, bias = encoder.layers[-1].get_weights()
+    kernel[..., :4] *= scale
+    bias[:4] *= scale
+    bias[4:] += 2 * np.log(scale)  # the log-variance of the scaled latents
+    encoder.layers[-1].set_weights([kernel, bias])
+    kernel, bias = decoder.layers[0].get_weights()
+    decoder.layers[0].set_weights([kernel / scale, bias])
+
+
+def encode(encoder, images, batch_size=256):
+    """VAE moments, float16 (N, 8, 8, 8)."""
+    parts = [
+        encoder.predict_on_batch(images[i : i + batch_size] / np.float32(127.5) - 1)
+        for i in range(0, len(images), batch_size)
+    ]
+    return np.concatenate(parts).astype("float16")
+
+
+def train_unet(unet, moments, captions, steps, batch_size, seed, save):
+    """Train the UNet together with a text encoder; `save()` is called with averaged weights after each epoch."""
+    import keras
+
+    from Models.adapter import denoising_model
+    from Models.noise_schedule import NUM_TRAIN_TIMESTEPS
+
+    context_encoder = text_encoder()
+    model = denoising_model(unet, context_encoder, latent_scale=1.0)
+    model.compile(optimizer(1.5e-3, steps, 0.9995), "mse", jit_compile=False)
+
+    def batches():
+        rng = random_stream(seed, "training_noise")
+        while True:
+            index = rng.integers(0, len(moments), batch_size)
+            caption = captions[index]
+            caption = np.where(rng.random(caption.shape) < WORD_DROPOUT, 0, caption)
+            caption = np.where(rng.random((batch_size, 1)) < PROMPT_DROPOUT, 0, caption)
+            latent_noise, noise = rng.standard_normal((2, batch_size, *unet.input_shape[0][1:]), dtype="float32")
+            yield {
+                "moments": moments[index].astype("float32"), "latent_noise": latent_noise, "noise": noise,
+                "timestep": rng.integers(0, NUM_TRAIN_TIMESTEPS, batch_size, dtype="int32"), "label": caption,
+            }, noise  # fmt: skip
+
+    epochs = 20
+    saver = [keras.callbacks.SwapEMAWeights(swap_on_epoch=True), keras.callbacks.LambdaCallback(on_epoch_end=save)]
+    fitted = model.fit(batches(), steps_per_epoch=steps // epochs, epochs=epochs, verbose=2, callbacks=saver)
+    return context_encoder, fitted.history["loss"]
+
+
+def save_half(model, path):
+    """Save weights in Keras's own layout with float16 numbers, which Keras casts back when it loads them."""
+    import h5py
+
+    full = path.with_name("full." + path.name)
+    model.save_weights(full)
+    with h5py.File(full) as source, h5py.File(path, "w") as target:
+
+        def copy(name, item):
+            if isinstance(item, h5py.Group):
+                target.require_group(name).attrs.update(item.attrs)
+            else:
+                data = item[()]
+                half = data.astype("float16") if data.dtype == "float32" else data
+                target.create_dataset(name, data=half).attrs.update(item.attrs)
+
+        target.attrs.update(source.attrs)
+        source.visititems(copy)
+    full.unlink()
+
+
+def main(args):
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    import keras
+
+    from Models.mini_backbone import mini_decoder, mini_image_encoder, mini_unet
+
+    keras.utils.set_random_seed(args.seed)
+    args.out.mkdir(parents=True, exist_ok=True)
+    start = time.time()
+    images, captions = make_corpus(args.seed, args.images)
+    record = {**{k: str(v) for k, v in vars(args).items()}, "corpus_seconds": time.time() - start}
+    print(f"corpus: {len(images)} images in {record['corpus_seconds']:.0f} s", flush=True)
+
+    keras.config.set_dtype_policy(args.precision)
+    start = time.time()
+    encoder, decoder = mini_image_encoder(), mini_decoder(SIZE)
+    record["vae_loss"] = train_vae(encoder, decoder, images, args.vae_steps, 64, args.seed)
+    fold_latent_scale(encoder, decoder, images[:4096])
+    save_half(encoder, args.out / "image_encoder.weights.h5")
+    save_half(decoder, args.out / "decoder.weights.h5")
+    record["vae_seconds"] = time.time() - start
+    moments = encode(encoder, images)
+    del images
+
+    start = time.time()
+    unet = mini_unet(SIZE, CONTEXT_SHAPE)
+
+    def save(epoch=None, logs=None):
+        save_half(unet, args.out / "unet.weights.h5")
+        print(f"epoch {epoch}, {time.time() - start:.0f} s", flush=True)
+
+    context_encoder, record["unet_loss"] = train_unet(
+        unet, moments, captions, args.unet_steps, args.batch_size, args.seed, save
+    )
+    save()
+    context_encoder.save_weights(args.out / "text_encoder.weights.h5")
+    record["unet_seconds"] = time.time() - start
+    (args.out / "training.json").write_text(json.dumps(record, indent=1))
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "mini_weights", help="folder of the weights")
+    parser.add_argument("--images", type=int, default=240_000, help="size of the corpus")
+    parser.add_argument("--vae_steps", type=int, default=3000, help="steps of 64 images")
+    parser.add_argument("--unet_steps", type=int, default=8000, help="steps of --batch_size images")
+    parser.add_argument("--batch_size", type=int, default=128, help="batch of the UNet")
+    parser.add_argument("--precision", default="mixed_bfloat16", choices=["float32", "mixed_bfloat16"])
+    parser.add_argument("--seed", type=int, default=1234)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main(parse_args())

@@ -1,0 +1,117 @@
+"""From labels to images: deterministic DDIM with classifier-free guidance, and the decoder, in one graph."""
+
+import keras
+import numpy as np
+from keras import ops
+
+from experiment import random_stream
+from Models.noise_schedule import (
+    NUM_TRAIN_TIMESTEPS, alpha_bar_pairs, ddim_step, sampling_timesteps, timestep_embedding
+)  # fmt: skip
+
+
+class Sampler(keras.Model):
+    """A model whose call is the whole sampling loop.
+
+    Guidance is eps = eps_u + scale * (eps_c - eps_u) (Ho & Salimans 2022). At scale 1 it is eps_c and at scale 0
+    eps_u, so one pass is enough; else both passes run as one batch of twice the size.
+
+    The steps are input, not structure: one compiled graph serves every number of steps and every scale of the same
+    kind, which a search with dozens of settings lives on.
+
+    Args:
+        unet: Backbone UNet, (B, h, w, 4) latents -> (B, h, w, 4) noise.
+        decoder: Backbone decoder, or None to return latents.
+    """
+
+    def __init__(self, unet, decoder=None):
+        super().__init__(name="sampler", dtype="float32")  # the update stays in float32
+        self.unet, self.decoder = unet, decoder
+
+    def call(self, inputs):
+        """`latents` (B, h, w, 4); `context` and `null_context` (B, tokens, width), either may be left out; `scale` ();
+        `timesteps` (1000,), `alpha_bar`, `alpha_bar_next` (1000,), of which the first `num_steps` () are visited.
+        -> images uint8 (B, H, W, 3), or latents."""
+        contexts = [inputs[name] for name in ("null_context", "context") if name in inputs]
+        context = ops.concatenate(contexts, axis=0)  # (B or 2B, tokens, width)
+
+        def step(i, latents):
+            passes = ops.concatenate([latents] * len(contexts), axis=0)
+            timesteps = ops.broadcast_to(inputs["timesteps"][i], ops.shape(passes)[:1])
+            noise = self.unet([passes, timestep_embedding(timesteps), context])
+            noise = ops.cast(noise, "float32")
+            if len(contexts) == 2:
+                null_noise, noise = ops.split(noise, 2, axis=0)
+                noise = null_noise + inputs["scale"] * (noise - null_noise)
+            return ddim_step(latents, noise, inputs["alpha_bar"][i], inputs["alpha_bar_next"][i])
+
+        latents = ops.fori_loop(0, inputs["num_steps"], step, inputs["latents"])
+        if self.decoder is None:
+            return latents
+        images = ops.cast(self.decoder(latents), "float32")
+        return ops.cast(ops.clip((images + 1.0) * 127.5, 0.0, 255.0), "uint8")  # truncates, as published
+
+    def sample(self, latents, context, null_context, num_steps, scale, spacing="leading"):
+        """Run the loop on one batch of NumPy arrays; only the contexts that the scale needs are used."""
+        timesteps = sampling_timesteps(num_steps, spacing)
+        pad = (0, NUM_TRAIN_TIMESTEPS - len(timesteps))  # one shape for every number of steps
+        alpha_bar, alpha_bar_next = (np.pad(a, pad, constant_values=1.0) for a in alpha_bar_pairs(timesteps))
+        inputs = {
+            "latents": latents, "timesteps": np.pad(timesteps, pad), "num_steps": np.int32(len(timesteps)),
+            "alpha_bar": alpha_bar, "alpha_bar_next": alpha_bar_next, "scale": np.float32(scale),
+        }  # fmt: skip
+        if scale != 0:
+            inputs["context"] = context
+        if scale != 1:
+            inputs["null_context"] = null_context
+        return self.predict_on_batch(inputs)
+
+
+def initial_noise(seed, labels, indices, latent_shape):
+    """x_T float32 (B, h, w, 4): each image's is a function of (seed, label, index) alone."""
+    return np.stack([
+        random_stream(seed, "sampling_noise", int(label), int(index)).standard_normal(latent_shape, dtype="float32")
+        for label, index in zip(labels, indices)
+    ])  # fmt: skip
+
+
+def class_contexts(encoder):
+    """Contexts of all classes (C, tokens, width), and the unconditional one (1, tokens, width)."""
+    num_classes = encoder.input_shape[-1]
+    one_hot = np.concatenate([np.eye(num_classes), np.zeros((1, num_classes))]).astype("float32")
+    contexts = np.asarray(encoder.predict_on_batch(one_hot))
+    return contexts[:-1], contexts[-1:]
+
+
+def generate_images(sampler, encoder, labels, indices, *, num_steps, scale, seed, batch_size, spacing="leading"):
+    """Yield (labels, indices, images) batch by batch: one loop for the dataset on disk and for the search.
+
+    Every batch that the network sees has the same size (the last one is padded and cut), so an image does not depend
+    on how the work is divided.
+
+    Args:
+        sampler: A `Sampler`.
+        encoder: The Class Encoder.
+        labels, indices: int (N,): what to generate; image `index` of class `label`.
+        num_steps: Inference steps, 1..1000.
+        scale: Unconditional guidance scale, 0 or more.
+        seed: The user's seed.
+        batch_size: Images at a time.
+        spacing: `leading` as published, or `linspace`.
+
+    Raises:
+        FloatingPointError: A whole batch of images is constant: the weights or the precision are broken.
+    """
+    contexts, null_context = class_contexts(encoder)
+    latent_shape = sampler.unet.input_shape[0][1:]
+    batch_size = max(2, batch_size)  # a batch of one takes other code paths in matrix products
+    for start in range(0, len(labels), batch_size):
+        label, index = labels[start : start + batch_size], indices[start : start + batch_size]
+        padded = np.resize(np.arange(len(label)), batch_size)
+        latents = initial_noise(seed, label[padded], index[padded], latent_shape)
+        null = np.repeat(null_context, batch_size, axis=0)
+        images = np.asarray(sampler.sample(latents, contexts[label[padded]], null, num_steps, scale, spacing))
+        images = images[: len(label)]
+        if sampler.decoder is not None and (images.max(axis=(1, 2, 3)) == images.min(axis=(1, 2, 3))).all():
+            raise FloatingPointError("a whole batch of generated images is constant: check the weights and --precision")
+        yield label, index, images

@@ -1,0 +1,118 @@
+"""What fit() needs around the adaptation model: batches, saving, exact resuming."""
+
+import keras
+import numpy as np
+
+from experiment import UserError, atomic_path, random_stream, write_csv
+from Models.noise_schedule import NUM_TRAIN_TIMESTEPS
+from Models.weights import epoch_path, save_weights
+
+
+def noisy_batches(moments, labels, num_classes, batch_size, seed, first_epoch):
+    """Endless batches for `denoising_model`, from the beginning of `first_epoch` on.
+
+    The order of an epoch is a function of (seed, epoch); noise and timestep of a sample of (seed, epoch, sample): so
+    a run that was interrupted goes on exactly where it would have been.
+
+    Args:
+        moments: float32 (N, h, w, 8).
+        labels: int (N,).
+        first_epoch: 0 at the start.
+
+    Yields:
+        ({moments, latent_noise, noise, timestep, label}, noise), each of at most `batch_size` samples.
+    """
+    one_hot = np.eye(num_classes, dtype="float32")
+    shape = (*moments.shape[1:3], moments.shape[3] // 2)
+    epoch = first_epoch
+    while True:
+        order = random_stream(seed, "order", epoch).permutation(len(labels))
+        for start in range(0, len(labels), batch_size):
+            index = order[start : start + batch_size]
+            noise = np.empty((2, len(index), *shape), "float32")  # of the latents, and of the forward process
+            timesteps = np.empty(len(index), "int32")
+            for i, sample in enumerate(index):
+                stream = random_stream(seed, "training_noise", epoch, int(sample))
+                noise[:, i] = stream.standard_normal((2, *shape), dtype="float32")
+                timesteps[i] = stream.integers(NUM_TRAIN_TIMESTEPS)
+            yield {
+                "moments": np.asarray(moments[index]), "latent_noise": noise[0], "noise": noise[1],
+                "timestep": timesteps, "label": one_hot[labels[index]],
+            }, noise[1]  # fmt: skip
+        epoch += 1
+
+
+def paper_optimizer(learning_rate, steps):
+    """Adam with cosine decay to 0, decoupled weight decay 0.004 and clipped global norm (paper, section 3)."""
+    schedule = keras.optimizers.schedules.CosineDecay(learning_rate, steps)
+    return keras.optimizers.Adam(schedule, epsilon=1e-8, weight_decay=0.004, global_clipnorm=10.0)
+
+
+class TrainingState:
+    """All that a run needs to go on as if nothing had happened, in one file: weights, optimizer, history.
+
+    Nothing else has state: order and noise are functions of seed and epoch.
+    """
+
+    def __init__(self, model, trained, path):
+        self.model, self.trained, self.path = model, trained, path
+
+    @property
+    def variables(self):
+        return [*self.trained.variables, *self.model.optimizer.variables]
+
+    def save(self, epoch, history):
+        """Save after `epoch` epochs, with the history's rows so far."""
+        with atomic_path(self.path) as partial, open(partial, "wb") as file:
+            losses = np.array([row["loss"] for row in history])
+            arrays = {f"v{i}": np.asarray(v) for i, v in enumerate(self.variables)}
+            np.savez(file, epoch=epoch, losses=losses, **arrays)
+
+    def load(self):
+        """Restore and return (epochs done, losses so far); (0, []) where there is nothing to go on from.
+
+        Raises:
+            UserError: The file is of another model.
+        """
+        if not self.path.exists():
+            return 0, []
+        with np.load(self.path, allow_pickle=False) as data:
+            arrays = [data[f"v{i}"] for i in range(len(data.files) - 2)]
+            if [a.shape for a in arrays] != [tuple(v.shape) for v in self.variables]:
+                raise UserError(f"{self.path} is of another model: start afresh with --restart.")
+            for variable, array in zip(self.variables, arrays):
+                variable.assign(array)
+            return int(data["epoch"]), data["losses"].tolist()
+
+
+class SaveEpochs(keras.callbacks.Callback):
+    """Weights every `freq` epochs, at the first and the last; history and state with each.
+
+    Args:
+        part: The keras.Model that learns.
+        folder: Where its epochs go.
+        state: A `TrainingState`.
+        freq: Epochs between saves.
+        last: Number of the last epoch of this run, counted from 1.
+        offset: Added to the numbers in file names: epochs that earlier training had.
+        losses: Losses of the epochs before this process.
+        on_save: Called with the number of each saved epoch and whether it is the last.
+    """
+
+    def __init__(self, part, folder, state, freq, last, offset, losses, on_save):
+        super().__init__()
+        self.part, self.folder, self.state, self.freq, self.last = part, folder, state, freq, last
+        self.offset, self.on_save = offset, on_save
+        self.history = [{"epoch": offset + i, "loss": loss} for i, loss in enumerate(losses, start=1)]
+
+    def on_epoch_end(self, epoch, logs=None):
+        done = epoch + 1
+        number = self.offset + done
+        self.history.append({"epoch": number, "loss": float(logs["loss"])})
+        if not np.isfinite(logs["loss"]):
+            raise UserError(f"the loss of epoch {number} is {logs['loss']}: try a smaller --lr, or --precision float32.")
+        if done % self.freq == 0 or done in (1, self.last):
+            save_weights(self.part, epoch_path(self.folder, number))
+            write_csv(self.folder / "history.csv", self.history)
+            self.state.save(done, self.history)
+            self.on_save(number, done == self.last)

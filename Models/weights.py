@@ -1,0 +1,134 @@
+"""Weights on disk: loaded wholly or not at all, saved atomically, listed by epoch."""
+
+import re
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from experiment import UserError, atomic_path
+
+LFS_HEADER = b"version https://git-lfs"
+HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+# Ours and the published ones; a Keras 2 file has another layout, told apart by its suffix.
+EPOCH_FILE = re.compile(r"epoch(\d+)\.(weights\.h5|hdf5)")
+KIND = {"enc": "Class Encoder", "dif": "UNet"}
+
+
+def check_hdf5(path):
+    """Refuse what is no HDF5 file, with the reason.
+
+    Raises:
+        UserError: The file is missing, a folder, a Git LFS pointer, or something else than HDF5.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"there is no file {path}{' (it is a folder)' if path.is_dir() else ''}.")
+    with open(path, "rb") as file:
+        start = file.read(len(LFS_HEADER))
+    if start == LFS_HEADER:
+        raise UserError(f"{path} is a Git LFS pointer, not the weights: fetch them with `git lfs pull`.")
+    if not start.startswith(HDF5_SIGNATURE):
+        raise UserError(f"{path} is not an HDF5 file.")
+
+
+def load_weights(model, path):
+    """Load every weight of `model` from a Keras 3 `.weights.h5` or a Keras 2 `.hdf5` or `.h5` file.
+
+    Raises:
+        UserError: The file is not whole, or its layers or shapes are not the model's.
+    """
+    path = Path(path)
+    check_hdf5(path)
+    try:
+        with h5py.File(path) as file:
+            in_file = stored_shapes(file)
+        expected = sorted(tuple(w.shape) for w in model.weights)
+        if sorted(in_file) != expected:
+            raise UserError(f"{path} does not fit {model.name}: {shape_difference(in_file, expected)}")
+        model.load_weights(path)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise UserError(f"{path} cannot be loaded into {model.name}: {error}") from None
+    return model
+
+
+def stored_shapes(file):
+    """Shapes of the model weights in an HDF5 file, without the optimizer's."""
+    shapes = []
+
+    def visit(name, item):
+        if isinstance(item, h5py.Dataset) and not re.match(r"(optimizer|optimizer_weights)(/|$)", name):
+            shapes.append(tuple(item.shape))
+
+    file.visititems(visit)
+    return shapes
+
+
+def shape_difference(found, expected):
+    found, expected = list(found), list(expected)
+    for shape in list(found):
+        if shape in expected:
+            expected.remove(shape)
+            found.remove(shape)
+    return f"the file has shapes {found[:4] or 'none'} where the model has {expected[:4] or 'none'}"
+
+
+def save_weights(model, path):
+    """Save atomically as Keras's `.weights.h5`.
+
+    Raises:
+        ValueError: A weight is not finite; nothing is written then.
+    """
+    broken = [w.path for w in model.weights if not np.isfinite(w.numpy()).all()]
+    if broken:
+        raise ValueError(f"Weights to save must be finite. Not finite: {', '.join(broken[:3])}")
+    with atomic_path(path) as partial:
+        model.save_weights(partial)
+
+
+def epoch_path(folder, epoch):
+    return folder / f"epoch{epoch}.weights.h5"
+
+
+def saved_epochs(folder):
+    """{epoch: file} of a folder of epoch weights, ours and published ones.
+
+    Raises:
+        UserError: An epoch is there in both formats.
+    """
+    found = {}
+    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+        match = EPOCH_FILE.fullmatch(path.name)
+        if match and (epoch := int(match[1])) in found:
+            raise UserError(f"epoch {epoch} is there twice: {found[epoch]} and {path}. Move one of them away.")
+        if match:
+            found[epoch] = path
+    return dict(sorted(found.items()))
+
+
+def epoch_file(folder, epoch, part):
+    """The file of an epoch of `enc` or `dif`.
+
+    Raises:
+        UserError: The epoch is not there; it lists those that are.
+    """
+    epochs = saved_epochs(folder)
+    if epoch not in epochs:
+        there = ", ".join(map(str, epochs)) or "none"
+        raise UserError(f"--{part}_epoch {epoch}: there is no {KIND[part]} of that epoch in {folder}. Epochs there: {there}")
+    return epochs[epoch]
+
+
+def load_epoch(model, folder, epoch, part):
+    """Load the weights of an epoch; epoch 0 leaves the model as it is, fresh or pretrained.
+
+    Args:
+        model: The Class Encoder or UNet.
+        folder: Folder of the part's epoch weights.
+        epoch: Number of the epoch.
+        part: `enc` or `dif`: names the flag at fault.
+
+    Raises:
+        UserError: The epoch is not there or does not fit.
+    """
+    return load_weights(model, epoch_file(folder, epoch, part)) if epoch else model

@@ -1,0 +1,164 @@
+"""Adapt Stable Diffusion to a dataset: train the Class Encoder (enc), then fine-tune the UNet (dif).
+
+    python SD_adapting.py --dataset cifar10 --train_model enc --exp 0001
+    python SD_adapting.py --dataset cifar10 --train_model dif --exp 0001 --enc_epoch 31
+"""
+
+import time
+
+from cli import add_model_flags, finish_args, import_keras, integer, log, new_parser, number, run, start_logging
+from experiment import Experiment, UserError, describe_run, finished_run, write_json
+
+PRESETS = {
+    # As published (paper, section 3, and its code).
+    "paper": {"enc": {"epochs": 50, "batch_size": 64, "lr": 1e-4}, "dif": {"epochs": 10, "batch_size": 16, "lr": 1e-5}},
+    # A small network on small data: fewer steps and higher rates, chosen on validation accuracy on digits.
+    "mini": {"enc": {"epochs": 16, "batch_size": 64, "lr": 5e-3}, "dif": {"epochs": 20, "batch_size": 64, "lr": 5e-4}},
+}
+SHEETS = 4  # sample sheets over a run
+SHEET_STEPS, SHEET_SCALE = 20, 1.5
+
+
+def parse_args(argv=None):
+    parser = new_parser(__doc__, exp_required=True)
+    parser.add_argument("--train_model", default="enc", choices=["enc", "dif"],
+                        help="enc: the Class Encoder; dif: the UNet, with the encoder of --enc_epoch (enc)")  # fmt: skip
+    parser.add_argument("--enc_epoch", default=0, type=integer(0), help="Class Encoder to start from; 0: fresh (0)")
+    parser.add_argument("--dif_epoch", default=0, type=integer(0), help="UNet to start from; 0: pretrained (0)")
+    parser.add_argument("--freq", default=1, type=integer(1), help="epochs between saved weights (1)")
+    parser.add_argument("--epochs", type=integer(1), help="epochs (enc 50, dif 10; mini: enc 16, dif 20)")
+    parser.add_argument("--batch_size", type=integer(1), help="images a step (enc 64, dif 16; mini: 64)")
+    parser.add_argument("--lr", type=number(0, above=True), help="first learning rate (enc 1e-4, dif 1e-5; mini: 5e-3, 5e-4)")
+    add_model_flags(parser)
+    parser.add_argument("--restart", action="store_true", help="throw away what an earlier run has left here")
+    args = finish_args(parser, argv)
+    preset = PRESETS["mini" if args.backbone == "mini" else "paper"][args.train_model]
+    for flag, value in preset.items():
+        if getattr(args, flag) is None:
+            setattr(args, flag, value)
+    return args
+
+
+def dataset_moments(args, spec, experiment, backbone, images):
+    """VAE moments of the training images, cached."""
+    import keras
+    import numpy as np
+
+    from Data.latents import cached_moments
+    from experiment import file_hash
+    from Models.backbones import UNTRAINED_HASH, untrained
+
+    def encode(images, batch_size=64):
+        side = backbone.image_size
+        encoder = backbone.image_encoder(args.weights_dir)
+        for start in range(0, len(images), batch_size):
+            batch = images[start : start + batch_size]
+            padded = batch[np.resize(np.arange(len(batch)), batch_size)].astype("float32")
+            resized = keras.ops.image.resize(padded, (side, side), "bilinear", antialias=side < padded.shape[1])
+            yield np.asarray(encoder.predict_on_batch(resized / 127.5 - 1.0))[: len(batch)].astype("float32")
+
+    known = UNTRAINED_HASH if untrained(backbone) else file_hash(backbone.weights_file("image_encoder", args.weights_dir))
+    name = f"{spec.name}_{backbone.name}_{backbone.image_size}"
+    return cached_moments(experiment.latents_dir, name, images, known, encode)
+
+
+def sheet_writer(args, spec, backbone, encoder, unet, folder):
+    """A function that draws samples of the model as it is: one row a class."""
+    import numpy as np
+
+    from Data.loaders import class_names
+    from Models.sampler import Sampler, generate_images
+    from plots import MAX_SHEET_ROWS, sample_sheet
+
+    sampler = Sampler(unet, backbone.decoder(args.weights_dir))
+    columns = 8 if spec.num_classes <= 20 else 2
+    labels = np.repeat(np.arange(min(spec.num_classes, MAX_SHEET_ROWS)), columns)
+    indices = np.tile(np.arange(columns), len(labels) // columns)
+    names = class_names(spec)
+
+    def write(epoch):
+        made = generate_images(sampler, encoder, labels, indices, num_steps=SHEET_STEPS, scale=SHEET_SCALE,
+                               seed=args.seed, batch_size=min(len(labels), 80))  # fmt: skip
+        images = np.concatenate([images for _, _, images in made])
+        path = folder / "samples" / f"epoch{epoch}.png"
+        sample_sheet(images, labels, names, path, f"{spec.name}, {args.train_model} epoch {epoch}")
+        log.info("samples -> %s", path)
+
+    return write
+
+
+def main(args):
+    from Data.registry import dataset_spec
+
+    started = time.time()
+    spec = dataset_spec(args.dataset)
+    experiment = Experiment(args.root, args.exp, spec.name)
+    folder = experiment.part_dir(args.train_model)
+    record_file, state_file = folder / "training.json", folder / "state.npz"
+    free = ["root", "data_dir", "weights_dir", "freq"]
+    if finished_run(record_file, args, free):
+        print(f"finished already: {folder} (--restart trains again)")
+        return
+
+    # Data and models
+    keras = import_keras()
+    from Data.loaders import load_splits
+    from Models.adapter import denoising_model
+    from Models.backbones import BACKBONES, set_precision
+    from Models.class_encoder import class_encoder
+    from Models.training import SaveEpochs, TrainingState, noisy_batches, paper_optimizer
+    from Models.weights import load_epoch
+    from plots import loss_curve
+
+    start_logging(folder)
+    keras.utils.set_random_seed(args.seed % 2**32)
+    backbone = BACKBONES[args.backbone]
+    train = load_splits(spec, args.data_dir, args.seed).train
+    steps = -(-len(train.labels) // args.batch_size)
+    moments = dataset_moments(args, spec, experiment, backbone, train.images)
+    precision = set_precision(args.precision)
+    encoder = class_encoder(spec.num_classes, backbone.hidden_units, backbone.context_shape)
+    load_epoch(encoder, experiment.part_dir("enc"), args.enc_epoch, "enc")
+    unet = backbone.unet(args.weights_dir)
+    load_epoch(unet, experiment.part_dir("dif"), args.dif_epoch, "dif")
+    if args.train_model == "dif" and args.enc_epoch == 0:
+        log.warning("the UNet is trained with a fresh Class Encoder: --enc_epoch names a trained one")
+
+    # Only one part learns
+    part = encoder if args.train_model == "enc" else unet
+    encoder.trainable, unet.trainable = part is encoder, part is unet
+    model = denoising_model(unet, encoder, backbone.latent_scale)
+    model.compile(paper_optimizer(args.lr, steps * args.epochs), "mse")
+    model.optimizer.build(model.trainable_variables)
+    state = TrainingState(model, part, state_file)
+    if args.restart:
+        state_file.unlink(missing_ok=True)
+    done, losses = state.load()
+    log.info("%s of %s on %s: %d images, %d parameters, %d epochs of %d steps, batch %d, lr %g, %s, seed %d -> %s",
+             args.train_model, backbone.name, spec.name, len(train.labels), part.count_params(), args.epochs, steps,
+             args.batch_size, args.lr, precision, args.seed, folder)  # fmt: skip
+    if done:
+        log.info("going on after epoch %d", done)
+
+    # Training
+    offset = args.enc_epoch if part is encoder else args.dif_epoch
+    write_sheet = sheet_writer(args, spec, backbone, encoder, unet, folder)
+    sheet_every = max(1, args.epochs // SHEETS)
+
+    def on_save(epoch, last):
+        if last or (epoch - offset) % sheet_every == 0:
+            write_sheet(epoch)
+
+    saver = SaveEpochs(part, folder, state, args.freq, args.epochs, offset, losses, on_save)
+    batches = noisy_batches(moments, train.labels, spec.num_classes, args.batch_size, args.seed, done)
+    model.fit(batches, steps_per_epoch=steps, epochs=args.epochs, initial_epoch=done, callbacks=[saver], shuffle=False,
+              verbose=2)  # fmt: skip
+
+    loss_curve(saver.history, folder / "loss.png", f"{spec.name}, {args.train_model}")
+    write_json(record_file, describe_run(args, started, precision_used=precision, loss=saver.history[-1]["loss"]))
+    log.info("loss %.4f after %d epochs, %.0f s -> %s", saver.history[-1]["loss"], args.epochs, time.time() - started, folder)
+    state_file.unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    run(main, parse_args)

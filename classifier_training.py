@@ -1,0 +1,153 @@
+"""Classification Accuracy Score: train a classifier on synthetic (or real) images, test it on real ones.
+
+    python classifier_training.py --dataset cifar10 --exp 0001 --take 4
+"""
+
+import time
+from pathlib import Path
+
+from cli import boolean, finish_args, import_keras, integer, log, new_parser, run, start_logging
+from experiment import Experiment, UserError, describe_run, finished_run, merge_json, size_name, write_csv, write_json
+
+# Epochs without progress in validation accuracy before the learning rate falls, and before the end (paper's code).
+PATIENCE = (10, 25)
+
+
+def parse_args(argv=None):
+    parser = new_parser(__doc__)
+    parser.add_argument("--synthetic", default=True, type=boolean, metavar="{True,False}",
+                        help="train on synthetic images, else on the real training images (True)")  # fmt: skip
+    parser.add_argument("--take", default=1, type=integer(1, 1000), help="size of the synthetic set, in real sizes (1)")
+    parser.add_argument("--synthetic_dir", type=Path, help="folder of the synthetic set (else the experiment's)")
+    parser.add_argument("--batch_size", default=256, type=integer(1), help="images a step (256)")
+    parser.add_argument("--epochs", default=100, type=integer(1), help="most epochs (100)")
+    parser.add_argument("--classifier", default="resnet20", choices=["resnet20", "resnet20_16"],
+                        help="resnet20 as published (64 filters), or resnet20_16, a quarter as wide (resnet20)")  # fmt: skip
+    parser.add_argument("--train", default=True, type=boolean, metavar="{True,False}", help="train it (True)")
+    parser.add_argument("--test", default=True, type=boolean, metavar="{True,False}", help="test it (True)")
+    parser.add_argument("--restart", action="store_true", help="train again what an earlier run has finished")
+    args = finish_args(parser, argv)
+    if args.synthetic_dir and not args.synthetic:
+        parser.error("argument --synthetic_dir: not allowed with --synthetic False")
+    if args.synthetic_dir and not args.synthetic_dir.is_dir():
+        parser.error(f"argument --synthetic_dir: there is no folder {args.synthetic_dir}")
+    return args
+
+
+def training_images(args, spec, experiment, splits):
+    """What the classifier learns from, images and labels, and the folder or split it comes from."""
+    from Data.synthetic import find_synthetic, load_synthetic
+
+    if not args.synthetic:
+        return splits.train, "real training images"
+    wanted = args.take * spec.unit
+    folder = args.synthetic_dir or find_synthetic(experiment.synthetic_root, spec.num_classes, wanted)
+    log.info("reading %d images of %s", wanted, folder)
+    return load_synthetic(folder, spec.num_classes, spec.resolution, wanted, args.seed), str(folder)
+
+
+def train(args, classifier, images, splits, folder):
+    """Train, and write best_model, model_history.csv and training_info.csv. Returns the best validation accuracy."""
+    import numpy as np
+
+    from Models.resnet import multiply_accumulates
+    from Models.weights import save_weights
+
+    history, seconds = classifier.fit(
+        images, splits.val, epochs=args.epochs, batch_size=args.batch_size, seed=args.seed, patience=PATIENCE
+    )
+    if not np.isfinite(history["loss"]).all():
+        raise UserError(f"the loss is not finite after {len(seconds)} epochs: nothing is saved.")
+    save_weights(classifier.model, folder / "best_model.weights.h5")
+    columns = {"loss": "loss", "accuracy": "accuracy", "val_loss": "val_loss", "val_accuracy": "val_accuracy",
+               "learning_rate": "lr"}  # fmt: skip
+    write_csv(folder / "model_history.csv",
+              [{name: history[key][i] for key, name in columns.items()} for i in range(len(seconds))])  # fmt: skip
+    start = time.perf_counter()
+    classifier.probabilities(splits.val.images)
+    best = int(np.argmax(history["val_accuracy"]))
+    write_csv(
+        folder / "training_info.csv",
+        [{
+            "Total Training Time (s)": sum(seconds),
+            "Average Epoch Time (s)": np.mean(seconds),
+            "Best Epoch": best + 1,
+            "Best Score": history["val_accuracy"][best],
+            "Inference Time (s)": time.perf_counter() - start,
+            "Number of Parameters": classifier.model.count_params(),
+            "Number of MACs": multiply_accumulates(classifier.model),
+        }],
+    )  # fmt: skip
+    return history["val_accuracy"][best]
+
+
+def load_best(classifier, folder):
+    """Load the trained weights: ours, or a published best_model.h5, some of which lie one folder deeper.
+
+    Raises:
+        UserError: There are none.
+    """
+    from Models.weights import load_weights
+
+    names = ["best_model.weights.h5", "best_model.h5/best_model.h5", "best_model.h5"]
+    found = [folder / name for name in names if (folder / name).is_file()]
+    if not found:
+        raise UserError(f"there is no trained classifier in {folder} ({' or '.join(names)}): run with --train True.")
+    load_weights(classifier.model, found[0])
+
+
+def main(args):
+    from Data.registry import dataset_spec
+
+    started = time.time()
+    spec = dataset_spec(args.dataset)
+    experiment = Experiment(args.root, args.exp, spec.name)
+    source = size_name(args.take * spec.unit) if args.synthetic else "real"
+    folder = experiment.classifier_dir(args.classifier, source)
+    record_file = folder / "training.json"
+    done = args.train and finished_run(record_file, args, ["root", "data_dir", "backbone", "test"])
+
+    # Data and model
+    keras = import_keras()
+    from Data.loaders import class_names, load_splits
+    from Models.classifier import Classifier, accuracies
+
+    start_logging(folder)
+    log.info("classifier %s on %s, %s images -> %s", args.classifier, spec.name, source, folder)
+    keras.utils.set_random_seed(args.seed % 2**32)
+    splits = load_splits(spec, args.data_dir, args.seed)
+    classifier = Classifier(args.classifier, spec.resolution, spec.num_classes)
+
+    # Training
+    if args.train and not done:
+        images, origin = training_images(args, spec, experiment, splits)
+        val_accuracy = train(args, classifier, images, splits, folder)
+        record = describe_run(args, started, trained_on=origin, images=len(images[1]), val_accuracy=val_accuracy)
+        write_json(record_file, record)
+        log.info("best validation accuracy %.4f", val_accuracy)
+    elif done:
+        log.info("already trained: the weights in %s are used (--restart trains again)", folder)
+
+    # Test, on real images that nothing has been selected on
+    if args.test:
+        from plots import confusion_matrix
+
+        load_best(classifier, folder)
+        result = accuracies(classifier.probabilities(splits.test.images), splits.test.labels)
+        top = {key: result[key] for key in ("top_1_accuracy", "top_5_accuracy")}
+        cardinality = f"x{args.take}" if args.synthetic else "real"
+        names = class_names(spec)
+        merge_json(experiment.cas_file, {args.classifier: {spec.name: {cardinality: top}}})
+        write_csv(folder / "class_accuracies.csv",
+                  [{"class": name, "accuracy": value} for name, value in zip(names, result["class_accuracies"])])  # fmt: skip
+        picture = confusion_matrix(
+            result["confusion"], names, folder / "confusion_matrix.png",
+            f"{spec.name}, trained on {cardinality}: top-1 {top['top_1_accuracy']:.4f}",
+        )  # fmt: skip
+        for name, value in zip(names, result["class_accuracies"]):
+            log.info("  %-24s %.4f", name, value)
+        log.info("test accuracy: top-1 %.4f, top-5 %.4f -> %s, %s", *top.values(), experiment.cas_file, picture)
+
+
+if __name__ == "__main__":
+    run(main, parse_args)

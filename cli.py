@@ -1,0 +1,160 @@
+"""What the four command lines share: flag types, common flags, quiet start-up, one-line errors."""
+
+import argparse
+import difflib
+import logging
+import math
+import os
+import re
+import sys
+import tempfile
+from pathlib import Path
+
+from Data.registry import DATASETS
+from experiment import REPOSITORY, UserError
+
+log = logging.getLogger("experiment")
+
+BACKBONE_NAMES = ("sd1", "sd2", "mini")
+PRECISIONS = ("auto", "float32", "mixed_bfloat16")
+
+
+def integer(minimum, maximum=None):
+    """An argparse type: a whole number in a range."""
+
+    def parse(text):
+        value = int(text)
+        if value < minimum or (maximum is not None and value > maximum):
+            bounds = f"{minimum} or more" if maximum is None else f"in {minimum}..{maximum}"
+            raise argparse.ArgumentTypeError(f"must be {bounds}, received {text}")
+        return value
+
+    parse.__name__ = "whole number"
+    return parse
+
+
+def number(minimum, maximum=math.inf, above=False):
+    """An argparse type: a finite number of at least (or, with `above`, more than) the minimum."""
+
+    def parse(text):
+        value = float(text)
+        if not math.isfinite(value) or value < minimum or value > maximum or (above and value == minimum):
+            bounds = f"{'more than' if above else 'at least'} {minimum:g}"
+            bounds += f" and at most {maximum:g}" if maximum < math.inf else ""
+            raise argparse.ArgumentTypeError(f"must be {bounds}, received {text}")
+        return value
+
+    parse.__name__ = "number"
+    return parse
+
+
+def boolean(text):
+    """An argparse type for the published True/False flags."""
+    if text.lower() in ("true", "1", "yes"):
+        return True
+    if text.lower() in ("false", "0", "no"):
+        return False
+    raise argparse.ArgumentTypeError(f"must be True or False, received {text}")
+
+
+def experiment_name(text):
+    """An argparse type: a name that is safe as a folder."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", text):
+        raise argparse.ArgumentTypeError(
+            f"must be 1 to 64 letters, digits, '_', '-' or '.', beginning with a letter or digit, received {text!r}"
+        )
+    return text
+
+
+def dataset_name(text):
+    """An argparse type: a name of the registry, or the path of an image folder or npz file."""
+    if text in DATASETS or Path(text).exists():
+        return text
+    near = difflib.get_close_matches(text, DATASETS, n=1)
+    hint = f" (did you mean {near[0]}?)" if near else ""
+    raise argparse.ArgumentTypeError(
+        f"must be one of {', '.join(DATASETS)}, or the path of an image folder or .npz file, received {text!r}{hint}"
+    )
+
+
+def new_parser(doc, exp_required=False):
+    """A parser with the flags that all four scripts take."""
+    parser = argparse.ArgumentParser(description=doc.strip().splitlines()[0])
+    parser.add_argument("--dataset", default="cifar10", type=dataset_name, metavar="NAME",
+                        help=f"{', '.join(DATASETS)}, or the path of your own image folder or .npz file (cifar10)")  # fmt: skip
+    parser.add_argument("--exp", required=exp_required, default="0001", type=experiment_name,
+                        help="identifier of the experiment, names its folders" + ("" if exp_required else " (0001)"))  # fmt: skip
+    parser.add_argument("--backbone", default="sd1", choices=BACKBONE_NAMES, help="pretrained Stable Diffusion (sd1)")
+    parser.add_argument("--root", default=REPOSITORY, type=Path, help="folder of all outputs (the repository)")
+    parser.add_argument("--data_dir", type=Path, help="folder with the dataset's official files (ROOT/Data/Real)")
+    parser.add_argument("--seed", default=1234, type=integer(0, 2**63 - 1), help="seed of everything random (1234)")
+    return parser
+
+
+def add_model_flags(parser):
+    """The flags of the three scripts that run the diffusion model."""
+    parser.add_argument("--precision", default="auto", choices=PRECISIONS,
+                        help="arithmetic of the UNet; auto: mixed_bfloat16 where the hardware has it (auto)")  # fmt: skip
+    parser.add_argument("--weights_dir", type=Path, help="folder with the backbone's weight files (else downloaded)")
+
+
+def finish_args(parser, argv=None):
+    """Parse, fill in what depends on other flags, and check what can be checked before anything heavy is loaded."""
+    args = parser.parse_args(argv)
+    args.root = args.root.expanduser().resolve()
+    args.data_dir = (args.data_dir or args.root / "Data" / "Real").expanduser().resolve()
+    if args.dataset not in DATASETS:
+        args.dataset = str(Path(args.dataset).expanduser().resolve())
+    if getattr(args, "weights_dir", None) and not args.weights_dir.is_dir():
+        parser.error(f"argument --weights_dir: there is no folder {args.weights_dir}")
+    return args
+
+
+def import_keras():
+    """Import Keras and find the devices without the notes that TensorFlow writes; if it fails, they are shown.
+
+    They are written by C++ code straight to file descriptor 2 before any log level counts.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    with tempfile.TemporaryFile() as notes:
+        terminal = os.dup(2)
+        os.dup2(notes.fileno(), 2)
+        try:
+            import keras
+
+            if keras.backend.backend() == "tensorflow":
+                import tensorflow as tf
+
+                for gpu in tf.config.list_physical_devices("GPU"):
+                    tf.config.experimental.set_memory_growth(gpu, True)
+        except BaseException:
+            notes.seek(0)
+            os.write(terminal, notes.read())
+            raise
+        finally:
+            os.dup2(terminal, 2)
+            os.close(terminal)
+    return keras
+
+
+def start_logging(folder):
+    """Log plain lines to the terminal, and with the time to `log.txt` in the run's folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    to_file = logging.FileHandler(folder / "log.txt")
+    to_file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    log.handlers[:] = [logging.StreamHandler(sys.stdout), to_file]
+    log.setLevel(logging.INFO)
+    log.propagate = False
+
+
+def run(main, parse_args):
+    """Run a script: a user's mistake ends in one line on stderr and exit code 2, Ctrl-C in 130."""
+    try:
+        main(parse_args())
+    except UserError as error:
+        message = " ".join(str(error).split())
+        print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print(f"{Path(sys.argv[0]).name}: interrupted; the same command goes on from what is saved", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,216 @@
+"""Where everything of an experiment lies, and what every stage shares: records, safe writing, randomness.
+
+This is the bottom of the house: it imports nothing of the project and nothing heavy.
+"""
+
+import contextlib
+import csv
+import hashlib
+import json
+import os
+import platform
+import re
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+
+REPOSITORY = Path(__file__).resolve().parent
+PACKAGES = ("tensorflow", "keras", "keras-cv", "optuna", "numpy")
+# Folder of each adapted part below Checkpoints/DDPM/Exp_<exp>/<dataset>, as published.
+PART_FOLDERS = {"enc": "MyEmbedding", "dif": "DiffusionFt"}
+# Purposes of random numbers: each gets its own stream, so that none repeats another's draws.
+STREAMS = {name: i for i, name in enumerate(["order", "training_noise", "sampling_noise", "subset", "split", "corpus"])}
+
+
+class UserError(Exception):
+    """Something the user can mend: scripts print it as one line and end with exit code 2."""
+
+
+def random_stream(seed, purpose, first=0, second=0):
+    """A NumPy generator that is a function of its arguments alone (counter-based Philox).
+
+    Randomness is addressed, not consumed: the noise of image i is the same whoever draws it, in whatever batch,
+    before or after a restart.
+
+    Args:
+        seed: The user's seed, 0 or more.
+        purpose: A key of `STREAMS`.
+        first, second: The address within the purpose, such as (class, index) or (epoch, sample).
+    """
+    # Philox counts up in its first word: the address goes into the other three.
+    return np.random.Generator(np.random.Philox(key=seed, counter=[0, first, second, STREAMS[purpose]]))
+
+
+class Experiment:
+    """Every folder and file name of experiment `exp` on `dataset`, below one root.
+
+    Args:
+        root: Folder that holds `Checkpoints/`, `Data/Synthetic/`, `CAS Results/` and the other outputs.
+        exp: Identifier of the experiment, such as `0001`.
+        dataset: Name of the dataset, such as `cifar10`.
+    """
+
+    def __init__(self, root, exp, dataset):
+        self.root, self.exp, self.dataset = Path(root), exp, dataset
+
+    @property
+    def results_dir(self):
+        return self.root / "CAS Results"
+
+    @property
+    def cas_file(self):
+        return self.results_dir / f"test_accuracies_exp{self.exp}.json"
+
+    @property
+    def pipeline_file(self):
+        return self.results_dir / f"pipeline_optimization_exp{self.exp}.json"
+
+    @property
+    def latents_dir(self):
+        return self.root / "Data" / "Latents"
+
+    @property
+    def synthetic_root(self):
+        return self.root / "Data" / "Synthetic" / f"Exp_{self.exp}" / self.dataset
+
+    @property
+    def images_dir(self):
+        return self.root / "Images" / self.dataset
+
+    def part_dir(self, part):
+        """Folder of the epoch weights of `enc` or `dif`."""
+        return self.root / "Checkpoints" / "DDPM" / f"Exp_{self.exp}" / self.dataset / PART_FOLDERS[part]
+
+    def classifier_dir(self, classifier, source):
+        """Folder of a classifier trained on `source`: `real`, or the size of the synthetic set as published."""
+        return self.root / "Checkpoints" / "Classifiers" / f"Exp_{self.exp}" / classifier / self.dataset / source
+
+    def search_dir(self, part):
+        """Folder of the plots of a search; the study's database lies beside them."""
+        return self.root / "optimization_plots" / self.exp / self.dataset / part
+
+    def study_name(self, part):
+        return f"{self.dataset}_exp{self.exp}_study_{part}"
+
+
+def size_name(count):
+    """Short form of a number of images, as the published folders have it: 40000 -> 40k, 1080 -> 1.08k, 300 -> 300."""
+    return f"{count / 1000:g}k" if count >= 1000 else str(count)
+
+
+def size_from_name(name):
+    """The number of images that a synthetic folder's name promises, or None: `40k`, `40.0kEnc50Dif10Is50Ugs7.5`."""
+    match = re.match(r"(\d+(?:\.\d+)?)(k?)(?:Enc|$)", name)
+    return round(float(match[1]) * (1000 if match[2] else 1)) if match else None
+
+
+@contextlib.contextmanager
+def atomic_path(path):
+    """Yield a name beside `path` to write to; when the block succeeds the finished file takes its final name at once.
+
+    A file under its final name is therefore always whole. The suffixes stay, since some writers look at them.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".partial-{os.getpid()}-{path.name}")
+    try:
+        yield partial
+        with open(partial, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_json(path, content):
+    with atomic_path(path) as partial:
+        partial.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def read_json(path):
+    """The content of a JSON file.
+
+    Raises:
+        UserError: The file is not JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text())
+    except ValueError as error:
+        raise UserError(f"{path} is not readable JSON ({error}): repair it or move it away.") from None
+
+
+@contextlib.contextmanager
+def locked(path):
+    """Hold a lock that belongs to `path` (in a file beside it), waiting for whoever else holds it."""
+    import fcntl
+
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path.with_name(f".{path.name}.lock"), "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def merge_json(path, content):
+    """Add nested `content` to a JSON file; other runs' entries stay, also those written at the same time."""
+
+    def merge(old, new):
+        both_nested = isinstance(old, dict) and isinstance(new, dict)
+        return {**old, **{k: merge(old.get(k), v) for k, v in new.items()}} if both_nested else new
+
+    path = Path(path)
+    with locked(path):
+        write_json(path, merge(read_json(path) if path.exists() else {}, content))
+
+
+def write_csv(path, rows):
+    """Write a list of dicts with the same keys as a CSV file."""
+    with atomic_path(path) as partial, open(partial, "w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def file_hash(path, algorithm="sha256"):
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, algorithm).hexdigest()
+
+
+def describe_run(args, started, **facts):
+    """What a run's record holds: arguments, seed and versions, how long it took, and the caller's facts."""
+    return {
+        "arguments": describe_arguments(args),
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "machine": {"system": platform.platform(), "cores": os.cpu_count()},
+        "seconds": round(time.time() - started, 1),
+        **facts,
+    }
+
+
+def finished_run(record_file, args, free):
+    """Whether an earlier run with the same arguments has finished here.
+
+    Args:
+        record_file: The record that a finished run leaves.
+        args: This run's arguments; with `restart` an earlier run is not looked at.
+        free: Names of arguments that do not change the result.
+
+    Raises:
+        UserError: An earlier run finished here with other arguments; it shows both values.
+    """
+    if args.restart or not record_file.exists():
+        return False
+    before = read_json(record_file).get("arguments", {})
+    now = describe_arguments(args)
+    differing = [k for k in now if k not in (*free, "restart") and k in before and before[k] != now[k]]
+    if differing:
+        shown = ", ".join(f"--{k} {before[k]} (now {now[k]})" for k in differing)
+        raise UserError(f"{record_file.parent} holds a finished run with other arguments: {shown}. Use another --exp, "
+                        "or --restart to replace it.")  # fmt: skip
+    return True
+
+
+def describe_arguments(args):
+    return {k: str(v) if isinstance(v, Path) else v for k, v in sorted(vars(args).items())}

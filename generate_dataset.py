@@ -1,0 +1,165 @@
+"""Generate a synthetic dataset with an adapted Stable Diffusion: a folder of PNGs a class, and a manifest.
+
+    python generate_dataset.py --dataset cifar10 --exp 0001 --img_total 40000 --enc_epoch 31 --dif_epoch 10 \\
+        --inf_steps 31 --ugs 1.74
+"""
+
+import time
+
+from cli import add_model_flags, finish_args, import_keras, integer, log, new_parser, number, run, start_logging
+from experiment import (
+    Experiment, UserError, describe_arguments, describe_run, file_hash, read_json, size_name, write_json
+)  # fmt: skip
+
+SHEET_COLUMNS = 8
+# Arguments that do not change the images.
+FREE = ("root", "data_dir", "weights_dir", "batch_size", "restart", "img_class", "img_total")
+
+
+def parse_args(argv=None):
+    parser = new_parser(__doc__)
+    parser.add_argument("--img_class", type=integer(1), help="images of each class; or --img_total")
+    parser.add_argument("--img_total", type=integer(1), help="images in all, spread evenly over the classes")
+    parser.add_argument("--batch_size", default=250, type=integer(1), help="images at a time (250)")
+    parser.add_argument("--enc_epoch", default=50, type=integer(0), help="epoch of the Class Encoder; 0: fresh (50)")
+    parser.add_argument("--dif_epoch", default=10, type=integer(0), help="epoch of the UNet; 0: pretrained (10)")
+    parser.add_argument("--inf_steps", default=50, type=integer(1, 1000), help="inference steps (50)")
+    parser.add_argument("--ugs", default=7.5, type=number(0, 1000), help="unconditional guidance scale (7.5)")
+    parser.add_argument("--timestep_spacing", default="leading", choices=["leading", "linspace"],
+                        help="leading as published, linspace as in keras-cv 0.9 (leading)")  # fmt: skip
+    parser.add_argument("--image_size", type=integer(1, 4096), help="side of the stored images, px (the backbone's)")
+    add_model_flags(parser)
+    parser.add_argument("--restart", action="store_true", help="throw away what an earlier run has left here")
+    args = finish_args(parser, argv)
+    if (args.img_class is None) == (args.img_total is None):
+        parser.error("exactly one of --img_class and --img_total is needed")
+    return args
+
+
+def claim_folder(args, folder, settings):
+    """Say in the folder what is generated there, or go on with what is there if it is the same.
+
+    Raises:
+        UserError: The folder holds images of other settings.
+    """
+    import shutil
+
+    record = folder / "generation.json"
+    if args.restart and folder.exists():
+        log.info("throwing away %s", folder)
+        shutil.rmtree(folder)
+    if record.exists():
+        before = read_json(record)
+        differing = [key for key in settings if before.get(key) != settings[key]]
+        if differing:
+            shown = "; ".join(f"{key}: {before.get(key)} there, {settings[key]} now" for key in differing)
+            raise UserError(f"{folder} holds images of other settings ({shown}). Use another --exp, or --restart.")
+    elif folder.exists() and any(folder.iterdir()):
+        raise UserError(f"{folder} holds something that generate_dataset.py has not begun: move it away.")
+    else:
+        write_json(record, settings)
+
+
+def weight_hashes(args, experiment, backbone):
+    """What identifies every weight file that makes the images."""
+    from Models.backbones import UNTRAINED_HASH, untrained
+    from Models.weights import epoch_file
+
+    hashes = {}
+    for part in ("unet", "decoder"):
+        known = UNTRAINED_HASH if untrained(backbone) else file_hash(backbone.weights_file(part, args.weights_dir))
+        hashes[part] = known
+    for part, epoch in (("enc", args.enc_epoch), ("dif", args.dif_epoch)):
+        if epoch:
+            hashes[part] = file_hash(epoch_file(experiment.part_dir(part), epoch, part))
+    return hashes
+
+
+def draw_pictures(args, spec, experiment, folder):
+    """A sheet of samples beside the images, and the published collages."""
+    import numpy as np
+
+    from Data.loaders import class_names, read_images
+    from Data.synthetic import synthetic_files
+    from plots import COLLAGE_COLUMNS, COLLAGE_ROWS, collage, sample_sheet
+
+    files = synthetic_files(folder, spec.num_classes)
+    from PIL import Image
+
+    with Image.open(next(of_class[0] for of_class in files if of_class)) as image:
+        side = image.width
+    shown = [read_images(of_class[: COLLAGE_COLUMNS * COLLAGE_ROWS], side) for of_class in files]
+    for label, images in enumerate(shown):
+        if len(images):
+            collage(images, experiment.images_dir / "synth" / f"class{label}_synth.png")
+    labels = np.concatenate([np.full(min(len(images), SHEET_COLUMNS), label) for label, images in enumerate(shown)])
+    images = np.concatenate([images[:SHEET_COLUMNS] for images in shown])
+    return sample_sheet(images, labels, class_names(spec), folder / "samples.png", f"{spec.name}, {folder.name}")
+
+
+def main(args):
+    from Data.registry import dataset_spec
+    from Data.synthetic import MANIFEST, SyntheticWriter, balanced_counts
+
+    started = time.time()
+    spec = dataset_spec(args.dataset)
+    experiment = Experiment(args.root, args.exp, spec.name)
+    total = args.img_total or args.img_class * spec.num_classes
+    name = f"{size_name(total)}Enc{args.enc_epoch}Dif{args.dif_epoch}Is{args.inf_steps}Ugs{args.ugs:g}"
+    folder = experiment.synthetic_root / name
+
+    # What is to be made, and what is there already
+    keras = import_keras()
+    from Data.loaders import resize_images
+    from Models.backbones import BACKBONES, set_precision
+
+    backbone = BACKBONES[args.backbone]
+    size = args.image_size or backbone.image_size
+    fixed = {k: v for k, v in describe_arguments(args).items() if k not in FREE}
+    settings = {"total": total, **fixed, "image_size": size, "weights": weight_hashes(args, experiment, backbone)}
+    claim_folder(args, folder, settings)
+    start_logging(folder)
+    counts = balanced_counts(total, spec.num_classes)
+    if args.restart is False and (folder / MANIFEST).exists():
+        log.info("finished already: %s", folder)
+        return
+    writer = SyntheticWriter(folder, counts)
+    labels, indices = writer.missing()
+
+    # Generation
+    if len(labels):
+        from tqdm import tqdm
+
+        from Models.class_encoder import class_encoder
+        from Models.sampler import Sampler, generate_images
+        from Models.weights import load_epoch
+
+        keras.utils.set_random_seed(args.seed % 2**32)  # a fresh encoder of --enc_epoch 0 is the same every time
+        precision = set_precision(args.precision)
+        encoder = class_encoder(spec.num_classes, backbone.hidden_units, backbone.context_shape)
+        load_epoch(encoder, experiment.part_dir("enc"), args.enc_epoch, "enc")
+        unet = backbone.unet(args.weights_dir)
+        load_epoch(unet, experiment.part_dir("dif"), args.dif_epoch, "dif")
+        sampler = Sampler(unet, backbone.decoder(args.weights_dir))
+        log.info("%d images of %s with %s, %d there, %d inference steps, guidance scale %g, %s, seed %d -> %s", total,
+                 spec.name, backbone.name, total - len(labels), args.inf_steps, args.ugs, precision, args.seed, folder)  # fmt: skip
+        made = generate_images(sampler, encoder, labels, indices, num_steps=args.inf_steps, scale=args.ugs,
+                               seed=args.seed, batch_size=min(args.batch_size, total), spacing=args.timestep_spacing)  # fmt: skip
+        try:
+            with tqdm(total=total, initial=total - len(labels), unit="image", smoothing=0.05) as progress:
+                for label, index, images in made:
+                    for image in zip(label, index, resize_images(images, size)):
+                        writer.write(*image)
+                    progress.update(len(images))
+            writer.drain()
+        finally:
+            writer.close()
+
+    # Manifest and pictures
+    writer.finish({**settings, "run": describe_run(args, started)})
+    sheet = draw_pictures(args, spec, experiment, folder)
+    log.info("%d images in %.0f s -> %s, samples %s", len(labels), time.time() - started, folder, sheet)
+
+
+if __name__ == "__main__":
+    run(main, parse_args)
