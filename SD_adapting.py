@@ -48,8 +48,8 @@ def dataset_moments(args, spec, experiment, backbone, images):
     from experiment import file_hash
     from Models.backbones import UNTRAINED_HASH, untrained
 
-    def encode(images, batch_size=64):
-        side = backbone.image_size
+    def encode(images):
+        side, batch_size = backbone.image_size, min(64, len(images))
         encoder = backbone.image_encoder(args.weights_dir)
         for start in range(0, len(images), batch_size):
             batch = images[start : start + batch_size]
@@ -108,13 +108,14 @@ def main(args):
     from Models.class_encoder import class_encoder
     from Models.training import SaveEpochs, TrainingState, noisy_batches, paper_optimizer
     from Models.weights import load_epoch
-    from plots import loss_curve
+    from plots import class_collages, loss_curve
 
     start_logging(folder)
     keras.utils.set_random_seed(args.seed % 2**32)
     backbone = BACKBONES[args.backbone]
     train = load_splits(spec, args.data_dir, args.seed).train
     steps = -(-len(train.labels) // args.batch_size)
+    class_collages([train.images[train.labels == label] for label in range(spec.num_classes)], experiment.images_dir, "real")
     moments = dataset_moments(args, spec, experiment, backbone, train.images)
     precision = set_precision(args.precision)
     encoder = class_encoder(spec.num_classes, backbone.hidden_units, backbone.context_shape)

@@ -6,7 +6,7 @@
 import time
 from pathlib import Path
 
-from cli import boolean, finish_args, import_keras, integer, log, new_parser, run, start_logging
+from cli import add_classifier_flags, boolean, finish_args, import_keras, integer, log, new_parser, run, start_logging
 from experiment import Experiment, UserError, describe_run, finished_run, merge_json, size_name, write_csv, write_json
 
 # Epochs without progress in validation accuracy before the learning rate falls, and before the end (paper's code).
@@ -21,8 +21,7 @@ def parse_args(argv=None):
     parser.add_argument("--synthetic_dir", type=Path, help="folder of the synthetic set (else the experiment's)")
     parser.add_argument("--batch_size", default=256, type=integer(1), help="images a step (256)")
     parser.add_argument("--epochs", default=100, type=integer(1), help="most epochs (100)")
-    parser.add_argument("--classifier", default="resnet20", choices=["resnet20", "resnet20_16"],
-                        help="resnet20 as published (64 filters), or resnet20_16, a quarter as wide (resnet20)")  # fmt: skip
+    add_classifier_flags(parser)
     parser.add_argument("--train", default=True, type=boolean, metavar="{True,False}", help="train it (True)")
     parser.add_argument("--test", default=True, type=boolean, metavar="{True,False}", help="test it (True)")
     parser.add_argument("--restart", action="store_true", help="train again what an earlier run has finished")
@@ -43,7 +42,7 @@ def training_images(args, spec, experiment, splits):
     wanted = args.take * spec.unit
     folder = args.synthetic_dir or find_synthetic(experiment.synthetic_root, spec.num_classes, wanted)
     log.info("reading %d images of %s", wanted, folder)
-    return load_synthetic(folder, spec.num_classes, spec.resolution, wanted, args.seed), str(folder)
+    return load_synthetic(folder, spec.num_classes, spec.resolution, wanted, args.seed, args.resize), str(folder)
 
 
 def train(args, classifier, images, splits, folder):
@@ -130,7 +129,7 @@ def main(args):
 
     # Test, on real images that nothing has been selected on
     if args.test:
-        from plots import confusion_matrix
+        from plots import confusion_matrix, experiment_cas_curve
 
         load_best(classifier, folder)
         result = accuracies(classifier.probabilities(splits.test.images), splits.test.labels)
@@ -144,6 +143,7 @@ def main(args):
             result["confusion"], names, folder / "confusion_matrix.png",
             f"{spec.name}, trained on {cardinality}: top-1 {top['top_1_accuracy']:.4f}",
         )  # fmt: skip
+        experiment_cas_curve(experiment)
         for name, value in zip(names, result["class_accuracies"]):
             log.info("  %-24s %.4f", name, value)
         log.info("test accuracy: top-1 %.4f, top-5 %.4f -> %s, %s", *top.values(), experiment.cas_file, picture)

@@ -68,7 +68,7 @@ def experiment_name(text):
 
 def dataset_name(text):
     """An argparse type: a name of the registry, or the path of an image folder or npz file."""
-    if text in DATASETS or Path(text).exists():
+    if text in DATASETS or (text and Path(text).exists()):
         return text
     near = difflib.get_close_matches(text, DATASETS, n=1)
     hint = f" (did you mean {near[0]}?)" if near else ""
@@ -77,9 +77,16 @@ def dataset_name(text):
     )
 
 
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line; the usage is what --help is for."""
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: error: {message} (--help lists the flags)\n")
+
+
 def new_parser(doc, exp_required=False):
     """A parser with the flags that all four scripts take."""
-    parser = argparse.ArgumentParser(description=doc.strip().splitlines()[0])
+    parser = Parser(description=doc.strip().splitlines()[0])
     parser.add_argument("--dataset", default="cifar10", type=dataset_name, metavar="NAME",
                         help=f"{', '.join(DATASETS)}, or the path of your own image folder or .npz file (cifar10)")  # fmt: skip
     parser.add_argument("--exp", required=exp_required, default="0001", type=experiment_name,
@@ -98,6 +105,19 @@ def add_model_flags(parser):
     parser.add_argument("--weights_dir", type=Path, help="folder with the backbone's weight files (else downloaded)")
 
 
+def add_spacing_flag(parser):
+    parser.add_argument("--timestep_spacing", default="leading", choices=["leading", "linspace"],
+                        help="leading as published, linspace as in keras-cv 0.9 (leading)")  # fmt: skip
+
+
+def add_classifier_flags(parser):
+    """The flags of the two scripts that train a classifier on generated images."""
+    parser.add_argument("--classifier", default="resnet20", choices=["resnet20", "resnet20_16"],
+                        help="resnet20 as published (64 filters), or resnet20_16, a quarter as wide (resnet20)")  # fmt: skip
+    parser.add_argument("--resize", default="antialias", choices=["antialias", "bilinear"],
+                        help="how generated images shrink to the dataset's size; bilinear as published (antialias)")  # fmt: skip
+
+
 def finish_args(parser, argv=None):
     """Parse, fill in what depends on other flags, and check what can be checked before anything heavy is loaded."""
     args = parser.parse_args(argv)
@@ -105,8 +125,10 @@ def finish_args(parser, argv=None):
     args.data_dir = (args.data_dir or args.root / "Data" / "Real").expanduser().resolve()
     if args.dataset not in DATASETS:
         args.dataset = str(Path(args.dataset).expanduser().resolve())
-    if getattr(args, "weights_dir", None) and not args.weights_dir.is_dir():
-        parser.error(f"argument --weights_dir: there is no folder {args.weights_dir}")
+    if getattr(args, "weights_dir", None):
+        args.weights_dir = args.weights_dir.expanduser().resolve()
+        if not args.weights_dir.is_dir():
+            parser.error(f"argument --weights_dir: there is no folder {args.weights_dir}")
     return args
 
 

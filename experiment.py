@@ -20,6 +20,11 @@ REPOSITORY = Path(__file__).resolve().parent
 PACKAGES = ("tensorflow", "keras", "keras-cv", "optuna", "numpy")
 # Folder of each adapted part below Checkpoints/DDPM/Exp_<exp>/<dataset>, as published.
 PART_FOLDERS = {"enc": "MyEmbedding", "dif": "DiffusionFt"}
+# The paper's accuracies, in the schemas of `Experiment.cas_file` and `pipeline_file`, and the folders of their figures.
+PUBLISHED_CAS = REPOSITORY / "CAS Results" / "published_test_accuracies.json"
+PUBLISHED_PIPELINE = REPOSITORY / "CAS Results" / "published_pipeline_optimization.json"
+PUBLISHED_CAS_PLOTS = REPOSITORY / "CAS Results" / "CAS_plots"
+PUBLISHED_PIPELINE_PLOTS = REPOSITORY / "optimization_plots"
 # Purposes of random numbers: each gets its own stream, so that none repeats another's draws.
 STREAMS = {name: i for i, name in enumerate(["order", "training_noise", "sampling_noise", "subset", "split", "corpus"])}
 
@@ -90,6 +95,15 @@ class Experiment:
     def search_dir(self, part):
         """Folder of the plots of a search; the study's database lies beside them."""
         return self.root / "optimization_plots" / self.exp / self.dataset / part
+
+    @property
+    def cas_plot(self):
+        """The CAS curve, in a folder of the experiment: the names above it are those of the published curves."""
+        return self.results_dir / "CAS_plots" / f"exp{self.exp}" / f"{self.dataset}.png"
+
+    def pipeline_plot(self, score):
+        """The bar chart of all datasets of the experiment, `score` being `top_1` or `top_5`."""
+        return self.root / "optimization_plots" / self.exp / f"{score}.png"
 
     def study_name(self, part):
         return f"{self.dataset}_exp{self.exp}_study_{part}"

@@ -6,7 +6,9 @@
 
 import time
 
-from cli import add_model_flags, finish_args, import_keras, integer, log, new_parser, number, run, start_logging
+from cli import (
+    add_model_flags, add_spacing_flag, finish_args, import_keras, integer, log, new_parser, number, run, start_logging
+)  # fmt: skip
 from experiment import (
     Experiment, UserError, describe_arguments, describe_run, file_hash, read_json, size_name, write_json
 )  # fmt: skip
@@ -25,8 +27,7 @@ def parse_args(argv=None):
     parser.add_argument("--dif_epoch", default=10, type=integer(0), help="epoch of the UNet; 0: pretrained (10)")
     parser.add_argument("--inf_steps", default=50, type=integer(1, 1000), help="inference steps (50)")
     parser.add_argument("--ugs", default=7.5, type=number(0, 1000), help="unconditional guidance scale (7.5)")
-    parser.add_argument("--timestep_spacing", default="leading", choices=["leading", "linspace"],
-                        help="leading as published, linspace as in keras-cv 0.9 (leading)")  # fmt: skip
+    add_spacing_flag(parser)
     parser.add_argument("--image_size", type=integer(1, 4096), help="side of the stored images, px (the backbone's)")
     add_model_flags(parser)
     parser.add_argument("--restart", action="store_true", help="throw away what an earlier run has left here")
@@ -81,7 +82,7 @@ def draw_pictures(args, spec, experiment, folder):
 
     from Data.loaders import class_names, read_images
     from Data.synthetic import synthetic_files
-    from plots import COLLAGE_COLUMNS, COLLAGE_ROWS, collage, sample_sheet
+    from plots import COLLAGE_COLUMNS, COLLAGE_ROWS, class_collages, sample_sheet
 
     files = synthetic_files(folder, spec.num_classes)
     from PIL import Image
@@ -89,9 +90,7 @@ def draw_pictures(args, spec, experiment, folder):
     with Image.open(next(of_class[0] for of_class in files if of_class)) as image:
         side = image.width
     shown = [read_images(of_class[: COLLAGE_COLUMNS * COLLAGE_ROWS], side) for of_class in files]
-    for label, images in enumerate(shown):
-        if len(images):
-            collage(images, experiment.images_dir / "synth" / f"class{label}_synth.png")
+    class_collages(shown, experiment.images_dir, "synth")
     labels = np.concatenate([np.full(min(len(images), SHEET_COLUMNS), label) for label, images in enumerate(shown)])
     images = np.concatenate([images[:SHEET_COLUMNS] for images in shown])
     return sample_sheet(images, labels, class_names(spec), folder / "samples.png", f"{spec.name}, {folder.name}")

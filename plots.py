@@ -4,16 +4,37 @@ from pathlib import Path
 
 import matplotlib
 
-if "inline" not in matplotlib.get_backend():  # a notebook keeps its own
+if "inline" not in (matplotlib.get_backend(auto_select=False) or ""):  # a notebook keeps its own
     matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-from experiment import atomic_path
+from experiment import (
+    PUBLISHED_CAS,
+    PUBLISHED_CAS_PLOTS,
+    PUBLISHED_PIPELINE,
+    PUBLISHED_PIPELINE_PLOTS,
+    Experiment,
+    atomic_path,
+    read_json,
+)
 
 COLLAGE_COLUMNS, COLLAGE_ROWS = 8, 3  # as published
 MAX_SHEET_ROWS = 100
+MOST_LEGEND_TRIALS = 10
+SCORES = ("top_1", "top_5")
+# Colours of Okabe and Ito, which colour-blind readers tell apart; the markers do the same in grey print.
+SOURCE_STYLES = [("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D")]
+# Name, keys in the results, colour: a hue for what was trained, dark once it was optimised.
+PIPELINE_STEPS = [
+    ("1 transfer learning", "After Transfer Learning", "no_opt", "#A6CEE9"),
+    ("2 first optimisation", "After Transfer Learning", "opt", "#0072B2"),
+    ("3 fine-tuning", "After Fine-Tuning", "no_opt", "#F7C49A"),
+    ("4 final optimisation", "After Fine-Tuning", "opt", "#D55E00"),
+]
 
 
 def save_figure(figure, path):
@@ -49,6 +70,20 @@ def enlarge(images, side=64):
 def collage(images, path):
     """The published collage of one class: 8 columns, 3 rows."""
     return save_image(grid(enlarge(images[: COLLAGE_COLUMNS * COLLAGE_ROWS]), COLLAGE_COLUMNS), path)
+
+
+def class_collages(images_of_classes, folder, kind):
+    """The published collages of a dataset: `real/class<c>.png` or `synth/class<c>_synth.png` below `folder`.
+
+    Args:
+        images_of_classes: For each class, images uint8 (n, H, W, 3); the first 24 are shown.
+        folder: `Images/<dataset>`.
+        kind: `real` or `synth`.
+    """
+    suffix = "_synth" if kind == "synth" else ""
+    for label, images in enumerate(images_of_classes):
+        if len(images):
+            collage(images, folder / kind / f"class{label}{suffix}.png")
 
 
 def sample_sheet(images, labels, classes, path, title=""):
@@ -90,6 +125,7 @@ def loss_curve(history, path, title=""):
     figure, axis = plt.subplots(figsize=(5, 3.2), layout="constrained")
     axis.plot([row["epoch"] for row in history], [row["loss"] for row in history], marker=".")
     axis.set(xlabel="epoch", ylabel="mean squared error of the noise", title=title)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.grid(alpha=0.3)
     return save_figure(figure, path)
 
@@ -133,11 +169,132 @@ def search_plots(study, folder):
         "timeline": lambda: optuna_plots.plot_timeline(study),
     }
     for name, draw in plots.items():
-        with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
+        # Optuna sets the ggplot style for the whole process: the next figures shall not have it.
+        with matplotlib.rc_context(), warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
+            warnings.filterwarnings("ignore", "Attempting to set identical")  # a range of one value
             try:
-                figure = np.ravel(draw())[0].figure
-            # A study of one trial, or of equal values, has no importances or contours.
+                axis = np.ravel(draw())[0]
+                if name == "intermediate_values" and len(study.trials) > MOST_LEGEND_TRIALS:
+                    axis.get_legend().remove()  # one entry a trial would dwarf the picture
+                file = save_figure(axis.figure, folder / f"{name}.png")
             except (ValueError, RuntimeError, ZeroDivisionError) as error:
                 logging.getLogger("experiment").warning("%s cannot be drawn: %s", name, error)
                 continue
-        yield save_figure(figure, folder / f"{name}.png")
+        yield file
+
+
+def accuracy_limits(values, least=0.04):
+    """Axis limits that let differences be seen, but do not blow up less than `least` to the whole height."""
+    low, high = min(values), max(values)
+    widened = max(high - low, least)
+    low = min(max((low + high - widened) / 2, 0), 1 - widened)  # about the middle, but within 0..1
+    high = low + widened
+    margin = 0.06 * (high - low)  # keeps markers off the frame
+    return low - margin, high + margin
+
+
+def cas_curve(sources, path, title=""):
+    """Test accuracy by size of the synthetic training set, top-1 left and top-5 right; real training data dashed.
+
+    Args:
+        sources: {label: {"real" | "x1" | "x2" ...: {"top_1_accuracy": 0..1, "top_5_accuracy": 0..1}}}. Any entry may
+            be missing.
+    """
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.8), layout="constrained")
+    largest = 10  # the published sizes are 1x to 10x
+    for axis, score in zip(axes, ("top_1_accuracy", "top_5_accuracy")):
+        for i, (label, results) in enumerate(sources.items()):
+            colour, marker = SOURCE_STYLES[i % len(SOURCE_STYLES)]
+            sizes = sorted(int(key[1:]) for key in results if key != "real")
+            if sizes:
+                heights = [results[f"x{size}"][score] for size in sizes]
+                axis.plot(sizes, heights, color=colour, marker=marker, ms=5, label=f"{label}, trained on synthetic")
+                largest = max(largest, sizes[-1])
+            if "real" in results:
+                dashes = (5 * i, (5, 5))  # the second source's fill the gaps of the first's where the two coincide
+                axis.axhline(results["real"][score], color=colour, linestyle=dashes, label=f"{label}, trained on real")
+        axis.set(xlabel="size of the synthetic training set", ylabel="accuracy on real test images",
+                 title=score[:5].replace("_", "-"), xlim=(1 - largest / 25, largest * 1.04))  # fmt: skip
+        axis.set_ylim(accuracy_limits([entry[score] for results in sources.values() for entry in results.values()]))
+        axis.xaxis.set_major_locator(MaxNLocator(10, integer=True))
+        axis.xaxis.set_major_formatter("{x:.0f}x")
+        axis.grid(alpha=0.3)
+    figure.suptitle(title)
+    lines = sorted(axes[0].get_lines(), key=Line2D.is_dashed)  # so that each kind has its column
+    figure.legend(handles=lines, loc="outside lower center", ncols=2, handlelength=3, frameon=False)
+    return save_figure(figure, path)
+
+
+def pipeline_bars(sources, score, path):
+    """Test accuracy after each of the four steps of the adaptation: a group of bars for each dataset and source.
+
+    Args:
+        sources: {label: {dataset: {stage: {"no_opt" | "opt": {"top_1": 0..1, "top_5": 0..1}}}}}, stages as in
+            `PIPELINE_STEPS`. Steps may be missing; a dataset of several sources has its groups side by side.
+        score: `top_1` or `top_5`.
+    """
+    datasets = dict.fromkeys(dataset for results in sources.values() for dataset in results)
+    groups = [(dataset, label) for dataset in datasets for label in sources if dataset in sources[label]]
+    figure, axis = plt.subplots(figsize=(max(5.5, 1.8 * len(groups) + 1), 4.2), layout="constrained")
+    for i, (name, stage, optimised, colour) in enumerate(PIPELINE_STEPS):
+        steps = [sources[label][dataset].get(stage, {}).get(optimised) for dataset, label in groups]
+        places = [group + 0.2 * (i - 1.5) for group, step in enumerate(steps) if step]
+        bars = axis.bar(places, [step[score] for step in steps if step], 0.19, color=colour, label=name)
+        axis.bar_label(bars, fmt="%.3f", fontsize=7, padding=1)
+    several = len(sources) > 1
+    names = [f"{dataset[:24]}\n{label[:24]}" if several else dataset[:24] for dataset, label in groups]
+    axis.set_xticks(range(len(groups)), names)
+    middle, width = (len(groups) - 1) / 2, max(len(groups), 2) + 0.2  # one group alone keeps slender bars
+    axis.set(ylabel="accuracy on real test images", ylim=(0, 1.06), xlim=(middle - width / 2, middle + width / 2),
+             title=f"{' and '.join(sources)}: {score.replace('_', '-')} after each step")  # fmt: skip
+    axis.set_axisbelow(True)
+    axis.grid(axis="y", alpha=0.3)
+    figure.legend(loc="outside lower center", ncols=4 if len(groups) > 3 else 2, frameon=False)
+    return save_figure(figure, path)
+
+
+def published_cas_curves():
+    """The paper's CAS curves. Returns their files."""
+    return [
+        cas_curve({f"published {classifier}": curve}, PUBLISHED_CAS_PLOTS / f"{dataset}.png", dataset)
+        for classifier, datasets in read_json(PUBLISHED_CAS).items()
+        for dataset, curve in datasets.items()
+    ]
+
+
+def published_pipeline_bars():
+    """The paper's two charts of the four steps, top-1 and top-5. Returns their files."""
+    sources = {"published": read_json(PUBLISHED_PIPELINE)}
+    return [pipeline_bars(sources, score, PUBLISHED_PIPELINE_PLOTS / f"{score}.png") for score in SCORES]
+
+
+def experiment_cas_curve(experiment):
+    """The CAS curve of an experiment's dataset, beside the published one where there is one. Returns its file."""
+    files = {"published": PUBLISHED_CAS, f"experiment {experiment.exp}": experiment.cas_file}
+    sources = {
+        f"{source} {classifier}": datasets[experiment.dataset]
+        for source, file in files.items()
+        for classifier, datasets in read_json(file).items()
+        if experiment.dataset in datasets
+    }
+    return cas_curve(sources, experiment.cas_plot, experiment.dataset)
+
+
+def experiment_cas_curves(root, exp):
+    """The CAS curve of every dataset that experiment `exp` below `root` has results of. Returns their files, if any."""
+    file = Experiment(root, exp, None).cas_file
+    results = read_json(file) if file.exists() else {}
+    datasets = dict.fromkeys(dataset for classifier in results.values() for dataset in classifier)
+    return [experiment_cas_curve(Experiment(root, exp, dataset)) for dataset in datasets]
+
+
+def experiment_pipeline_bars(root, exp):
+    """The charts of the four steps for an experiment's datasets, published ones beside. Returns their files, if any."""
+    experiment = Experiment(root, exp, None)
+    if not experiment.pipeline_file.exists():
+        return []
+    ours = read_json(experiment.pipeline_file)
+    published = {name: steps for name, steps in read_json(PUBLISHED_PIPELINE).items() if name in ours}
+    sources = {"published": published} if published else {}
+    sources[f"experiment {exp}"] = ours
+    return [pipeline_bars(sources, score, experiment.pipeline_plot(score)) for score in SCORES]

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from Data.registry import NPZ_KEYS, class_files, folder_splits
+from Data.registry import NPZ_KEYS, class_files, folder_splits, npz_arrays
 from experiment import UserError, file_hash
 
 log = logging.getLogger("experiment")
@@ -88,7 +88,7 @@ def fetch(url, name, folder, md5):
     Raises:
         UserError: It is neither there nor reachable, or its hash is wrong.
     """
-    path = folder / name
+    path, partial = folder / name, folder / f".partial-{os.getpid()}-{name}"
     place = f"Download {url} by other means and put it there as {name}, or name its folder with --data_dir."
     if not path.exists():
         from keras.utils import get_file
@@ -96,14 +96,14 @@ def fetch(url, name, folder, md5):
         log.info("downloading %s to %s", url, folder)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            partial = folder / f".partial-{os.getpid()}-{name}"
             get_file(partial.name, origin=url, cache_dir=str(folder), cache_subdir="")
             os.replace(partial, path)
         # Keras wraps every failure of a download in a plain Exception.
         except Exception as error:
             raise UserError(f"{name} is not in {folder} and cannot be downloaded ({error}). {place}") from None
         finally:
-            partial.unlink(missing_ok=True)
+            if partial.exists():
+                partial.unlink()
     if file_hash(path, "md5") != md5:
         raise UserError(f"{path} is not the official file: its MD5 is not {md5}. Delete it. {place}")
     return path
@@ -155,22 +155,23 @@ def read_npz(path):
     Raises:
         UserError: Images are not uint8 of 1 or 3 channels, or labels not whole numbers.
     """
+    arrays = npz_arrays(path, NPZ_KEYS)
     splits = []
-    with np.load(path, allow_pickle=False) as data:
-        for images_key, labels_key in zip(NPZ_KEYS[::2], NPZ_KEYS[1::2]):
-            images, labels = data[images_key], data[labels_key].squeeze()
-            if images.ndim == 3:
-                images = images[..., None]
-            if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
-                raise UserError(
-                    f"{path}: {images_key} must be uint8 (N, H, W), (N, H, W, 1) or (N, H, W, 3). "
-                    f"Received: {images.dtype} {images.shape}"
-                )
-            if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
-                raise UserError(
-                    f"{path}: {labels_key} must be integers (N,) or (N, 1). Received: {labels.dtype} {labels.shape}"
-                )
-            splits.append(Split(np.repeat(images, 3, -1) if images.shape[-1] == 1 else images, labels.astype(np.int32)))
+    for images_key, labels_key in zip(NPZ_KEYS[::2], NPZ_KEYS[1::2]):
+        images, labels = arrays[images_key], arrays[labels_key]
+        if images.ndim == 3:
+            images = images[..., None]
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
+            raise UserError(
+                f"{path}: {images_key} must be uint8 (N, H, W), (N, H, W, 1) or (N, H, W, 3). "
+                f"Received: {images.dtype} {images.shape}"
+            )
+        if not np.issubdtype(labels.dtype, np.integer) or labels.shape not in ((labels.size,), (labels.size, 1)):
+            raise UserError(
+                f"{path}: {labels_key} must be integers (N,) or (N, 1). Received: {labels.dtype} {labels.shape}"
+            )
+        labels = labels.reshape(-1).astype(np.int32)
+        splits.append(Split(np.repeat(images, 3, -1) if images.shape[-1] == 1 else images, labels))
     return Splits(*splits)
 
 
@@ -194,31 +195,55 @@ def square(image):
     return image.crop((left, top, left + side, top + side))
 
 
-def read_image(path, side):
-    """An image file as RGB uint8 (side, side, 3): cut to its middle square, resized if need be."""
+def resize(image, side, mode="antialias"):
+    """A square PIL image at another size.
+
+    Args:
+        image: The image.
+        side: New side, px.
+        mode: `antialias` averages over all pixels when it shrinks; `bilinear` blends the four nearest, as published,
+            and so skips most pixels of an image that shrinks more than twofold.
+    """
+    from PIL import Image
+
+    if image.width == side:
+        return image
+    if mode == "antialias":
+        return image.resize((side, side), Image.BILINEAR)
+    scale = image.width / side
+    return image.transform((side, side), Image.AFFINE, (scale, 0, 0, 0, scale, 0), Image.BILINEAR)
+
+
+def read_image(path, side, mode="antialias"):
+    """An image file as RGB uint8 (side, side, 3): cut to its middle square, resized if need be.
+
+    Raises:
+        ValueError: Its pixels have more than 8 bits, which a conversion would clip to white.
+    """
     from PIL import Image
 
     with Image.open(path) as image:
-        image = square(image.convert("RGB"))
-        return np.asarray(image if image.width == side else image.resize((side, side), Image.BILINEAR, reducing_gap=None))
+        if image.mode[0] in "IF":
+            raise ValueError(f"images must have 8 bits a channel. Received: mode {image.mode}")
+        return np.asarray(resize(square(image.convert("RGB")), side, mode))
 
 
-def read_images(paths, side):
+def read_images(paths, side, mode="antialias"):
     """Image files as uint8 (N, side, side, 3), read in parallel.
 
     Raises:
         UserError: Files that cannot be read; it lists the first ten.
     """
+    from PIL import Image
+
     images = np.empty((len(paths), side, side, 3), np.uint8)
     broken = []
 
     def read(i):
         try:
-            images[i] = read_image(paths[i], side)
-        except (OSError, ValueError, SyntaxError) as error:
+            images[i] = read_image(paths[i], side, mode)
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             broken.append(f"{paths[i]} ({error})")
-
-    from PIL import Image
 
     Image.init()  # not safe to do for the first time in several threads at once
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -260,15 +285,12 @@ def hold_out(split, share, seed):
     return Split(split.images[kept], split.labels[kept]), Split(split.images[held], split.labels[held])
 
 
-def resize_images(images, side):
-    """Resize uint8 images (N, H, W, 3) to (N, side, side, 3): bilinear, with antialiasing where they shrink.
-
-    One function for the VAE, the search and the classifier, so that real and synthetic images pass the same filter.
-    """
+def resize_images(images, side, mode="antialias"):
+    """Resize uint8 images (N, H, H, 3) to (N, side, side, 3), in parallel, by the same filter as `read_images`."""
     from PIL import Image
 
     if images.shape[1:3] == (side, side):
         return images
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        resized = pool.map(lambda x: np.asarray(Image.fromarray(x).resize((side, side), Image.BILINEAR)), images, chunksize=256)
+        resized = pool.map(lambda x: np.asarray(resize(Image.fromarray(x), side, mode)), images, chunksize=256)
         return np.stack(list(resized))

@@ -1,6 +1,7 @@
 """The datasets: one entry each. A new published dataset is one line here; the user's own needs none."""
 
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,7 +84,7 @@ def dataset_spec(name):
 
 def own_name(path):
     """A dataset name for the user's own data that cannot be mistaken for a published dataset's."""
-    name = "".join(c if c.isalnum() or c in "_-" else "_" for c in path.stem)
+    name = "".join(c if c.isalnum() or c in "_-" else "_" for c in (path.name if path.is_dir() else path.stem))
     return f"{name}_own" if name in DATASETS else name
 
 
@@ -114,7 +115,10 @@ def class_files(folder, classes=None):
         difference = sorted(set(names) ^ set(classes))
         raise UserError(f"{folder} has other classes than the training images: {', '.join(difference[:10])}")
     files = {
-        name: sorted(p for p in (folder / name).iterdir() if p.suffix.lower() in IMAGE_SUFFIXES) for name in names
+        name: sorted(
+            p for p in (folder / name).iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")
+        )
+        for name in names
     }
     empty = [name for name, paths in files.items() if not paths]
     if empty:
@@ -143,16 +147,26 @@ def folder_spec(path):
     return DatasetSpec(own_name(path), "folder", len(files), min(side, 128), count, count, tuple(files), path)
 
 
-def npz_spec(path):
-    """The spec of a MedMNIST-style npz; the class count is the largest label + 1."""
+def npz_arrays(path, keys):
+    """Arrays of a MedMNIST-style npz as {key: array}.
+
+    Raises:
+        UserError: It is no npz, lacks one of `NPZ_KEYS`, or holds pickled objects, which are never read.
+    """
     try:
         with np.load(path, allow_pickle=False) as data:
             missing = [key for key in NPZ_KEYS if key not in data]
             if missing:
                 raise UserError(f"{path} must have the keys {', '.join(NPZ_KEYS)}. Missing: {', '.join(missing)}")
-            labels, images = data["train_labels"], data["train_images"]
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+            return {key: data[key] for key in keys}
+    # TypeError: a single array (.npy), which is no context manager.
+    except (ValueError, TypeError, OSError, EOFError, zlib.error, zipfile.BadZipFile) as error:
         raise UserError(f"{path} is not a readable npz file of plain arrays: {error}") from None
+
+
+def npz_spec(path):
+    """The spec of a MedMNIST-style npz; the class count is the largest label + 1."""
+    images, labels = npz_arrays(path, ["train_images", "train_labels"]).values()
     if images.ndim < 3 or len(images) == 0 or labels.size == 0:
         raise UserError(f"{path}: train_images must be (N, H, W) or (N, H, W, channels), N > 0. Received: {images.shape}")
     if not np.issubdtype(labels.dtype, np.integer):

@@ -38,9 +38,8 @@ class SyntheticWriter:
 
     def __init__(self, folder, counts):
         self.folder, self.counts = Path(folder), counts
-        for label, count in enumerate(counts):
-            if count:
-                class_folder(self.folder, label).mkdir(parents=True, exist_ok=True)
+        for label in range(len(counts)):
+            class_folder(self.folder, label).mkdir(parents=True, exist_ok=True)
         self.pool = ThreadPoolExecutor(max(2, os.cpu_count() // 2))
         self.waiting = deque()
         self.hashes = {}
@@ -106,10 +105,10 @@ def synthetic_files(folder, num_classes):
         UserError: Class folders are missing or too many, or the manifest counts other images than there are.
     """
     folder = Path(folder)
-    names = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
-    expected = [f"class_{label:02d}" for label in range(num_classes)]
+    names = {p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")}
+    expected = {class_folder(folder, label).name for label in range(num_classes)}
     if names != expected:
-        difference = sorted(set(names) ^ set(expected))
+        difference = sorted(names ^ expected)
         raise UserError(f"{folder} must hold the folders class_00..class_{num_classes - 1:02d}. Missing or too many: "
                         f"{', '.join(difference[:10])}")  # fmt: skip
     files = [sort_by_index(class_folder(folder, label).glob("[!.]*.png")) for label in range(num_classes)]
@@ -147,7 +146,7 @@ def find_synthetic(root, num_classes, wanted):
                     "or name a folder with --synthetic_dir.")  # fmt: skip
 
 
-def load_synthetic(folder, num_classes, side, wanted, seed):
+def load_synthetic(folder, num_classes, side, wanted, seed, mode="antialias"):
     """A class-balanced subset of a synthetic dataset, drawn by seed: images uint8 (wanted, side, side, 3), labels.
 
     Raises:
@@ -161,4 +160,4 @@ def load_synthetic(folder, num_classes, side, wanted, seed):
         chosen = random_stream(seed, "subset", label).permutation(len(files[label]))[:count]
         paths += [files[label][i] for i in sorted(chosen)]
         labels += [label] * count
-    return read_images(paths, side), np.array(labels, np.int32)
+    return read_images(paths, side, mode), np.array(labels, np.int32)

@@ -1,0 +1,121 @@
+"""The whole method of the paper on a laptop, by the four scripts' own command lines: `make demo`.
+
+Dataset: the 1,797 handwritten digits of scikit-learn. Backbone: mini. A second run reuses what is finished.
+"""
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parent
+CLASSIFIER = "resnet20_16"  # a quarter of the paper's width, for speed
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--root", type=Path, default=REPOSITORY / "demo", help="folder of all outputs (demo)")
+    parser.add_argument("--seed", type=int, default=1234)
+    return parser.parse_args()
+
+
+class Demo:
+    """Runs the stages one after the other and remembers how long each took."""
+
+    def __init__(self, root, seed):
+        self.root, self.seconds = root.resolve(), {}
+        self.common = ["--dataset", "digits", "--exp", "demo", "--root", str(self.root), "--seed", str(seed)]
+
+    def run(self, stage, script, *flags):
+        command = [script, *self.common, *map(str, flags)]
+        print(f"\n[{stage}] python {shlex.join(command)}", flush=True)
+        start = time.time()
+        done = subprocess.run([sys.executable, str(REPOSITORY / script), *command[1:]])
+        if done.returncode:
+            sys.exit(done.returncode)
+        self.seconds[stage] = time.time() - start
+
+    def best(self, part):
+        return json.loads((self.root / "optimization_plots" / "demo" / "digits" / part / "best.json").read_text())
+
+
+def main(args):
+    start = time.time()
+    demo = Demo(args.root, args.seed)
+    mini = ["--backbone", "mini"]
+    search = [*mini, "--classifier", CLASSIFIER, "--num_imgs", 300, "--test_imgs", 1000, "--batch_size", 64,
+              "--gen_batch_size", 100, "--is_max", 20, "--save_plots"]  # fmt: skip
+
+    demo.run("1 transfer learning", "SD_adapting.py", *mini, "--train_model", "enc", "--freq", 4)
+    demo.run("2 first search", "hyp_opt.py", *search, "--train_model", "enc", "--n_trials", 6, "--ugs_max", 4)
+    first = demo.best("enc")
+    demo.run("3 fine-tuning", "SD_adapting.py", *mini, "--train_model", "dif", "--enc_epoch", first["epoch"], "--freq", 5)
+    demo.run("4 final search", "hyp_opt.py", *search, "--train_model", "dif", "--enc_epoch", first["epoch"],
+             "--is_1", first["is"], "--ugs_1", first["ugs"], "--n_trials", 6)  # fmt: skip
+    final = demo.best("dif")
+    for size in (1, 4):
+        demo.run(f"5 generation, {size}x", "generate_dataset.py", *mini, "--img_total", 1000 * size,
+                 "--enc_epoch", first["epoch"], "--dif_epoch", final["epoch"], "--inf_steps", final["is"],
+                 "--ugs", final["ugs"])  # fmt: skip
+    classifier = ["--classifier", CLASSIFIER, "--batch_size", 64]
+    demo.run("6 classifier, real", "classifier_training.py", *classifier, "--synthetic", False)
+    for size in (1, 4):
+        demo.run(f"6 classifier, {size}x", "classifier_training.py", *classifier, "--take", size)
+
+    pictures = [real_beside_synthetic(demo)]
+    print_table(demo, time.time() - start, pictures)
+
+
+def real_beside_synthetic(demo):
+    """The picture of the README: eight real training digits of each class beside eight synthetic ones."""
+    import numpy as np
+
+    from Data.loaders import load_splits, read_images
+    from Data.registry import DATASETS
+    from Data.synthetic import find_synthetic, synthetic_files
+    from experiment import Experiment
+    from plots import side_by_side
+
+    columns = 8
+    experiment = Experiment(demo.root, "demo", "digits")
+    train = load_splits(DATASETS["digits"], demo.root).train
+    real = np.concatenate([train.images[train.labels == label][:columns] for label in range(10)])
+    files = synthetic_files(find_synthetic(experiment.synthetic_root, 10, 1000), 10)
+    synthetic = read_images([path for of_class in files for path in of_class[:columns]], 8)
+    labels = np.repeat(np.arange(10), columns)
+    return side_by_side(real, synthetic, labels, "0123456789", experiment.images_dir / "real_beside_synthetic.png",
+                        ("real, 8x8 px", "synthetic, as the classifier sees it"))  # fmt: skip
+
+
+def print_table(demo, seconds, pictures):
+    results = demo.root / "CAS Results"
+    steps = json.loads((results / "pipeline_optimization_expdemo.json").read_text())["digits"]
+    cas = json.loads((results / "test_accuracies_expdemo.json").read_text())[CLASSIFIER]["digits"]
+    rows = [("1 after transfer learning", steps["After Transfer Learning"]["no_opt"]["top_1"]),
+            ("2 after the first search", steps["After Transfer Learning"]["opt"]["top_1"]),
+            ("3 after fine-tuning", steps["After Fine-Tuning"]["no_opt"]["top_1"]),
+            ("4 after the final search", steps["After Fine-Tuning"]["opt"]["top_1"]),
+            ("trained on real images", cas["real"]["top_1_accuracy"]),
+            ("trained on synthetic, 1x", cas["x1"]["top_1_accuracy"]),
+            ("trained on synthetic, 4x", cas["x4"]["top_1_accuracy"])]  # fmt: skip
+    print(f"\n{'accuracy on 500 real test digits':34} top-1\n{'-' * 40}")
+    for name, value in rows:
+        print(f"{name:34} {value:.3f}")
+    print(f"\n{'stage':34} seconds\n{'-' * 42}")
+    for stage, value in demo.seconds.items():
+        print(f"{stage:34} {value:7.0f}")
+    print(f"{'all':34} {seconds:7.0f}\n\npictures:")
+    for pattern in ("Data/Synthetic/Exp_demo/digits/*/samples.png", "optimization_plots/demo/digits/*/history.png",
+                    "optimization_plots/demo/top_1.png", "CAS Results/CAS_plots/expdemo/digits.png",
+                    "Checkpoints/DDPM/Exp_demo/digits/*/loss.png",
+                    "Checkpoints/Classifiers/Exp_demo/*/digits/*/confusion_matrix.png"):  # fmt: skip
+        pictures += sorted(demo.root.glob(pattern))
+    for path in pictures:
+        print(f"  {path}")
+
+
+if __name__ == "__main__":
+    main(parse_args())

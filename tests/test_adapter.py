@@ -1,0 +1,194 @@
+"""The adaptation step: its arithmetic, what learns, and resuming it."""
+
+import keras
+import numpy as np
+import pytest
+
+from experiment import UserError
+from Models.adapter import NoisyLatents, denoising_model, sample_latents
+from Models.class_encoder import class_encoder
+from Models.noise_schedule import ALPHAS_CUMPROD, timestep_embedding
+from Models.training import SaveEpochs, TrainingState, noisy_batches, paper_optimizer
+from Models.weights import load_weights
+
+SCALE = 0.18215
+RNG = np.random.default_rng(1)
+MOMENTS = RNG.normal(size=(10, 4, 4, 8)).astype("float32")
+LABELS = RNG.integers(0, 3, 10)
+BATCH, STEPS = 4, 3  # the third batch has two samples
+
+
+def batches(first_epoch=0, batch_size=BATCH, seed=5):
+    return noisy_batches(MOMENTS, LABELS, 3, batch_size, seed, first_epoch)
+
+
+def epoch_of(stream, steps=STEPS):
+    return [next(stream) for _ in range(steps)]
+
+
+# Arithmetic
+
+
+@pytest.mark.parametrize("log_variance, deviation", [
+    (0.0, 1.0), (2.0, np.e), (-30.0, np.exp(-15)), (-90.0, np.exp(-15)), (20.0, np.exp(10)), (90.0, np.exp(10)),
+])  # fmt: skip
+def test_latents_are_drawn_from_clipped_moments(log_variance, deviation):
+    moments = np.concatenate([np.full((1, 1, 1, 4), 3.0), np.full((1, 1, 1, 4), log_variance)], -1).astype("float32")
+    latents = np.asarray(sample_latents(moments, np.float32([[[[0, 1, -1, 2]]]]), SCALE))
+    assert latents[0, 0, 0] == pytest.approx(SCALE * (3 + deviation * np.array([0, 1, -1, 2])), rel=1e-6)
+
+
+def expected_noisy_latents(inputs):
+    mean, log_variance = np.split(inputs["moments"], 2, axis=-1)
+    latents = SCALE * (mean + np.exp(log_variance / 2) * inputs["latent_noise"])
+    alpha_bar = ALPHAS_CUMPROD[inputs["timestep"]][:, None, None, None]
+    return np.sqrt(alpha_bar) * latents + np.sqrt(1 - alpha_bar) * inputs["noise"]
+
+
+def test_what_the_unet_gets():
+    inputs, _ = next(batches())
+    noisy, time = NoisyLatents(SCALE)(*(inputs[k] for k in ("moments", "latent_noise", "noise", "timestep")))
+    assert np.abs(np.asarray(noisy) - expected_noisy_latents(inputs)).max() < 1e-5
+    assert np.array_equal(time, timestep_embedding(inputs["timestep"]))
+
+
+def test_the_loss_is_the_squared_error_of_the_noise(tiny_unet):
+    unet, encoder = tiny_unet(), class_encoder(3, 4, (2, 3))
+    model = denoising_model(unet, encoder, SCALE)
+    model.compile(loss="mse")
+    inputs, noise = next(batches())
+    time, context = timestep_embedding(inputs["timestep"]), encoder.predict_on_batch(inputs["label"])
+    prediction = unet.predict_on_batch([expected_noisy_latents(inputs), time, context])
+    assert model.test_on_batch(inputs, noise) == pytest.approx(np.mean((prediction - noise) ** 2), rel=1e-5)
+    assert np.array_equal(noise, inputs["noise"])
+
+
+def test_the_loss_is_float32_in_mixed_precision(tiny_unet, float32_after):
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    unet = tiny_unet()
+    model = denoising_model(unet, class_encoder(3, 4, (2, 3)), SCALE)
+    assert (unet.output.dtype, model.output.dtype) == ("bfloat16", "float32")
+
+
+# Batches
+
+
+def test_an_epoch_has_every_sample_once():
+    for epoch in (0, 1):
+        made = epoch_of(batches(epoch))
+        assert [len(noise) for _, noise in made] == [4, 4, 2]
+        inputs = {key: np.concatenate([x[key] for x, _ in made]) for key in made[0][0]}
+        order = [int(np.flatnonzero((MOMENTS == m).all((1, 2, 3)))[0]) for m in inputs["moments"]]
+        assert sorted(order) == list(range(10)) and order != list(range(10))
+        assert np.array_equal(inputs["label"], np.eye(3)[LABELS[order]])
+        assert inputs["timestep"].min() >= 0 and inputs["timestep"].max() < 1000 and len(set(inputs["timestep"])) > 5
+        assert len(np.unique(np.stack([inputs["noise"], inputs["latent_noise"]]))) == 2 * 10 * 64
+
+
+def flat(made):
+    return np.concatenate([np.concatenate([value.ravel() for value in x.values()]) for x, _ in made])
+
+
+def test_batches_are_a_function_of_seed_and_epoch():
+    running = batches()
+    epochs = [flat(epoch_of(running)) for _ in range(3)]
+    for epoch, expected in enumerate(epochs):
+        assert np.array_equal(flat(epoch_of(batches(first_epoch=epoch))), expected)
+    assert not np.array_equal(epochs[0], epochs[1])
+    assert not np.array_equal(flat(epoch_of(batches(seed=6))), epochs[0])
+
+
+def test_noise_of_a_sample_does_not_depend_on_the_batch_size():
+    (whole, _), parts = next(batches(batch_size=10)), epoch_of(batches())
+    for key, value in whole.items():
+        assert np.array_equal(value, np.concatenate([x[key] for x, _ in parts]))
+
+
+# Training
+
+
+def test_optimizer_is_the_papers():
+    optimizer = paper_optimizer(1e-4, 200)
+    rates = [float(optimizer._learning_rate(step)) for step in (0, 100, 200)]
+    assert rates == pytest.approx([1e-4, 5e-5, 0], abs=1e-9)
+    assert (optimizer.weight_decay, optimizer.epsilon, optimizer.global_clipnorm) == (0.004, 1e-8, 10.0)
+
+
+def build(tiny_unet, trained, seed=1, epochs=4):
+    keras.utils.set_random_seed(seed)
+    parts = {"enc": class_encoder(3, 4, (2, 3)), "dif": tiny_unet()}
+    for name, part in parts.items():
+        part.trainable = name == trained
+    model = denoising_model(parts["dif"], parts["enc"], SCALE)
+    model.compile(paper_optimizer(1e-2, STEPS * epochs), "mse")
+    model.optimizer.build(model.trainable_variables)
+    return model, parts
+
+
+def weights_of(part):
+    return [w.numpy() for w in part.weights]
+
+
+@pytest.mark.parametrize("trained, frozen", [("enc", "dif"), ("dif", "enc")])
+def test_only_one_part_learns(tiny_unet, trained, frozen):
+    model, parts = build(tiny_unet, trained)
+    before = {name: weights_of(part) for name, part in parts.items()}
+    model.fit(batches(), steps_per_epoch=STEPS, epochs=1, shuffle=False, verbose=0)
+    assert all(np.array_equal(a, b) for a, b in zip(before[frozen], weights_of(parts[frozen]), strict=True))
+    assert all(not np.array_equal(a, b) for a, b in zip(before[trained], weights_of(parts[trained]), strict=True))
+
+
+def train(tiny_unet, folder, epochs, seed, freq=1, offset=0):
+    """Train to `epochs` of 4 as SD_adapting.py does: from what is saved in the folder, if anything is."""
+    model, parts = build(tiny_unet, "enc", seed)
+    state = TrainingState(model, parts["enc"], folder / "state.npz")
+    done, losses = state.load()
+    saved = []
+    saver = SaveEpochs(parts["enc"], folder, state, freq, epochs, offset, losses, lambda *call: saved.append(call))
+    model.fit(batches(done), steps_per_epoch=STEPS, epochs=epochs, initial_epoch=done, callbacks=[saver], shuffle=False,
+              verbose=0)  # fmt: skip
+    return parts["enc"], saver.history, saved
+
+
+def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tiny_unet, tmp_path):
+    """The UNet of both is the same; the encoder and the optimizer come from the state."""
+    whole, whole_history, _ = train(tiny_unet, tmp_path / "whole", 4, seed=1)
+    train(tiny_unet, tmp_path / "parts", 2, seed=1)
+    resumed, history, saved = train(tiny_unet, tmp_path / "parts", 4, seed=1)
+    assert all(np.array_equal(a, b) for a, b in zip(weights_of(whole), weights_of(resumed), strict=True))
+    assert history == whole_history and [row["epoch"] for row in history] == [1, 2, 3, 4]
+    assert saved == [(3, False), (4, True)]
+    csv = [(tmp_path / name / "history.csv").read_text() for name in ("whole", "parts")]
+    assert csv[0] == csv[1] and csv[0].splitlines()[0] == "epoch,loss"
+
+
+def test_epochs_are_saved_at_the_frequency_and_at_both_ends(tiny_unet, tmp_path):
+    encoder, history, saved = train(tiny_unet, tmp_path, 4, seed=1, freq=3, offset=10)
+    assert saved == [(11, False), (13, False), (14, True)] and [row["epoch"] for row in history] == [11, 12, 13, 14]
+    files = {path.name for path in tmp_path.iterdir()}
+    assert files == {f"epoch{n}.weights.h5" for n in (11, 13, 14)} | {"state.npz", "history.csv"}
+    loaded = load_weights(class_encoder(3, 4, (2, 3)), tmp_path / "epoch14.weights.h5")
+    assert all(np.array_equal(a, b) for a, b in zip(weights_of(loaded), weights_of(encoder), strict=True))
+
+
+def test_nothing_to_resume(tiny_unet, tmp_path):
+    model, parts = build(tiny_unet, "enc")
+    assert TrainingState(model, parts["enc"], tmp_path / "state.npz").load() == (0, [])
+
+
+def test_a_state_of_another_model_is_refused(tiny_unet, tmp_path):
+    for trained in ("enc", "dif"):
+        model, parts = build(tiny_unet, trained)
+        state = TrainingState(model, parts[trained], tmp_path / "state.npz")
+        if trained == "enc":
+            state.save(1, [{"epoch": 1, "loss": 0.5}])
+    with pytest.raises(UserError, match="state.npz is of another model: start afresh with --restart"):
+        state.load()
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_saves_nothing(tiny_unet, tmp_path):
+    _, parts = build(tiny_unet, "enc")
+    saver = SaveEpochs(parts["enc"], tmp_path, None, 1, 4, 0, [], None)
+    with pytest.raises(UserError, match="loss of epoch 1 is nan: try a smaller --lr"):
+        saver.on_epoch_end(0, {"loss": float("nan")})
+    assert list(tmp_path.iterdir()) == []

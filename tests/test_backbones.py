@@ -1,0 +1,143 @@
+"""The pretrained parts: their files, and the mini backbone that is shipped."""
+
+import hashlib
+
+import keras
+import numpy as np
+import pytest
+
+from Data.loaders import load_splits, resize_images
+from Data.registry import DATASETS
+from experiment import UserError
+from Models.backbones import BACKBONES, MINI_WEIGHTS, UNTRAINED, pretrained_file, set_precision, untrained
+
+MINI = BACKBONES["mini"]
+URL = "https://example.org/weights/"
+SHA256 = hashlib.sha256(b"published").hexdigest()
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    (tmp_path / "models").mkdir()
+    return tmp_path / "models"
+
+
+def test_a_file_that_is_there_is_taken(cache, tmp_path):
+    (tmp_path / "unet.h5").write_bytes(b"published")
+    (cache / "unet.h5").write_bytes(b"published")
+    assert pretrained_file("unet.h5", URL, SHA256, tmp_path) == tmp_path / "unet.h5"
+    assert pretrained_file("unet.h5", URL, SHA256) == cache / "unet.h5"
+
+
+def test_a_file_with_another_hash_is_refused(tmp_path):
+    (tmp_path / "unet.h5").write_bytes(b"something else")
+    with pytest.raises(UserError, match=f"unet.h5 is not the published file of {URL}unet.h5: .* not {SHA256}"):
+        pretrained_file("unet.h5", URL, SHA256, tmp_path)
+
+
+def test_weights_dir_is_never_downloaded_into(tmp_path, monkeypatch):
+    monkeypatch.setattr(keras.utils, "get_file", None)
+    with pytest.raises(UserError, match=f"no unet.h5 in {tmp_path}: get it from {URL}unet.h5 .SHA-256 {SHA256}"):
+        pretrained_file("unet.h5", URL, SHA256, tmp_path)
+
+
+def test_a_missing_file_is_downloaded(cache, monkeypatch):
+    def get_file(name, origin, file_hash, **where):
+        assert (origin, file_hash) == (URL + name, SHA256)
+        (cache / name).write_bytes(b"published")
+        return str(cache / name)
+
+    monkeypatch.setattr(keras.utils, "get_file", get_file)
+    assert pretrained_file("unet.h5", URL, SHA256) == cache / "unet.h5"
+
+
+def test_offline_error_says_how_to_get_the_file(cache, monkeypatch):
+    def get_file(name, origin, **where):
+        raise Exception(f"URL fetch failure on {origin}")
+
+    monkeypatch.setattr(keras.utils, "get_file", get_file)
+    with pytest.raises(UserError) as error:
+        pretrained_file("unet.h5", URL, SHA256)
+    assert all(part in str(error.value) for part in (f"{URL}unet.h5", SHA256, str(cache), "--weights_dir"))
+
+
+@pytest.mark.parametrize("name, image_size, latent_shape, context_shape, hidden_units", [
+    ("sd1", 128, (16, 16, 4), (100, 768), 500), ("sd2", 128, (16, 16, 4), (100, 1024), 500),
+    ("mini", 32, (8, 8, 4), (8, 64), 64),
+])  # fmt: skip
+def test_shapes_of_the_backbones(name, image_size, latent_shape, context_shape, hidden_units):
+    backbone = BACKBONES[name]
+    assert (backbone.name, backbone.image_size, backbone.latent_shape) == (name, image_size, latent_shape)
+    assert (backbone.context_shape, backbone.hidden_units) == (context_shape, hidden_units)
+
+
+@pytest.mark.parametrize("name, parts", [
+    ("sd1", {"image_encoder": "vae_encoder.h5", "unet": "kcv_diffusion_model.h5", "decoder": "kcv_decoder.h5"}),
+    ("sd2", {"image_encoder": "vae_encoder.h5", "unet": "diffusion_model_v2_1.h5", "decoder": "kcv_decoder.h5"}),
+])  # fmt: skip
+def test_each_part_asks_for_its_own_file(tmp_path, name, parts):
+    for part, file in parts.items():
+        with pytest.raises(UserError, match=f"there is no {file} in"):
+            BACKBONES[name].weights_file(part, tmp_path)
+
+
+def test_the_full_image_encoder_ends_before_kerascvs_last_layer(monkeypatch):
+    monkeypatch.setenv(UNTRAINED, "1")
+    encoder = BACKBONES["sd1"].image_encoder()
+    assert encoder.output_shape[-1] == 8  # mean and log-variance
+    assert untrained(BACKBONES["sd1"]) and not untrained(MINI)  # the shipped weights are always loaded
+
+
+# Mini
+
+
+@pytest.fixture(scope="module")
+def mini():
+    return {part: getattr(MINI, part)() for part in ("image_encoder", "unet", "decoder")}
+
+
+def test_size_of_mini(mini):
+    counts = {name: part.count_params() for name, part in mini.items()}
+    assert counts == {"image_encoder": 217_000, "unet": 3_984_068, "decoder": 214_647}
+    assert sum(path.stat().st_size for path in MINI_WEIGHTS.iterdir()) < 10e6
+
+
+@pytest.fixture(scope="module")
+def digits(mini):
+    """Pixels in -1..1, and their latents."""
+    images = resize_images(load_splits(DATASETS["digits"], "unused").val.images[:32], 32) / np.float32(127.5) - 1
+    moments = mini["image_encoder"].predict_on_batch(images)
+    assert moments.shape == (32, 8, 8, 8)
+    return images, moments[..., :4]
+
+
+def test_mini_autoencoder_shows_what_it_was_shown(mini, digits):
+    images, latents = digits
+    shown = mini["decoder"].predict_on_batch(latents)
+    assert shown.shape == (32, 32, 32, 3) and np.mean((shown - images) ** 2) < 0.01 * images.var()
+    assert 0.5 < latents.std() < 2  # latent_scale is 1
+
+
+@pytest.mark.parametrize("timestep, share", [(100, 0.5), (500, 0.2), (900, 0.1)])
+def test_mini_unet_finds_the_noise(mini, digits, timestep, share):
+    from Models.noise_schedule import add_noise, timestep_embedding
+
+    noise = np.random.default_rng(1).standard_normal((32, 8, 8, 4), dtype="float32")
+    timesteps = np.full(32, timestep)
+    inputs = [add_noise(digits[1], noise, timesteps), timestep_embedding(timesteps), np.zeros((32, 8, 64), "float32")]
+    predicted = mini["unet"].predict_on_batch(inputs)
+    assert predicted.shape == noise.shape and np.mean((predicted - noise) ** 2) < share
+
+
+def test_a_folder_without_mini_weights_is_refused(tmp_path):
+    with pytest.raises(UserError, match="there is no file .*decoder.weights.h5"):
+        MINI.decoder(tmp_path)
+
+
+@pytest.mark.parametrize("precision, expected", [
+    ("float32", {"float32"}), ("mixed_bfloat16", {"mixed_bfloat16"}), ("auto", {"float32", "mixed_bfloat16"}),
+])  # fmt: skip
+def test_precision(float32_after, precision, expected):
+    name = set_precision(precision)
+    assert name in expected and keras.config.dtype_policy().name == name

@@ -1,0 +1,130 @@
+"""Flag types, common flags, quiet start-up and one-line errors."""
+
+import argparse
+import logging
+import os
+import subprocess
+import sys
+
+import pytest
+
+import cli
+from cli import boolean, dataset_name, experiment_name, finish_args, integer, new_parser, number
+from experiment import REPOSITORY, UserError
+
+
+@pytest.mark.parametrize("parse, text, value", [
+    (integer(1), "1", 1), (integer(1, 1000), "1000", 1000),
+    (number(0), "0", 0.0), (number(0, 1000), "1000", 1000.0), (number(0, above=True), "1e-9", 1e-9),
+    (boolean, "True", True), (boolean, "yes", True), (boolean, "1", True),
+    (boolean, "FALSE", False), (boolean, "no", False), (boolean, "0", False),
+    (experiment_name, "0001", "0001"), (experiment_name, "a" * 64, "a" * 64), (experiment_name, "v1.2_b-c", "v1.2_b-c"),
+    (dataset_name, "cifar100", "cifar100"),
+])  # fmt: skip
+def test_accepted(parse, text, value):
+    assert parse(text) == value and type(parse(text)) is type(value)
+
+
+@pytest.mark.parametrize("parse, text, reason", [
+    (integer(1), "0", "must be 1 or more, received 0"), (integer(1, 9), "10", r"must be in 1\.\.9, received 10"),
+    (integer(1), "1.5", "invalid literal"), (integer(1), "many", "invalid literal"),
+    (number(0), "-0.1", "at least 0, received"), (number(0, 9), "9.1", "at least 0 and at most 9, received"),
+    (number(0, above=True), "0", "more than 0"), (number(0), "nan", "at least 0"), (number(0), "inf", "at least 0"),
+    (boolean, "maybe", "True or False"), (boolean, "", "True or False"),
+    (experiment_name, "", "1 to 64"), (experiment_name, "a" * 65, "1 to 64"), (experiment_name, "../up", "1 to 64"),
+    (experiment_name, ".hidden", "1 to 64"), (experiment_name, "a/b", "1 to 64"), (experiment_name, "a\n", "1 to 64"),
+    (dataset_name, "cifar1O", r"path of .* received 'cifar1O' \(did you mean cifar10\?\)"),
+    (dataset_name, "nowhere/at/all", r"received 'nowhere/at/all'$"), (dataset_name, "", "received ''"),
+])  # fmt: skip
+def test_refused(parse, text, reason):
+    with pytest.raises((argparse.ArgumentTypeError, ValueError), match=reason):
+        parse(text)
+
+
+@pytest.fixture
+def parser():
+    parser = new_parser("Does something.\n\nMore.", exp_required=True)
+    cli.add_model_flags(parser)
+    return parser
+
+
+def test_defaults(parser):
+    args = finish_args(parser, ["--exp", "7"])
+    assert (args.dataset, args.exp, args.backbone, args.seed) == ("cifar10", "7", "sd1", 1234)
+    assert (args.root, args.data_dir) == (REPOSITORY, REPOSITORY / "Data" / "Real")
+    assert (args.precision, args.weights_dir) == ("auto", None)
+
+
+def test_paths_become_absolute(parser, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "flowers").mkdir()
+    args = finish_args(parser, ["--exp", "7", "--dataset", "flowers", "--root", "out", "--weights_dir=~/flowers"])
+    assert args.dataset == str(tmp_path / "flowers")
+    assert args.root == tmp_path / "out" and args.data_dir == tmp_path / "out" / "Data" / "Real"
+    assert args.weights_dir == tmp_path / "flowers"
+
+
+@pytest.mark.parametrize("argv, reason", [
+    ([], "--exp"), (["--exp", "7", "--seed", "-1"], "must be in 0"), (["--exp", "7", "--backbone", "sd9"], "invalid choice"),
+    (["--exp", "7", "--weights_dir", "nowhere"], "there is no folder"),
+])  # fmt: skip
+def test_a_wrong_flag_ends_in_one_line(parser, capsys, argv, reason):
+    with pytest.raises(SystemExit, match="2"):
+        finish_args(parser, argv)
+    message = capsys.readouterr().err
+    assert reason in message and message.count("\n") == 1
+
+
+def test_nothing_heavy_is_imported_to_parse_flags():
+    code = "import sys, cli; print(*{'keras', 'tensorflow', 'optuna', 'h5py', 'PIL', 'sklearn'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
+@pytest.mark.parametrize("error, code, message", [
+    (UserError("no such\n   file"), 2, "train.py: error: no such file\n"),
+    (KeyboardInterrupt(), 130, "train.py: interrupted; the same command goes on from what is saved\n"),
+])  # fmt: skip
+def test_run_ends_in_one_line(capsys, monkeypatch, error, code, message):
+    monkeypatch.setattr(sys, "argv", ["folder/train.py"])
+
+    def main(args):
+        raise error
+
+    with pytest.raises(SystemExit) as ended:
+        cli.run(main, lambda: None)
+    assert ended.value.code == code and capsys.readouterr().err == message
+
+
+def test_run_does_not_hide_a_defect():
+    with pytest.raises(ZeroDivisionError):
+        cli.run(lambda args: 1 / args, lambda: 0)
+
+
+def test_logging_to_terminal_and_file(tmp_path, capsys, monkeypatch):
+    log = cli.log
+    for name in ("handlers", "level", "propagate"):
+        monkeypatch.setattr(log, name, list(log.handlers) if name == "handlers" else getattr(log, name))
+    for folder in ("first", "second"):  # a second start replaces the first
+        cli.start_logging(tmp_path / folder)
+    logging.getLogger("experiment").info("epoch %d", 3)
+    assert capsys.readouterr().out == "epoch 3\n"
+    assert (tmp_path / "second" / "log.txt").read_text().endswith(" epoch 3\n")
+    assert (tmp_path / "first" / "log.txt").read_text() == ""
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_notes_of_the_start_up_are_shown_only_if_it_fails(tmp_path, capfd, monkeypatch, fails):
+    end = "raise ImportError('broken')" if fails else "class backend: backend = staticmethod(lambda: 'jax')"
+    (tmp_path / "keras.py").write_text(f"import os\nos.write(2, b'a note of C++')\n{end}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "keras", raising=False)
+    if fails:
+        with pytest.raises(ImportError, match="broken"):
+            cli.import_keras()
+    else:
+        cli.import_keras()
+    monkeypatch.delitem(sys.modules, "keras", raising=False)
+    os.write(2, b" and after")  # what the terminal is again
+    assert capfd.readouterr().err == ("a note of C++" if fails else "") + " and after"

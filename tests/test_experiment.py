@@ -1,0 +1,142 @@
+"""Paths, names, records, safe writing and addressed randomness."""
+
+import json
+from argparse import Namespace
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from experiment import (
+    STREAMS, Experiment, UserError, atomic_path, describe_run, file_hash, finished_run, merge_json, random_stream,
+    read_json, size_from_name, size_name, write_csv, write_json,
+)  # fmt: skip
+
+EXPERIMENT = Experiment("out", "0001", "cifar10")
+
+
+@pytest.mark.parametrize("found, published", [
+    (EXPERIMENT.part_dir("enc"), "Checkpoints/DDPM/Exp_0001/cifar10/MyEmbedding"),
+    (EXPERIMENT.part_dir("dif"), "Checkpoints/DDPM/Exp_0001/cifar10/DiffusionFt"),
+    (EXPERIMENT.classifier_dir("resnet20", "40k"), "Checkpoints/Classifiers/Exp_0001/resnet20/cifar10/40k"),
+    (EXPERIMENT.synthetic_root, "Data/Synthetic/Exp_0001/cifar10"),
+    (EXPERIMENT.cas_file, "CAS Results/test_accuracies_exp0001.json"),
+    (EXPERIMENT.images_dir, "Images/cifar10"),
+    (EXPERIMENT.search_dir("dif"), "optimization_plots/0001/cifar10/dif"),
+    (EXPERIMENT.study_name("enc"), "cifar10_exp0001_study_enc"),
+])  # fmt: skip
+def test_published_names(found, published):
+    assert str(found).removeprefix("out/") == published
+
+
+@pytest.mark.parametrize("count, name", [
+    (40_000, "40k"), (400_000, "400k"), (1_000, "1k"), (1_080, "1.08k"), (999, "999"), (7, "7"),
+])  # fmt: skip
+def test_size_name_can_be_read_back(count, name):
+    assert size_name(count) == name
+    assert size_from_name(f"{name}Enc50Dif10Is50Ugs7.5") == size_from_name(name) == count
+
+
+@pytest.mark.parametrize("name, count", [("40.0kEnc50Dif10Is50Ugs7.5", 40_000), ("x2", None), ("40kb", None), ("old", None)])
+def test_size_from_name(name, count):
+    assert size_from_name(name) == count
+
+
+def test_random_stream_is_a_function_of_its_address():
+    random_stream(1234, "subset").random(1000)  # what others draw does not matter
+    again = [random_stream(1234, "sampling_noise", 3, 7).integers(0, 2**32, 3).tolist() for _ in range(2)]
+    # Pinned: the datasets of earlier versions must come out again.
+    assert again == [[633741151, 3346180123, 3550696968]] * 2
+
+
+@pytest.mark.parametrize("other", [
+    (1235, "sampling_noise", 3, 7), (1234, "training_noise", 3, 7), (1234, "sampling_noise", 7, 3),
+    (1234, "sampling_noise", 3, 8), (1234, "sampling_noise", 4, 7), (2**63 - 1, "sampling_noise", 3, 7),
+])  # fmt: skip
+def test_random_stream_never_repeats_another_address(other):
+    draws = random_stream(1234, "sampling_noise", 3, 7).integers(0, 2**32, 1000)
+    assert not set(draws) & set(random_stream(*other).integers(0, 2**32, 1000))
+
+
+def test_each_purpose_has_its_own_stream():
+    assert len(set(STREAMS.values())) == len(STREAMS)
+
+
+def test_atomic_path_replaces_only_when_the_block_succeeds(tmp_path):
+    path = tmp_path / "new" / "weights.h5"
+    with atomic_path(path) as partial:
+        assert partial.suffix == ".h5" and partial.parent == path.parent
+        partial.write_text("one")
+        assert not path.exists()
+    with pytest.raises(RuntimeError), atomic_path(path) as partial:
+        partial.write_text("half of two")
+        raise RuntimeError
+    assert [p.name for p in path.parent.iterdir()] == ["weights.h5"]
+    assert path.read_text() == "one"
+
+
+def test_read_json_names_the_broken_file(tmp_path):
+    (tmp_path / "broken.json").write_text('{"a": ')
+    with pytest.raises(UserError, match="broken.json is not readable JSON"):
+        read_json(tmp_path / "broken.json")
+
+
+def test_merge_json_keeps_other_entries(tmp_path):
+    path = tmp_path / "cas.json"
+    merge_json(path, {"resnet20": {"cifar10": {"real": {"top_1": 0.5, "top_5": 0.9}, "x1": {"top_1": 0.4}}}})
+    merge_json(path, {"resnet20": {"cifar10": {"real": {"top_1": 0.6}}, "digits": {"x1": 1}}})
+    assert read_json(path) == {
+        "resnet20": {"cifar10": {"real": {"top_1": 0.6, "top_5": 0.9}, "x1": {"top_1": 0.4}}, "digits": {"x1": 1}}
+    }
+
+
+def test_merge_json_loses_nothing_to_writers_at_the_same_time(tmp_path):
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda i: merge_json(tmp_path / "cas.json", {str(i): i}), range(40)))
+    assert read_json(tmp_path / "cas.json") == {str(i): i for i in range(40)}
+
+
+def test_write_csv(tmp_path):
+    write_csv(tmp_path / "history.csv", [{"epoch": 1, "loss": 0.5}, {"epoch": 2, "loss": 0.25}])
+    assert (tmp_path / "history.csv").read_text().split() == ["epoch,loss", "1,0.5", "2,0.25"]
+
+
+@pytest.mark.parametrize("algorithm, expected", [
+    ("sha256", "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"),
+    ("md5", "900150983cd24fb0d6963f7d28e17f72"),
+])  # fmt: skip
+def test_file_hash(tmp_path, algorithm, expected):
+    (tmp_path / "abc").write_text("abc")
+    assert file_hash(tmp_path / "abc", algorithm) == expected
+
+
+def test_describe_run_is_json(tmp_path):
+    record = describe_run(Namespace(seed=5, root=Path("/out")), started=0, loss=0.5)
+    assert record == json.loads(json.dumps(record))
+    assert record["arguments"] == {"root": "/out", "seed": 5} and record["loss"] == 0.5
+    assert {"tensorflow", "keras", "numpy", "python"} <= set(record["versions"])
+
+
+@pytest.fixture
+def record(tmp_path):
+    path = tmp_path / "training.json"
+    write_json(path, {"arguments": {"lr": 0.1, "root": "/a", "restart": False}})
+    return path
+
+
+def arguments(**changes):
+    return Namespace(**{"lr": 0.1, "root": Path("/a"), "restart": False} | changes)
+
+
+@pytest.mark.parametrize("changes, finished", [({}, True), ({"root": Path("/b")}, True), ({"restart": True}, False)])
+def test_finished_run(record, changes, finished):
+    assert finished_run(record, arguments(**changes), free=["root"]) is finished
+
+
+def test_no_run_has_finished_without_a_record(tmp_path):
+    assert not finished_run(tmp_path / "training.json", arguments(), free=[])
+
+
+def test_finished_run_with_other_arguments_shows_both_values(record):
+    with pytest.raises(UserError, match=r"--lr 0.1 \(now 0.2\)"):
+        finished_run(record, arguments(lr=0.2), free=["root"])

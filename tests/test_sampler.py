@@ -1,0 +1,147 @@
+"""The sampling loop, against what the published stack computed, and the image iterator."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers, ops
+
+from Models.class_encoder import class_encoder
+from Models.sampler import Sampler, class_contexts, generate_images, initial_noise
+
+
+class ClosedForm(layers.Layer):
+    """The golden values' noise predictor; keeps the batch size of every pass that is traced."""
+
+    def __init__(self):
+        super().__init__()
+        self.batches = []
+
+    def call(self, latent, time, context):
+        self.batches.append(latent.shape[0])
+        time, context = ops.mean(time, -1)[:, None, None, None], ops.mean(context, (1, 2))[:, None, None, None]
+        return 0.9 * ops.tanh(0.7 * latent + 0.3 * time + 0.5 * context)
+
+
+def closed_form_unet(side):
+    inputs = [keras.Input((side, side, 4)), keras.Input((320,)), keras.Input((2, 3))]
+    return keras.Model(inputs, ClosedForm()(*inputs))
+
+
+@pytest.fixture(scope="module")
+def sampler():
+    return Sampler(closed_form_unet(16))
+
+
+def contexts(means, batch=3):
+    return np.broadcast_to(np.reshape(means, (-1, 1, 1)), (batch, 2, 3)).astype("float32")
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0, 1.2, 7.5])
+@pytest.mark.parametrize("num_steps", [1, 2, 5, 15, 50])
+def test_published_latents(sampler, diffusion_golden, num_steps, scale):
+    latents = sampler.sample(
+        diffusion_golden["initial_noise"], contexts(diffusion_golden["context_mean"]),
+        contexts(diffusion_golden["unconditional_context_mean"]), num_steps, scale,
+    )  # fmt: skip
+    assert np.abs(latents - diffusion_golden[f"final_latent_steps{num_steps}_ugs{scale}"]).max() < 1e-4
+
+
+def test_linspace_starts_at_another_timestep(sampler, diffusion_golden):
+    arguments = diffusion_golden["initial_noise"], contexts(0.1), contexts(0.0), 5, 1.2
+    assert np.abs(sampler.sample(*arguments) - sampler.sample(*arguments, spacing="linspace")).max() > 1e-2
+
+
+@pytest.mark.parametrize("scales, batch", [([0, 0, 0], 3), ([1, 1, 1], 3), ([1.2, 7.5, 0.5], 6)])
+def test_one_graph_and_no_needless_pass(scales, batch):
+    """At scale 0 and 1 one of the two passes cancels out; neither steps nor scale compile anything anew."""
+    sampler = Sampler(closed_form_unet(4))
+    batches = sampler.unet.layers[-1].batches
+    batches.clear()
+    noise = np.random.default_rng(1).standard_normal((3, 4, 4, 4), dtype="float32")
+    for num_steps, scale in zip((1, 15, 50), scales):
+        sampler.sample(noise, contexts(0.1), contexts(0.0), num_steps, scale)
+    assert batches == [batch]
+
+
+class Levels(layers.Layer):
+    """A decoder that paints the same pixels whatever the latents."""
+
+    LEVELS = (-2.0, -1.0, 0.0, 0.5, 0.999, 1.0, 3.0)
+
+    def call(self, latents):
+        return ops.zeros_like(latents[:, :1, :1, :1]) + ops.reshape(ops.convert_to_tensor(self.LEVELS), (1, 1, -1, 1))
+
+
+def test_pixels_are_clipped_and_truncated_as_published():
+    latent = keras.Input((4, 4, 4))
+    images = Sampler(closed_form_unet(4), keras.Model(latent, Levels()(latent))).sample(
+        np.zeros((2, 4, 4, 4), "float32"), contexts(0.1, 2), contexts(0.0, 2), 2, 1.5
+    )
+    assert images.dtype == np.uint8 and images[1, 0, :, 0].tolist() == [0, 0, 127, 191, 254, 255, 255]
+
+
+def test_initial_noise_is_a_function_of_seed_class_and_index():
+    noise = initial_noise(5, [0, 0, 1, 2], [0, 1, 0, 7], (8, 8, 4))
+    assert noise.shape == (4, 8, 8, 4) and noise.dtype == np.float32
+    assert len(np.unique(noise)) > 1000 and abs(noise.mean()) < 0.1 and abs(noise.std() - 1) < 0.1
+    assert np.array_equal(initial_noise(5, [2, 0], [7, 1], (8, 8, 4)), noise[[3, 1]])
+    assert not np.array_equal(initial_noise(6, [2], [7], (8, 8, 4))[0], noise[3])
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    encoder = class_encoder(3, 4, (2, 3))
+    encoder.layers[1].bias.assign([0.5, -0.5, 0.25, 1.0])
+    return encoder
+
+
+def test_class_contexts(encoder):
+    each, null = class_contexts(encoder)
+    assert each.shape == (3, 2, 3) and null.shape == (1, 2, 3)
+    assert np.abs(each - encoder(np.eye(3))).max() < 1e-6 and np.abs(null - encoder(np.zeros((1, 3)))).max() < 1e-6
+
+
+LABELS, INDICES = np.array([0, 0, 0, 1, 1, 2, 2]), np.array([0, 1, 2, 0, 1, 0, 1])
+
+
+@pytest.fixture(scope="module")
+def generate(encoder):
+    sampler = Sampler(closed_form_unet(4))
+
+    def generate(labels, indices, batch_size=4, seed=5):
+        made = generate_images(sampler, encoder, labels, indices, num_steps=3, scale=1.5, seed=seed, batch_size=batch_size)
+        return [np.concatenate(arrays) for arrays in zip(*made)]
+
+    return generate
+
+
+def test_generated_images_come_in_order_with_their_own_noise_and_context(generate, encoder):
+    labels, indices, latents = generate(LABELS, INDICES)
+    assert np.array_equal(labels, LABELS) and np.array_equal(indices, INDICES)
+    each, null = class_contexts(encoder)
+    expected = Sampler(closed_form_unet(4)).sample(
+        initial_noise(5, LABELS, INDICES, (4, 4, 4)), each[LABELS], np.repeat(null, 7, axis=0), 3, 1.5
+    )
+    assert np.abs(latents - expected).max() < 1e-6
+
+
+@pytest.mark.parametrize("chosen", [[0], [6], [5, 6], [6, 3, 0], [0, 1, 2, 3, 4]])
+def test_an_image_does_not_depend_on_how_the_work_is_divided(generate, chosen):
+    whole = generate(LABELS, INDICES)[2]
+    assert np.array_equal(generate(LABELS[chosen], INDICES[chosen])[2], whole[chosen])
+
+
+def test_a_batch_of_one_is_never_run(generate, encoder):
+    whole = generate(LABELS, INDICES, batch_size=2)[2]
+    assert np.array_equal(generate(LABELS, INDICES, batch_size=1)[2], whole)
+
+
+def test_other_seeds_give_other_images(generate):
+    assert not np.allclose(generate(LABELS, INDICES)[2], generate(LABELS, INDICES, seed=6)[2])
+
+
+def test_constant_images_are_an_error(encoder):
+    latent = keras.Input((4, 4, 4))
+    broken = Sampler(closed_form_unet(4), keras.Model(latent, layers.Rescaling(float("nan"))(latent)))
+    with pytest.raises(FloatingPointError, match="constant"):
+        list(generate_images(broken, encoder, LABELS, INDICES, num_steps=1, scale=1, seed=5, batch_size=4))

@@ -1,0 +1,220 @@
+"""Each script through its real command line, on the mini backbone and the embedded digits."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from Data.loaders import load_splits
+from Data.registry import DATASETS
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+PLOTS = {"history", "contour_is_ugs", "contour_is_epoch", "contour_epoch_ugs", "intermediate_values",
+         "parallel_coordinate", "param_importances", "rank", "slice", "timeline"}  # fmt: skip
+MINI = ("--backbone", "mini")
+
+
+def run(script, *flags, cwd=None, env=None):
+    command = [sys.executable, str(REPOSITORY / script), *map(str, flags)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env={**os.environ, **(env or {})})
+
+
+def succeed(*args, **kwargs):
+    done = run(*args, **kwargs)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def tree(folder):
+    """Every file below a folder and its bytes."""
+    return {p.relative_to(folder): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """A root in which the chain of stages has run once, very briefly."""
+    root = tmp_path_factory.mktemp("root")
+    common = ("--dataset", "digits", "--exp", "smoke", "--root", root)
+    elsewhere = tmp_path_factory.mktemp("elsewhere")  # scripts work from any working directory
+    succeed("SD_adapting.py", *common, *MINI, "--epochs", 2, "--batch_size", 128, cwd=elsewhere)
+    succeed("hyp_opt.py", *common, *MINI, "--n_trials", 3, "--num_imgs", 33, "--is_max", 6, "--epochs", 6,
+            "--gen_batch_size", 33, "--classifier", "resnet20_16", "--save_plots", cwd=elsewhere)  # fmt: skip
+    succeed("SD_adapting.py", *common, *MINI, "--train_model", "dif", "--enc_epoch", 2, "--epochs", 1, cwd=elsewhere)
+    succeed("hyp_opt.py", *common, *MINI, "--train_model", "dif", "--enc_epoch", 2, "--n_trials", 2, "--num_imgs", 33,
+            "--is_1", 6, "--ugs_1", 1.2, "--epochs", 3, "--gen_batch_size", 33, "--classifier", "resnet20_16",
+            cwd=elsewhere)  # fmt: skip
+    succeed("generate_dataset.py", *common, *MINI, "--img_total", 1003, "--enc_epoch", 2, "--dif_epoch", 1,
+            "--inf_steps", 2, "--ugs", 1, cwd=elsewhere)  # fmt: skip
+    for synthetic in (True, False):
+        succeed("classifier_training.py", *common, "--synthetic", synthetic, "--epochs", 2,
+                "--classifier", "resnet20_16", cwd=elsewhere)  # fmt: skip
+    assert not list(elsewhere.iterdir())
+    return root
+
+
+def test_adapting_writes_weights_history_and_samples(root):
+    folder = root / "Checkpoints/DDPM/Exp_smoke/digits/MyEmbedding"
+    assert {p.name for p in folder.glob("epoch*")} == {"epoch1.weights.h5", "epoch2.weights.h5"}
+    rows = list(csv.DictReader((folder / "history.csv").open()))
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    assert float(rows[1]["loss"]) < float(rows[0]["loss"])
+    assert (folder / "loss.png").exists() and (folder / "samples/epoch2.png").exists()
+    record = json.loads((folder / "training.json").read_text())
+    assert record["arguments"]["seed"] == 1234 and record["versions"]["keras"]
+
+
+def test_adapting_unet_does_not_touch_the_encoder(root, tmp_path):
+    encoder = root / "Checkpoints/DDPM/Exp_smoke/digits/MyEmbedding/epoch2.weights.h5"
+    assert (root / "Checkpoints/DDPM/Exp_smoke/digits/DiffusionFt/epoch1.weights.h5").exists()
+    assert not (root / "Checkpoints/DDPM/Exp_smoke/digits/MyEmbedding/epoch3.weights.h5").exists()
+    assert encoder.exists()
+
+
+def test_search_writes_best_settings_results_and_ten_plots(root):
+    folder = root / "optimization_plots/smoke/digits/enc"
+    assert {p.stem for p in folder.glob("*.png")} == PLOTS
+    best = json.loads((folder / "best.json").read_text())
+    assert 5 <= best["is"] <= 6 and 0 <= best["ugs"] <= 7.5 and best["epoch"] in (1, 2)
+    results = json.loads((root / "CAS Results/pipeline_optimization_expsmoke.json").read_text())["digits"]
+    assert set(results) == {"After Transfer Learning", "After Fine-Tuning"}
+    for stage in results.values():
+        assert set(stage) == {"no_opt", "opt"} and all(0 <= v["top_1"] <= v["top_5"] <= 1 for v in stage.values())
+
+
+def test_search_continues_to_a_larger_budget_and_adds_nothing_when_complete(root):
+    import optuna
+
+    flags = ("--dataset", "digits", "--exp", "smoke", "--root", root, *MINI, "--num_imgs", 33, "--is_max", 6,
+             "--epochs", 6, "--gen_batch_size", 33, "--classifier", "resnet20_16", "--n_trials")  # fmt: skip
+    study = dict(study_name="digits_expsmoke_study_enc", storage=f"sqlite:///{root}/optimization_plots/smoke/digits/study.db")
+    for trials in (4, 4):
+        succeed("hyp_opt.py", *flags, trials)
+        assert len(optuna.load_study(**study).trials) == 4
+    other = run("hyp_opt.py", *flags[:-1], "--n_trials", 5, "--ugs_max", 3)
+    assert other.returncode == 2 and "ugs_max 7.5 (now 3.0)" in other.stderr
+    assert "best of 4 trials" in succeed("hyp_opt.py", *flags, 9, "--no-optimize").stdout
+
+
+def test_generation_writes_exact_totals_and_a_manifest(root):
+    folder = root / "Data/Synthetic/Exp_smoke/digits/1.003kEnc2Dif1Is2Ugs1"
+    manifest = json.loads((folder / "manifest.json").read_text())
+    counts = [len(list((folder / f"class_{c:02d}").glob("*.png"))) for c in range(10)]
+    assert manifest["counts"] == counts == [101] * 3 + [100] * 7
+    assert manifest["total"] == 1003 and manifest["seed"] == 1234
+    with Image.open(folder / "class_09/img_99.png") as image:
+        assert image.size == (32, 32) and image.mode == "RGB"
+    assert (folder / "samples.png").exists()
+    assert len(list((root / "Images/digits/synth").glob("class*_synth.png"))) == 10
+    assert len(list((root / "Images/digits/real").glob("class*.png"))) == 10
+
+
+def test_generation_resumes_with_the_same_bytes_whatever_the_batch(root, tmp_path):
+    flags = ("--dataset", "digits", "--exp", "again", *MINI, "--img_class", 3, "--enc_epoch", 0, "--dif_epoch", 0,
+             "--inf_steps", 2, "--ugs", 1.5, "--batch_size", 8, "--image_size", 20, "--precision", "float32")  # fmt: skip
+    succeed("generate_dataset.py", *flags, "--root", tmp_path)
+    folder = tmp_path / "Data/Synthetic/Exp_again/digits/30Enc0Dif0Is2Ugs1.5"
+    whole = tree(folder)
+    for name in ("class_00/img_1.png", "class_07/img_0.png", "manifest.json"):
+        (folder / name).unlink()
+    assert "28 there" in succeed("generate_dataset.py", *flags, "--root", tmp_path).stdout
+    resumed = tree(folder)
+    images = {p for p in whole if p.suffix == ".png" and p.parts[0].startswith("class_")}
+    assert len(images) == 30 and all(whole[p] == resumed[p] for p in images)
+    assert json.loads(whole[Path("manifest.json")])["sha256"] == json.loads(resumed[Path("manifest.json")])["sha256"]
+    other = run("generate_dataset.py", *flags, "--root", tmp_path, "--seed", 7)
+    assert other.returncode == 2 and "seed: 1234 there, 7 now" in other.stderr
+
+
+def test_classifier_writes_results_and_keeps_others(root):
+    results = json.loads((root / "CAS Results/test_accuracies_expsmoke.json").read_text())
+    assert set(results["resnet20_16"]["digits"]) == {"real", "x1"}
+    folder = root / "Checkpoints/Classifiers/Exp_smoke/resnet20_16/digits/1k"
+    assert {p.name for p in folder.iterdir()} >= {"best_model.weights.h5", "model_history.csv", "training_info.csv",
+                                                  "class_accuracies.csv", "confusion_matrix.png"}  # fmt: skip
+    history = list(csv.DictReader((folder / "model_history.csv").open()))
+    assert list(history[0]) == ["loss", "accuracy", "val_loss", "val_accuracy", "lr"] and len(history) == 2
+    info = next(csv.DictReader((folder / "training_info.csv").open()))
+    assert list(info) == ["Total Training Time (s)", "Average Epoch Time (s)", "Best Epoch", "Best Score",
+                          "Inference Time (s)", "Number of Parameters", "Number of MACs"]  # fmt: skip
+    classes = list(csv.DictReader((folder / "class_accuracies.csv").open()))
+    labels = load_splits(DATASETS["digits"], root).test.labels
+    mean = np.average([float(row["accuracy"]) for row in classes], weights=np.bincount(labels))
+    assert mean == pytest.approx(results["resnet20_16"]["digits"]["x1"]["top_1_accuracy"])
+
+
+def test_trained_classifier_is_only_tested_with_train_false(root):
+    flags = ("--dataset", "digits", "--exp", "smoke", "--root", root, "--synthetic", "False", "--classifier", "resnet20_16")
+    weights = root / "Checkpoints/Classifiers/Exp_smoke/resnet20_16/digits/real/best_model.weights.h5"
+    before = weights.read_bytes()
+    file = root / "CAS Results/test_accuracies_expsmoke.json"
+    result = json.loads(file.read_text())
+    succeed("classifier_training.py", *flags, "--train", "False")
+    assert weights.read_bytes() == before and json.loads(file.read_text()) == result
+
+
+@pytest.mark.parametrize(
+    "script, flags, message",
+    [
+        ("generate_dataset.py", ["--img_total", 10, "--enc_epoch", 9], "--enc_epoch 9: there is no Class Encoder of that epoch"),
+        ("generate_dataset.py", ["--img_total", 10, "--enc_epoch", 2, "--dif_epoch", 9], "Epochs there: 1"),
+        ("SD_adapting.py", ["--train_model", "dif", "--enc_epoch", 7], "Epochs there: 1, 2"),
+        ("SD_adapting.py", ["--epochs", 3, "--batch_size", 128], "--epochs 2 (now 3)"),
+        ("classifier_training.py", ["--take", 5, "--classifier", "resnet20_16"], "There: 1.003kEnc2Dif1Is2Ugs1 (1003 images)"),
+        ("classifier_training.py", ["--train", False, "--take", 3], "there is no trained classifier"),
+        ("hyp_opt.py", ["--dataset", "bloodmnist"], "there are no weights in"),
+    ],
+)  # fmt: skip
+def test_a_users_mistake_is_one_line_and_exit_code_2(root, script, flags, message):
+    before = tree(root)
+    done = run(script, "--dataset", "digits", "--exp", "smoke", "--root", root, *MINI, *flags)
+    assert done.returncode == 2 and message in done.stderr, done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    changed = {p for p, content in tree(root).items() if before.get(p) != content and p.name != "log.txt"}
+    assert not changed
+
+
+@pytest.mark.parametrize("script", ["SD_adapting.py", "hyp_opt.py", "generate_dataset.py", "classifier_training.py"])
+def test_help_and_wrong_flags_answer_at_once(script):
+    for flags, code in ((["--help"], 0), (["--dataset", "cifar11"], 2)):
+        start = time.perf_counter()
+        done = run(script, *flags)
+        assert done.returncode == code
+        # 1.5 s is what a person notices; twice that, since test machines are busy.
+        assert time.perf_counter() - start < 3
+    assert "did you mean cifar10?" in done.stderr
+
+
+def test_interrupted_training_ends_with_the_same_weights(tmp_path):
+    flags = ("--dataset", "digits", "--exp", "x", *MINI, "--epochs", 4, "--batch_size", 256, "--precision", "float32")
+    folders = {name: tmp_path / name / "Checkpoints/DDPM/Exp_x/digits/MyEmbedding" for name in ("whole", "broken")}
+    succeed("SD_adapting.py", *flags, "--root", tmp_path / "whole")
+    command = [sys.executable, str(REPOSITORY / "SD_adapting.py"), *map(str, flags), "--root", str(tmp_path / "broken")]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not (folders["broken"] / "state.npz").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (folders["broken"] / "epoch4.weights.h5").exists()
+    assert "going on after epoch" in succeed("SD_adapting.py", *flags, "--root", tmp_path / "broken").stdout
+    arrays = [weights_in(folder / "epoch4.weights.h5") for folder in folders.values()]
+    assert arrays[0] and arrays[0].keys() == arrays[1].keys()
+    assert all(np.array_equal(arrays[0][name], arrays[1][name]) for name in arrays[0])
+
+
+def weights_in(path):
+    """Every array of an HDF5 file by its name."""
+    import h5py
+
+    arrays = {}
+    with h5py.File(path) as file:
+        file.visititems(lambda name, item: arrays.update({name: item[()]}) if isinstance(item, h5py.Dataset) else None)
+    return arrays

@@ -1,0 +1,45 @@
+"""The full-size sd1 backbone through the four scripts, with random weights: minutes, and about 18 GB of memory."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from Models.backbones import UNTRAINED
+from tests.test_scripts import run
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def images(tmp_path):
+    """A folder of two classes of noise, 32 px."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 4), ("test", 2)):
+        for name in ("a", "b"):
+            folder = tmp_path / "noise" / split / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8)).save(folder / f"{i}.png")
+    return tmp_path / "noise"
+
+
+def test_every_stage_of_sd1_runs(images, tmp_path):
+    common = ("--dataset", images, "--exp", "full", "--root", tmp_path)
+    stages = [
+        ("SD_adapting.py", "--epochs", 1, "--batch_size", 2),
+        ("hyp_opt.py", "--n_trials", 1, "--num_imgs", 2, "--is_max", 5, "--epochs", 1, "--gen_batch_size", 2),
+        ("SD_adapting.py", "--train_model", "dif", "--enc_epoch", 1, "--epochs", 1, "--batch_size", 3),
+        ("hyp_opt.py", "--train_model", "dif", "--enc_epoch", 1, "--n_trials", 1, "--num_imgs", 2, "--is_1", 5,
+         "--ugs_1", 1.5, "--epochs", 1, "--gen_batch_size", 2),
+        ("generate_dataset.py", "--img_total", 6, "--enc_epoch", 1, "--dif_epoch", 1, "--inf_steps", 2, "--ugs", 1.5,
+         "--batch_size", 4),
+        ("classifier_training.py", "--epochs", 1),
+    ]  # fmt: skip
+    for script, *flags in stages:
+        done = run(script, *common, *flags, env={UNTRAINED: "1"})
+        assert done.returncode == 0, done.stderr
+        print(done.stdout)
+    with Image.open(tmp_path / "Data/Synthetic/Exp_full/noise/6Enc1Dif1Is2Ugs1.5/class_01/img_2.png") as image:
+        assert image.size == (128, 128)
+    assert "--weights_dir" in run("generate_dataset.py", *common, "--img_total", 2, "--enc_epoch", 0, "--dif_epoch", 0,
+                                  env={"KERAS_HOME": str(tmp_path / "empty")}).stderr  # fmt: skip
