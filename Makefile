@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.installed
 
-.PHONY: setup demo test test-slow lock clean
+.PHONY: setup demo test test-slow parity lock clean
 
 setup: $(READY)
 
@@ -15,14 +15,20 @@ $(READY): requirements.txt
 	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps -r requirements.txt
 	touch $@
 
+SEED ?= 1234
+DEMO_ROOT ?= demo
 demo: setup
-	$(RUN) demo.py
+	$(RUN) demo.py --seed $(SEED) --root $(DEMO_ROOT)
 
 test: setup
 	$(RUN) -m pytest -q -m "not slow"
 
 test-slow: setup
 	$(RUN) -m pytest -q -m slow
+
+# The published stack in an environment of its own, and the same weights and noise on both sides.
+parity: setup
+	$(RUN) parity/run.py
 
 # Needs uv. torch and torchvision are left out for the reason above.
 lock:

@@ -7,13 +7,13 @@
 import time
 
 from cli import add_model_flags, finish_args, import_keras, integer, log, new_parser, number, run, start_logging
-from experiment import Experiment, UserError, describe_run, finished_run, write_json
+from experiment import Experiment, describe_arguments, describe_run, finished_run, write_json
 
 PRESETS = {
     # As published (paper, section 3, and its code).
     "paper": {"enc": {"epochs": 50, "batch_size": 64, "lr": 1e-4}, "dif": {"epochs": 10, "batch_size": 16, "lr": 1e-5}},
     # A small network on small data: fewer steps and higher rates, chosen on validation accuracy on digits.
-    "mini": {"enc": {"epochs": 16, "batch_size": 64, "lr": 5e-3}, "dif": {"epochs": 20, "batch_size": 64, "lr": 5e-4}},
+    "mini": {"enc": {"epochs": 16, "batch_size": 64, "lr": 2e-2}, "dif": {"epochs": 24, "batch_size": 32, "lr": 8e-4}},
 }
 SHEETS = 4  # sample sheets over a run
 SHEET_STEPS, SHEET_SCALE = 20, 1.5
@@ -131,7 +131,8 @@ def main(args):
     model = denoising_model(unet, encoder, backbone.latent_scale)
     model.compile(paper_optimizer(args.lr, steps * args.epochs), "mse")
     model.optimizer.build(model.trainable_variables)
-    state = TrainingState(model, part, state_file)
+    settings = {k: v for k, v in describe_arguments(args).items() if k not in (*free, "restart")}
+    state = TrainingState(model, part, state_file, settings)
     if args.restart:
         state_file.unlink(missing_ok=True)
     done, losses = state.load()

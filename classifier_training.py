@@ -26,10 +26,12 @@ def parse_args(argv=None):
     parser.add_argument("--test", default=True, type=boolean, metavar="{True,False}", help="test it (True)")
     parser.add_argument("--restart", action="store_true", help="train again what an earlier run has finished")
     args = finish_args(parser, argv)
-    if args.synthetic_dir and not args.synthetic:
-        parser.error("argument --synthetic_dir: not allowed with --synthetic False")
-    if args.synthetic_dir and not args.synthetic_dir.is_dir():
-        parser.error(f"argument --synthetic_dir: there is no folder {args.synthetic_dir}")
+    if args.synthetic_dir:
+        args.synthetic_dir = args.synthetic_dir.expanduser().resolve()
+        if not args.synthetic:
+            parser.error("argument --synthetic_dir: not allowed with --synthetic False")
+        if not args.synthetic_dir.is_dir():
+            parser.error(f"argument --synthetic_dir: there is no folder {args.synthetic_dir}")
     return args
 
 
@@ -114,7 +116,7 @@ def main(args):
     start_logging(folder)
     log.info("classifier %s on %s, %s images -> %s", args.classifier, spec.name, source, folder)
     keras.utils.set_random_seed(args.seed % 2**32)
-    splits = load_splits(spec, args.data_dir, args.seed)
+    splits = load_splits(spec, args.data_dir, args.seed, spec.resolution)
     classifier = Classifier(args.classifier, spec.resolution, spec.num_classes)
 
     # Training

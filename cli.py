@@ -114,8 +114,8 @@ def add_classifier_flags(parser):
     """The flags of the two scripts that train a classifier on generated images."""
     parser.add_argument("--classifier", default="resnet20", choices=["resnet20", "resnet20_16"],
                         help="resnet20 as published (64 filters), or resnet20_16, a quarter as wide (resnet20)")  # fmt: skip
-    parser.add_argument("--resize", default="antialias", choices=["antialias", "bilinear"],
-                        help="how generated images shrink to the dataset's size; bilinear as published (antialias)")  # fmt: skip
+    parser.add_argument("--resize", default="bilinear", choices=["bilinear", "antialias"],
+                        help="how generated images shrink to the dataset's size (bilinear, as published)")  # fmt: skip
 
 
 def finish_args(parser, argv=None):

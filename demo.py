@@ -47,14 +47,15 @@ def main(args):
     demo = Demo(args.root, args.seed)
     mini = ["--backbone", "mini"]
     search = [*mini, "--classifier", CLASSIFIER, "--num_imgs", 300, "--test_imgs", 1000, "--batch_size", 64,
-              "--gen_batch_size", 100, "--is_max", 20, "--save_plots"]  # fmt: skip
+              "--gen_batch_size", 150, "--is_min", 10, "--epochs", 40, "--save_plots"]  # fmt: skip
 
     demo.run("1 transfer learning", "SD_adapting.py", *mini, "--train_model", "enc", "--freq", 4)
-    demo.run("2 first search", "hyp_opt.py", *search, "--train_model", "enc", "--n_trials", 6, "--ugs_max", 4)
+    demo.run("2 first search", "hyp_opt.py", *search, "--train_model", "enc", "--n_trials", 5, "--is_max", 16,
+             "--ugs_max", 4)  # fmt: skip
     first = demo.best("enc")
     demo.run("3 fine-tuning", "SD_adapting.py", *mini, "--train_model", "dif", "--enc_epoch", first["epoch"], "--freq", 5)
     demo.run("4 final search", "hyp_opt.py", *search, "--train_model", "dif", "--enc_epoch", first["epoch"],
-             "--is_1", first["is"], "--ugs_1", first["ugs"], "--n_trials", 6)  # fmt: skip
+             "--is_1", first["is"], "--ugs_1", first["ugs"], "--n_trials", 5)  # fmt: skip
     final = demo.best("dif")
     for size in (1, 4):
         demo.run(f"5 generation, {size}x", "generate_dataset.py", *mini, "--img_total", 1000 * size,
@@ -84,7 +85,7 @@ def real_beside_synthetic(demo):
     train = load_splits(DATASETS["digits"], demo.root).train
     real = np.concatenate([train.images[train.labels == label][:columns] for label in range(10)])
     files = synthetic_files(find_synthetic(experiment.synthetic_root, 10, 1000), 10)
-    synthetic = read_images([path for of_class in files for path in of_class[:columns]], 8)
+    synthetic = read_images([path for of_class in files for path in of_class[:columns]], 8, "bilinear")
     labels = np.repeat(np.arange(10), columns)
     return side_by_side(real, synthetic, labels, "0123456789", experiment.images_dir / "real_beside_synthetic.png",
                         ("real, 8x8 px", "synthetic, as the classifier sees it"))  # fmt: skip

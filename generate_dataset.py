@@ -147,7 +147,7 @@ def main(args):
         try:
             with tqdm(total=total, initial=total - len(labels), unit="image", smoothing=0.05) as progress:
                 for label, index, images in made:
-                    for image in zip(label, index, resize_images(images, size)):
+                    for image in zip(label, index, resize_images(images, size, "bilinear")):
                         writer.write(*image)
                     progress.update(len(images))
             writer.drain()

@@ -273,10 +273,13 @@ def main(args):
         from Data.loaders import load_splits
 
         keras.utils.set_random_seed(args.seed % 2**32)
-        splits = load_splits(spec, args.data_dir, args.seed)
+        splits = load_splits(spec, args.data_dir, args.seed, spec.resolution)
         chosen_on = splits.test if args.select_on == "test" else splits.val
         context = build_context(args, spec, experiment, epochs, chosen_on)
         search(args, study, context)
+        if not any(trial.state.name == "COMPLETE" for trial in finished_trials(study)):
+            raise UserError(f"none of the {len(finished_trials(study))} trials was completed: all were pruned. "
+                            "Raise --n_trials.")  # fmt: skip
         results = measure(args, context, splits.test, study.best_trial)
         merge_json(experiment.pipeline_file, {spec.name: {STAGE_NAMES[args.train_model]: results}})
         experiment_pipeline_bars(args.root, args.exp)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from Data.registry import NPZ_KEYS, class_files, folder_splits, npz_arrays
+from Data.registry import MAX_CLASSES, NPZ_KEYS, class_files, folder_splits, npz_arrays
 from experiment import UserError, file_hash
 
 log = logging.getLogger("experiment")
@@ -42,13 +42,14 @@ class Splits(NamedTuple):
     test: Split
 
 
-def load_splits(spec, data_dir, seed=1234):
+def load_splits(spec, data_dir, seed=1234, side=None):
     """The real train, validation and test images of a dataset.
 
     Args:
         spec: A `DatasetSpec`.
         data_dir: Folder with the official files; missing ones are downloaded into it.
         seed: Decides how an image folder without validation or test images is split; unused otherwise.
+        side: Size of the images, px; without it they stay as they are in the files (MedMNIST's may be of 28 to 224).
 
     Raises:
         UserError: Files are missing and cannot be downloaded, or are not what they should be.
@@ -59,6 +60,8 @@ def load_splits(spec, data_dir, seed=1234):
     splits = load(spec, Path(data_dir), seed)
     for name, split in zip(Splits._fields, splits):
         check_split(spec, name, split)
+    if side:
+        splits = Splits(*(Split(resize_images(split.images, side), split.labels) for split in splits))
     return splits
 
 
@@ -170,7 +173,11 @@ def read_npz(path):
             raise UserError(
                 f"{path}: {labels_key} must be integers (N,) or (N, 1). Received: {labels.dtype} {labels.shape}"
             )
-        labels = labels.reshape(-1).astype(np.int32)
+        height, width = images.shape[1:3]
+        side = min(height, width)  # what is not square loses its margins
+        top, left = (height - side) // 2, (width - side) // 2
+        images = images[:, top : top + side, left : left + side]
+        labels = labels.reshape(-1).clip(-1, MAX_CLASSES).astype(np.int32)  # no wrapping: it stays out of range
         splits.append(Split(np.repeat(images, 3, -1) if images.shape[-1] == 1 else images, labels))
     return Splits(*splits)
 
@@ -201,8 +208,9 @@ def resize(image, side, mode="antialias"):
     Args:
         image: The image.
         side: New side, px.
-        mode: `antialias` averages over all pixels when it shrinks; `bilinear` blends the four nearest, as published,
-            and so skips most pixels of an image that shrinks more than twofold.
+        mode: `bilinear` blends the four nearest pixels, as published: the right one for generated images, since it
+            undoes the bilinear enlargement that the backbone has learned from. `antialias` averages over all pixels
+            when it shrinks: for photographs, which have detail to lose.
     """
     from PIL import Image
 

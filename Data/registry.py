@@ -13,6 +13,7 @@ IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".ti
 SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 NPZ_KEYS = tuple(f"{split}_{kind}" for split in ("train", "val", "test") for kind in ("images", "labels"))
 MAX_CLASSES = 1000
+MAX_SIDE = 128  # of the user's own images: larger ones show a classifier nothing that the backbones can make
 
 # fmt: off
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -143,8 +144,7 @@ def folder_spec(path):
             side = min(image.size)
     except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
         raise UserError(f"{first} is not a readable image: {error}") from None
-    # Above 128 px a classifier would see nothing new: the backbones make 128 px.
-    return DatasetSpec(own_name(path), "folder", len(files), min(side, 128), count, count, tuple(files), path)
+    return DatasetSpec(own_name(path), "folder", len(files), min(side, MAX_SIDE), count, count, tuple(files), path)
 
 
 def npz_arrays(path, keys):
@@ -173,4 +173,5 @@ def npz_spec(path):
         raise UserError(f"{path}: labels must be integers. Received: {labels.dtype}")
     classes = int(labels.max()) + 1
     names = tuple(str(i) for i in range(classes))
-    return DatasetSpec(own_name(path), "npz", classes, min(images.shape[1:3]), len(images), len(images), names, path)
+    side = min(*images.shape[1:3], MAX_SIDE)
+    return DatasetSpec(own_name(path), "npz", classes, side, len(images), len(images), names, path)

@@ -146,7 +146,7 @@ def find_synthetic(root, num_classes, wanted):
                     "or name a folder with --synthetic_dir.")  # fmt: skip
 
 
-def load_synthetic(folder, num_classes, side, wanted, seed, mode="antialias"):
+def load_synthetic(folder, num_classes, side, wanted, seed, mode="bilinear"):
     """A class-balanced subset of a synthetic dataset, drawn by seed: images uint8 (wanted, side, side, 3), labels.
 
     Raises:

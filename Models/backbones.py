@@ -65,10 +65,10 @@ class Backbone:
         if self.name == "mini":
             from Models.mini_backbone import mini_image_encoder
 
-            return self._load(mini_image_encoder(), "image_encoder", weights_dir)
+            return self._load(mini_image_encoder, "image_encoder", weights_dir)
         from keras_cv.models.stable_diffusion import ImageEncoder
 
-        full = self._load(ImageEncoder(download_weights=False), "image_encoder", weights_dir)
+        full = self._load(lambda: ImageEncoder(download_weights=False), "image_encoder", weights_dir)
         # KerasCV's last layer throws the log-variance away and scales the mean.
         return keras.Model(full.inputs, full.layers[-2].output, name="image_encoder")
 
@@ -77,28 +77,29 @@ class Backbone:
         if self.name == "mini":
             from Models.mini_backbone import mini_unet
 
-            return self._load(mini_unet(self.image_size, self.context_shape), "unet", weights_dir)
+            return self._load(lambda: mini_unet(self.image_size, self.context_shape), "unet", weights_dir)
         from keras_cv.src.models.stable_diffusion.diffusion_model import DiffusionModel, DiffusionModelV2
 
-        build = DiffusionModel if self.name == "sd1" else DiffusionModelV2
+        kind = DiffusionModel if self.name == "sd1" else DiffusionModelV2
         size, tokens = self.image_size, self.context_shape[0]
-        return self._load(build(size, size, tokens, name="unet", download_weights=False), "unet", weights_dir)
+        return self._load(lambda: kind(size, size, tokens, name="unet", download_weights=False), "unet", weights_dir)
 
     def decoder(self, weights_dir=None):
         """Latents (B, h, w, 4) -> images (B, H, W, 3), about -1..1."""
         if self.name == "mini":
             from Models.mini_backbone import mini_decoder
 
-            return self._load(mini_decoder(self.image_size), "decoder", weights_dir)
+            return self._load(lambda: mini_decoder(self.image_size), "decoder", weights_dir)
         from keras_cv.models.stable_diffusion import Decoder
 
         size = self.image_size
-        return self._load(Decoder(size, size, name="decoder", download_weights=False), "decoder", weights_dir)
+        return self._load(lambda: Decoder(size, size, name="decoder", download_weights=False), "decoder", weights_dir)
 
-    def _load(self, model, part, weights_dir):
+    def _load(self, build, part, weights_dir):
         if untrained(self):
-            return model
-        return load_weights(model, self.weights_file(part, weights_dir))
+            return build()
+        path = self.weights_file(part, weights_dir)  # before the build, which takes a minute at full size
+        return load_weights(build(), path)
 
 
 BACKBONES = {
@@ -126,7 +127,7 @@ def pretrained_file(name, url, sha256, weights_dir=None):
         if weights_dir:
             raise UserError(f"there is no {name} in {weights_dir}: get it from {url}{name} (SHA-256 {sha256}).")
         try:
-            keras.utils.get_file(name, origin=url + name, cache_subdir="models", file_hash=sha256)
+            path = Path(keras.utils.get_file(name, origin=url + name, cache_subdir="models", file_hash=sha256))
         # Keras wraps every failure of a download in a plain Exception.
         except Exception as error:
             raise UserError(
@@ -134,7 +135,7 @@ def pretrained_file(name, url, sha256, weights_dir=None):
                 f"(SHA-256 {sha256}) and put it there, or name its folder with --weights_dir."
             ) from None
     if file_hash(path) != sha256:
-        raise UserError(f"{path} is not the published file of {url}{name}: its SHA-256 is not {sha256}.")
+        raise UserError(f"{path} is not the published file of {url}{name}: its SHA-256 is not {sha256}. Delete it.")
     return path
 
 

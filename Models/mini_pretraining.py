@@ -316,6 +316,23 @@ def train_unet(unet, moments, captions, steps, batch_size, seed, save):
     return context_encoder, fitted.history["loss"]
 
 
+def sample_picture(unet, decoder, context_encoder, path, seed, columns=20):
+    """What the backbone draws for captions of which only character, resolution and palette are said: digits, letters."""
+    from Models.sampler import Sampler, initial_noise
+    from plots import grid, save_image
+
+    characters = [c for c in DIGITS for _ in range(columns // 2)] + list("ABCDEFGHKMNPQRSTWXYZ" * 2)
+    captions = np.zeros((len(characters), len(WORDS)), "int32")
+    names = list(WORDS)
+    captions[:, 0] = [1 + CHARACTERS.index(c) for c in characters]
+    captions[:, names.index("resolution")] = 1 + np.arange(len(characters)) % len(RESOLUTIONS)
+    captions[:, names.index("palette")] = 1 + (np.arange(len(characters)) // len(RESOLUTIONS)) % len(PALETTES)
+    contexts = [np.asarray(context_encoder.predict_on_batch(c), "float32") for c in (captions, 0 * captions)]
+    noise = initial_noise(seed, captions[:, 0], np.arange(len(captions)), unet.input_shape[0][1:])
+    images = Sampler(unet, decoder).sample(noise, *contexts, num_steps=25, scale=2.0)
+    return save_image(grid(np.asarray(images), columns), path)
+
+
 def save_half(model, path):
     """Save weights in Keras's own layout with float16 numbers, which Keras casts back when it loads them."""
     import h5py
@@ -347,7 +364,7 @@ def main(args):
     args.out.mkdir(parents=True, exist_ok=True)
     start = time.time()
     images, captions = make_corpus(args.seed, args.images)
-    record = {**{k: str(v) for k, v in vars(args).items()}, "corpus_seconds": time.time() - start}
+    record = {k: v for k, v in vars(args).items() if k != "out"} | {"corpus_seconds": round(time.time() - start)}
     print(f"corpus: {len(images)} images in {record['corpus_seconds']:.0f} s", flush=True)
 
     keras.config.set_dtype_policy(args.precision)
@@ -359,7 +376,7 @@ def main(args):
     record["decoder_loss"] = refine_decoder(decoder, moments, images, args.decoder_steps, 64, args.seed)
     save_half(encoder, args.out / "image_encoder.weights.h5")
     save_half(decoder, args.out / "decoder.weights.h5")
-    record["vae_seconds"] = time.time() - start
+    record["vae_seconds"] = round(time.time() - start)
     del images
 
     start = time.time()
@@ -373,8 +390,8 @@ def main(args):
         unet, moments, captions, args.unet_steps, args.batch_size, args.seed, save
     )
     save()
-    context_encoder.save_weights(args.out / "text_encoder.weights.h5")
-    record["unet_seconds"] = time.time() - start
+    sample_picture(unet, decoder, context_encoder, args.out / "samples.png", args.seed)
+    record["unet_seconds"] = round(time.time() - start)
     (args.out / "training.json").write_text(json.dumps(record, indent=1))
 
 

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from experiment import random_stream
+from experiment import UserError, random_stream
 from Models.noise_schedule import (
     NUM_TRAIN_TIMESTEPS, alpha_bar_pairs, ddim_step, sampling_timesteps, timestep_embedding
 )  # fmt: skip
@@ -100,7 +100,7 @@ def generate_images(sampler, encoder, labels, indices, *, num_steps, scale, seed
         spacing: `leading` as published, or `linspace`.
 
     Raises:
-        FloatingPointError: A whole batch of images is constant: the weights or the precision are broken.
+        UserError: A whole batch of images is constant: the weights or the precision are broken.
     """
     contexts, null_context = class_contexts(encoder)
     latent_shape = sampler.unet.input_shape[0][1:]
@@ -113,5 +113,5 @@ def generate_images(sampler, encoder, labels, indices, *, num_steps, scale, seed
         images = np.asarray(sampler.sample(latents, contexts[label[padded]], null, num_steps, scale, spacing))
         images = images[: len(label)]
         if sampler.decoder is not None and (images.max(axis=(1, 2, 3)) == images.min(axis=(1, 2, 3))).all():
-            raise FloatingPointError("a whole batch of generated images is constant: check the weights and --precision")
+            raise UserError("a whole batch of generated images is constant: check the weights and --precision")
         yield label, index, images

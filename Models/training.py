@@ -1,5 +1,7 @@
 """What fit() needs around the adaptation model: batches, saving, exact resuming."""
 
+import json
+
 import keras
 import numpy as np
 
@@ -52,10 +54,16 @@ class TrainingState:
     """All that a run needs to go on as if nothing had happened, in one file: weights, optimizer, history.
 
     Nothing else has state: order and noise are functions of seed and epoch.
+
+    Args:
+        model: The compiled model.
+        trained: The part of it that learns.
+        path: The file.
+        settings: {name: value} of the arguments that a continued run must share with the interrupted one.
     """
 
-    def __init__(self, model, trained, path):
-        self.model, self.trained, self.path = model, trained, path
+    def __init__(self, model, trained, path, settings):
+        self.model, self.trained, self.path, self.settings = model, trained, path, settings
 
     @property
     def variables(self):
@@ -66,18 +74,23 @@ class TrainingState:
         with atomic_path(self.path) as partial, open(partial, "wb") as file:
             losses = np.array([row["loss"] for row in history])
             arrays = {f"v{i}": np.asarray(v) for i, v in enumerate(self.variables)}
-            np.savez(file, epoch=epoch, losses=losses, **arrays)
+            np.savez(file, epoch=epoch, losses=losses, settings=json.dumps(self.settings), **arrays)
 
     def load(self):
         """Restore and return (epochs done, losses so far); (0, []) where there is nothing to go on from.
 
         Raises:
-            UserError: The file is of another model.
+            UserError: The file is of another model, or of a run with other settings.
         """
         if not self.path.exists():
             return 0, []
         with np.load(self.path, allow_pickle=False) as data:
-            arrays = [data[f"v{i}"] for i in range(len(data.files) - 2)]
+            before = json.loads(str(data["settings"]))
+            differing = [f"--{k} {before.get(k)} (now {v})" for k, v in self.settings.items() if before.get(k) != v]
+            if differing:
+                raise UserError(f"{self.path.parent} holds an interrupted run with other arguments: "
+                                f"{', '.join(differing)}. Give those, or --restart to replace it.")  # fmt: skip
+            arrays = [data[f"v{i}"] for i in range(len(data.files) - 3)]
             if [a.shape for a in arrays] != [tuple(v.shape) for v in self.variables]:
                 raise UserError(f"{self.path} is of another model: start afresh with --restart.")
             for variable, array in zip(self.variables, arrays):

@@ -77,11 +77,11 @@ def save_weights(model, path):
     """Save atomically as Keras's `.weights.h5`.
 
     Raises:
-        ValueError: A weight is not finite; nothing is written then.
+        UserError: A weight is not finite; nothing is written then.
     """
     broken = [w.path for w in model.weights if not np.isfinite(w.numpy()).all()]
     if broken:
-        raise ValueError(f"Weights to save must be finite. Not finite: {', '.join(broken[:3])}")
+        raise UserError(f"the weights are no longer finite, and not saved: {', '.join(broken[:3])}")
     with atomic_path(path) as partial:
         model.save_weights(partial)
 

@@ -28,13 +28,13 @@ def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tmp", type=Path, help="make the temporary folder in this one (the system's)")
     parser.add_argument("--keep", action="store_true", help="leave the temporary folder")
-    parser.add_argument("--python", help=f"a Python {PUBLISHED_PYTHON} for the published stack (this one, or python3.11)")
+    parser.add_argument("--python", help="the published stack's Python 3.11 (this one, or python3.11)")
     args = parser.parse_args()
     if args.tmp and not args.tmp.is_dir():
         parser.error(f"--tmp {args.tmp} is not a folder")
     args.python = args.python or (sys.executable if is_published_python(sys.executable) else "python3.11")
     if not is_published_python(args.python):
-        parser.error(f"the published stack needs Python {PUBLISHED_PYTHON}, which {args.python} is not: name one by --python")
+        parser.error(f"--python must name a Python {PUBLISHED_PYTHON} for the published stack; {args.python} is none")
     free = shutil.disk_usage(args.tmp or tempfile.gettempdir()).free / 1e9
     if free < DISK_NEEDED:
         parser.error(f"{DISK_NEEDED} GB of disk are needed, {free:.1f} are free: name another folder by --tmp")
@@ -55,7 +55,7 @@ def temporary_folder(parent, keep):
     """A new folder, removed at the end, by an error, by Ctrl-C and when the process is told to stop."""
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda number, _: sys.exit(128 + number))
-    folder = Path(tempfile.mkdtemp(prefix="parity-", dir=parent))
+    folder = Path(tempfile.mkdtemp(prefix="parity-", dir=parent)).resolve()
     try:
         yield folder
     finally:
@@ -75,18 +75,24 @@ def step(what):
 
 def run(command, environment, quiet=False):
     """Run a command. Returns its exit code; a quiet one is shown only when it fails."""
-    if not quiet:
-        return subprocess.run(command, env=environment).returncode
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    if done.returncode:
-        print(done.stdout)
-    return done.returncode
+    output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True} if quiet else {}
+    # In a session of its own: what it has started must end with it, or would go on writing to the folder.
+    with subprocess.Popen(command, env=environment, start_new_session=True, **output) as process:
+        try:
+            shown, _ = process.communicate()
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+    if process.returncode and quiet:
+        print(shown)
+    return process.returncode
 
 
 def compare(args, folder):
     """Both sides. Returns the exit code."""
-    # Graphics cards may multiply in TensorFloat-32. The cache of Keras is not ours to touch.
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "3", "KERAS_HOME": str(folder)}
+    # Graphics cards may multiply in TensorFloat-32. Keras's settings and what pip unpacks belong in the folder too.
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "3",
+                   "KERAS_HOME": str(folder), "TMPDIR": str(folder)}  # fmt: skip
     # KerasCV 0.6.1 takes a backend for a wish to run on Keras Core, and a foreign path brings foreign packages.
     foreign = ("KERAS_BACKEND", "PYTHONPATH", "PYTHONHOME")
     published = {name: value for name, value in environment.items() if name not in foreign}

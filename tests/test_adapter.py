@@ -141,7 +141,7 @@ def test_only_one_part_learns(tiny_unet, trained, frozen):
 def train(tiny_unet, folder, epochs, seed, freq=1, offset=0):
     """Train to `epochs` of 4 as SD_adapting.py does: from what is saved in the folder, if anything is."""
     model, parts = build(tiny_unet, "enc", seed)
-    state = TrainingState(model, parts["enc"], folder / "state.npz")
+    state = TrainingState(model, parts["enc"], folder / "state.npz", {"lr": 0.1})
     done, losses = state.load()
     saved = []
     saver = SaveEpochs(parts["enc"], folder, state, freq, epochs, offset, losses, lambda *call: saved.append(call))
@@ -173,17 +173,24 @@ def test_epochs_are_saved_at_the_frequency_and_at_both_ends(tiny_unet, tmp_path)
 
 def test_nothing_to_resume(tiny_unet, tmp_path):
     model, parts = build(tiny_unet, "enc")
-    assert TrainingState(model, parts["enc"], tmp_path / "state.npz").load() == (0, [])
+    assert TrainingState(model, parts["enc"], tmp_path / "state.npz", {"lr": 0.1}).load() == (0, [])
 
 
 def test_a_state_of_another_model_is_refused(tiny_unet, tmp_path):
     for trained in ("enc", "dif"):
         model, parts = build(tiny_unet, trained)
-        state = TrainingState(model, parts[trained], tmp_path / "state.npz")
+        state = TrainingState(model, parts[trained], tmp_path / "state.npz", {"lr": 0.1})
         if trained == "enc":
             state.save(1, [{"epoch": 1, "loss": 0.5}])
     with pytest.raises(UserError, match="state.npz is of another model: start afresh with --restart"):
         state.load()
+
+
+def test_a_state_of_other_arguments_is_refused(tiny_unet, tmp_path):
+    model, parts = build(tiny_unet, "enc")
+    TrainingState(model, parts["enc"], tmp_path / "state.npz", {"lr": 0.1}).save(1, [{"epoch": 1, "loss": 0.5}])
+    with pytest.raises(UserError, match=r"--lr 0.1 \(now 0.2\)"):
+        TrainingState(model, parts["enc"], tmp_path / "state.npz", {"lr": 0.2}).load()
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_saves_nothing(tiny_unet, tmp_path):

@@ -311,3 +311,16 @@ def test_resize_images():
     assert (small[0] == 0).all() and np.abs(small[1, :, 1:-1].astype(int) - 100).max() < 20
     large = resize_images(np.full((1, 8, 8, 3), 7, np.uint8), 20)
     assert large.shape == (1, 20, 20, 3) and (large == 7).all()
+
+
+@pytest.mark.parametrize("side", [5, 8, 20, 40])
+def test_bilinear_is_the_published_filter(tmp_path, side):
+    """tf.image.resize without antialiasing: the four nearest pixels."""
+    from keras import ops
+
+    images = np.random.default_rng(1).integers(0, 256, (2, 20, 20, 3), np.uint8)
+    expected = np.asarray(ops.image.resize(images.astype("float32"), (side, side), "bilinear", antialias=False))
+    resized = resize_images(images, side, "bilinear")
+    assert np.abs(resized - expected).max() <= 1
+    Image.fromarray(images[0]).save(tmp_path / "image.png")
+    assert np.array_equal(read_images([tmp_path / "image.png"], side, "bilinear")[0], resized[0])

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from keras import layers, ops
 
+from experiment import UserError
 from Models.class_encoder import class_encoder
 from Models.sampler import Sampler, class_contexts, generate_images, initial_noise
 
@@ -143,5 +144,5 @@ def test_other_seeds_give_other_images(generate):
 def test_constant_images_are_an_error(encoder):
     latent = keras.Input((4, 4, 4))
     broken = Sampler(closed_form_unet(4), keras.Model(latent, layers.Rescaling(float("nan"))(latent)))
-    with pytest.raises(FloatingPointError, match="constant"):
+    with pytest.raises(UserError, match="constant"):
         list(generate_images(broken, encoder, LABELS, INDICES, num_steps=1, scale=1, seed=5, batch_size=4))

@@ -1,0 +1,90 @@
+"""The paper's own files in their published folders: checkpoints of Keras 2, and a synthetic tree without a manifest."""
+
+import json
+import shutil
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import classifier_training
+import generate_dataset
+from Data import loaders
+from Data.loaders import Split, Splits
+from Models import backbones, classifier
+from Models.backbones import Backbone
+
+
+@pytest.mark.parametrize("name", ["best_model.h5/best_model.h5", "best_model.h5"])
+def test_released_classifier_is_tested_as_it_is(golden, tmp_path, monkeypatch, name):
+    with np.load(golden / "resnet20_filters8_classes10_res32_golden.npz") as data:
+        images, probabilities = (data["images"] * 255).round().astype(np.uint8), data["probabilities"]
+    labels = probabilities.argmax(axis=1).astype(np.int32)
+    labels[:3] = (labels[:3] + 1) % 10  # so that 5 of 8 are right
+    split = Split(images, labels)
+    monkeypatch.setattr(loaders, "load_splits", lambda *_: Splits(split, split, split))
+    monkeypatch.setitem(classifier.CLASSIFIERS, "resnet20", 8)
+    weights = tmp_path / "Checkpoints/Classifiers/Exp_0001/resnet20/cifar10/400k" / name
+    weights.parent.mkdir(parents=True)
+    shutil.copy(golden / "resnet20_filters8_classes10_res32.h5", weights)
+
+    flags = ["--dataset", "cifar10", "--exp", "0001", "--take", "10", "--train", "False", "--root", str(tmp_path)]
+    classifier_training.main(classifier_training.parse_args(flags))
+    results = json.loads((tmp_path / "CAS Results/test_accuracies_exp0001.json").read_text())
+    assert results["resnet20"]["cifar10"]["x10"]["top_1_accuracy"] == 5 / 8
+
+
+def test_released_epochs_generate_images(golden, tiny_unet, tmp_path, monkeypatch, float32_after):
+    import keras
+
+    @dataclass(frozen=True)
+    class TinyBackbone(Backbone):
+        """One whose Class Encoder has the shape of the published golden file."""
+
+        def unet(self, weights_dir=None):
+            latent, time = keras.Input((4, 4, 4)), keras.Input((320,))
+            context = keras.Input((5, 8))
+            shift = keras.layers.Reshape((1, 1, 4))(keras.layers.Dense(4)(keras.layers.Flatten()(context)))
+            return keras.Model([latent, time, context], keras.layers.Add()([latent, shift]))
+
+        def decoder(self, weights_dir=None):
+            latent = keras.Input((4, 4, 4))
+            return keras.Model(latent, keras.layers.Conv2D(3, 1)(keras.layers.UpSampling2D(4)(latent)))
+
+        def weights_file(self, part, weights_dir):
+            return golden / "class_encoder_golden.npz"  # any file: its hash goes into the manifest
+
+    tiny = TinyBackbone("mini", 16, 4, 1.0, (5, 8), 12, {})
+    monkeypatch.setitem(backbones.BACKBONES, "mini", tiny)
+    common = ["--dataset", "digits", "--exp", "0001", "--backbone", "mini", "--root", str(tmp_path)]
+    folder = tmp_path / "Checkpoints/DDPM/Exp_0001/digits"
+    (folder / "MyEmbedding").mkdir(parents=True)
+    (folder / "DiffusionFt").mkdir()
+    shutil.copy(golden / "class_encoder_units12_tokens5_dim8_classes10.hdf5", folder / "MyEmbedding/epoch31.hdf5")
+    tiny.unet().save_weights(folder / "DiffusionFt/epoch10.weights.h5")
+
+    flags = ["--img_total", "12", "--enc_epoch", "31", "--dif_epoch", "10", "--inf_steps", "2", "--ugs", "1.5"]
+    generate_dataset.main(generate_dataset.parse_args(common + flags))
+    made = tmp_path / "Data/Synthetic/Exp_0001/digits/12Enc31Dif10Is2Ugs1.5"
+    assert json.loads((made / "manifest.json").read_text())["counts"] == [2, 2, *[1] * 8]
+
+
+def test_released_synthetic_tree_trains_a_classifier(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    labels = np.arange(20, dtype=np.int32) % 2
+    real = Split((labels[:, None, None, None] * np.full((20, 28, 28, 3), 200)).astype(np.uint8), labels)
+    np.savez(tmp_path / "two.npz", **{f"{s}_images": real.images for s in ("train", "val", "test")},
+             **{f"{s}_labels": labels[:, None] for s in ("train", "val", "test")})  # fmt: skip
+    for label in range(2):
+        folder = tmp_path / f"Data/Synthetic/Exp_0001/two/1k/class_{label:02d}"
+        folder.mkdir(parents=True)
+        for i in range(11):
+            noise = rng.integers(0, 50, (128, 128, 3)) + 200 * label
+            Image.fromarray(noise.astype(np.uint8)).save(folder / f"img_{i}.png")
+    monkeypatch.setitem(classifier.CLASSIFIERS, "resnet20", 4)
+    flags = ["--dataset", str(tmp_path / "two.npz"), "--exp", "0001", "--epochs", "12", "--batch_size", "4",
+             "--root", str(tmp_path)]  # fmt: skip
+    classifier_training.main(classifier_training.parse_args(flags))
+    results = json.loads((tmp_path / "CAS Results/test_accuracies_exp0001.json").read_text())
+    assert results["resnet20"]["two"]["x1"]["top_1_accuracy"] > 0.9
