@@ -89,6 +89,7 @@ def sheet_writer(args, spec, backbone, encoder, unet, folder):
 
 def main(args):
     from Data.registry import dataset_spec
+    from Models.weights import epoch_file, load_epoch
 
     started = time.time()
     spec = dataset_spec(args.dataset)
@@ -100,6 +101,10 @@ def main(args):
         print(f"finished already: {folder} (--restart trains again)")
         return
 
+    for part, epoch in (("enc", args.enc_epoch), ("dif", args.dif_epoch)):
+        if epoch:  # a wrong number shall be told before anything is loaded or written
+            epoch_file(experiment.part_dir(part), epoch, part)
+
     # Data and models
     keras = import_keras()
     from Data.loaders import load_splits
@@ -107,7 +112,6 @@ def main(args):
     from Models.backbones import BACKBONES, set_precision
     from Models.class_encoder import class_encoder
     from Models.training import SaveEpochs, TrainingState, noisy_batches, paper_optimizer
-    from Models.weights import load_epoch
     from plots import class_collages, loss_curve
 
     start_logging(folder)

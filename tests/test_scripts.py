@@ -165,7 +165,7 @@ def test_trained_classifier_is_only_tested_with_train_false(root):
     [
         ("generate_dataset.py", ["--img_total", 10, "--enc_epoch", 9], "--enc_epoch 9: there is no Class Encoder of that epoch"),
         ("generate_dataset.py", ["--img_total", 10, "--enc_epoch", 2, "--dif_epoch", 9], "Epochs there: 1"),
-        ("SD_adapting.py", ["--train_model", "dif", "--enc_epoch", 7], "Epochs there: 1, 2"),
+        ("SD_adapting.py", ["--enc_epoch", 7, "--exp", "other"], "Epochs there: none"),
         ("SD_adapting.py", ["--epochs", 3, "--batch_size", 128], "--epochs 2 (now 3)"),
         ("classifier_training.py", ["--take", 5, "--classifier", "resnet20_16"], "There: 1.003kEnc2Dif1Is2Ugs1 (1003 images)"),
         ("classifier_training.py", ["--train", False, "--take", 3], "there is no trained classifier"),
