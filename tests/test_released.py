@@ -10,6 +10,7 @@ from PIL import Image
 
 import classifier_training
 import generate_dataset
+import hyp_opt
 from Data import loaders
 from Data.loaders import Split, Splits
 from Models import backbones, classifier
@@ -35,7 +36,9 @@ def test_released_classifier_is_tested_as_it_is(golden, tmp_path, monkeypatch, n
     assert results["resnet20"]["cifar10"]["x10"]["top_1_accuracy"] == 5 / 8
 
 
-def test_released_epochs_generate_images(golden, tiny_unet, tmp_path, monkeypatch, float32_after):
+@pytest.fixture
+def released_epochs(golden, tmp_path, monkeypatch, float32_after):
+    """Flags of an experiment whose encoder is a published file, beside a backbone small enough for it."""
     import keras
 
     @dataclass(frozen=True)
@@ -64,10 +67,22 @@ def test_released_epochs_generate_images(golden, tiny_unet, tmp_path, monkeypatc
     shutil.copy(golden / "class_encoder_units12_tokens5_dim8_classes10.hdf5", folder / "MyEmbedding/epoch31.hdf5")
     tiny.unet().save_weights(folder / "DiffusionFt/epoch10.weights.h5")
 
+    return common
+
+
+def test_released_epochs_generate_images(released_epochs, tmp_path):
     flags = ["--img_total", "12", "--enc_epoch", "31", "--dif_epoch", "10", "--inf_steps", "2", "--ugs", "1.5"]
-    generate_dataset.main(generate_dataset.parse_args(common + flags))
+    generate_dataset.main(generate_dataset.parse_args(released_epochs + flags))
     made = tmp_path / "Data/Synthetic/Exp_0001/digits/12Enc31Dif10Is2Ugs1.5"
     assert json.loads((made / "manifest.json").read_text())["counts"] == [2, 2, *[1] * 8]
+
+
+def test_released_epoch_is_searched(released_epochs, tmp_path, monkeypatch):
+    monkeypatch.setitem(classifier.CLASSIFIERS, "resnet20", 4)
+    flags = ["--n_trials", "1", "--num_imgs", "10", "--is_max", "5", "--epochs", "1"]
+    hyp_opt.main(hyp_opt.parse_args(released_epochs + flags))
+    best = json.loads((tmp_path / "optimization_plots/0001/digits/enc/best.json").read_text())
+    assert best["epoch"] == 31  # the only one there, whatever epoch was suggested
 
 
 def test_released_synthetic_tree_trains_a_classifier(tmp_path, monkeypatch):
