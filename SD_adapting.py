@@ -7,7 +7,7 @@
 import time
 
 from cli import add_model_flags, finish_args, import_keras, integer, log, new_parser, number, run, start_logging
-from experiment import Experiment, describe_arguments, describe_run, finished_run, write_json
+from experiment import Experiment, describe_arguments, describe_run, file_hash, finished_run, write_json
 
 PRESETS = {
     # As published (paper, section 3, and its code).
@@ -45,7 +45,6 @@ def dataset_moments(args, spec, experiment, backbone, images):
     import numpy as np
 
     from Data.latents import cached_moments
-    from experiment import file_hash
     from Models.backbones import UNTRAINED_HASH, untrained
 
     def encode(images):

@@ -4,14 +4,14 @@ Dataset: the 1,797 handwritten digits of scikit-learn. Backbone: mini. A second 
 """
 
 import argparse
-import json
 import shlex
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-REPOSITORY = Path(__file__).resolve().parent
+from experiment import REPOSITORY, Experiment, read_json
+
 CLASSIFIER = "resnet20_16"  # a quarter of the paper's width, for speed
 
 
@@ -26,8 +26,8 @@ class Demo:
     """Runs the stages one after the other and remembers how long each took."""
 
     def __init__(self, root, seed):
-        self.root, self.seconds = root.resolve(), {}
-        self.common = ["--dataset", "digits", "--exp", "demo", "--root", str(self.root), "--seed", str(seed)]
+        self.experiment, self.seconds = Experiment(root.resolve(), "demo", "digits"), {}
+        self.common = ["--dataset", "digits", "--exp", "demo", "--root", str(self.experiment.root), "--seed", str(seed)]
 
     def run(self, stage, script, *flags):
         command = [script, *self.common, *map(str, flags)]
@@ -39,7 +39,7 @@ class Demo:
         self.seconds[stage] = time.time() - start
 
     def best(self, part):
-        return json.loads((self.root / "optimization_plots" / "demo" / "digits" / part / "best.json").read_text())
+        return read_json(self.experiment.search_dir(part) / "best.json")
 
 
 def main(args):
@@ -77,12 +77,11 @@ def real_beside_synthetic(demo):
     from Data.loaders import load_splits, read_images
     from Data.registry import DATASETS
     from Data.synthetic import find_synthetic, synthetic_files
-    from experiment import Experiment
     from plots import side_by_side
 
     columns = 8
-    experiment = Experiment(demo.root, "demo", "digits")
-    train = load_splits(DATASETS["digits"], demo.root).train
+    experiment = demo.experiment
+    train = load_splits(DATASETS["digits"], experiment.root).train
     real = np.concatenate([train.images[train.labels == label][:columns] for label in range(10)])
     files = synthetic_files(find_synthetic(experiment.synthetic_root, 10, 1000), 10)
     synthetic = read_images([path for of_class in files for path in of_class[:columns]], 8, "bilinear")
@@ -92,9 +91,8 @@ def real_beside_synthetic(demo):
 
 
 def print_table(demo, seconds, pictures):
-    results = demo.root / "CAS Results"
-    steps = json.loads((results / "pipeline_optimization_expdemo.json").read_text())["digits"]
-    cas = json.loads((results / "test_accuracies_expdemo.json").read_text())[CLASSIFIER]["digits"]
+    steps = read_json(demo.experiment.pipeline_file)["digits"]
+    cas = read_json(demo.experiment.cas_file)[CLASSIFIER]["digits"]
     rows = [("1 after transfer learning", steps["After Transfer Learning"]["no_opt"]["top_1"]),
             ("2 after the first search", steps["After Transfer Learning"]["opt"]["top_1"]),
             ("3 after fine-tuning", steps["After Fine-Tuning"]["no_opt"]["top_1"]),
@@ -113,7 +111,7 @@ def print_table(demo, seconds, pictures):
                     "optimization_plots/demo/top_1.png", "CAS Results/CAS_plots/expdemo/digits.png",
                     "Checkpoints/DDPM/Exp_demo/digits/*/loss.png",
                     "Checkpoints/Classifiers/Exp_demo/*/digits/*/confusion_matrix.png"):  # fmt: skip
-        pictures += sorted(demo.root.glob(pattern))
+        pictures += sorted(demo.experiment.root.glob(pattern))
     for path in pictures:
         print(f"  {path}")
 

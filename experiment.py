@@ -218,9 +218,8 @@ def finished_run(record_file, args, free):
         return False
     before = read_json(record_file).get("arguments", {})
     now = describe_arguments(args)
-    differing = [k for k in now if k not in (*free, "restart") and k in before and before[k] != now[k]]
-    if differing:
-        shown = ", ".join(f"--{k} {before[k]} (now {now[k]})" for k in differing)
+    shown = changed_arguments(before, {k: v for k, v in now.items() if k not in (*free, "restart") and k in before})
+    if shown:
         raise UserError(f"{record_file.parent} holds a finished run with other arguments: {shown}. Use another --exp, "
                         "or --restart to replace it.")  # fmt: skip
     return True
@@ -228,3 +227,8 @@ def finished_run(record_file, args, free):
 
 def describe_arguments(args):
     return {k: str(v) if isinstance(v, Path) else v for k, v in sorted(vars(args).items())}
+
+
+def changed_arguments(before, now):
+    """The flags of `now` that differ from `before`, with both values, as one text; empty where none does."""
+    return ", ".join(f"--{k} {before.get(k)} (now {v})" for k, v in now.items() if before.get(k) != v)

@@ -5,7 +5,7 @@ import json
 import keras
 import numpy as np
 
-from experiment import UserError, atomic_path, random_stream, write_csv
+from experiment import UserError, atomic_path, changed_arguments, random_stream, write_csv
 from Models.noise_schedule import NUM_TRAIN_TIMESTEPS
 from Models.weights import epoch_path, save_weights
 
@@ -85,11 +85,10 @@ class TrainingState:
         if not self.path.exists():
             return 0, []
         with np.load(self.path, allow_pickle=False) as data:
-            before = json.loads(str(data["settings"]))
-            differing = [f"--{k} {before.get(k)} (now {v})" for k, v in self.settings.items() if before.get(k) != v]
-            if differing:
-                raise UserError(f"{self.path.parent} holds an interrupted run with other arguments: "
-                                f"{', '.join(differing)}. Give those, or --restart to replace it.")  # fmt: skip
+            shown = changed_arguments(json.loads(str(data["settings"])), self.settings)
+            if shown:
+                raise UserError(f"{self.path.parent} holds an interrupted run with other arguments: {shown}. "
+                                "Give those, or --restart to replace it.")  # fmt: skip
             arrays = [data[f"v{i}"] for i in range(len(data.files) - 3)]
             if [a.shape for a in arrays] != [tuple(v.shape) for v in self.variables]:
                 raise UserError(f"{self.path} is of another model: start afresh with --restart.")
