@@ -110,7 +110,7 @@ def main(args):
     from Models.adapter import denoising_model
     from Models.backbones import BACKBONES, set_precision
     from Models.class_encoder import class_encoder
-    from Models.training import SaveEpochs, TrainingState, noisy_batches, paper_optimizer
+    from Models.training import SaveEpochs, TrainingState, fast_feed, noisy_batches, paper_optimizer
     from plots import class_collages, loss_curve
 
     start_logging(folder)
@@ -156,7 +156,7 @@ def main(args):
 
     saver = SaveEpochs(part, folder, state, args.freq, args.epochs, offset, losses, on_save)
     batches = noisy_batches(moments, train.labels, spec.num_classes, args.batch_size, args.seed, done)
-    model.fit(batches, steps_per_epoch=steps, epochs=args.epochs, initial_epoch=done, callbacks=[saver], shuffle=False,
+    model.fit(fast_feed(batches), steps_per_epoch=steps, epochs=args.epochs, initial_epoch=done, callbacks=[saver], shuffle=False,
               verbose=2)  # fmt: skip
 
     loss_curve(saver.history, folder / "loss.png", f"{spec.name}, {args.train_model}")

@@ -1,6 +1,6 @@
 """The pretrained Stable Diffusions: image encoder, UNet and decoder with their weights.
 
-KerasCV is no longer developed; only this module and `mini_backbone.py` import it.
+KerasCV is no longer developed; only this module, `mini_backbone.py` and `faster_layers.py` import it.
 """
 
 import os
@@ -10,6 +10,7 @@ from pathlib import Path
 import keras
 
 from experiment import UserError, file_hash
+from Models.faster_layers import use_faster_layers
 from Models.weights import load_weights
 
 # Tests and measurements of the full-size models need no pretrained numbers: this variable, and only it, leaves
@@ -96,10 +97,9 @@ class Backbone:
         return self._load(lambda: Decoder(size, size, name="decoder", download_weights=False), "decoder", weights_dir)
 
     def _load(self, build, part, weights_dir):
-        if untrained(self):
-            return build()
-        path = self.weights_file(part, weights_dir)  # before the build, which takes a minute at full size
-        return load_weights(build(), path)
+        path = None if untrained(self) else self.weights_file(part, weights_dir)  # the build takes a minute at full size
+        model = use_faster_layers(build())
+        return load_weights(model, path) if path else model
 
 
 BACKBONES = {

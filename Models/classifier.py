@@ -7,10 +7,12 @@ import numpy as np
 
 from experiment import random_stream
 from Models.resnet import CLASSIFIERS, resnet20
+from Models.training import fast_feed
 
 LABEL_SMOOTHING = 0.1
 LEARNING_RATE_FLOOR = 1e-5
 TOP_K = 5
+VALIDATION_BATCH = 512
 
 
 class EpochTimes(keras.callbacks.Callback):
@@ -86,10 +88,10 @@ class Classifier:
             variable.assign(value)
         times = EpochTimes()
         history = self.model.fit(
-            self.batches(*train, batch_size, seed),
+            fast_feed(self.batches(*train, batch_size, seed)),
             steps_per_epoch=-(-len(train[1]) // batch_size),
             validation_data=(self.scale(val[0]), self.one_hot(val[1])),
-            validation_batch_size=batch_size,
+            validation_batch_size=VALIDATION_BATCH,
             epochs=epochs,
             shuffle=False,  # the batches are
             verbose=verbose,

@@ -327,9 +327,11 @@ def sample_picture(unet, decoder, context_encoder, path, seed, columns=20):
     captions[:, 0] = [1 + CHARACTERS.index(c) for c in characters]
     captions[:, names.index("resolution")] = 1 + np.arange(len(characters)) % len(RESOLUTIONS)
     captions[:, names.index("palette")] = 1 + (np.arange(len(characters)) // len(RESOLUTIONS)) % len(PALETTES)
-    contexts = [np.asarray(context_encoder.predict_on_batch(c), "float32") for c in (captions, 0 * captions)]
-    noise = initial_noise(seed, captions[:, 0], np.arange(len(captions)), unet.input_shape[0][1:])
-    images = Sampler(unet, decoder).sample(noise, *contexts, num_steps=25, scale=2.0)
+    rows = np.arange(len(captions))
+    noise = initial_noise(seed, captions[:, 0], rows, unet.input_shape[0][1:])
+    said_and_unsaid = np.concatenate([captions, 0 * captions[:1]])
+    contexts = np.asarray(context_encoder.predict_on_batch(said_and_unsaid), "float32")
+    images = Sampler(unet, decoder).sample(noise, contexts, rows, num_steps=25, scale=2.0)
     return save_image(grid(np.asarray(images), columns), path)
 
 
@@ -358,6 +360,7 @@ def main(args):
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     import keras
 
+    from Models.faster_layers import use_faster_layers
     from Models.mini_backbone import mini_decoder, mini_image_encoder, mini_unet
 
     keras.utils.set_random_seed(args.seed)
@@ -369,7 +372,7 @@ def main(args):
 
     keras.config.set_dtype_policy(args.precision)
     start = time.time()
-    encoder, decoder = mini_image_encoder(), mini_decoder(SIZE)
+    encoder, decoder = use_faster_layers(mini_image_encoder()), use_faster_layers(mini_decoder(SIZE))
     record["vae_loss"] = train_vae(encoder, decoder, images, args.vae_steps, 64, args.seed)
     fold_latent_scale(encoder, decoder, images[:4096])
     moments = encode(encoder, images)
@@ -380,7 +383,7 @@ def main(args):
     del images
 
     start = time.time()
-    unet = mini_unet(SIZE, CONTEXT_SHAPE)
+    unet = use_faster_layers(mini_unet(SIZE, CONTEXT_SHAPE))
 
     def save(epoch=None, logs=None):
         save_half(unet, args.out / "unet.weights.h5")

@@ -5,6 +5,7 @@ import numpy as np
 from keras import ops
 
 from experiment import UserError, random_stream
+from Models.faster_layers import shared_contexts
 from Models.noise_schedule import (
     NUM_TRAIN_TIMESTEPS, alpha_bar_pairs, ddim_step, sampling_timesteps, timestep_embedding
 )  # fmt: skip
@@ -29,41 +30,51 @@ class Sampler(keras.Model):
         self.unet, self.decoder = unet, decoder
 
     def call(self, inputs):
-        """`latents` (B, h, w, 4); `context` and `null_context` (B, tokens, width), either may be left out; `scale` ();
-        `timesteps` (1000,), `alpha_bar`, `alpha_bar_next` (1000,), of which the first `num_steps` () are visited.
+        """`latents` (B, h, w, 4); `contexts` (R, tokens, width); `null_rows` and `rows` (B,), either may be
+        left out: which context each image has in the unconditional and in the conditional pass; `scale` ();
+        `timesteps`, `alpha_bar`, `alpha_bar_next` (1000,), of which the first `num_steps` () are visited.
         -> images uint8 (B, H, W, 3), or latents."""
-        contexts = [inputs[name] for name in ("null_context", "context") if name in inputs]
-        context = ops.concatenate(contexts, axis=0)  # (B or 2B, tokens, width)
+        rows = [inputs[name] for name in ("null_rows", "rows") if name in inputs]
+        both, rows, contexts = len(rows) == 2, ops.concatenate(rows, axis=0), inputs["contexts"]
 
         def step(i, latents):
-            passes = ops.concatenate([latents] * len(contexts), axis=0)
+            passes = ops.concatenate([latents, latents], axis=0) if both else latents
             timesteps = ops.broadcast_to(inputs["timesteps"][i], ops.shape(passes)[:1])
             noise = self.unet([passes, timestep_embedding(timesteps), context])
             noise = ops.cast(noise, "float32")
-            if len(contexts) == 2:
+            if both:
                 null_noise, noise = ops.split(noise, 2, axis=0)
                 noise = null_noise + inputs["scale"] * (noise - null_noise)
             return ddim_step(latents, noise, inputs["alpha_bar"][i], inputs["alpha_bar_next"][i])
 
-        latents = ops.fori_loop(0, inputs["num_steps"], step, inputs["latents"])
+        context = ops.take(contexts, rows, axis=0)  # (B or 2B, tokens, width)
+        with shared_contexts(self.unet, contexts, rows):
+            latents = ops.fori_loop(0, inputs["num_steps"], step, inputs["latents"])
         if self.decoder is None:
             return latents
         images = ops.cast(self.decoder(latents), "float32")
         return ops.cast(ops.clip((images + 1.0) * 127.5, 0.0, 255.0), "uint8")  # truncates, as published
 
-    def sample(self, latents, context, null_context, num_steps, scale, spacing="leading"):
-        """Run the loop on one batch of NumPy arrays; only the contexts that the scale needs are used."""
+    def sample(self, latents, contexts, rows, num_steps, scale, spacing="leading"):
+        """Run the loop on one batch of NumPy arrays, with only the passes that the scale needs.
+
+        Args:
+            latents: Initial noise float32 (B, h, w, 4).
+            contexts: float32 (R, tokens, width); the last one is unconditional.
+            rows: int (B,): which context each image is conditioned on.
+            num_steps, scale, spacing: As in `generate_images`.
+        """
         timesteps = sampling_timesteps(num_steps, spacing)
         pad = (0, NUM_TRAIN_TIMESTEPS - len(timesteps))  # one shape for every number of steps
         alpha_bar, alpha_bar_next = (np.pad(a, pad, constant_values=1.0) for a in alpha_bar_pairs(timesteps))
         inputs = {
-            "latents": latents, "timesteps": np.pad(timesteps, pad), "num_steps": np.int32(len(timesteps)),
+            "latents": latents, "contexts": contexts, "timesteps": np.pad(timesteps, pad), "num_steps": np.int32(len(timesteps)),
             "alpha_bar": alpha_bar, "alpha_bar_next": alpha_bar_next, "scale": np.float32(scale),
         }  # fmt: skip
         if scale != 0:
-            inputs["context"] = context
+            inputs["rows"] = np.asarray(rows, "int32")
         if scale != 1:
-            inputs["null_context"] = null_context
+            inputs["null_rows"] = np.full(len(latents), len(contexts) - 1, "int32")
         return self.predict_on_batch(inputs)
 
 
@@ -76,11 +87,10 @@ def initial_noise(seed, labels, indices, latent_shape):
 
 
 def class_contexts(encoder):
-    """Contexts of all classes (C, tokens, width), and the unconditional one (1, tokens, width)."""
+    """Contexts of all classes and, last, the unconditional one: float32 (C + 1, tokens, width)."""
     num_classes = encoder.input_shape[-1]
     one_hot = np.concatenate([np.eye(num_classes), np.zeros((1, num_classes))]).astype("float32")
-    contexts = np.asarray(encoder.predict_on_batch(one_hot))
-    return contexts[:-1], contexts[-1:]
+    return np.asarray(encoder.predict_on_batch(one_hot))
 
 
 def generate_images(sampler, encoder, labels, indices, *, num_steps, scale, seed, batch_size, spacing="leading"):
@@ -102,15 +112,17 @@ def generate_images(sampler, encoder, labels, indices, *, num_steps, scale, seed
     Raises:
         UserError: A whole batch of images is constant: the weights or the precision are broken.
     """
-    contexts, null_context = class_contexts(encoder)
+    contexts = class_contexts(encoder)
     latent_shape = sampler.unet.input_shape[0][1:]
     batch_size = max(2, batch_size)  # a batch of one takes other code paths in matrix products
     for start in range(0, len(labels), batch_size):
         label, index = labels[start : start + batch_size], indices[start : start + batch_size]
         padded = np.resize(np.arange(len(label)), batch_size)
         latents = initial_noise(seed, label[padded], index[padded], latent_shape)
-        null = np.repeat(null_context, batch_size, axis=0)
-        images = np.asarray(sampler.sample(latents, contexts[label[padded]], null, num_steps, scale, spacing))
+        # The classes of this batch, in a table that always has the same size.
+        used, rows = np.unique(label[padded], return_inverse=True)
+        table = contexts[[*np.resize(used, min(batch_size, len(contexts) - 1)), -1]]
+        images = np.asarray(sampler.sample(latents, table, rows, num_steps, scale, spacing))
         images = images[: len(label)]
         if sampler.decoder is not None and (images.max(axis=(1, 2, 3)) == images.min(axis=(1, 2, 3))).all():
             raise UserError("a whole batch of generated images is constant: check the weights and --precision")

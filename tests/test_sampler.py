@@ -33,22 +33,22 @@ def sampler():
     return Sampler(closed_form_unet(16))
 
 
-def contexts(means, batch=3):
-    return np.broadcast_to(np.reshape(means, (-1, 1, 1)), (batch, 2, 3)).astype("float32")
+def contexts(means, null_mean):
+    """A context of constant values for each mean, then the unconditional one."""
+    return np.broadcast_to(np.reshape([*means, null_mean], (-1, 1, 1)), (len(means) + 1, 2, 3)).astype("float32")
 
 
 @pytest.mark.parametrize("scale", [0.0, 1.0, 1.2, 7.5])
 @pytest.mark.parametrize("num_steps", [1, 2, 5, 15, 50])
 def test_published_latents(sampler, diffusion_golden, num_steps, scale):
-    latents = sampler.sample(
-        diffusion_golden["initial_noise"], contexts(diffusion_golden["context_mean"]),
-        contexts(diffusion_golden["unconditional_context_mean"]), num_steps, scale,
-    )  # fmt: skip
+    table = contexts(np.ravel(diffusion_golden["context_mean"]), diffusion_golden["unconditional_context_mean"].item())
+    noise = diffusion_golden["initial_noise"]
+    latents = sampler.sample(noise, table, np.resize(np.arange(len(table) - 1), len(noise)), num_steps, scale)
     assert np.abs(latents - diffusion_golden[f"final_latent_steps{num_steps}_ugs{scale}"]).max() < 1e-4
 
 
 def test_linspace_starts_at_another_timestep(sampler, diffusion_golden):
-    arguments = diffusion_golden["initial_noise"], contexts(0.1), contexts(0.0), 5, 1.2
+    arguments = diffusion_golden["initial_noise"], contexts([0.1], 0.0), [0, 0, 0], 5, 1.2
     assert np.abs(sampler.sample(*arguments) - sampler.sample(*arguments, spacing="linspace")).max() > 1e-2
 
 
@@ -60,7 +60,7 @@ def test_one_graph_and_no_needless_pass(scales, batch):
     batches.clear()
     noise = np.random.default_rng(1).standard_normal((3, 4, 4, 4), dtype="float32")
     for num_steps, scale in zip((1, 15, 50), scales):
-        sampler.sample(noise, contexts(0.1), contexts(0.0), num_steps, scale)
+        sampler.sample(noise, contexts([0.1], 0.0), [0, 0, 0], num_steps, scale)
     assert batches == [batch]
 
 
@@ -76,7 +76,7 @@ class Levels(layers.Layer):
 def test_pixels_are_clipped_and_truncated_as_published():
     latent = keras.Input((4, 4, 4))
     images = Sampler(closed_form_unet(4), keras.Model(latent, Levels()(latent))).sample(
-        np.zeros((2, 4, 4, 4), "float32"), contexts(0.1, 2), contexts(0.0, 2), 2, 1.5
+        np.zeros((2, 4, 4, 4), "float32"), contexts([0.1], 0.0), [0, 0], 2, 1.5
     )
     assert images.dtype == np.uint8 and images[1, 0, :, 0].tolist() == [0, 0, 127, 191, 254, 255, 255]
 
@@ -97,9 +97,9 @@ def encoder():
 
 
 def test_class_contexts(encoder):
-    each, null = class_contexts(encoder)
-    assert each.shape == (3, 2, 3) and null.shape == (1, 2, 3)
-    assert np.abs(each - encoder(np.eye(3))).max() < 1e-6 and np.abs(null - encoder(np.zeros((1, 3)))).max() < 1e-6
+    table = class_contexts(encoder)
+    assert table.shape == (4, 2, 3)
+    assert np.abs(table - encoder(np.eye(4, 3))).max() < 1e-6  # the last label is all zeros
 
 
 LABELS, INDICES = np.array([0, 0, 0, 1, 1, 2, 2]), np.array([0, 1, 2, 0, 1, 0, 1])
@@ -119,10 +119,8 @@ def generate(encoder):
 def test_generated_images_come_in_order_with_their_own_noise_and_context(generate, encoder):
     labels, indices, latents = generate(LABELS, INDICES)
     assert np.array_equal(labels, LABELS) and np.array_equal(indices, INDICES)
-    each, null = class_contexts(encoder)
-    expected = Sampler(closed_form_unet(4)).sample(
-        initial_noise(5, LABELS, INDICES, (4, 4, 4)), each[LABELS], np.repeat(null, 7, axis=0), 3, 1.5
-    )
+    noise = initial_noise(5, LABELS, INDICES, (4, 4, 4))
+    expected = Sampler(closed_form_unet(4)).sample(noise, class_contexts(encoder), LABELS, 3, 1.5)
     assert np.abs(latents - expected).max() < 1e-6
 
 

@@ -1,0 +1,61 @@
+"""The faster layers compute what KerasCV's compute."""
+
+import keras
+import numpy as np
+import pytest
+from keras_cv.src.models.stable_diffusion import diffusion_model
+
+from Models import faster_layers
+from Models.faster_layers import shared_contexts, use_faster_layers
+from Models.mini_backbone import mini_unet
+
+
+def random_weights(model, seed=0):
+    rng = np.random.default_rng(seed)
+    model.set_weights([rng.normal(0.1, 0.3, w.shape) for w in model.get_weights()])
+    return model
+
+
+@pytest.mark.parametrize("shape, groups", [((4, 4, 64), 32), ((5, 3, 96), 32), ((2, 2, 6), 3)])
+@pytest.mark.parametrize("policy, tolerance", [("float32", 1e-5), ("mixed_bfloat16", 4e-2)])
+def test_group_normalization(shape, groups, policy, tolerance):
+    stock = keras.layers.GroupNormalization(groups, epsilon=1e-5, dtype=policy)
+    stock.build((None, *shape))
+    rng = np.random.default_rng(1)
+    stock.set_weights(rng.normal(1, 0.5, (2, shape[-1])))
+    x = rng.normal(30, 2, (3, *shape)).astype("float32")  # far from 0, where E[x^2] - E[x]^2 loses its digits
+    expected = np.asarray(stock(x), "float32")
+    stock.__class__ = faster_layers.GroupNormalization
+    found = np.asarray(stock(x), "float32")
+    assert np.abs(expected).max() > 1 and np.abs(found - expected).max() < tolerance
+
+
+@pytest.fixture(scope="module")
+def unet():
+    return random_weights(mini_unet(16, (3, 5)))
+
+
+@pytest.fixture(scope="module")
+def inputs():
+    rng = np.random.default_rng(2)
+    contexts = 20 * rng.standard_normal((4, 3, 5), dtype="float32")  # strong enough to be seen in the output
+    rows = np.array([3, 0, 0, 2, 1])
+    return rng.standard_normal((5, 4, 4, 4), dtype="float32"), rng.standard_normal((5, 320), dtype="float32"), contexts, rows
+
+
+def test_unet_keeps_its_numbers_and_its_weights(unet, inputs, tmp_path):
+    latents, time, contexts, rows = inputs
+    expected = np.asarray(unet([latents, time, contexts[rows]]))
+    unet.save_weights(tmp_path / "stock.weights.h5")
+    faster = use_faster_layers(mini_unet(16, (3, 5)))
+    faster.load_weights(tmp_path / "stock.weights.h5")
+    kinds = [type(layer) for layer in faster_layers.all_layers(faster)]
+    assert kinds.count(faster_layers.GroupNormalization) == 21 and kinds.count(faster_layers.CrossAttention) == 8
+    assert keras.layers.GroupNormalization not in kinds and diffusion_model.CrossAttention not in kinds
+    assert np.abs(np.asarray(faster([latents, time, contexts[rows]])) - expected).max() < 1e-4 * np.abs(expected).max()
+
+    with shared_contexts(faster, contexts, rows):
+        shared = np.asarray(faster([latents, time, np.zeros_like(contexts[rows])]))  # the argument is not looked at
+    assert np.abs(shared - expected).max() < 1e-4 * np.abs(expected).max()
+    other = np.asarray(faster([latents, time, np.zeros_like(contexts[rows])]))  # outside of the block it is
+    assert np.abs(other - expected).max() > 1e-2 * np.abs(expected).max()
