@@ -47,13 +47,13 @@ def main(args):
     demo = Demo(args.root, args.seed)
     mini = ["--backbone", "mini"]
     search = [*mini, "--classifier", CLASSIFIER, "--num_imgs", 300, "--test_imgs", 1000, "--batch_size", 64,
-              "--gen_batch_size", 150, "--is_min", 10, "--epochs", 40, "--save_plots"]  # fmt: skip
+              "--is_min", 10, "--epochs", 40, "--warm_start", "--save_plots"]  # fmt: skip
 
     demo.run("1 transfer learning", "SD_adapting.py", *mini, "--train_model", "enc", "--freq", 4)
     demo.run("2 first search", "hyp_opt.py", *search, "--train_model", "enc", "--n_trials", 5, "--is_max", 16,
              "--ugs_max", 4)  # fmt: skip
     first = demo.best("enc")
-    demo.run("3 fine-tuning", "SD_adapting.py", *mini, "--train_model", "dif", "--enc_epoch", first["epoch"], "--freq", 5)
+    demo.run("3 fine-tuning", "SD_adapting.py", *mini, "--train_model", "dif", "--enc_epoch", first["epoch"], "--freq", 8)
     demo.run("4 final search", "hyp_opt.py", *search, "--train_model", "dif", "--enc_epoch", first["epoch"],
              "--is_1", first["is"], "--ugs_1", first["ugs"], "--n_trials", 5)  # fmt: skip
     final = demo.best("dif")
@@ -61,7 +61,7 @@ def main(args):
         demo.run(f"5 generation, {size}x", "generate_dataset.py", *mini, "--img_total", 1000 * size,
                  "--enc_epoch", first["epoch"], "--dif_epoch", final["epoch"], "--inf_steps", final["is"],
                  "--ugs", final["ugs"])  # fmt: skip
-    classifier = ["--classifier", CLASSIFIER, "--batch_size", 64]
+    classifier = ["--classifier", CLASSIFIER, "--batch_size", 64, "--epochs", 40]
     demo.run("6 classifier, real", "classifier_training.py", *classifier, "--synthetic", False)
     for size in (1, 4):
         demo.run(f"6 classifier, {size}x", "classifier_training.py", *classifier, "--take", size)

@@ -12,13 +12,23 @@ from cli import (
     add_classifier_flags, add_model_flags, add_spacing_flag, finish_args, import_keras, integer, log, new_parser, number,
     run, start_logging
 )  # fmt: skip
-from experiment import Experiment, UserError, describe_run, merge_json, write_json
+from experiment import (
+    Experiment, UserError, describe_run, locked, merge_json, read_json, write_csv, write_json
+)  # fmt: skip
 
 TRIALS = {"enc": 50, "dif": 40}  # paper's code
 PATIENCE = (25, 50)  # of learning rate and training within the search (paper's code)
 STEPS_MIN, STEPS_MAX, SCALE_MAX = 5, 50, 7.5  # ranges of the first search (paper, section 3)
 DEFAULT_STEPS, DEFAULT_SCALE = 50, 7.5  # of generation without a search
 SELECTED = {"val": "validation", "test": "TEST"}
+# Best settings of the paper's searches: share of all epochs, steps, scale. Read off its plots: steps within about one
+# half, scales within about 0.05.
+PAPER_BEST = {
+    "enc": {"cifar10": (31 / 50, 31, 1.19), "cifar100": (41 / 50, 35, 1.95), "pathmnist": (28 / 50, 48, 1.02),
+            "dermamnist": (5 / 50, 43, 0.65), "bloodmnist": (35 / 50, 47, 2.38), "retinamnist": (31 / 50, 37, 6.75)},
+    "dif": {"cifar10": (1, 31, 1.74), "cifar100": (1, 28, 2.08), "pathmnist": (0.9, 48, 1.85),
+            "dermamnist": (1, 27, 0.65), "bloodmnist": (0.8, 44, 1.49), "retinamnist": (0.7, 30, 1.06)},
+}  # fmt: skip
 STAGE_NAMES = {"enc": "After Transfer Learning", "dif": "After Fine-Tuning"}
 
 
@@ -37,6 +47,14 @@ def parse_args(argv=None):
                         help="best guidance scale of the first search: half the upper bound of the second (7.5)")  # fmt: skip
     parser.add_argument("--save_plots", action="store_true", help="write the ten plots")
     parser.add_argument("--n_trials", type=integer(1), help="finished trials in all, over all runs (enc 50, dif 40)")
+    parser.add_argument("--timeout", type=number(0, above=True), help="seconds after which no trial is begun")
+    parser.add_argument("--storage", help="where the study lies: sqlite:///FILE, journal:FILE, postgresql://... (SQLite beside "
+                        "the plots)")  # fmt: skip
+    parser.add_argument("--pruner", default="hyperband", choices=["hyperband", "halving", "median", "none"],
+                        help="what stops bad trials early (hyperband)")  # fmt: skip
+    parser.add_argument("--rungs", default=3, type=integer(1, 6),
+                        help="a trial begins with 1/4 of its images, goes on with 1/2, then all; 1: all at once (3)")  # fmt: skip
+    parser.add_argument("--warm_start", action="store_true", help="try the paper's best settings first")
     parser.add_argument("--is_min", default=STEPS_MIN, type=integer(1, 1000), help="fewest inference steps (5)")
     parser.add_argument("--is_max", type=integer(1, 1000), help="most inference steps (enc 50; dif --is_1)")
     parser.add_argument("--ugs_max", type=number(0, 1000, above=True), help="largest scale (enc 7.5; dif 2 * --ugs_1)")
@@ -82,28 +100,33 @@ class Context:
         """The saved epoch nearest to a suggested one: weights may have been saved every few epochs only."""
         return min(self.epochs, key=lambda saved: abs(saved - epoch))
 
-    def images(self, steps, scale, count):
-        """`count` balanced images of the loaded weights, uint8 (count, px, px, 3) at the dataset's resolution."""
+    def images(self, steps, scale, first, last):
+        """Images number `first` to `last` of the loaded weights, uint8 (N, px, px, 3), and their labels (N,).
+
+        Image n is the (n // C)th of class n % C: any number of them from the first on is balanced.
+        """
         import numpy as np
 
         from Data.loaders import resize_images
-        from Data.synthetic import balanced_counts
         from Models.sampler import generate_images
 
-        counts = balanced_counts(count, self.spec.num_classes)
-        labels = np.repeat(np.arange(self.spec.num_classes), counts)
-        indices = np.concatenate([np.arange(n) for n in counts])
+        indices, labels = np.divmod(np.arange(first, last), self.spec.num_classes)
         made = generate_images(self.sampler, self.encoder, labels, indices, num_steps=steps, scale=scale,
-                               seed=self.args.seed, batch_size=min(self.args.gen_batch_size, self.args.num_imgs),
+                               seed=self.args.seed, batch_size=min(self.args.gen_batch_size, self.rungs()[0][1]),
                                spacing=self.args.timestep_spacing)  # fmt: skip
         return np.concatenate([resize_images(images, self.spec.resolution, self.args.resize) for _, _, images in made]), labels
 
-    def train(self, images, labels, callbacks=()):
+    def rungs(self):
+        """[(last epoch, images)] of the rungs of a trial: one at a half of the images, say, lasts half of the epochs."""
+        args = self.args
+        shares = [2 ** -(args.rungs - 1 - i) for i in range(args.rungs)]  # 1/4, 1/2, 1
+        return [(max(1, round(args.epochs * share)), max(1, round(args.num_imgs * share))) for share in shares]
+
+    def train(self, images, labels, **how):
         """Train the classifier on synthetic images; returns the history of real validation accuracy."""
-        history, _ = self.classifier.fit(
-            (images, labels), self.val, epochs=self.args.epochs, batch_size=self.args.batch_size,
-            seed=self.args.seed, patience=PATIENCE, callbacks=callbacks, verbose=0,
-        )  # fmt: skip
+        how = {"epochs": self.args.epochs, **how}
+        history, _ = self.classifier.fit((images, labels), self.val, batch_size=self.args.batch_size, seed=self.args.seed,
+                                         patience=PATIENCE, verbose=0, **how)  # fmt: skip
         return history["val_accuracy"]
 
 
@@ -119,85 +142,102 @@ def suggest(trial, context):
 def objective(trial, context):
     """Best validation accuracy of a classifier trained on images of the suggested settings.
 
+    A trial climbs rungs: the classifier begins on a quarter of the images, goes on with half of them, then all; the
+    images of the next rung are made when it is reached. An epoch has as many steps on every rung, so that accuracies
+    after equal epochs can be compared, and bad settings are pruned before most of their images exist.
+
     Real images are read from the validation split alone (with --select_on test, as published, from the test split).
     """
     import keras
     import numpy as np
     import optuna
 
+    from studies import sign_of_life
+
+    args, rungs = context.args, context.rungs()
     steps, scale, epoch = suggest(trial, context)
     trial.set_user_attr("saved_epoch", epoch)
     context.load(epoch)
-    images, labels = context.images(steps, scale, context.args.num_imgs)
 
     def report(epoch, logs):
         if not np.isfinite(logs["loss"]):
             raise optuna.TrialPruned("the classifier's loss is not finite")
-        trial.report(logs["val_accuracy"], epoch)
+        trial.report(logs["val_accuracy"], epoch + 1)
+        sign_of_life(trial)
         if trial.should_prune():
-            raise optuna.TrialPruned(f"after {epoch + 1} epochs of the classifier")
+            raise optuna.TrialPruned
 
-    return max(context.train(images, labels, [keras.callbacks.LambdaCallback(on_epoch_end=report)]))
+    parts, accuracies, made, done = [], [], 0, 0
+    for rung, (last_epoch, count) in enumerate(rungs, start=1):
+        trial.set_user_attr("rung", f"{rung}/{len(rungs)}")
+        parts.append(context.images(steps, scale, made, count))
+        images, labels = (np.concatenate(arrays) for arrays in zip(*parts))
+        accuracies += context.train(
+            images, labels, epochs=last_epoch, first_epoch=done, steps=-(-args.num_imgs // args.batch_size),
+            callbacks=[keras.callbacks.LambdaCallback(on_epoch_end=report)],
+        )  # fmt: skip
+        made, done = count, last_epoch
+    return max(accuracies)
 
 
 def study_settings(args, epochs):
     """What two runs must share to be one study."""
     names = ("dataset", "backbone", "seed", "num_imgs", "batch_size", "epochs", "classifier", "is_min", "is_max",
-             "ugs_max", "enc_epoch", "select_on", "resize",
-             "timestep_spacing")  # fmt: skip
+             "ugs_max", "enc_epoch", "select_on", "resize", "timestep_spacing", "rungs", "pruner")  # fmt: skip
     return {name: getattr(args, name) for name in names} | {"last_epoch": max(epochs)}
 
 
-def open_study(args, experiment, epochs):
-    """Create or continue the study in the experiment's SQLite file.
+def claim_study(study, settings, address):
+    """Note the settings in a new study, or compare them with those of an old one.
 
     Raises:
-        UserError: The study there has other settings, or there is none to report.
+        UserError: They differ; it shows both.
     """
-    import optuna
-
-    database = experiment.search_dir(args.train_model).parent / "study.db"
-    database.parent.mkdir(parents=True, exist_ok=True)
-    storage, name = f"sqlite:///{database}", experiment.study_name(args.train_model)
-    if not args.optimize and name not in optuna.get_all_study_names(storage=storage):
-        raise UserError(f"there is no study {name} in {database} to report: run with --optimize.")
-    study = optuna.create_study(
-        study_name=name, storage=storage, direction="maximize", load_if_exists=True,
-        pruner=optuna.pruners.HyperbandPruner(min_resource=5, max_resource=args.epochs),
-    )  # fmt: skip
-    # The sampler starts from the number of trials too, or a continued search would suggest the same again.
-    study.sampler = optuna.samplers.TPESampler(seed=(args.seed + len(study.trials)) % 2**32)
-    settings = study_settings(args, epochs)
     before = study.user_attrs.get("settings")
     if before and before != settings:
         shown = ", ".join(f"{k} {before.get(k)} (now {v})" for k, v in settings.items() if before.get(k) != v)
-        raise UserError(f"the study {name} in {database} has other settings: {shown}. Use another --exp.")
+        raise UserError(f"the study {study.study_name} in {address} has other settings: {shown}. Use another --exp.")
     study.set_user_attr("settings", settings)
-    return study
 
 
-def finished_trials(study):
-    from optuna.trial import TrialState
+def warm_start(args, study, epochs):
+    """Let the search begin with the settings that the paper found, within the bounds of this search.
 
-    return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+    A dataset that is not the paper's begins with the median of the paper's six. After fine-tuning, the first search's
+    settings are tried too: the final ones are then better than those, or they are those.
+    """
+    from statistics import median
+
+    known = PAPER_BEST[args.train_model]
+    found = [known.get(args.dataset) or [median(values) for values in zip(*known.values())]]
+    if args.train_model == "dif":
+        found.append((1, args.is_1, args.ugs_1))
+    for share, steps, scale in found:
+        study.enqueue_trial({"is": min(max(round(steps), args.is_min), args.is_max), "ugs": round(min(scale, args.ugs_max), 4),
+                             "epoch": max(1, round(share * max(epochs)))}, skip_if_exists=True)  # fmt: skip
 
 
 def search(args, study, context):
-    """Run the trials that are missing, one progress line each."""
+    """Run the trials that are missing, one progress line each. Returns whether the budget is complete."""
+    from studies import FINISHED, run_trials, trials
+
     started = time.time()
-    there = len(finished_trials(study))
+    there = len(trials(study, *FINISHED))
 
     def progress(study, trial):
-        done = len(finished_trials(study))
-        left = (time.time() - started) / max(1, done - there) * (args.n_trials - done)
-        p = trial.params
-        result = f"{trial.value:.4f}" if trial.value is not None and trial.state.name == "COMPLETE" else trial.state.name
-        best = max((t.value for t in finished_trials(study) if t.state.name == "COMPLETE"), default=float("nan"))
+        finished = trials(study, *FINISHED)
+        left = (time.time() - started) / max(1, len(finished) - there) * (args.n_trials - len(finished))
+        p, rung = trial.params, trial.user_attrs["rung"]
+        if trial.state.name == "COMPLETE":
+            result = f"{trial.value:.4f}"
+        else:
+            result = f"pruned on rung {rung}, epoch {trial.last_step or 1}"
+        best = max((t.value for t in finished if t.state.name == "COMPLETE"), default=float("nan"))
         log.info("trial %3d: steps %2d, scale %4.2f, epoch %2d -> %s   best %.4f   %d of %d, %.0f s, %.0f s left",
-                 trial.number, p["is"], p["ugs"], p["epoch"], result, best, done, args.n_trials,
-                 time.time() - started, left)  # fmt: skip
+                 trial.number, p["is"], p["ugs"], p["epoch"], result, best, len(finished), args.n_trials,
+                 time.time() - started, max(0, left))  # fmt: skip
 
-    study.optimize(lambda trial: objective(trial, context), n_trials=max(0, args.n_trials - there), callbacks=[progress])
+    return run_trials(study, lambda trial: objective(trial, context), args.n_trials, args.timeout, progress)
 
 
 def measure(args, context, test, best):
@@ -214,12 +254,49 @@ def measure(args, context, test, best):
     results = {}
     for name, (steps, scale, epoch) in settings.items():
         context.load(epoch)
-        context.train(*context.images(steps, scale, args.test_imgs))
+        context.train(*context.images(steps, scale, 0, args.test_imgs))
         scores = accuracies(context.classifier.probabilities(test.images), test.labels)
         results[name] = {"top_1": scores["top_1_accuracy"], "top_5": scores["top_5_accuracy"]}
         log.info("test, %-6s: steps %d, scale %.2f, epoch %d, %d images -> top-1 %.4f, top-5 %.4f", name, steps, scale,
                  epoch, args.test_imgs, *results[name].values())  # fmt: skip
     return results
+
+
+def contact_sheet(context, study, folder, columns=8):
+    """Samples of the best and of the worst trial, one row a class. Returns the file."""
+    import numpy as np
+
+    from Data.loaders import class_names
+    from plots import MAX_SHEET_ROWS, side_by_side
+    from studies import FINISHED, trials
+
+    def last_value(trial):
+        return -1.0 if trial.value is None else trial.value  # of a pruned trial: the last it reported
+
+    ranked = sorted(trials(study, *FINISHED), key=last_value)
+    classes = min(context.spec.num_classes, MAX_SHEET_ROWS)
+    sheets, titles = [], []
+    for kind, trial in (("best", study.best_trial), ("worst", ranked[0])):
+        context.load(trial.user_attrs["saved_epoch"])
+        images, labels = context.images(trial.params["is"], trial.params["ugs"], 0, context.spec.num_classes * columns)
+        order = np.argsort(labels, kind="stable")[: classes * columns]
+        sheets.append(images[order])
+        titles.append(f"{kind}: trial {trial.number}, {trial.params['is']} steps, scale {trial.params['ugs']:.2f}, "
+                      f"epoch {trial.user_attrs['saved_epoch']}: "
+                      f"{last_value(trial):.3f}{' when pruned' * (trial.state.name == 'PRUNED')}")  # fmt: skip
+    labels = np.repeat(np.arange(classes), columns)
+    return side_by_side(*sheets, labels, class_names(context.spec), folder / "best_and_worst.png", titles)
+
+
+def write_trials(study, folder):
+    """A table of all trials as trials.csv. Returns the file."""
+    rows = [{"trial": t.number, "state": t.state.name, **{k: t.params.get(k, "") for k in ("is", "ugs", "epoch")},
+             "saved_epoch": t.user_attrs.get("saved_epoch", ""), "accuracy": "" if t.value is None else t.value,
+             "epochs_trained": t.last_step or "", "rung": t.user_attrs.get("rung", ""),
+             "seconds": round(t.duration.total_seconds(), 1) if t.duration else ""}
+            for t in study.get_trials(deepcopy=False)]  # fmt: skip
+    write_csv(folder / "trials.csv", rows)
+    return folder / "trials.csv"
 
 
 def build_context(args, spec, experiment, epochs, val):
@@ -250,53 +327,72 @@ def main(args):
     # The study
     keras = import_keras()
     import optuna
+    from optuna.trial import TrialState
 
     from Models.weights import saved_epochs
     from plots import experiment_pipeline_bars, search_plots
+    from studies import FINISHED, open_study, pruner, trials
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     epochs = saved_epochs(experiment.part_dir(args.train_model))
     if not epochs:
         raise UserError(f"there are no weights in {experiment.part_dir(args.train_model)}: run SD_adapting.py "
                         f"--train_model {args.train_model} first.")  # fmt: skip
-    study = open_study(args, experiment, epochs)
+    address = args.storage or f"sqlite:///{folder.parent / 'study.db'}"
+    name = experiment.study_name(args.train_model)
+    study = open_study(address, name, args.seed, pruner(args.pruner, args.epochs), args.optimize, folder.parent / "study")
+    claim_study(study, study_settings(args, epochs), address)
     start_logging(folder)
     if args.select_on == "test":
         log.warning("settings are chosen on TEST images, as published: the accuracies below are too good")
     log.info("search %s: %d of %d trials there, steps %d..%d, scale 0..%g, epoch 1..%d, %d images a trial, seed %d -> %s",
-             study.study_name, len(finished_trials(study)), args.n_trials, args.is_min, args.is_max, args.ugs_max,
-             max(epochs), args.num_imgs, args.seed, folder)  # fmt: skip
+             name, len(trials(study, *FINISHED)), args.n_trials, args.is_min, args.is_max, args.ugs_max, max(epochs),
+             args.num_imgs, args.seed, folder)  # fmt: skip
 
     # The search, then one look at the test images
     best_file = folder / "best.json"
-    if args.optimize and (len(finished_trials(study)) < args.n_trials or not best_file.exists()):
+    if args.optimize and (len(trials(study, *FINISHED)) < args.n_trials or not best_file.exists()):
         from Data.loaders import load_splits
 
         keras.utils.set_random_seed(args.seed % 2**32)
         splits = load_splits(spec, args.data_dir, args.seed, spec.resolution)
         chosen_on = splits.test if args.select_on == "test" else splits.val
         context = build_context(args, spec, experiment, epochs, chosen_on)
-        search(args, study, context)
-        if not any(trial.state.name == "COMPLETE" for trial in finished_trials(study)):
-            raise UserError(f"none of the {len(finished_trials(study))} trials was completed: all were pruned. "
-                            "Raise --n_trials.")  # fmt: skip
-        results = measure(args, context, splits.test, study.best_trial)
-        merge_json(experiment.pipeline_file, {spec.name: {STAGE_NAMES[args.train_model]: results}})
-        experiment_pipeline_bars(args.root, args.exp)
-        best = study.best_trial
-        write_json(best_file, {
-            "is": best.params["is"], "ugs": best.params["ugs"], "epoch": best.user_attrs["saved_epoch"],
-            f"{args.select_on}_accuracy": best.value, "test": results, "run": describe_run(args, started),
-        })  # fmt: skip
+        if args.warm_start and not trials(study):
+            warm_start(args, study, epochs)
+        if not search(args, study, context):
+            log.info("%g s are over: %d of %d trials are finished, the same command goes on", args.timeout,
+                     len(trials(study, *FINISHED)), args.n_trials)  # fmt: skip
+            return
+        if not trials(study, TrialState.COMPLETE):
+            raise UserError(f"none of the {args.n_trials} trials was completed: all were pruned. Raise --n_trials.")
+        with locked(best_file):  # of several workers one measures
+            best = study.best_trial
+            if not (best_file.exists() and read_json(best_file)["trial"] == best.number):
+                results = measure(args, context, splits.test, best)
+                merge_json(experiment.pipeline_file, {spec.name: {STAGE_NAMES[args.train_model]: results}})
+                experiment_pipeline_bars(args.root, args.exp)
+                write_json(best_file, {
+                    "trial": best.number, "is": best.params["is"], "ugs": best.params["ugs"],
+                    "epoch": best.user_attrs["saved_epoch"], f"{args.select_on}_accuracy": best.value, "test": results,
+                    "run": describe_run(args, started),
+                })  # fmt: skip
+                if args.save_plots:
+                    log.info("  %s", contact_sheet(context, study, folder))
 
     # Report
+    done = trials(study, *FINISHED)
+    if not trials(study, TrialState.COMPLETE):
+        raise UserError(f"the study {name} has no completed trial yet.")
     best = study.best_trial
+    table = write_trials(study, folder)
     if args.save_plots:
         for plot in search_plots(study, folder):
             log.info("  %s", plot)
+    log.info("all trials -> %s", table)
     log.info("best of %d trials: --inf_steps %d --ugs %g --%s_epoch %d, %s accuracy %.4f, %.0f s -> %s",
-             len(finished_trials(study)), best.params["is"], best.params["ugs"], args.train_model,
-             best.user_attrs["saved_epoch"], SELECTED[args.select_on], best.value, time.time() - started, best_file)  # fmt: skip
+             len(done), best.params["is"], best.params["ugs"], args.train_model, best.user_attrs["saved_epoch"],
+             SELECTED[args.select_on], best.value, time.time() - started, best_file)  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -56,9 +56,9 @@ class Classifier:
     def variables(self):
         return self.model.variables + self.model.optimizer.variables
 
-    def batches(self, images, labels, batch_size, seed):
+    def batches(self, images, labels, batch_size, seed, first_epoch):
         """Endless shuffled batches; the order of an epoch is a function of (seed, epoch)."""
-        epoch = 0
+        epoch = first_epoch
         while True:
             order = random_stream(seed, "order", epoch).permutation(len(labels))
             for start in range(0, len(labels), batch_size):
@@ -73,23 +73,28 @@ class Classifier:
     def one_hot(self, labels):
         return np.eye(self.num_classes, dtype="float32")[labels]
 
-    def fit(self, train, val, *, epochs, batch_size, seed, patience, callbacks=(), verbose=2):
+    def fit(self, train, val, *, epochs, batch_size, seed, patience, callbacks=(), verbose=2, first_epoch=0, steps=None):
         """Train from the first weights and end with those of the epoch of best validation accuracy.
 
         Args:
             train, val: (images uint8 (N, H, W, 3), labels int (N,)).
+            epochs: Number of the last epoch.
             patience: Epochs without progress before (a tenth of the learning rate, the end): (10, 25) in the paper,
                 (25, 50) within its search.
+            first_epoch: Number of epochs that are done: if not 0, training goes on from the weights as they are.
+            steps: Batches that count as an epoch, if not all of the images once.
 
         Returns:
             History {metric: values by epoch} and the seconds of each epoch.
         """
-        for variable, value in zip(self.variables, self.first):
-            variable.assign(value)
+        if not first_epoch:
+            for variable, value in zip(self.variables, self.first):
+                variable.assign(value)
         times = EpochTimes()
         history = self.model.fit(
-            fast_feed(self.batches(*train, batch_size, seed)),
-            steps_per_epoch=-(-len(train[1]) // batch_size),
+            fast_feed(self.batches(*train, batch_size, seed, first_epoch)),
+            steps_per_epoch=steps or -(-len(train[1]) // batch_size),
+            initial_epoch=first_epoch,
             validation_data=(self.scale(val[0]), self.one_hot(val[1])),
             validation_batch_size=VALIDATION_BATCH,
             epochs=epochs,

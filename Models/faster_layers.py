@@ -1,4 +1,4 @@
-"""KerasCV's group normalisation and cross-attention with the same weights and results, in less time.
+"""Three of KerasCV's layers with the same weights and results, in less time.
 
 Profiles that led here: on a CPU the stock group normalisation costs the mini UNet as much as its convolutions, and
 the sampler would project the same few contexts to keys and values at every step.
@@ -53,8 +53,20 @@ class CrossAttention(diffusion_model.CrossAttention):
         return self.out_proj(ops.reshape(attended, (-1, inputs.shape[1], self.num_heads * self.head_size)))
 
 
+class GEGLU(diffusion_model.GEGLU):
+    """Splits by one operation instead of two slices, whose gradients would each fill a whole array with zeros."""
+
+    def call(self, inputs):
+        x, gate = ops.split(self.dense(inputs), 2, axis=-1)
+        return x * ops.gelu(gate, approximate=True)
+
+
 # The names of the classes stay the same too: Keras builds the paths in weight files from them.
-FASTER = {keras.layers.GroupNormalization: GroupNormalization, diffusion_model.CrossAttention: CrossAttention}
+FASTER = {
+    keras.layers.GroupNormalization: GroupNormalization,
+    diffusion_model.CrossAttention: CrossAttention,
+    diffusion_model.GEGLU: GEGLU,
+}
 
 
 def all_layers(model):

@@ -80,7 +80,9 @@ def test_adapting_unet_does_not_touch_the_encoder(root, tmp_path):
 
 def test_search_writes_best_settings_results_and_ten_plots(root):
     folder = root / "optimization_plots/smoke/digits/enc"
-    assert {p.stem for p in folder.glob("*.png")} == PLOTS
+    assert {p.stem for p in folder.glob("*.png")} == PLOTS | {"best_and_worst"}
+    rows = list(csv.DictReader((folder / "trials.csv").open()))
+    assert [row["trial"] for row in rows] == ["0", "1", "2"] and {row["state"] for row in rows} <= {"COMPLETE", "PRUNED"}
     best = json.loads((folder / "best.json").read_text())
     assert 5 <= best["is"] <= 6 and 0 <= best["ugs"] <= 7.5 and best["epoch"] in (1, 2)
     results = json.loads((root / "CAS Results/pipeline_optimization_expsmoke.json").read_text())["digits"]
@@ -101,6 +103,33 @@ def test_search_continues_to_a_larger_budget_and_adds_nothing_when_complete(root
     other = run("hyp_opt.py", *flags[:-1], "--n_trials", 5, "--ugs_max", 3)
     assert other.returncode == 2 and "ugs_max 7.5 (now 3.0)" in other.stderr
     assert "best of 4 trials" in succeed("hyp_opt.py", *flags, 9, "--no-optimize").stdout
+
+
+def test_search_never_reads_the_test_images(tmp_path):
+    """With noise in their place the whole search is the same, trial by trial; only the final measurement differs."""
+    import optuna
+
+    splits = load_splits(DATASETS["digits"], tmp_path)
+    found = []
+    for name in ("images", "noise"):
+        root = tmp_path / name
+        root.mkdir()
+        arrays = {}
+        for split, few in (("train", 60), ("val", 60), ("test", 100)):
+            part = getattr(splits, split)
+            arrays |= {f"{split}_images": part.images[:few], f"{split}_labels": part.labels[:few, None]}
+        if name == "noise":
+            arrays["test_images"] = np.random.default_rng(0).integers(0, 256, arrays["test_images"].shape, "uint8")
+        np.savez(root / "few.npz", **arrays)
+        common = ("--dataset", root / "few.npz", "--root", root, "--exp", "x", *MINI, "--precision", "float32")
+        succeed("SD_adapting.py", *common, "--epochs", 1, "--batch_size", 32)
+        succeed("hyp_opt.py", *common, "--n_trials", 4, "--num_imgs", 40, "--is_max", 6, "--epochs", 8, "--batch_size", 16,
+                "--classifier", "resnet20_16")  # fmt: skip
+        study = optuna.load_study(study_name="few_expx_study_enc", storage=f"sqlite:///{root}/optimization_plots/x/few/study.db")
+        best = json.loads((root / "optimization_plots/x/few/enc/best.json").read_text())
+        found.append(([(t.params, t.value, t.state, t.intermediate_values) for t in study.trials], best["is"], best["ugs"]))
+        assert len(study.trials) == 4
+    assert found[0] == found[1]
 
 
 def test_generation_writes_exact_totals_and_a_manifest(root):
