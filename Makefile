@@ -24,7 +24,7 @@ test: setup
 	$(RUN) -m pytest -q -m "not slow"
 
 test-slow: setup
-	$(RUN) -m pytest -q -m slow
+	$(RUN) -m pytest -q -s -m slow
 
 # The published stack in an environment of its own, and the same weights and noise on both sides.
 parity: setup

@@ -1,11 +1,16 @@
 """The full-size sd1 backbone through the four scripts, with random weights: minutes, and about 18 GB of memory."""
 
+import os
+import subprocess
+import sys
+import time
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from Models.backbones import UNTRAINED
-from tests.test_scripts import run
+from tests.test_scripts import REPOSITORY, run
 
 pytestmark = pytest.mark.slow
 
@@ -23,6 +28,15 @@ def images(tmp_path):
     return tmp_path / "noise"
 
 
+# Runs a command and adds its peak memory, in KiB, as the last line of stderr.
+MEASURED = """
+import resource, subprocess, sys
+code = subprocess.run(sys.argv[1:]).returncode
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss, file=sys.stderr)
+sys.exit(code)
+"""
+
+
 def test_every_stage_of_sd1_runs(images, tmp_path):
     common = ("--dataset", images, "--exp", "full", "--root", tmp_path)
     stages = [
@@ -36,9 +50,14 @@ def test_every_stage_of_sd1_runs(images, tmp_path):
         ("classifier_training.py", "--epochs", 1),
     ]  # fmt: skip
     for script, *flags in stages:
-        done = run(script, *common, *flags, env={UNTRAINED: "1"})
+        start = time.time()
+        done = subprocess.run(
+            [sys.executable, "-c", MEASURED, sys.executable, str(REPOSITORY / script), *map(str, (*common, *flags))],
+            capture_output=True, text=True, env={**os.environ, UNTRAINED: "1"},
+        )  # fmt: skip
         assert done.returncode == 0, done.stderr
-        print(done.stdout)
+        peak = int(done.stderr.splitlines()[-1]) / 2**20
+        print(f"{script} {' '.join(map(str, flags))}\n    {time.time() - start:.0f} s, at most {peak:.1f} GB of memory")
     with Image.open(tmp_path / "Data/Synthetic/Exp_full/noise/6Enc1Dif1Is2Ugs1.5/class_01/img_2.png") as image:
         assert image.size == (128, 128)
     assert "--weights_dir" in run("generate_dataset.py", *common, "--img_total", 2, "--enc_epoch", 0, "--dif_epoch", 0,
