@@ -7,7 +7,7 @@
 import time
 
 from cli import add_model_flags, finish_args, import_keras, integer, log, new_parser, number, run, start_logging
-from experiment import Experiment, describe_arguments, describe_run, file_hash, finished_run, write_json
+from experiment import Experiment, claim, describe_arguments, describe_run, file_hash, finished_run, write_json
 
 PRESETS = {
     # As published (paper, section 3, and its code).
@@ -113,6 +113,7 @@ def main(args):
     from Models.training import SaveEpochs, TrainingState, fast_feed, noisy_batches, paper_optimizer
     from plots import class_collages, loss_curve
 
+    claim(folder)
     start_logging(folder)
     keras.utils.set_random_seed(args.seed % 2**32)
     backbone = BACKBONES[args.backbone]

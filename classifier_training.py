@@ -7,10 +7,14 @@ import time
 from pathlib import Path
 
 from cli import add_classifier_flags, boolean, finish_args, import_keras, integer, log, new_parser, run, start_logging
-from experiment import Experiment, UserError, describe_run, finished_run, merge_json, size_name, write_csv, write_json
+from experiment import (
+    Experiment, UserError, claim, describe_arguments, describe_run, finished_run, merge_json, size_name, write_csv,
+    write_json
+)  # fmt: skip
 
 # Epochs without progress in validation accuracy before the learning rate falls, and before the end (paper's code).
 PATIENCE = (10, 25)
+FREE = ("root", "data_dir", "backbone", "test")  # arguments that do not change the result
 
 
 def parse_args(argv=None):
@@ -54,9 +58,14 @@ def train(args, classifier, images, splits, folder):
     from Models.resnet import multiply_accumulates
     from Models.weights import save_weights
 
+    state_file = folder / "state.npz"
+    if args.restart:
+        state_file.unlink(missing_ok=True)
+    settings = {k: v for k, v in describe_arguments(args).items() if k not in (*FREE, "restart")}
     history, seconds = classifier.fit(
-        images, splits.val, epochs=args.epochs, batch_size=args.batch_size, seed=args.seed, patience=PATIENCE
-    )
+        images, splits.val, epochs=args.epochs, batch_size=args.batch_size, seed=args.seed, patience=PATIENCE,
+        state_file=state_file, settings=settings,
+    )  # fmt: skip
     if not np.isfinite(history["loss"]).all():
         raise UserError(f"the loss is not finite after {len(seconds)} epochs: nothing is saved.")
     save_weights(classifier.model, folder / "best_model.weights.h5")
@@ -106,13 +115,14 @@ def main(args):
     source = size_name(args.take * spec.unit) if args.synthetic else "real"
     folder = experiment.classifier_dir(args.classifier, source)
     record_file = folder / "training.json"
-    done = args.train and finished_run(record_file, args, ["root", "data_dir", "backbone", "test"])
+    done = args.train and finished_run(record_file, args, FREE)
 
     # Data and model
     keras = import_keras()
     from Data.loaders import class_names, load_splits
     from Models.classifier import Classifier, accuracies
 
+    claim(folder)
     start_logging(folder)
     log.info("classifier %s on %s, %s images -> %s", args.classifier, spec.name, source, folder)
     keras.utils.set_random_seed(args.seed % 2**32)
@@ -125,6 +135,7 @@ def main(args):
         val_accuracy = train(args, classifier, images, splits, folder)
         record = describe_run(args, started, trained_on=origin, images=len(images[1]), val_accuracy=val_accuracy)
         write_json(record_file, record)
+        (folder / "state.npz").unlink(missing_ok=True)
         log.info("best validation accuracy %.4f", val_accuracy)
     elif done:
         log.info("already trained: the weights in %s are used (--restart trains again)", folder)

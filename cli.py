@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import re
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -169,14 +170,23 @@ def start_logging(folder):
     log.propagate = False
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which a scheduler sends before it kills, is treated as Ctrl-C is."""
+
+
+def terminate(signum, frame):
+    raise Terminated
+
+
 def run(main, parse_args):
-    """Run a script: a user's mistake ends in one line on stderr and exit code 2, Ctrl-C in 130."""
+    """Run a script: a user's mistake ends in one line on stderr and exit code 2, Ctrl-C in 130, SIGTERM in 143."""
+    signal.signal(signal.SIGTERM, terminate)
     try:
         main(parse_args())
     except UserError as error:
         message = " ".join(str(error).split())
         print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print(f"{Path(sys.argv[0]).name}: interrupted; the same command goes on from what is saved", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(143 if isinstance(stop, Terminated) else 130)

@@ -29,6 +29,9 @@ PUBLISHED_PIPELINE_PLOTS = REPOSITORY / "optimization_plots"
 STREAMS = {name: i for i, name in enumerate(["order", "training_noise", "sampling_noise", "subset", "split", "corpus"])}
 
 
+CLAIMED = {}  # lock files of `claim`, held open
+
+
 class UserError(Exception):
     """Something the user can mend: scripts print it as one line and end with exit code 2."""
 
@@ -165,6 +168,42 @@ def locked(path):
     with open(path.with_name(f".{path.name}.lock"), "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def claim(folder, part=""):
+    """Make this process the only one that writes in a folder, or in a part of it, until it ends, however it ends.
+
+    Temporary files that an earlier process left in the folder when it was killed are removed.
+
+    Raises:
+        UserError: Another process writes there.
+    """
+    import fcntl
+
+    folder = Path(folder)
+    path = folder / f".lock{part}"
+    if path in CLAIMED:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    file = open(path, "a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        raise UserError(f"{file.read() or 'another process'} is writing in {folder}: wait for it, or use another --exp.") from None
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {platform.node()}")
+    file.flush()
+    CLAIMED[path] = file  # closing it would give the folder up
+    if not part:
+        remove_partial_files(folder)
+
+
+def remove_partial_files(folder):
+    """Remove what `atomic_path` and others were writing in a folder and its folders when they were killed."""
+    for pattern in (".partial-*", "*/.partial-*"):
+        for left in folder.glob(pattern):
+            left.unlink(missing_ok=True)
 
 
 def merge_json(path, content):

@@ -4,18 +4,28 @@
         --inf_steps 31 --ugs 1.74
 """
 
+import argparse
+import re
 import time
 
 from cli import (
     add_model_flags, add_spacing_flag, finish_args, import_keras, integer, log, new_parser, number, run, start_logging
 )  # fmt: skip
 from experiment import (
-    Experiment, UserError, describe_arguments, describe_run, file_hash, read_json, size_name, write_json
+    Experiment, UserError, claim, describe_arguments, describe_run, file_hash, read_json, size_name, write_json
 )  # fmt: skip
 
 SHEET_COLUMNS = 8
 # Arguments that do not change the images.
-FREE = ("root", "data_dir", "weights_dir", "batch_size", "restart", "img_class", "img_total")
+FREE = ("root", "data_dir", "weights_dir", "batch_size", "restart", "img_class", "img_total", "shard")
+
+
+def shard(text):
+    """An argparse type: I/N with 1 <= I <= N."""
+    match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
+        raise argparse.ArgumentTypeError(f"must be I/N with I from 1 to N, received {text}")
+    return int(match[1]), int(match[2])
 
 
 def parse_args(argv=None):
@@ -30,14 +40,18 @@ def parse_args(argv=None):
     add_spacing_flag(parser)
     parser.add_argument("--image_size", type=integer(1, 4096), help="side of the stored images, px (the backbone's)")
     add_model_flags(parser)
+    parser.add_argument("--shard", default=(1, 1), type=shard, metavar="I/N",
+                        help="make the Ith of N parts of the dataset, beside other processes or machines")  # fmt: skip
     parser.add_argument("--restart", action="store_true", help="throw away what an earlier run has left here")
     args = finish_args(parser, argv)
     if (args.img_class is None) == (args.img_total is None):
         parser.error("exactly one of --img_class and --img_total is needed")
+    if args.restart and args.shard[1] > 1:
+        parser.error("argument --restart: not allowed with --shard: it would throw away what other shards make")
     return args
 
 
-def claim_folder(args, folder, settings):
+def begin_folder(args, folder, settings):
     """Say in the folder what is generated there, or go on with what is there if it is the same.
 
     Raises:
@@ -46,16 +60,19 @@ def claim_folder(args, folder, settings):
     import shutil
 
     record = folder / "generation.json"
-    if args.restart and folder.exists():
+    there = [path for path in folder.iterdir() if not path.name.startswith(".lock")]
+    if args.restart and there:
         log.info("throwing away %s", folder)
-        shutil.rmtree(folder)
+        for path in there:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        there = []
     if record.exists():
         before = read_json(record)
         differing = [key for key in settings if before.get(key) != settings[key]]
         if differing:
             shown = "; ".join(f"{key}: {before.get(key)} there, {settings[key]} now" for key in differing)
             raise UserError(f"{folder} holds images of other settings ({shown}). Use another --exp, or --restart.")
-    elif folder.exists() and any(folder.iterdir()):
+    elif there:
         raise UserError(f"{folder} holds something that generate_dataset.py has not begun: move it away.")
     else:
         write_json(record, settings)
@@ -116,14 +133,16 @@ def main(args):
     size = args.image_size or backbone.image_size
     fixed = {k: v for k, v in describe_arguments(args).items() if k not in FREE}
     settings = {"total": total, **fixed, "image_size": size, "weights": weight_hashes(args, experiment, backbone)}
-    claim_folder(args, folder, settings)
+    part, parts = args.shard
+    claim(folder, f"-{part}-of-{parts}" if parts > 1 else "")
+    begin_folder(args, folder, settings)
     start_logging(folder)
     counts = balanced_counts(total, spec.num_classes)
     if args.restart is False and (folder / MANIFEST).exists():
         log.info("finished already: %s", folder)
         return
     writer = SyntheticWriter(folder, counts)
-    labels, indices = writer.missing()
+    labels, indices = writer.missing(args.shard)
 
     # Generation
     if len(labels):
@@ -140,12 +159,13 @@ def main(args):
         unet = backbone.unet(args.weights_dir)
         load_epoch(unet, experiment.part_dir("dif"), args.dif_epoch, "dif")
         sampler = Sampler(unet, backbone.decoder(args.weights_dir))
-        log.info("%d images of %s with %s, %d there, %d inference steps, guidance scale %g, %s, seed %d -> %s", total,
-                 spec.name, backbone.name, total - len(labels), args.inf_steps, args.ugs, precision, args.seed, folder)  # fmt: skip
+        whole = len(range(part - 1, total, parts))  # images of this shard
+        log.info("%d images of %s with %s, %d there, %d inference steps, guidance scale %g, %s, seed %d -> %s", whole,
+                 spec.name, backbone.name, whole - len(labels), args.inf_steps, args.ugs, precision, args.seed, folder)  # fmt: skip
         made = generate_images(sampler, encoder, labels, indices, num_steps=args.inf_steps, scale=args.ugs,
                                seed=args.seed, batch_size=min(args.batch_size, total), spacing=args.timestep_spacing)  # fmt: skip
         try:
-            with tqdm(total=total, initial=total - len(labels), unit="image", smoothing=0.05) as progress:
+            with tqdm(total=whole, initial=whole - len(labels), unit="image", smoothing=0.05) as progress:
                 for label, index, images in made:
                     for image in zip(label, index, resize_images(images, size, "bilinear")):
                         writer.write(*image)
@@ -153,6 +173,13 @@ def main(args):
             writer.drain()
         finally:
             writer.close()
+
+    if parts > 1:
+        others = [f"{i}/{parts}" for i in range(1, parts + 1) if writer.missing((i, parts)).size]
+        if others:
+            log.info("%d images in %.0f s -> %s; shards that are not complete: %s", len(labels), time.time() - started, folder,
+                     ", ".join(others))  # fmt: skip
+            return
 
     # Manifest and pictures
     writer.finish({**settings, "run": describe_run(args, started)})

@@ -1,6 +1,8 @@
 """Synthetic datasets on disk: a tree of PNGs in the published form, and the manifest that describes it."""
 
 import hashlib
+import io
+import itertools
 import os
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
@@ -44,14 +46,15 @@ class SyntheticWriter:
         self.waiting = deque()
         self.hashes = {}
 
-    def missing(self):
-        """Labels and indices, int32 (n,) each, of the images that are not there yet, class by class."""
-        pairs = [
-            (label, index)
-            for label, count in enumerate(self.counts)
-            for index in range(count)
-            if not image_file(self.folder, label, index).exists()
-        ]
+    def missing(self, shard=(1, 1)):
+        """Labels and indices, int32 (n,) each, of the images of a shard that are not there yet, class by class.
+
+        Args:
+            shard: (I, N): of all images every Nth, from the Ith on.
+        """
+        first, step = shard[0] - 1, shard[1]
+        every = ((label, index) for label, count in enumerate(self.counts) for index in range(count))
+        pairs = [pair for pair in itertools.islice(every, first, None, step) if not image_file(self.folder, *pair).exists()]
         return np.array(pairs, np.int32).reshape(-1, 2).T
 
     def write(self, label, index, image):
@@ -65,9 +68,14 @@ class SyntheticWriter:
 
         path = image_file(self.folder, label, index)
         partial = path.with_name(f".partial-{os.getpid()}-{path.name}")
+        memory = io.BytesIO()
         # Level 1 is several times faster than the default, for a few per cent of size.
-        Image.fromarray(image).save(partial, format="PNG", compress_level=1)
-        self.hashes[label, index] = hashlib.sha256(partial.read_bytes()).digest()
+        Image.fromarray(image).save(memory, format="PNG", compress_level=1)
+        self.hashes[label, index] = hashlib.sha256(memory.getbuffer()).digest()
+        with open(partial, "wb") as file:
+            file.write(memory.getbuffer())
+            file.flush()
+            os.fsync(file.fileno())  # else a power cut may leave an empty file under the final name
         os.replace(partial, path)
 
     def drain(self):

@@ -1,13 +1,14 @@
 """Training and testing of the classifier (paper, step 6): one piece of code for CAS and for the search."""
 
+import json
 import time
 
 import keras
 import numpy as np
 
-from experiment import random_stream
+from experiment import atomic_path, random_stream
 from Models.resnet import CLASSIFIERS, resnet20
-from Models.training import fast_feed
+from Models.training import fast_feed, refuse_other_settings
 
 LABEL_SMOOTHING = 0.1
 LEARNING_RATE_FLOOR = 1e-5
@@ -27,6 +28,67 @@ class EpochTimes(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         self.seconds.append(time.perf_counter() - self.start)
+
+
+class FitState(keras.callbacks.Callback):
+    """Keeps all that a fit needs to go on as if nothing had happened in one file, and reads it when training begins.
+
+    Must be the last of the callbacks: it looks at what the others have done in an epoch.
+
+    Args:
+        path: The file.
+        settings: {name: value} of the arguments that a continued run must share with the interrupted one.
+        variables: Variables of model and optimizer.
+        followers: Callbacks and, of each, the names of its attributes that count or compare.
+        every: Least seconds between writes.
+
+    Raises:
+        UserError: The file is of a run with other settings.
+    """
+
+    def __init__(self, path, settings, variables, followers, every):
+        super().__init__()
+        self.path, self.settings, self.all_variables = path, settings or {}, variables
+        self.followers, self.every = followers, every
+        self.history, self.first_epoch, self.arrays, self.written = {}, 0, {}, time.monotonic()
+        if path.exists():
+            with np.load(path, allow_pickle=False) as data:
+                self.arrays = dict(data)
+            self.kept = json.loads(str(self.arrays["kept"]))
+            refuse_other_settings(path, self.kept["settings"], self.settings)
+            self.history, self.first_epoch = self.kept["history"], self.kept["epoch"]
+
+    @property
+    def stopping(self):
+        return next(follower for follower, _ in self.followers if isinstance(follower, keras.callbacks.EarlyStopping))
+
+    def on_train_begin(self, logs=None):
+        if not self.arrays:
+            return
+        for i, variable in enumerate(self.all_variables):
+            variable.assign(self.arrays[f"v{i}"])
+        for (follower, names), values in zip(self.followers, self.kept["followers"]):
+            for name in names:
+                setattr(follower, name, values[name])
+        self.stopping.best_weights = [self.arrays[f"b{i}"] for i in range(len(self.model.weights))]
+
+    def on_epoch_end(self, epoch, logs=None):
+        for name, value in (logs or {}).items():
+            self.history.setdefault(name, []).append(float(value))
+        if time.monotonic() - self.written < self.every or self.stopping.best_weights is None:
+            return
+        kept = {"epoch": epoch + 1, "history": self.history, "settings": self.settings,
+                "followers": [{name: plain(getattr(follower, name)) for name in names} for follower, names in self.followers]}  # fmt: skip
+        with atomic_path(self.path) as partial, open(partial, "wb") as file:
+            arrays = {f"v{i}": v.numpy() for i, v in enumerate(self.all_variables)}
+            best = {f"b{i}": w for i, w in enumerate(self.stopping.best_weights)}
+            np.savez(file, kept=json.dumps(kept), **arrays, **best)
+        self.written = time.monotonic()
+
+
+def plain(value):
+    """A number or list that JSON can hold."""
+    return np.asarray(value).tolist() if value is not None else None
 
 
 class Classifier:
@@ -56,7 +118,7 @@ class Classifier:
     def variables(self):
         return self.model.variables + self.model.optimizer.variables
 
-    def batches(self, images, labels, batch_size, seed, first_epoch):
+    def batches(self, images, labels, batch_size, seed, first_epoch=0):
         """Endless shuffled batches; the order of an epoch is a function of (seed, epoch)."""
         epoch = first_epoch
         while True:
@@ -73,7 +135,8 @@ class Classifier:
     def one_hot(self, labels):
         return np.eye(self.num_classes, dtype="float32")[labels]
 
-    def fit(self, train, val, *, epochs, batch_size, seed, patience, callbacks=(), verbose=2, first_epoch=0, steps=None):
+    def fit(self, train, val, *, epochs, batch_size, seed, patience, callbacks=(), verbose=2, first_epoch=0, steps=None,
+            state_file=None, settings=None, save_every=30):  # fmt: skip
         """Train from the first weights and end with those of the epoch of best validation accuracy.
 
         Args:
@@ -83,6 +146,8 @@ class Classifier:
                 (25, 50) within its search.
             first_epoch: Number of epochs that are done: if not 0, training goes on from the weights as they are.
             steps: Batches that count as an epoch, if not all of the images once.
+            state_file: Where the state is kept, at most every `save_every` s; if it is there, training goes on from it.
+            settings: {name: value} of the arguments that a continued run must share with the interrupted one.
 
         Returns:
             History {metric: values by epoch} and the seconds of each epoch.
@@ -91,6 +156,18 @@ class Classifier:
             for variable, value in zip(self.variables, self.first):
                 variable.assign(value)
         times = EpochTimes()
+        plateau = keras.callbacks.ReduceLROnPlateau(
+            "val_accuracy", factor=0.1, patience=patience[0], min_lr=LEARNING_RATE_FLOOR, mode="max"
+        )
+        stopping = keras.callbacks.EarlyStopping(
+            "val_accuracy", patience=patience[1], restore_best_weights=True, mode="max"
+        )
+        state = []
+        if state_file:
+            followers = [(plateau, ("best", "wait", "cooldown_counter")), (stopping, ("best", "wait", "best_epoch")),
+                         (times, ("seconds",))]  # fmt: skip
+            state = [FitState(state_file, settings, self.variables, followers, save_every)]
+            first_epoch = state[0].first_epoch
         history = self.model.fit(
             fast_feed(self.batches(*train, batch_size, seed, first_epoch)),
             steps_per_epoch=steps or -(-len(train[1]) // batch_size),
@@ -100,18 +177,10 @@ class Classifier:
             epochs=epochs,
             shuffle=False,  # the batches are
             verbose=verbose,
-            callbacks=[
-                keras.callbacks.TerminateOnNaN(),
-                keras.callbacks.ReduceLROnPlateau(
-                    "val_accuracy", factor=0.1, patience=patience[0], min_lr=LEARNING_RATE_FLOOR, mode="max"
-                ),
-                keras.callbacks.EarlyStopping(
-                    "val_accuracy", patience=patience[1], restore_best_weights=True, mode="max"
-                ),
-                times,
-                *callbacks,
-            ],
+            callbacks=[keras.callbacks.TerminateOnNaN(), plateau, stopping, times, *callbacks, *state],
         ).history
+        if state_file:
+            history = state[0].history
         return history, times.seconds
 
     def probabilities(self, images, batch_size=256):

@@ -69,6 +69,14 @@ def paper_optimizer(learning_rate, steps):
     return keras.optimizers.Adam(schedule, epsilon=1e-8, weight_decay=0.004, global_clipnorm=10.0)
 
 
+def refuse_other_settings(path, before, now):
+    """Raise a UserError if the interrupted run whose state lies at `path` had other settings than this one."""
+    shown = changed_arguments(before, now)
+    if shown:
+        raise UserError(f"{path.parent} holds an interrupted run with other arguments: {shown}. "
+                        "Give those, or --restart to replace it.")  # fmt: skip
+
+
 class TrainingState:
     """All that a run needs to go on as if nothing had happened, in one file: weights, optimizer, history.
 
@@ -104,10 +112,7 @@ class TrainingState:
         if not self.path.exists():
             return 0, []
         with np.load(self.path, allow_pickle=False) as data:
-            shown = changed_arguments(json.loads(str(data["settings"])), self.settings)
-            if shown:
-                raise UserError(f"{self.path.parent} holds an interrupted run with other arguments: {shown}. "
-                                "Give those, or --restart to replace it.")  # fmt: skip
+            refuse_other_settings(self.path, json.loads(str(data["settings"])), self.settings)
             arrays = [data[f"v{i}"] for i in range(len(data.files) - 3)]
             if [a.shape for a in arrays] != [tuple(v.shape) for v in self.variables]:
                 raise UserError(f"{self.path} is of another model: start afresh with --restart.")

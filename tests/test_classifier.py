@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 
+from experiment import UserError
 from Models.classifier import Classifier, accuracies
 
 RNG = np.random.default_rng(1)
@@ -118,3 +119,28 @@ def test_accuracies():
     confusion[2, 2] = confusion[5, 2] = confusion[6, 6] = confusion[3, 0] = 1
     assert np.array_equal(result["confusion"], confusion)
     assert np.array_equal(result["class_accuracies"], [np.nan, np.nan, 1, 0, np.nan, 0, 1], equal_nan=True)
+
+
+@pytest.mark.parametrize("last", [2, 6])
+def test_an_interrupted_fit_goes_on_as_if_nothing_had_happened(classifier, tmp_path, last):
+    """Also where the learning rate falls and patience ends after the interruption."""
+    settings = {"epochs": 14, "patience": (2, 5)}
+    whole, _ = fit(classifier, **settings)
+    probabilities = classifier.probabilities(VAL[0])
+
+    def interrupt(epoch, logs):
+        if epoch == last:
+            raise KeyboardInterrupt
+
+    state = {"state_file": tmp_path / "state.npz", "save_every": 0, "settings": {"seed": 5}}
+    with pytest.raises(KeyboardInterrupt):  # before the state of this epoch is kept
+        fit(classifier, **settings, **state, callbacks=[keras.callbacks.LambdaCallback(on_epoch_end=interrupt)])
+    for variable in classifier.variables:
+        variable.assign(variable + 1 if variable.dtype == "float32" else variable)
+    epochs = []
+    count = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: epochs.append(epoch))
+    resumed, seconds = fit(classifier, **settings, **state, callbacks=[count])
+    assert epochs[0] == last and resumed == whole and len(seconds) == len(whole["loss"])
+    assert np.array_equal(classifier.probabilities(VAL[0]), probabilities)
+    with pytest.raises(UserError, match="interrupted run with other arguments: --seed 5 .now 6."):
+        fit(classifier, **settings, **state | {"settings": {"seed": 6}})

@@ -97,6 +97,14 @@ def test_run_ends_in_one_line(capsys, monkeypatch, error, code, message):
     assert ended.value.code == code and capsys.readouterr().err == message
 
 
+def test_sigterm_ends_as_ctrl_c_does():
+    code = "import cli, time; cli.run(lambda args: print('begun', flush=True) or time.sleep(60), lambda: None)"
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "begun\n"
+    process.terminate()
+    assert process.wait(20) == 143 and "goes on from what is saved" in process.stderr.read()
+
+
 def test_run_does_not_hide_a_defect():
     with pytest.raises(ZeroDivisionError):
         cli.run(lambda args: 1 / args, lambda: 0)

@@ -1,6 +1,8 @@
 """Paths, names, records, safe writing and addressed randomness."""
 
 import json
+import subprocess
+import sys
 from argparse import Namespace
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -8,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from experiment import (
-    STREAMS, Experiment, UserError, atomic_path, describe_run, file_hash, finished_run, merge_json, random_stream,
+    REPOSITORY, STREAMS, Experiment, UserError, atomic_path, claim, describe_run, file_hash, finished_run, merge_json, random_stream,
     read_json, size_from_name, size_name, write_csv, write_json,
 )  # fmt: skip
 
@@ -140,3 +142,20 @@ def test_no_run_has_finished_without_a_record(tmp_path):
 def test_finished_run_with_other_arguments_shows_both_values(record):
     with pytest.raises(UserError, match=r"--lr 0.1 \(now 0.2\)"):
         finished_run(record, arguments(lr=0.2), free=["root"])
+
+
+def test_a_folder_has_one_writer_until_that_ends(tmp_path):
+    code = "import sys, time, experiment as e; e.claim(sys.argv[1]); e.claim(sys.argv[1]); print('claimed', flush=True); time.sleep(60)"
+    first = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "run")], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
+    assert first.stdout.readline() == "claimed\n"
+    (tmp_path / "run/class_00").mkdir()
+    left = [tmp_path / "run/.partial-1-a.npz", tmp_path / "run/class_00/.partial-1-img_0.png"]
+    for path in left:
+        path.write_bytes(b"half")
+    with pytest.raises(UserError, match=f"process {first.pid} on .* is writing in {tmp_path / 'run'}"):
+        claim(tmp_path / "run")
+    assert all(path.exists() for path in left)
+    first.kill()
+    first.wait()
+    claim(tmp_path / "run")
+    assert not any(path.exists() for path in left)

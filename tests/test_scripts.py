@@ -162,6 +162,24 @@ def test_generation_resumes_with_the_same_bytes_whatever_the_batch(root, tmp_pat
     assert other.returncode == 2 and "seed: 1234 there, 7 now" in other.stderr
 
 
+def test_shards_make_the_dataset_that_one_process_makes(tmp_path):
+    flags = ("--dataset", "digits", "--exp", "s", *MINI, "--img_total", 23, "--enc_epoch", 0, "--dif_epoch", 0,
+             "--inf_steps", 2, "--ugs", 1.5, "--batch_size", 8, "--precision", "float32")  # fmt: skip
+    folders = [tmp_path / name / "Data/Synthetic/Exp_s/digits/23Enc0Dif0Is2Ugs1.5" for name in ("whole", "parts")]
+    succeed("generate_dataset.py", *flags, "--root", tmp_path / "whole")
+    parts = (*flags, "--root", tmp_path / "parts", "--shard")
+    assert "shards that are not complete: 1/3, 3/3" in succeed("generate_dataset.py", *parts, "2/3").stdout
+    assert not (folders[1] / "manifest.json").exists()
+    both = [subprocess.Popen([sys.executable, str(REPOSITORY / "generate_dataset.py"), *map(str, parts), f"{i}/3"],
+                             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for i in (1, 3)]  # fmt: skip
+    assert [process.wait() for process in both] == [0, 0]
+    whole, union = map(tree, folders)
+    images = {p for p in whole if p.suffix == ".png" and p.parts[0].startswith("class_")}
+    assert len(images) == 23 and all(whole[p] == union[p] for p in images)
+    manifests = [json.loads(made[Path("manifest.json")]) for made in (whole, union)]
+    assert manifests[0]["sha256"] == manifests[1]["sha256"] and manifests[0]["total"] == 23
+
+
 def test_classifier_writes_results_and_keeps_others(root):
     results = json.loads((root / "CAS Results/test_accuracies_expsmoke.json").read_text())
     assert set(results["resnet20_16"]["digits"]) == {"real", "x1"}
