@@ -7,6 +7,7 @@ import argparse
 import shlex
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -26,17 +27,34 @@ class Demo:
     """Runs the stages one after the other and remembers how long each took."""
 
     def __init__(self, root, seed):
-        self.experiment, self.seconds = Experiment(root.resolve(), "demo", "digits"), {}
+        self.experiment, self.seconds, self.codes = Experiment(root.resolve(), "demo", "digits"), {}, {}
         self.common = ["--dataset", "digits", "--exp", "demo", "--root", str(self.experiment.root), "--seed", str(seed)]
 
     def run(self, stage, script, *flags):
+        self.together((stage, script, *flags))
+
+    def together(self, *stages):
+        """Run stages that do not need each other at the same time: much of their start-up uses one core only."""
+        running = [threading.Thread(target=self.follow, args=(stage, len(stages) > 1)) for stage in stages]
+        for thread in running:
+            thread.start()
+        for thread in running:
+            thread.join()
+        failed = [code for code in self.codes.values() if code]
+        if failed:
+            sys.exit(failed[0])
+
+    def follow(self, stage, several):
+        """Run one stage and pass its output on, marked with its name where others are running."""
+        name, script, *flags = stage
         command = [script, *self.common, *map(str, flags)]
-        print(f"\n[{stage}] python {shlex.join(command)}", flush=True)
+        print(f"\n[{name}] python {shlex.join(command)}", flush=True)
         start = time.time()
-        done = subprocess.run([sys.executable, str(REPOSITORY / script), *command[1:]])
-        if done.returncode:
-            sys.exit(done.returncode)
-        self.seconds[stage] = time.time() - start
+        output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True} if several else {}
+        with subprocess.Popen([sys.executable, str(REPOSITORY / script), *command[1:]], **output) as process:
+            for line in process.stdout or []:
+                print(f"[{name}] {line.rstrip()}", flush=True)
+        self.codes[name], self.seconds[name] = process.returncode, time.time() - start
 
     def best(self, part):
         return read_json(self.experiment.search_dir(part) / "best.json")
@@ -47,24 +65,23 @@ def main(args):
     demo = Demo(args.root, args.seed)
     mini = ["--backbone", "mini"]
     search = [*mini, "--classifier", CLASSIFIER, "--num_imgs", 300, "--test_imgs", 1000, "--batch_size", 64,
-              "--is_min", 10, "--epochs", 40, "--warm_start", "--save_plots"]  # fmt: skip
+              "--is_min", 8, "--epochs", 32, "--warm_start", "--save_plots"]  # fmt: skip
 
     demo.run("1 transfer learning", "SD_adapting.py", *mini, "--train_model", "enc", "--freq", 4)
-    demo.run("2 first search", "hyp_opt.py", *search, "--train_model", "enc", "--n_trials", 5, "--is_max", 16,
+    demo.run("2 first search", "hyp_opt.py", *search, "--train_model", "enc", "--n_trials", 5, "--is_max", 12,
              "--ugs_max", 4)  # fmt: skip
     first = demo.best("enc")
     demo.run("3 fine-tuning", "SD_adapting.py", *mini, "--train_model", "dif", "--enc_epoch", first["epoch"], "--freq", 8)
     demo.run("4 final search", "hyp_opt.py", *search, "--train_model", "dif", "--enc_epoch", first["epoch"],
              "--is_1", first["is"], "--ugs_1", first["ugs"], "--n_trials", 5)  # fmt: skip
     final = demo.best("dif")
-    for size in (1, 4):
-        demo.run(f"5 generation, {size}x", "generate_dataset.py", *mini, "--img_total", 1000 * size,
-                 "--enc_epoch", first["epoch"], "--dif_epoch", final["epoch"], "--inf_steps", final["is"],
-                 "--ugs", final["ugs"])  # fmt: skip
     classifier = ["--classifier", CLASSIFIER, "--batch_size", 64, "--epochs", 40]
-    demo.run("6 classifier, real", "classifier_training.py", *classifier, "--synthetic", False)
-    for size in (1, 4):
-        demo.run(f"6 classifier, {size}x", "classifier_training.py", *classifier, "--take", size)
+    generation = [(f"5 generation, {size}x", "generate_dataset.py", *mini, "--img_total", 1000 * size, "--enc_epoch",
+                   first["epoch"], "--dif_epoch", final["epoch"], "--inf_steps", final["is"], "--ugs", final["ugs"])
+                  for size in (1, 4)]  # fmt: skip
+    real = ("6 classifier, real", "classifier_training.py", *classifier, "--synthetic", False)
+    demo.together(*generation, real)
+    demo.together(*[(f"6 classifier, {size}x", "classifier_training.py", *classifier, "--take", size) for size in (1, 4)])
 
     pictures = [real_beside_synthetic(demo)]
     print_table(demo, time.time() - start, pictures)

@@ -1,0 +1,243 @@
+"""What users get wrong, through each script's own command line: one line on stderr, exit code 2, nothing written."""
+
+import importlib
+import shutil
+import sys
+import zlib
+
+import h5py
+import numpy as np
+import pytest
+from PIL import Image
+
+import cli
+from Models.backbones import MINI_WEIGHTS
+
+RNG = np.random.default_rng(0)
+SCRIPTS = {"adapt": "SD_adapting", "search": "hyp_opt", "generate": "generate_dataset", "classify": "classifier_training"}
+ADAPT, SEARCH = ["--epochs", "1"], ["--n_trials", "1"]
+GENERATE = ["--img_total", "4", "--enc_epoch", "0", "--dif_epoch", "0"]
+
+
+def picture(path, size=(9, 9), mode="RGB"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    channels = {"RGB": 3, "L": 1}[mode]
+    Image.fromarray(RNG.integers(0, 256, (*size, channels), np.uint8).squeeze(), mode).save(path)
+
+
+def folder(path, classes=("cat", "dog"), images=12):
+    for name in classes:
+        for i in range(images):
+            picture(path / name / f"{i}.png")
+    return path
+
+
+def bomb(path, side=50_000):
+    """A PNG whose header promises side x side pixels."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture(path)
+    raw = bytearray(path.read_bytes())
+    raw[16:24] = side.to_bytes(4, "big") * 2
+    raw[29:33] = zlib.crc32(raw[12:29]).to_bytes(4, "big")
+    path.write_bytes(raw)
+
+
+def npz(path, **changes):
+    arrays = {}
+    for split in ("train", "val", "test"):
+        arrays[f"{split}_images"] = RNG.integers(0, 256, (12, 9, 9, 3), np.uint8)
+        arrays[f"{split}_labels"] = np.arange(12)[:, None] % 3
+    arrays.update(changes)
+    np.savez(path, **{k: v for k, v in arrays.items() if v is not None})
+
+
+@pytest.fixture(scope="module")
+def bad(tmp_path_factory):
+    """A folder full of bad input."""
+    bad = tmp_path_factory.mktemp("bad")
+    folder(bad / "good")
+    folder(bad / "empty_class")
+    (bad / "empty_class/fish").mkdir()
+    folder(bad / "one_class", classes=["cat"])
+    (bad / "no_classes").mkdir()
+    folder(bad / "few", images=1)
+    folder(bad / "train_only/train")
+    folder(bad / "other_classes/train")
+    folder(bad / "other_classes/test", classes=["cat", "fish"])
+    folder(bad / "text")
+    (bad / "text/dog/5.png").write_text("no picture")
+    folder(bad / "truncated")
+    cut = bad / "truncated/cat/3.png"
+    cut.write_bytes(cut.read_bytes()[:60])
+    folder(bad / "bomb")
+    bomb(bad / "bomb/dog/0.png")
+    folder(bad / "first_bomb")
+    bomb(bad / "first_bomb/cat/0.png")
+    folder(bad / "deep")
+    Image.fromarray(RNG.integers(0, 60000, (9, 9), np.uint16)).save(bad / "deep/cat/1.png")
+    for i in range(1001):
+        picture(bad / f"many/{i:04d}/0.png")
+
+    images, labels = RNG.integers(0, 256, (12, 9, 9, 3), np.uint8), np.arange(12) % 3
+    npz(bad / "no_key.npz", val_images=None)
+    npz(bad / "float.npz", train_images=images / 255)
+    npz(bad / "channels.npz", train_images=np.repeat(images[..., :1], 4, -1))
+    npz(bad / "nan.npz", test_images=np.full((12, 9, 9, 3), np.nan))
+    npz(bad / "out_of_range.npz", test_labels=labels + 7)
+    npz(bad / "negative.npz", train_labels=labels - 1)
+    npz(bad / "fractions.npz", train_labels=labels + 0.5)
+    npz(bad / "fewer_labels.npz", train_labels=labels[:5])
+    npz(bad / "one_class.npz", train_labels=0 * labels)
+    npz(bad / "no_images.npz", train_images=images[:0], train_labels=labels[:0])
+    np.savez(bad / "pickle.npz", train_images=np.array([{"a": 1}], object), allow_pickle=True)
+    (bad / "text.npz").write_text("no archive")
+    (bad / "pointer.npz").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    (bad / "void.npz").write_bytes(b"")
+    whole = (bad / "float.npz").read_bytes()
+    (bad / "cut.npz").write_bytes(whole[: len(whole) // 2])
+
+    for name in ("text", "void", "cut", "other", "pointer", "directory"):  # weight folders with one bad file each
+        shutil.copytree(MINI_WEIGHTS, bad / "weights" / name)
+        file = bad / "weights" / name / "unet.weights.h5"
+        raw = file.read_bytes()
+        file.unlink()
+        if name == "directory":
+            file.mkdir()
+        elif name == "other":
+            with h5py.File(file, "w") as written:
+                written["a"] = np.zeros(3)
+        else:
+            file.write_bytes({"text": b"no weights", "void": b"", "cut": raw[: len(raw) // 2],
+                              "pointer": b"version https://git-lfs.github.com/spec/v1\n"}[name])  # fmt: skip
+    (bad / "weights/none").mkdir()
+    return bad
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """A root with synthetic sets and results that are not as they should be."""
+    root = tmp_path_factory.mktemp("root")
+    made = root / "Data/Synthetic/Exp_lack/digits/1kEnc1Dif1Is5Ugs1"
+    for label in range(9):
+        picture(made / f"class_{label:02d}/img_0.png")
+    lies = root / "Data/Synthetic/Exp_lies/digits/1kEnc1Dif1Is5Ugs1"
+    for label in range(10):
+        picture(lies / f"class_{label:02d}/img_0.png")
+    (lies / "manifest.json").write_text('{"total": 1000, "counts": [100, 100, 100, 100, 100, 100, 100, 100, 100, 100]}')
+    small = root / "Data/Synthetic/Exp_small/digits/0.5kEnc1Dif1Is5Ugs1"
+    for label in range(10):
+        picture(small / f"class_{label:02d}/img_0.png")
+    foreign = root / "Data/Synthetic/Exp_foreign/digits/4Enc0Dif0Is50Ugs7.5"
+    foreign.mkdir(parents=True)
+    (foreign / "mine.txt").write_text("not to be lost")
+    encoder = root / "Checkpoints/DDPM/Exp_there/digits/MyEmbedding"
+    encoder.mkdir(parents=True)
+    for epoch in (3, 7):
+        (encoder / f"epoch{epoch}.weights.h5").write_text("no weights")
+    return root
+
+
+LONG = "a" * 65
+FLAGS = [
+    *[("adapt", ["--epochs", value], "--epochs") for value in ("0", "-1", "nan", "many", "1.5", "")],
+    *[("adapt", ["--batch_size", value], "--batch_size") for value in ("0", "-4", "1e3")],
+    *[("adapt", ["--lr", value], "--lr") for value in ("0", "-0.1", "nan", "inf", "fast")],
+    *[("adapt", [flag, "0"], flag) for flag in ("--freq",)],
+    *[("adapt", ["--seed", value], "--seed") for value in ("-1", "pi", str(2**63))],
+    *[("adapt", ["--exp", value], "--exp") for value in ("", "../up", "a/b", LONG, "two words", "größe", ".hidden")],
+    *[("adapt", ["--dataset", value], hint) for value, hint in (
+        ("cifar11", "did you mean cifar10?"), ("blodmnist", "did you mean bloodmnist?"), ("", "--dataset"))],
+    ("adapt", ["--backbone", "sd3"], "--backbone"), ("adapt", ["--precision", "float16"], "--precision"),
+    ("adapt", ["--train_model", "vae"], "--train_model"), ("adapt", ["--weights_dir", "nowhere"], "--weights_dir"),
+    ("adapt", ["--epoch", "3", "--colour", "red"], "--colour"),
+    *[("search", [flag, value], flag) for flag in ("--n_trials", "--num_imgs", "--epochs", "--rungs", "--gen_batch_size")
+      for value in ("0", "-1", "x")],
+    ("search", ["--is_min", "20", "--is_max", "10"], "--is_min: 20 is more than the most inference steps, 10"),
+    ("search", ["--is_1", "1001"], "in 1..1000"), ("search", ["--ugs_1", "0"], "--ugs_1"), ("search", ["--ugs_max", "nan"], "--ugs_max"),
+    ("search", ["--timeout", "-1"], "--timeout"), ("search", ["--pruner", "hope"], "--pruner"), ("search", ["--select_on", "train"], "--select_on"),
+    ("generate", ["--img_total", "4", "--img_class", "2"], "exactly one of --img_class and --img_total"),
+    ("generate", [], "exactly one of --img_class and --img_total"),
+    *[("generate", ["--img_total", value], "--img_total") for value in ("0", "-3", "1e4", "nan")],
+    *[("generate", [*GENERATE, "--inf_steps", value], "in 1..1000") for value in ("0", "1001", "-5")],
+    *[("generate", [*GENERATE, "--ugs", value], "--ugs") for value in ("-1", "nan", "inf", "1001")],
+    *[("generate", [*GENERATE, "--image_size", value], "--image_size") for value in ("0", "5000")],
+    *[("generate", [*GENERATE, "--shard", value], "--shard") for value in ("0/2", "3/2", "1", "a/b", "1/0")],
+    ("generate", [*GENERATE, "--shard", "1/2", "--restart"], "--restart"),
+    *[("classify", ["--take", value], "--take") for value in ("0", "-1", "1001", "all")],
+    ("classify", ["--synthetic", "perhaps"], "--synthetic"), ("classify", ["--synthetic_dir", "nowhere"], "--synthetic_dir"),
+    ("classify", ["--synthetic", "False", "--synthetic_dir", "."], "--synthetic_dir"), ("classify", ["--classifier", "resnet50"], "--classifier"),
+]  # fmt: skip
+
+FILES = [
+    ("empty_class", "these class folders hold no images: fish"), ("one_class", "2 to 1000 classes. Received: 1"),
+    ("no_classes", "holds no class folders"), ("few", "too few images"), ("train_only", "needs train and test"),
+    ("other_classes", "other classes than the training images: dog, fish"), ("text", "1 images cannot be read"),
+    ("truncated", "1 images cannot be read"), ("bomb", "1 images cannot be read"), ("first_bomb", "is not a readable image"),
+    ("deep", "8 bits a channel"), ("many", "2 to 1000 classes. Received: 1001"),
+    ("no_key.npz", "Missing: val_images"), ("float.npz", "train_images must be uint8"), ("channels.npz", "train_images must be uint8"),
+    ("nan.npz", "test_images must be uint8"), ("out_of_range.npz", "labels must be in 0..2"), ("negative.npz", "labels must be in"),
+    ("fractions.npz", "labels must be integers"), ("fewer_labels.npz", "12, 9, 9, 3) with 5 labels"), ("one_class.npz", "Received: 1"),
+    ("no_images.npz", "N > 0"), ("pickle.npz", "Missing"), ("text.npz", "not a readable npz"), ("pointer.npz", "not a readable npz"),
+    ("void.npz", "not a readable npz"), ("cut.npz", "not a readable npz"),
+]  # fmt: skip
+
+WEIGHTS = [("text", "unet.weights.h5"), ("void", "unet.weights.h5"), ("cut", "unet.weights.h5"), ("other", "unet.weights.h5"),
+           ("pointer", "unet.weights.h5"), ("directory", "unet.weights.h5"), ("none", "unet.weights.h5")]  # fmt: skip
+
+STATES = [
+    ("classify", ["--exp", "lack"], "Missing or too many: class_09"), ("classify", ["--exp", "lies"], "counts [100, 100"),
+    ("classify", ["--exp", "small"], "has 1000 images. There: 0.5kEnc1Dif1Is5Ugs1 (10 images)"),
+    ("classify", ["--exp", "new"], "There: none"), ("classify", ["--exp", "new", "--train", "False"], "no trained classifier"),
+    ("generate", ["--exp", "foreign", *GENERATE], "holds something that generate_dataset.py has not begun"),
+    ("generate", ["--exp", "there", "--img_total", "4", "--enc_epoch", "9", "--dif_epoch", "0"], "Epochs there: 3, 7"),
+    ("generate", ["--exp", "there", "--img_total", "4", "--enc_epoch", "3", "--dif_epoch", "0"], "epoch3.weights.h5"),
+    ("adapt", ["--exp", "there", "--enc_epoch", "9", *ADAPT], "Epochs there: 3, 7"),
+    ("adapt", ["--exp", "new", "--train_model", "dif", "--enc_epoch", "2", *ADAPT], "Epochs there: none"),
+    ("search", ["--exp", "new", *SEARCH], "there are no weights"),
+    ("search", ["--exp", "there", "--no-optimize"], "there is no study"),
+    ("search", ["--exp", "there", "--storage", "nonsense", *SEARCH], "--storage nonsense cannot be opened"),
+]  # fmt: skip
+
+
+def snapshot(folder):
+    """Every file but logs, locks and the empty database of a search that was refused."""
+    return {p: p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name != "log.txt" and not p.name.startswith(".")
+            and p.suffix != ".db"}  # fmt: skip
+
+
+def refused(script, argv, capsys, monkeypatch, root):
+    """Run a script's command line in this process; returns its one line on stderr."""
+    module = importlib.import_module(SCRIPTS[script])
+    monkeypatch.setattr(sys, "argv", [f"{SCRIPTS[script]}.py"])
+    flags = [] if "--exp" in argv else ["--exp", "bad"]
+    flags += [] if "--dataset" in argv else ["--dataset", "digits"]
+    flags += [] if "--backbone" in argv else ["--backbone", "mini"]
+    before = snapshot(root)
+    with pytest.raises(SystemExit) as ended:
+        cli.run(module.main, lambda: module.parse_args([*flags, "--root", str(root), *argv]))
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert ended.value.code == 2 and len(lines) == 1, lines
+    assert snapshot(root) == before
+    return lines[0]
+
+
+@pytest.mark.parametrize("script, argv, message", FLAGS)
+def test_flags(script, argv, message, capsys, monkeypatch, tmp_path):
+    assert message in refused(script, argv, capsys, monkeypatch, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name, message", FILES)
+def test_datasets(name, message, bad, capsys, monkeypatch, tmp_path):
+    assert message in refused("adapt", ["--dataset", str(bad / name), *ADAPT], capsys, monkeypatch, tmp_path)
+
+
+@pytest.mark.parametrize("name, message", WEIGHTS)
+def test_pretrained_weights(name, message, bad, capsys, monkeypatch, tmp_path, float32_after):
+    argv = [*GENERATE, "--weights_dir", str(bad / "weights" / name)]
+    assert message in refused("generate", argv, capsys, monkeypatch, tmp_path)
+
+
+@pytest.mark.parametrize("script, argv, message", STATES)
+def test_what_is_there(script, argv, message, root, capsys, monkeypatch, float32_after):
+    assert message in refused(script, argv, capsys, monkeypatch, root)
