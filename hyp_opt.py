@@ -217,6 +217,14 @@ def warm_start(args, study, epochs):
                              "epoch": max(1, round(share * max(epochs)))}, skip_if_exists=True)  # fmt: skip
 
 
+def trial_line(trial):
+    """Number, settings and result of a trial."""
+    p, rung = trial.params, trial.user_attrs.get("rung", "1")
+    result = {"COMPLETE": f"{trial.value or 0:.4f}", "PRUNED": f"pruned on rung {rung}, epoch {trial.last_step or 1}"}
+    settings = f"steps {p['is']:2d}, scale {p['ugs']:4.2f}, epoch {p['epoch']:2d}" if p else "not begun"
+    return f"trial {trial.number:3d}: {settings} -> {result.get(trial.state.name, trial.state.name.lower())}"
+
+
 def search(args, study, context):
     """Run the trials that are missing, one progress line each. Returns whether the budget is complete."""
     from studies import FINISHED, run_trials, trials
@@ -227,14 +235,8 @@ def search(args, study, context):
     def progress(study, trial):
         finished = trials(study, *FINISHED)
         left = (time.time() - started) / max(1, len(finished) - there) * (args.n_trials - len(finished))
-        p, rung = trial.params, trial.user_attrs["rung"]
-        if trial.state.name == "COMPLETE":
-            result = f"{trial.value:.4f}"
-        else:
-            result = f"pruned on rung {rung}, epoch {trial.last_step or 1}"
         best = max((t.value for t in finished if t.state.name == "COMPLETE"), default=float("nan"))
-        log.info("trial %3d: steps %2d, scale %4.2f, epoch %2d -> %s   best %.4f   %d of %d, %.0f s, %.0f s left",
-                 trial.number, p["is"], p["ugs"], p["epoch"], result, best, len(finished), args.n_trials,
+        log.info("%s   best %.4f   %d of %d, %.0f s, %.0f s left", trial_line(trial), best, len(finished), args.n_trials,
                  time.time() - started, max(0, left))  # fmt: skip
 
     return run_trials(study, lambda trial: objective(trial, context), args.n_trials, args.timeout, progress)
@@ -333,7 +335,7 @@ def main(args):
     from plots import experiment_pipeline_bars, search_plots
     from studies import FINISHED, open_study, pruner, trials
 
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # each trial has its own line here
     epochs = saved_epochs(experiment.part_dir(args.train_model))
     if not epochs:
         raise UserError(f"there are no weights in {experiment.part_dir(args.train_model)}: run SD_adapting.py "
@@ -386,6 +388,9 @@ def main(args):
         raise UserError(f"the study {name} has no completed trial yet.")
     best = study.best_trial
     table = write_trials(study, folder)
+    if not args.optimize:
+        for trial in trials(study):
+            log.info(trial_line(trial))
     if args.save_plots:
         for plot in search_plots(study, folder):
             log.info("  %s", plot)
