@@ -51,31 +51,35 @@ def parse_args(argv=None):
     return args
 
 
-def begin_folder(args, folder, settings):
-    """Say in the folder what is generated there, or go on with what is there if it is the same.
+def check_folder(args, folder, settings):
+    """Check that what lies in the folder is of the same settings.
 
     Raises:
-        UserError: The folder holds images of other settings.
+        UserError: The folder holds images of other settings, or something else.
     """
-    import shutil
-
     record = folder / "generation.json"
-    there = [path for path in folder.iterdir() if not path.name.startswith(".lock")]
-    if args.restart and there:
-        log.info("throwing away %s", folder)
-        for path in there:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-        there = []
+    if args.restart or not folder.exists():
+        return
     if record.exists():
         before = read_json(record)
         differing = [key for key in settings if before.get(key) != settings[key]]
         if differing:
             shown = "; ".join(f"{key}: {before.get(key)} there, {settings[key]} now" for key in differing)
             raise UserError(f"{folder} holds images of other settings ({shown}). Use another --exp, or --restart.")
-    elif there:
+    elif any(not path.name.startswith(".lock") for path in folder.iterdir()):
         raise UserError(f"{folder} holds something that generate_dataset.py has not begun: move it away.")
-    else:
-        write_json(record, settings)
+
+
+def begin_folder(args, folder, settings):
+    """Say in the folder what is generated there; with --restart, throw away what is there."""
+    import shutil
+
+    if args.restart:
+        log.info("throwing away %s", folder)
+        for path in folder.iterdir():
+            if not path.name.startswith((".lock", "log.txt")):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+    write_json(folder / "generation.json", settings)
 
 
 def weight_hashes(args, experiment, backbone):
@@ -133,46 +137,48 @@ def main(args):
     size = args.image_size or backbone.image_size
     fixed = {k: v for k, v in describe_arguments(args).items() if k not in FREE}
     settings = {"total": total, **fixed, "image_size": size, "weights": weight_hashes(args, experiment, backbone)}
+    check_folder(args, folder, settings)
     part, parts = args.shard
     claim(folder, f"-{part}-of-{parts}" if parts > 1 else "")
-    begin_folder(args, folder, settings)
-    start_logging(folder)
     counts = balanced_counts(total, spec.num_classes)
-    if args.restart is False and (folder / MANIFEST).exists():
-        log.info("finished already: %s", folder)
+    if (folder / MANIFEST).exists() and not args.restart:
+        print(f"finished already: {folder}")
         return
-    writer = SyntheticWriter(folder, counts)
-    labels, indices = writer.missing(args.shard)
+
+    # Models, before anything is written or thrown away
+    from tqdm import tqdm
+
+    from Models.class_encoder import class_encoder
+    from Models.sampler import Sampler, generate_images
+    from Models.weights import load_epoch
+
+    keras.utils.set_random_seed(args.seed % 2**32)  # a fresh encoder of --enc_epoch 0 is the same every time
+    precision = set_precision(args.precision)
+    encoder = class_encoder(spec.num_classes, backbone.hidden_units, backbone.context_shape)
+    load_epoch(encoder, experiment.part_dir("enc"), args.enc_epoch, "enc")
+    unet = backbone.unet(args.weights_dir)
+    load_epoch(unet, experiment.part_dir("dif"), args.dif_epoch, "dif")
+    sampler = Sampler(unet, backbone.decoder(args.weights_dir))
 
     # Generation
-    if len(labels):
-        from tqdm import tqdm
-
-        from Models.class_encoder import class_encoder
-        from Models.sampler import Sampler, generate_images
-        from Models.weights import load_epoch
-
-        keras.utils.set_random_seed(args.seed % 2**32)  # a fresh encoder of --enc_epoch 0 is the same every time
-        precision = set_precision(args.precision)
-        encoder = class_encoder(spec.num_classes, backbone.hidden_units, backbone.context_shape)
-        load_epoch(encoder, experiment.part_dir("enc"), args.enc_epoch, "enc")
-        unet = backbone.unet(args.weights_dir)
-        load_epoch(unet, experiment.part_dir("dif"), args.dif_epoch, "dif")
-        sampler = Sampler(unet, backbone.decoder(args.weights_dir))
-        whole = len(range(part - 1, total, parts))  # images of this shard
-        log.info("%d images of %s with %s, %d there, %d inference steps, guidance scale %g, %s, seed %d -> %s", whole,
-                 spec.name, backbone.name, whole - len(labels), args.inf_steps, args.ugs, precision, args.seed, folder)  # fmt: skip
-        made = generate_images(sampler, encoder, labels, indices, num_steps=args.inf_steps, scale=args.ugs,
-                               seed=args.seed, batch_size=min(args.batch_size, total), spacing=args.timestep_spacing)  # fmt: skip
-        try:
-            with tqdm(total=whole, initial=whole - len(labels), unit="image", smoothing=0.05) as progress:
-                for label, index, images in made:
-                    for image in zip(label, index, resize_images(images, size, "bilinear")):
-                        writer.write(*image)
-                    progress.update(len(images))
-            writer.drain()
-        finally:
-            writer.close()
+    begin_folder(args, folder, settings)
+    start_logging(folder)
+    writer = SyntheticWriter(folder, counts)
+    labels, indices = writer.missing(args.shard)
+    whole = len(range(part - 1, total, parts))  # images of this shard
+    log.info("%d images of %s with %s, %d there, %d inference steps, guidance scale %g, %s, seed %d -> %s", whole, spec.name,
+             backbone.name, whole - len(labels), args.inf_steps, args.ugs, precision, args.seed, folder)  # fmt: skip
+    made = generate_images(sampler, encoder, labels, indices, num_steps=args.inf_steps, scale=args.ugs,
+                           seed=args.seed, batch_size=min(args.batch_size, total), spacing=args.timestep_spacing)  # fmt: skip
+    try:
+        with tqdm(total=whole, initial=whole - len(labels), unit="image", smoothing=0.05) as progress:
+            for label, index, images in made:
+                for image in zip(label, index, resize_images(images, size, "bilinear")):
+                    writer.write(*image)
+                progress.update(len(images))
+        writer.drain()
+    finally:
+        writer.close()
 
     if parts > 1:
         others = [f"{i}/{parts}" for i in range(1, parts + 1) if writer.missing((i, parts)).size]

@@ -57,8 +57,16 @@ class Backbone:
         return side, side, 4
 
     def weights_file(self, part, weights_dir):
+        """The path of a part's pretrained weights.
+
+        Raises:
+            UserError: They are not there, or not the published ones.
+        """
         if self.name == "mini":
-            return (weights_dir or MINI_WEIGHTS) / f"{part}.weights.h5"
+            path = (weights_dir or MINI_WEIGHTS) / f"{part}.weights.h5"
+            if not path.is_file():
+                raise UserError(f"there is no file {path.name} in {path.parent}.")
+            return path
         return pretrained_file(*self.files[part], weights_dir)
 
     def image_encoder(self, weights_dir=None):
