@@ -118,9 +118,13 @@ class Context:
 
     def rungs(self):
         """[(last epoch, images)] of the rungs of a trial: one at a half of the images, say, lasts half of the epochs."""
-        args = self.args
-        shares = [2 ** -(args.rungs - 1 - i) for i in range(args.rungs)]  # 1/4, 1/2, 1
-        return [(max(1, round(args.epochs * share)), max(1, round(args.num_imgs * share))) for share in shares]
+        args, rungs = self.args, []
+        for share in (2 ** -(args.rungs - 1 - i) for i in range(args.rungs)):  # 1/4, 1/2, 1
+            rung = max(1, round(args.epochs * share)), max(1, round(args.num_imgs * share))
+            if rungs and (rungs[-1][0] == rung[0] or rungs[-1][1] == rung[1]):
+                rungs.pop()  # too few epochs or images for two rungs
+            rungs.append(rung)
+        return rungs
 
     def train(self, images, labels, **how):
         """Train the classifier on synthetic images; returns the history of real validation accuracy."""

@@ -56,6 +56,13 @@ def test_one_rung_is_the_published_objective():
     assert context.trained == [(41, 0, 8, 5)]
 
 
+@pytest.mark.parametrize("epochs, images, rungs", [
+    (1, 40, [(1, 40)]), (2, 40, [(1, 20), (2, 40)]), (8, 1, [(8, 1)]), (8, 2, [(4, 1), (8, 2)]), (100, 4000, [(25, 1000), (50, 2000), (100, 4000)]),
+])  # fmt: skip
+def test_rungs_of_a_short_trial(epochs, images, rungs):
+    assert Scripted(parse_args(["--epochs", str(epochs), "--num_imgs", str(images)]), []).rungs() == rungs
+
+
 def test_a_pruned_trial_has_made_few_images():
     context = Scripted(parse_args(ARGS), [0.1] * 8)
     trial = run(context, pruner=optuna.pruners.ThresholdPruner(lower=0.5, n_warmup_steps=2))
