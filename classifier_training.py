@@ -122,7 +122,6 @@ def main(args):
     from Data.loaders import class_names, load_splits
     from Models.classifier import Classifier, accuracies
 
-    claim(folder)
     start_logging(folder)
     log.info("classifier %s on %s, %s images -> %s", args.classifier, spec.name, source, folder)
     keras.utils.set_random_seed(args.seed % 2**32)
@@ -132,6 +131,7 @@ def main(args):
     # Training
     if args.train and not done:
         images, origin = training_images(args, spec, experiment, splits)
+        claim(folder)
         val_accuracy = train(args, classifier, images, splits, folder)
         record = describe_run(args, started, trained_on=origin, images=len(images[1]), val_accuracy=val_accuracy)
         write_json(record_file, record)
@@ -145,6 +145,7 @@ def main(args):
         from plots import confusion_matrix, experiment_cas_curve
 
         load_best(classifier, folder)
+        claim(folder)
         result = accuracies(classifier.probabilities(splits.test.images), splits.test.labels)
         top = {key: result[key] for key in ("top_1_accuracy", "top_5_accuracy")}
         cardinality = f"x{args.take}" if args.synthetic else "real"
