@@ -16,7 +16,7 @@ PRESETS = {
     # A small network on small data: fewer steps and higher rates, chosen on validation accuracy on digits.
     "mini": {"enc": {"epochs": 12, "batch_size": 64, "lr": 2e-2}, "dif": {"epochs": 32, "batch_size": 32, "lr": 8e-4}},
 }
-SHEETS = 3  # sample sheets over a run
+SHEETS = 2  # sample sheets over a run
 SHEET_STEPS, SHEET_SCALE = 20, 1.5
 
 
