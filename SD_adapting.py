@@ -8,7 +8,7 @@ import os
 import time
 
 from cli import add_model_flags, finish_args, import_keras, integer, log, new_parser, number, run, start_logging
-from experiment import Experiment, claim, describe_arguments, describe_run, file_hash, finished_run, write_json
+from experiment import Experiment, claim, describe_run, file_hash, finished_run, fixed_arguments, write_json
 
 PRESETS = {
     # As published (paper, section 3, and its code).
@@ -139,8 +139,7 @@ def main(args):
     model = denoising_model(unet, encoder, backbone.latent_scale)
     model.compile(paper_optimizer(args.lr, steps * args.epochs), "mse")
     model.optimizer.build(model.trainable_variables)
-    settings = {k: v for k, v in describe_arguments(args).items() if k not in (*free, "restart")}
-    state = TrainingState(model, part, state_file, settings)
+    state = TrainingState(model, part, state_file, fixed_arguments(args, free))
     if args.restart:
         state_file.unlink(missing_ok=True)
     done, losses = state.load()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cli import add_classifier_flags, boolean, finish_args, import_keras, integer, log, new_parser, run, start_logging
 from experiment import (
-    Experiment, UserError, claim, describe_arguments, describe_run, finished_run, merge_json, size_name, write_csv,
+    Experiment, UserError, claim, describe_run, finished_run, fixed_arguments, merge_json, size_name, write_csv,
     write_json
 )  # fmt: skip
 
@@ -61,10 +61,9 @@ def train(args, classifier, images, splits, folder):
     state_file = folder / "state.npz"
     if args.restart:
         state_file.unlink(missing_ok=True)
-    settings = {k: v for k, v in describe_arguments(args).items() if k not in (*FREE, "restart")}
     history, seconds = classifier.fit(
         images, splits.val, epochs=args.epochs, batch_size=args.batch_size, seed=args.seed, patience=PATIENCE,
-        state_file=state_file, settings=settings,
+        state_file=state_file, settings=fixed_arguments(args, FREE),
     )  # fmt: skip
     if not np.isfinite(history["loss"]).all():
         raise UserError(f"the loss is not finite after {len(seconds)} epochs: nothing is saved.")

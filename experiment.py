@@ -256,8 +256,7 @@ def finished_run(record_file, args, free):
     if args.restart or not record_file.exists():
         return False
     before = read_json(record_file).get("arguments", {})
-    now = describe_arguments(args)
-    shown = changed_arguments(before, {k: v for k, v in now.items() if k not in (*free, "restart") and k in before})
+    shown = changed_arguments(before, {k: v for k, v in fixed_arguments(args, free).items() if k in before})
     if shown:
         raise UserError(f"{record_file.parent} holds a finished run with other arguments: {shown}. Use another --exp, "
                         "or --restart to replace it.")  # fmt: skip
@@ -266,6 +265,11 @@ def finished_run(record_file, args, free):
 
 def describe_arguments(args):
     return {k: str(v) if isinstance(v, Path) else v for k, v in sorted(vars(args).items())}
+
+
+def fixed_arguments(args, free):
+    """The arguments that decide a run's result: all but those named in `free`, and --restart."""
+    return {k: v for k, v in describe_arguments(args).items() if k not in (*free, "restart")}
 
 
 def changed_arguments(before, now):

@@ -12,12 +12,12 @@ from cli import (
     add_model_flags, add_spacing_flag, finish_args, import_keras, integer, log, new_parser, number, run, start_logging
 )  # fmt: skip
 from experiment import (
-    Experiment, UserError, claim, describe_arguments, describe_run, file_hash, read_json, size_name, write_json
+    Experiment, UserError, claim, describe_run, file_hash, fixed_arguments, read_json, size_name, write_json
 )  # fmt: skip
 
 SHEET_COLUMNS = 8
 # Arguments that do not change the images.
-FREE = ("root", "data_dir", "weights_dir", "batch_size", "restart", "img_class", "img_total", "shard")
+FREE = ("root", "data_dir", "weights_dir", "batch_size", "img_class", "img_total", "shard")
 
 
 def shard(text):
@@ -135,8 +135,8 @@ def main(args):
 
     backbone = BACKBONES[args.backbone]
     size = args.image_size or backbone.image_size
-    fixed = {k: v for k, v in describe_arguments(args).items() if k not in FREE}
-    settings = {"total": total, **fixed, "image_size": size, "weights": weight_hashes(args, experiment, backbone)}
+    weights = weight_hashes(args, experiment, backbone)
+    settings = {"total": total, **fixed_arguments(args, FREE), "image_size": size, "weights": weights}
     check_folder(args, folder, settings)
     part, parts = args.shard
     claim(folder, f"-{part}-of-{parts}" if parts > 1 else "")

@@ -8,6 +8,7 @@ import warnings
 from pathlib import Path
 
 import optuna
+import sqlalchemy.exc
 from optuna.samplers import BaseSampler, TPESampler
 from optuna.storages import RetryHeartbeatStaleTrialCallback
 from optuna.trial import TrialState
@@ -22,6 +23,10 @@ POLL = 2  # s: between looks at the trials of other workers
 # Heartbeats and retries are "experimental" in Optuna since 2.8: nothing that a user could act on.
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
 retry = RetryHeartbeatStaleTrialCallback(max_retry=RETRIES)
+
+
+class DatabaseError(UserError):
+    """The database refused: it may be down, or another process may be creating the same tables at this moment."""
 
 
 class SurplusTrial(Exception):
@@ -78,7 +83,7 @@ def open_storage(address):
     """The storage of `sqlite:///FILE`, `journal:FILE`, `postgresql://...` or any other address of SQLAlchemy.
 
     Raises:
-        UserError: It cannot be opened.
+        UserError: It cannot be opened (`DatabaseError`: perhaps it can be soon).
     """
     if address.startswith("journal:"):
         file = Path(address.removeprefix("journal:")).expanduser().resolve()
@@ -96,7 +101,8 @@ def open_storage(address):
         raise UserError(f"--storage {address} needs a package that is not installed: {error}{hint}") from None
     # What a database or its driver raises has no common type but Exception.
     except Exception as error:
-        raise UserError(f"--storage {address} cannot be opened: {error}") from None
+        kind = DatabaseError if isinstance(error, sqlalchemy.exc.DBAPIError) else UserError
+        raise kind(f"--storage {address} cannot be opened: {error}") from None
 
 
 def open_study(address, name, seed, study_pruner, create, lock_file):
@@ -117,8 +123,8 @@ def open_study(address, name, seed, study_pruner, create, lock_file):
                     raise UserError(f"there is no study {name} in {address} to report: run with --optimize.")
                 return optuna.create_study(study_name=name, storage=storage, direction="maximize", load_if_exists=True,
                                            sampler=AddressedTPESampler(seed), pruner=study_pruner)  # fmt: skip
-            except UserError as error:
-                if "cannot be opened" not in str(error) or attempt == 4:
+            except DatabaseError:
+                if attempt == 4:
                     raise
                 time.sleep(1 + attempt)
 
