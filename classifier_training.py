@@ -6,9 +6,12 @@
 import time
 from pathlib import Path
 
-from cli import add_classifier_flags, boolean, finish_args, import_keras, integer, log, new_parser, run, start_logging
+from cli import (
+    add_classifier_flags, boolean, finish_args, import_keras, integer, log, make_repeatable, new_parser, run,
+    start_logging, tell_if_interrupted
+)  # fmt: skip
 from experiment import (
-    Experiment, UserError, claim, describe_run, finished_run, fixed_arguments, merge_json, size_name, write_csv,
+    Experiment, UserError, claim, describe_run, finished_run, fixed_arguments, merge_json, read_json, size_name, write_csv,
     write_json
 )  # fmt: skip
 
@@ -55,10 +58,12 @@ def train(args, classifier, images, splits, folder):
     """Train, and write best_model, model_history.csv and training_info.csv. Returns the best validation accuracy."""
     import numpy as np
 
+    from Models.classifier import saved_epochs
     from Models.resnet import multiply_accumulates
     from Models.weights import save_weights
 
     state_file = folder / "state.npz"
+    tell_if_interrupted(lambda: f"{saved_epochs(state_file)} of {args.epochs} epochs are saved")
     if args.restart:
         state_file.unlink(missing_ok=True)
     history, seconds = classifier.fit(
@@ -109,21 +114,23 @@ def main(args):
     from Data.registry import dataset_spec
 
     started = time.time()
-    spec = dataset_spec(args.dataset)
+    spec = dataset_spec(args.dataset, args.skip_broken)
     experiment = Experiment(args.root, args.exp, spec.name)
     source = size_name(args.take * spec.unit) if args.synthetic else "real"
     folder = experiment.classifier_dir(args.classifier, source)
     record_file = folder / "training.json"
     done = args.train and finished_run(record_file, args, FREE)
+    if args.test and experiment.cas_file.exists():
+        read_json(experiment.cas_file)  # a broken one shall be told before hours of training
 
     # Data and model
-    keras = import_keras()
+    import_keras()
     from Data.loaders import class_names, load_splits
     from Models.classifier import Classifier, accuracies
 
     start_logging(folder)
     log.info("classifier %s on %s, %s images -> %s", args.classifier, spec.name, source, folder)
-    keras.utils.set_random_seed(args.seed % 2**32)
+    make_repeatable(args)
     splits = load_splits(spec, args.data_dir, args.seed, spec.resolution)
     classifier = Classifier(args.classifier, spec.resolution, spec.num_classes)
 

@@ -96,6 +96,9 @@ def new_parser(doc, exp_required=False):
     parser.add_argument("--root", default=REPOSITORY, type=Path, help="folder of all outputs (the repository)")
     parser.add_argument("--data_dir", type=Path, help="folder with the dataset's official files (ROOT/Data/Real)")
     parser.add_argument("--seed", default=1234, type=integer(0, 2**63 - 1), help="seed of everything random (1234)")
+    parser.add_argument("--deterministic", type=boolean, metavar="{True,False}",
+                        help="the same bits in every run: free on a processor, slower on a GPU (True without a GPU)")  # fmt: skip
+    parser.add_argument("--skip_broken", action="store_true", help="leave broken images of an image folder out")
     return parser
 
 
@@ -133,6 +136,16 @@ def finish_args(parser, argv=None):
     return args
 
 
+def share_cores(args):
+    """Let the mini backbone use half of the cores for an operation, and run two operations at a time.
+
+    Its operations are too small to be shared by all cores: so it trains and generates a quarter faster (measured on 2
+    cores). To be called before TensorFlow is imported; what the user has set stays.
+    """
+    if args.backbone == "mini":
+        os.environ.setdefault("TF_NUM_INTRAOP_THREADS", str(max(1, (os.cpu_count() or 1) // 2)))
+
+
 def import_keras():
     """Import Keras and find the devices without the notes that TensorFlow writes; if it fails, they are shown.
 
@@ -160,14 +173,33 @@ def import_keras():
     return keras
 
 
+def make_repeatable(args):
+    """Seed Keras and, where --deterministic says so, take only operations whose results do not depend on timing."""
+    import keras
+
+    keras.utils.set_random_seed(args.seed % 2**32)
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        if args.deterministic or (args.deterministic is None and not tf.config.list_physical_devices("GPU")):
+            tf.config.experimental.enable_op_determinism()
+
+
 def start_logging(folder):
     """Log plain lines to the terminal, and with the time to `log.txt` in the run's folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    to_file = logging.FileHandler(folder / "log.txt")
+    to_terminal, to_file = logging.StreamHandler(sys.stdout), logging.FileHandler(folder / "log.txt")
+    to_terminal.setLevel(logging.INFO)
     to_file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
-    log.handlers[:] = [logging.StreamHandler(sys.stdout), to_file]
-    log.setLevel(logging.INFO)
+    log.handlers[:] = [to_terminal, to_file]
+    log.setLevel(logging.DEBUG)
+    logging.raiseExceptions = False  # a full disk is told once, not with every line
     log.propagate = False
+
+
+def tell_if_interrupted(saved):
+    """Have the line that Ctrl-C or SIGTERM ends with say what is saved: `saved` is called then and returns text."""
+    run.saved = saved
 
 
 class Terminated(KeyboardInterrupt):
@@ -179,14 +211,21 @@ def terminate(signum, frame):
 
 
 def run(main, parse_args):
-    """Run a script: a user's mistake ends in one line on stderr and exit code 2, Ctrl-C in 130, SIGTERM in 143."""
+    """Run a script: a user's mistake ends in one line on stderr and exit code 2, Ctrl-C in 130, SIGTERM in 143.
+
+    So does an error of the file system (a full disk, a folder that is read-only or gone), which the user has to mend.
+    """
     signal.signal(signal.SIGTERM, terminate)
+    tell_if_interrupted(lambda: "nothing is lost that was saved before")
+    name = Path(sys.argv[0]).name
     try:
         main(parse_args())
-    except UserError as error:
+    except (UserError, OSError) as error:
+        if isinstance(error, OSError):
+            log.debug("where it happened", exc_info=True)  # to log.txt alone
         message = " ".join(str(error).split())
-        print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
+        print(f"{name}: error: {message}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as stop:
-        print(f"{Path(sys.argv[0]).name}: interrupted; the same command goes on from what is saved", file=sys.stderr)
+        print(f"{name}: interrupted; {run.saved()}: the same command goes on from there", file=sys.stderr)
         sys.exit(143 if isinstance(stop, Terminated) else 130)

@@ -5,16 +5,24 @@ This is the bottom of the house: it imports nothing of the project and nothing h
 
 import contextlib
 import csv
+import glob
 import hashlib
 import json
+import logging
 import os
 import platform
 import re
+import struct
 import time
+import tokenize
+import zipfile
+import zlib
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+
+log = logging.getLogger("experiment")
 
 REPOSITORY = Path(__file__).resolve().parent
 PACKAGES = ("tensorflow", "keras", "keras-cv", "optuna", "numpy")
@@ -123,6 +131,22 @@ def size_from_name(name):
     return round(float(match[1]) * (1000 if match[2] else 1)) if match else None
 
 
+def partial_path(path):
+    """The name beside `path` under which this process writes it until it is whole."""
+    return path.with_name(f".partial-{platform.node()}-{os.getpid()}-{path.name}")
+
+
+def is_running(pid):
+    """Whether a process of this machine with that number, given as text, is there."""
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except (ValueError, OverflowError, PermissionError):
+        pass  # no number of ours to judge by, or another user's process
+    return True
+
+
 @contextlib.contextmanager
 def atomic_path(path):
     """Yield a name beside `path` to write to; when the block succeeds the finished file takes its final name at once.
@@ -131,7 +155,10 @@ def atomic_path(path):
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".partial-{os.getpid()}-{path.name}")
+    partial = partial_path(path)
+    for left in path.parent.glob(glob.escape(f".partial-{platform.node()}-") + "*" + glob.escape(f"-{path.name}")):
+        if not is_running(left.name.removeprefix(f".partial-{platform.node()}-").split("-")[0]):
+            left.unlink(missing_ok=True)  # of a process that was killed
     try:
         yield partial
         with open(partial, "rb+") as file:
@@ -147,15 +174,35 @@ def write_json(path, content):
 
 
 def read_json(path):
-    """The content of a JSON file.
+    """The content of a JSON file that holds an object.
 
     Raises:
-        UserError: The file is not JSON.
+        UserError: The file is something else.
     """
     try:
-        return json.loads(Path(path).read_text())
-    except ValueError as error:
+        content = json.loads(Path(path).read_text())
+    # RecursionError: thousands of brackets.
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not readable JSON ({error}): repair it or move it away.") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} must hold a JSON object. Received: {type(content).__name__}")
+    return content
+
+
+@contextlib.contextmanager
+def plain_arrays(path):
+    """An open .npz file: a mapping of names to arrays, none of which needs unpickling.
+
+    Raises:
+        UserError: The file is something else, or not whole.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as data:
+            yield data
+    # What NumPy and zipfile make of nonsense. TypeError: a single array (.npy), which is no context manager.
+    except (ValueError, TypeError, OSError, EOFError, KeyError, NotImplementedError, RuntimeError, MemoryError, OverflowError,
+            struct.error, zlib.error, zipfile.BadZipFile, SyntaxError, tokenize.TokenError) as error:  # fmt: skip
+        raise UserError(f"{path} is not a readable npz file of plain arrays: {error}") from None
 
 
 @contextlib.contextmanager
@@ -207,7 +254,10 @@ def remove_partial_files(folder):
 
 
 def merge_json(path, content):
-    """Add nested `content` to a JSON file; other runs' entries stay, also those written at the same time."""
+    """Add nested `content` to a JSON file; other runs' entries stay, also those written at the same time.
+
+    A file that is broken is kept aside under another name: hours of training shall not be lost for it.
+    """
 
     def merge(old, new):
         both_nested = isinstance(old, dict) and isinstance(new, dict)
@@ -215,7 +265,13 @@ def merge_json(path, content):
 
     path = Path(path)
     with locked(path):
-        write_json(path, merge(read_json(path) if path.exists() else {}, content))
+        try:
+            before = read_json(path) if path.exists() else {}
+        except UserError as error:
+            before, aside = {}, path.with_name(f"{path.stem}.broken-{time.time_ns()}{path.suffix}")
+            os.replace(path, aside)
+            log.warning("%s It is kept as %s", error, aside)
+        write_json(path, merge(before, content))
 
 
 def write_csv(path, rows):
@@ -268,8 +324,8 @@ def describe_arguments(args):
 
 
 def fixed_arguments(args, free):
-    """The arguments that decide a run's result: all but those named in `free`, and --restart."""
-    return {k: v for k, v in describe_arguments(args).items() if k not in (*free, "restart")}
+    """The arguments that decide a run's result: all but those named in `free`, --restart and --deterministic."""
+    return {k: v for k, v in describe_arguments(args).items() if k not in (*free, "restart", "deterministic")}
 
 
 def changed_arguments(before, now):

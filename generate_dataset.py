@@ -9,7 +9,8 @@ import re
 import time
 
 from cli import (
-    add_model_flags, add_spacing_flag, finish_args, import_keras, integer, log, new_parser, number, run, start_logging
+    add_model_flags, add_spacing_flag, finish_args, import_keras, integer, log, make_repeatable, new_parser, number,
+    run, share_cores, start_logging, tell_if_interrupted
 )  # fmt: skip
 from experiment import (
     Experiment, UserError, claim, describe_run, file_hash, fixed_arguments, read_json, size_name, write_json
@@ -17,7 +18,7 @@ from experiment import (
 
 SHEET_COLUMNS = 8
 # Arguments that do not change the images.
-FREE = ("root", "data_dir", "weights_dir", "batch_size", "img_class", "img_total", "shard")
+FREE = ("root", "data_dir", "weights_dir", "batch_size", "img_class", "img_total", "shard", "skip_broken")
 
 
 def shard(text):
@@ -122,14 +123,15 @@ def main(args):
     from Data.synthetic import MANIFEST, SyntheticWriter, balanced_counts
 
     started = time.time()
-    spec = dataset_spec(args.dataset)
+    spec = dataset_spec(args.dataset, args.skip_broken)
     experiment = Experiment(args.root, args.exp, spec.name)
     total = args.img_total or args.img_class * spec.num_classes
     name = f"{size_name(total)}Enc{args.enc_epoch}Dif{args.dif_epoch}Is{args.inf_steps}Ugs{args.ugs:g}"
     folder = experiment.synthetic_root / name
 
     # What is to be made, and what is there already
-    keras = import_keras()
+    share_cores(args)
+    import_keras()
     from Data.loaders import resize_images
     from Models.backbones import BACKBONES, set_precision
 
@@ -152,13 +154,13 @@ def main(args):
     from Models.sampler import Sampler, generate_images
     from Models.weights import load_epoch
 
-    keras.utils.set_random_seed(args.seed % 2**32)  # a fresh encoder of --enc_epoch 0 is the same every time
+    make_repeatable(args)  # a fresh encoder of --enc_epoch 0 is the same every time
     precision = set_precision(args.precision)
     encoder = class_encoder(spec.num_classes, backbone.hidden_units, backbone.context_shape)
     load_epoch(encoder, experiment.part_dir("enc"), args.enc_epoch, "enc")
     unet = backbone.unet(args.weights_dir)
     load_epoch(unet, experiment.part_dir("dif"), args.dif_epoch, "dif")
-    sampler = Sampler(unet, backbone.decoder(args.weights_dir))
+    sampler = Sampler(unet, backbone.decoder(args.weights_dir), backbone.parts)
 
     # Generation
     begin_folder(args, folder, settings)
@@ -166,6 +168,7 @@ def main(args):
     writer = SyntheticWriter(folder, counts)
     labels, indices = writer.missing(args.shard)
     whole = len(range(part - 1, total, parts))  # images of this shard
+    tell_if_interrupted(lambda: f"{whole - writer.missing(args.shard).shape[1]} of {whole} images are saved")
     log.info("%d images of %s with %s, %d there, %d inference steps, guidance scale %g, %s, seed %d -> %s", whole, spec.name,
              backbone.name, whole - len(labels), args.inf_steps, args.ugs, precision, args.seed, folder)  # fmt: skip
     made = generate_images(sampler, encoder, labels, indices, num_steps=args.inf_steps, scale=args.ugs,
@@ -188,8 +191,9 @@ def main(args):
             return
 
     # Manifest and pictures
-    writer.finish({**settings, "run": describe_run(args, started)})
     sheet = draw_pictures(args, spec, experiment, folder)
+    write_json(folder / "run.json", describe_run(args, started))
+    writer.finish(settings)  # last: what has a manifest is complete
     log.info("%d images in %.0f s -> %s, samples %s", len(labels), time.time() - started, folder, sheet)
 
 

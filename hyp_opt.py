@@ -9,8 +9,8 @@ import time
 from dataclasses import dataclass
 
 from cli import (
-    add_classifier_flags, add_model_flags, add_spacing_flag, finish_args, import_keras, integer, log, new_parser, number,
-    run, start_logging
+    add_classifier_flags, add_model_flags, add_spacing_flag, finish_args, import_keras, integer, log,
+    make_repeatable, new_parser, number, run, share_cores, start_logging, tell_if_interrupted
 )  # fmt: skip
 from experiment import (
     Experiment, UserError, describe_run, locked, merge_json, read_json, write_csv, write_json
@@ -318,7 +318,7 @@ def build_context(args, spec, experiment, epochs, val):
     encoder = class_encoder(spec.num_classes, backbone.hidden_units, backbone.context_shape)
     if args.train_model == "dif":
         load_epoch(encoder, experiment.part_dir("enc"), args.enc_epoch, "enc")
-    sampler = Sampler(backbone.unet(args.weights_dir), backbone.decoder(args.weights_dir))
+    sampler = Sampler(backbone.unet(args.weights_dir), backbone.decoder(args.weights_dir), backbone.parts)
     return Context(args, spec, experiment, encoder, sampler, classifier, epochs, val)
 
 
@@ -326,12 +326,13 @@ def main(args):
     from Data.registry import dataset_spec
 
     started = time.time()
-    spec = dataset_spec(args.dataset)
+    spec = dataset_spec(args.dataset, args.skip_broken)
     experiment = Experiment(args.root, args.exp, spec.name)
     folder = experiment.search_dir(args.train_model)
 
     # The study
-    keras = import_keras()
+    share_cores(args)
+    import_keras()
     import optuna
     from optuna.trial import TrialState
 
@@ -344,6 +345,8 @@ def main(args):
     if not epochs:
         raise UserError(f"there are no weights in {experiment.part_dir(args.train_model)}: run SD_adapting.py "
                         f"--train_model {args.train_model} first.")  # fmt: skip
+    if args.optimize and experiment.pipeline_file.exists():
+        read_json(experiment.pipeline_file)  # a broken one shall be told before days of search
     address = args.storage or f"sqlite:///{folder.parent / 'study.db'}"
     name = experiment.study_name(args.train_model)
     study = open_study(address, name, args.seed, pruner(args.pruner, args.epochs), args.optimize, folder.parent / "study")
@@ -355,12 +358,14 @@ def main(args):
              name, len(trials(study, *FINISHED)), args.n_trials, args.is_min, args.is_max, args.ugs_max, max(epochs),
              args.num_imgs, args.seed, folder)  # fmt: skip
 
+    tell_if_interrupted(lambda: f"{len(trials(study, *FINISHED))} of {args.n_trials} trials are finished")
+
     # The search, then one look at the test images
     best_file = folder / "best.json"
     if args.optimize and (len(trials(study, *FINISHED)) < args.n_trials or not best_file.exists()):
         from Data.loaders import load_splits
 
-        keras.utils.set_random_seed(args.seed % 2**32)
+        make_repeatable(args)
         splits = load_splits(spec, args.data_dir, args.seed, spec.resolution)
         chosen_on = splits.test if args.select_on == "test" else splits.val
         context = build_context(args, spec, experiment, epochs, chosen_on)

@@ -2,10 +2,11 @@
 
 import hashlib
 import logging
+import tokenize
 
 import numpy as np
 
-from experiment import atomic_path
+from experiment import UserError, atomic_path
 
 log = logging.getLogger("experiment")
 
@@ -34,4 +35,8 @@ def cached_moments(folder, name, images, weights_hash, encode):
                 moments[done : done + len(batch)] = batch
                 done += len(batch)
             moments.flush()
-    return np.load(path, mmap_mode="r", allow_pickle=False)
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    # NumPy reads the header as Python source.
+    except (ValueError, OSError, EOFError, SyntaxError, tokenize.TokenError) as error:
+        raise UserError(f"{path} is damaged ({error}): delete it, and it is made again.") from None

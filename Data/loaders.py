@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from Data.registry import MAX_CLASSES, NPZ_KEYS, class_files, folder_splits, npz_arrays
-from experiment import UserError, file_hash
+from Data.registry import BROKEN_IMAGE, MAX_CLASSES, NPZ_KEYS, class_files, folder_splits, npz_arrays
+from experiment import UserError, file_hash, partial_path
 
 log = logging.getLogger("experiment")
 
@@ -91,7 +91,7 @@ def fetch(url, name, folder, md5):
     Raises:
         UserError: It is neither there nor reachable, or its hash is wrong.
     """
-    path, partial = folder / name, folder / f".partial-{os.getpid()}-{name}"
+    path, partial = folder / name, partial_path(folder / name)
     place = f"Download {url} by other means and put it there as {name}, or name its folder with --data_dir."
     if not path.exists():
         from keras.utils import get_file
@@ -242,23 +242,33 @@ def read_images(paths, side, mode="antialias"):
     Raises:
         UserError: Files that cannot be read; it lists the first ten.
     """
+    images, broken = readable_images(paths, side, mode)
+    if broken:
+        raise UserError(f"{len(broken)} images cannot be read: {first_ten(broken)}")
+    return images
+
+
+def first_ten(broken):
+    return "; ".join(list(broken.values())[:10])
+
+
+def readable_images(paths, side, mode="antialias"):
+    """Image files as uint8 (N, side, side, 3), read in parallel, and which cannot be read: {index: path and reason}."""
     from PIL import Image
 
     images = np.empty((len(paths), side, side, 3), np.uint8)
-    broken = []
+    broken = {}
 
     def read(i):
         try:
             images[i] = read_image(paths[i], side, mode)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            broken.append(f"{paths[i]} ({error})")
+        except BROKEN_IMAGE + (Image.DecompressionBombError,) as error:
+            broken[i] = f"{paths[i]} ({error})"
 
     Image.init()  # not safe to do for the first time in several threads at once
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(read, range(len(paths)), chunksize=64))
-    if broken:
-        raise UserError(f"{len(broken)} images cannot be read: {'; '.join(sorted(broken)[:10])}")
-    return images
+    return images, dict(sorted(broken.items()))
 
 
 def load_folder(spec, data_dir, seed):
@@ -268,7 +278,15 @@ def load_folder(spec, data_dir, seed):
         files = class_files(folder, spec.classes)
         paths = [path for of_class in files.values() for path in of_class]
         labels = np.repeat(np.arange(len(files), dtype=np.int32), [len(of_class) for of_class in files.values()])
-        splits[name] = Split(read_images(paths, spec.resolution), labels)
+        images, broken = readable_images(paths, spec.resolution)
+        if broken and not spec.skip_broken:
+            raise UserError(f"{len(broken)} images cannot be read (--skip_broken leaves them out): {first_ten(broken)}")
+        if broken:
+            log.warning("%s: %d broken images are left out: %s", folder, len(broken), first_ten(broken))
+            images, labels = (np.delete(array, list(broken), axis=0) for array in (images, labels))
+        if lost := sorted(set(range(len(files))) - set(labels)):
+            raise UserError(f"{folder}: no image of these classes can be read: {', '.join(spec.classes[i] for i in lost[:10])}")
+        splits[name] = Split(images, labels)
     if "all" in splits:
         rest, splits["test"] = hold_out(splits["all"], OWN_TEST_SHARE, seed)
         splits["train"], splits["val"] = hold_out(rest, OWN_VALIDATION_SHARE / (1 - OWN_TEST_SHARE), seed)

@@ -1,17 +1,18 @@
 """The datasets: one entry each. A new published dataset is one line here; the user's own needs none."""
 
-import zipfile
-import zlib
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from experiment import UserError
+from experiment import UserError, plain_arrays
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff"}
 SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 NPZ_KEYS = tuple(f"{split}_{kind}" for split in ("train", "val", "test") for kind in ("images", "labels"))
+# What Pillow raises, besides DecompressionBombError, for files that are not the image they should be.
+BROKEN_IMAGE = (OSError, ValueError, SyntaxError, EOFError)
 MAX_CLASSES = 1000
 MAX_SIDE = 128  # of the user's own images: larger ones show a classifier nothing that the backbones can make
 
@@ -42,6 +43,7 @@ class DatasetSpec:
         unit: Number of images of a synthetic dataset of size 1x (the paper's round figures).
         classes: Names of the classes in label order; empty where the loader's source has them.
         path: Folder or file of the user's own data.
+        skip_broken: Whether images of that folder that cannot be read are left out, instead of being an error.
     """
 
     name: str
@@ -52,6 +54,7 @@ class DatasetSpec:
     unit: int
     classes: tuple = ()
     path: Path | None = None
+    skip_broken: bool = False
 
 
 DATASETS = {
@@ -68,8 +71,12 @@ DATASETS = {
 }
 
 
-def dataset_spec(name):
+def dataset_spec(name, skip_broken=False):
     """The spec of a registered dataset, or one made from what lies at a path.
+
+    Args:
+        name: A key of `DATASETS`, or a path.
+        skip_broken: Whether broken images of an image folder are left out.
 
     Raises:
         UserError: The path holds neither class folders with images nor a MedMNIST-style npz.
@@ -77,7 +84,7 @@ def dataset_spec(name):
     if name in DATASETS:
         return DATASETS[name]
     path = Path(name)
-    spec = npz_spec(path) if path.is_file() else folder_spec(path)
+    spec = npz_spec(path) if path.is_file() else folder_spec(path, skip_broken)
     if not 2 <= spec.num_classes <= MAX_CLASSES:
         raise UserError(f"{path}: a dataset needs 2 to {MAX_CLASSES} classes. Received: {spec.num_classes}")
     return spec
@@ -127,9 +134,9 @@ def class_files(folder, classes=None):
     return files
 
 
-def folder_spec(path):
+def folder_spec(path, skip_broken=False):
     """The spec of an image folder: classes and sizes from its names, resolution from its first image."""
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     splits = folder_splits(path)
     files = class_files(splits.get("train", path))
@@ -138,13 +145,17 @@ def folder_spec(path):
         count = round(count * 0.7)
     elif "val" not in splits:
         count = round(count * 0.8)
-    first = next(iter(files.values()))[0]
-    try:
-        with Image.open(first) as image:
-            side = min(image.size)
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
-        raise UserError(f"{first} is not a readable image: {error}") from None
-    return DatasetSpec(own_name(path), "folder", len(files), min(side, MAX_SIDE), count, count, tuple(files), path)
+    for first in itertools.chain(*files.values()):
+        try:
+            with Image.open(first) as image:
+                side = min(*image.size, MAX_SIDE)
+                break
+        except BROKEN_IMAGE + (Image.DecompressionBombError,) as error:
+            if not skip_broken:
+                raise UserError(f"{first} is not a readable image: {error}") from None
+    else:
+        raise UserError(f"{path} holds no readable image.")
+    return DatasetSpec(own_name(path), "folder", len(files), side, count, count, tuple(files), path, skip_broken)
 
 
 def npz_arrays(path, keys):
@@ -153,15 +164,11 @@ def npz_arrays(path, keys):
     Raises:
         UserError: It is no npz, lacks one of `NPZ_KEYS`, or holds pickled objects, which are never read.
     """
-    try:
-        with np.load(path, allow_pickle=False) as data:
-            missing = [key for key in NPZ_KEYS if key not in data]
-            if missing:
-                raise UserError(f"{path} must have the keys {', '.join(NPZ_KEYS)}. Missing: {', '.join(missing)}")
-            return {key: data[key] for key in keys}
-    # TypeError: a single array (.npy), which is no context manager.
-    except (ValueError, TypeError, OSError, EOFError, zlib.error, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} is not a readable npz file of plain arrays: {error}") from None
+    with plain_arrays(path) as data:
+        missing = [key for key in NPZ_KEYS if key not in data]
+        if missing:
+            raise UserError(f"{path} must have the keys {', '.join(NPZ_KEYS)}. Missing: {', '.join(missing)}")
+        return {key: data[key] for key in keys}
 
 
 def npz_spec(path):

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from Data.loaders import read_images
-from experiment import UserError, random_stream, read_json, size_from_name, write_json
+from experiment import UserError, partial_path, random_stream, read_json, size_from_name, write_json
 
 MANIFEST = "manifest.json"
 WAITING_WRITES = 512  # bound of the queue between sampler and disk
@@ -67,7 +67,7 @@ class SyntheticWriter:
         from PIL import Image
 
         path = image_file(self.folder, label, index)
-        partial = path.with_name(f".partial-{os.getpid()}-{path.name}")
+        partial = partial_path(path)
         memory = io.BytesIO()
         # Level 1 is several times faster than the default, for a few per cent of size.
         Image.fromarray(image).save(memory, format="PNG", compress_level=1)

@@ -56,6 +56,11 @@ class Backbone:
         side = self.image_size // self.downsampling
         return side, side, 4
 
+    @property
+    def parts(self):
+        """Into how many parts a `Sampler` should cut a batch."""
+        return 2 if self.name == "mini" and not on_gpu() else 1
+
     def weights_file(self, part, weights_dir):
         """The path of a part's pretrained weights.
 
@@ -159,18 +164,25 @@ def set_precision(precision):
     return precision
 
 
-def has_bfloat16():
-    """Whether the hardware multiplies bfloat16 matrices: AVX512-BF16 or AMX, or a GPU of at least Ampere."""
+def on_gpu():
+    """Whether the networks run on a GPU or TPU."""
     if keras.backend.backend() == "jax":
         import jax
 
-        if jax.default_backend() in ("gpu", "tpu"):
+        return jax.default_backend() in ("gpu", "tpu")
+    import tensorflow as tf
+
+    return bool(tf.config.list_physical_devices("GPU"))
+
+
+def has_bfloat16():
+    """Whether the hardware multiplies bfloat16 matrices: AVX512-BF16 or AMX, or a GPU of at least Ampere."""
+    if on_gpu():
+        if keras.backend.backend() == "jax":
             return True
-    elif keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 
-        gpus = tf.config.list_physical_devices("GPU")
-        if gpus:
-            return tf.config.experimental.get_device_details(gpus[0]).get("compute_capability", (0, 0)) >= (8, 0)
+        gpu = tf.config.list_physical_devices("GPU")[0]
+        return tf.config.experimental.get_device_details(gpu).get("compute_capability", (0, 0)) >= (8, 0)
     cpuinfo = Path("/proc/cpuinfo")
     return cpuinfo.exists() and any(flag in cpuinfo.read_text() for flag in ("avx512_bf16", "amx_bf16"))

@@ -6,7 +6,7 @@ import time
 import keras
 import numpy as np
 
-from experiment import atomic_path, random_stream
+from experiment import atomic_path, plain_arrays, random_stream
 from Models.resnet import CLASSIFIERS, resnet20
 from Models.training import fast_feed, refuse_other_settings
 
@@ -40,21 +40,21 @@ class FitState(keras.callbacks.Callback):
         settings: {name: value} of the arguments that a continued run must share with the interrupted one.
         variables: Variables of model and optimizer.
         followers: Callbacks and, of each, the names of its attributes that count or compare.
-        every: Least seconds between writes.
+        share: Most of the time that writing may take: one tiny file an epoch, or a large one now and then.
 
     Raises:
         UserError: The file is of a run with other settings.
     """
 
-    def __init__(self, path, settings, variables, followers, every):
+    def __init__(self, path, settings, variables, followers, share):
         super().__init__()
         self.path, self.settings, self.all_variables = path, settings or {}, variables
-        self.followers, self.every = followers, every
-        self.history, self.first_epoch, self.arrays, self.written = {}, 0, {}, time.monotonic()
+        self.followers, self.share = followers, share
+        self.history, self.first_epoch, self.arrays, self.due = {}, 0, {}, 0.0
         if path.exists():
-            with np.load(path, allow_pickle=False) as data:
+            with plain_arrays(path) as data:
                 self.arrays = dict(data)
-            self.kept = json.loads(str(self.arrays["kept"]))
+                self.kept = json.loads(str(self.arrays["kept"]))
             refuse_other_settings(path, self.kept["settings"], self.settings)
             self.history, self.first_epoch = self.kept["history"], self.kept["epoch"]
 
@@ -75,7 +75,8 @@ class FitState(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         for name, value in (logs or {}).items():
             self.history.setdefault(name, []).append(float(value))
-        if time.monotonic() - self.written < self.every or self.stopping.best_weights is None:
+        start = time.monotonic()
+        if start < self.due or self.stopping.best_weights is None:
             return
         kept = {"epoch": epoch + 1, "history": self.history, "settings": self.settings,
                 "followers": [{name: plain(getattr(follower, name)) for name in names} for follower, names in self.followers]}  # fmt: skip
@@ -83,7 +84,15 @@ class FitState(keras.callbacks.Callback):
             arrays = {f"v{i}": v.numpy() for i, v in enumerate(self.all_variables)}
             best = {f"b{i}": w for i, w in enumerate(self.stopping.best_weights)}
             np.savez(file, kept=json.dumps(kept), **arrays, **best)
-        self.written = time.monotonic()
+        self.due = start + (time.monotonic() - start) / self.share
+
+
+def saved_epochs(state_file):
+    """How many epochs of an interrupted fit are saved."""
+    if not state_file.exists():
+        return 0
+    with plain_arrays(state_file) as data:
+        return json.loads(str(data["kept"]))["epoch"]
 
 
 def plain(value):
@@ -136,7 +145,7 @@ class Classifier:
         return np.eye(self.num_classes, dtype="float32")[labels]
 
     def fit(self, train, val, *, epochs, batch_size, seed, patience, callbacks=(), verbose=2, first_epoch=0, steps=None,
-            state_file=None, settings=None, save_every=30):  # fmt: skip
+            state_file=None, settings=None, save_share=0.02):  # fmt: skip
         """Train from the first weights and end with those of the epoch of best validation accuracy.
 
         Args:
@@ -146,7 +155,8 @@ class Classifier:
                 (25, 50) within its search.
             first_epoch: Number of epochs that are done: if not 0, training goes on from the weights as they are.
             steps: Batches that count as an epoch, if not all of the images once.
-            state_file: Where the state is kept, at most every `save_every` s; if it is there, training goes on from it.
+            state_file: Where the state is kept, as often as takes `save_share` of the time; if it is there, training goes
+                on from it.
             settings: {name: value} of the arguments that a continued run must share with the interrupted one.
 
         Returns:
@@ -166,7 +176,7 @@ class Classifier:
         if state_file:
             followers = [(plateau, ("best", "wait", "cooldown_counter")), (stopping, ("best", "wait", "best_epoch")),
                          (times, ("seconds",))]  # fmt: skip
-            state = [FitState(state_file, settings, self.variables, followers, save_every)]
+            state = [FitState(state_file, settings, self.variables, followers, save_share)]
             first_epoch = state[0].first_epoch
         history = self.model.fit(
             fast_feed(self.batches(*train, batch_size, seed, first_epoch)),

@@ -23,17 +23,27 @@ class Sampler(keras.Model):
     Args:
         unet: Backbone UNet, (B, h, w, 4) latents -> (B, h, w, 4) noise.
         decoder: Backbone decoder, or None to return latents.
+        parts: Into how many parts a batch is cut, to be made side by side. The operations of a small backbone keep no
+            more than one core busy.
     """
 
-    def __init__(self, unet, decoder=None):
+    def __init__(self, unet, decoder=None, parts=1):
         super().__init__(name="sampler", dtype="float32")  # the update stays in float32
-        self.unet, self.decoder = unet, decoder
+        self.unet, self.decoder, self.parts = unet, decoder, parts
 
     def call(self, inputs):
         """`latents` (B, h, w, 4); `contexts` (R, tokens, width); `null_rows` and `rows` (B,), either may be
         left out: which context each image has in the unconditional and in the conditional pass; `scale` ();
         `timesteps`, `alpha_bar`, `alpha_bar_next` (1000,), of which the first `num_steps` () are visited.
         -> images uint8 (B, H, W, 3), or latents."""
+        by_image = [name for name in ("latents", "null_rows", "rows") if name in inputs]
+        # No part is of one image, which takes other code paths; a size that is not known is that of a second kind of batch.
+        parts = max(1, min(self.parts, (inputs["latents"].shape[0] or 0) // 2))
+        shares = zip(*(ops.array_split(inputs[name], parts) for name in by_image))
+        return ops.concatenate([self.loop({**inputs, **dict(zip(by_image, share))}) for share in shares], axis=0)
+
+    def loop(self, inputs):
+        """What `call` returns for a part of the batch."""
         rows = [inputs[name] for name in ("null_rows", "rows") if name in inputs]
         both, rows, contexts = len(rows) == 2, ops.concatenate(rows, axis=0), inputs["contexts"]
 

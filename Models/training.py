@@ -6,7 +6,7 @@ import json
 import keras
 import numpy as np
 
-from experiment import UserError, atomic_path, changed_arguments, random_stream, write_csv
+from experiment import UserError, atomic_path, changed_arguments, plain_arrays, random_stream, write_csv
 from Models.noise_schedule import NUM_TRAIN_TIMESTEPS
 from Models.weights import epoch_path, save_weights
 
@@ -91,6 +91,7 @@ class TrainingState:
 
     def __init__(self, model, trained, path, settings):
         self.model, self.trained, self.path, self.settings = model, trained, path, settings
+        self.epoch = 0  # the last that is saved
 
     @property
     def variables(self):
@@ -102,6 +103,7 @@ class TrainingState:
             losses = np.array([row["loss"] for row in history])
             arrays = {f"v{i}": np.asarray(v) for i, v in enumerate(self.variables)}
             np.savez(file, epoch=epoch, losses=losses, settings=json.dumps(self.settings), **arrays)
+        self.epoch = epoch
 
     def load(self):
         """Restore and return (epochs done, losses so far); (0, []) where there is nothing to go on from.
@@ -111,14 +113,15 @@ class TrainingState:
         """
         if not self.path.exists():
             return 0, []
-        with np.load(self.path, allow_pickle=False) as data:
+        with plain_arrays(self.path) as data:
             refuse_other_settings(self.path, json.loads(str(data["settings"])), self.settings)
             arrays = [data[f"v{i}"] for i in range(len(data.files) - 3)]
             if [a.shape for a in arrays] != [tuple(v.shape) for v in self.variables]:
                 raise UserError(f"{self.path} is of another model: start afresh with --restart.")
             for variable, array in zip(self.variables, arrays):
                 variable.assign(array)
-            return int(data["epoch"]), data["losses"].tolist()
+            self.epoch = int(data["epoch"])
+            return self.epoch, data["losses"].tolist()
 
 
 class SaveEpochs(keras.callbacks.Callback):

@@ -53,14 +53,28 @@ def load_weights(model, path):
 
 
 def stored_shapes(file):
-    """Shapes of the model weights in an HDF5 file, without the optimizer's."""
-    shapes = []
+    """Shapes of the model weights in an HDF5 file, without the optimizer's.
+
+    Raises:
+        UserError: A part of it lies in another file, or is a link: weights have neither, and others' files are not read.
+    """
+    shapes, elsewhere = [], []  # h5py does not like errors raised by a visitor
+
+    def visit_link(name, link):
+        if not isinstance(link, h5py.HardLink):
+            elsewhere.append(name)
 
     def visit(name, item):
-        if isinstance(item, h5py.Dataset) and not re.match(r"(optimizer|optimizer_weights)(/|$)", name):
-            shapes.append(tuple(item.shape))
+        if isinstance(item, h5py.Dataset):
+            if item.external or item.is_virtual:
+                elsewhere.append(name)
+            if not re.match(r"(optimizer|optimizer_weights)(/|$)", name):
+                shapes.append(tuple(item.shape))
 
+    file.visititems_links(visit_link)
     file.visititems(visit)
+    if elsewhere:
+        raise UserError(f"{file.filename}: {elsewhere[0]} is a link, or lies in another file.")
     return shapes
 
 

@@ -132,7 +132,7 @@ def test_an_interrupted_fit_goes_on_as_if_nothing_had_happened(classifier, tmp_p
         if epoch == last:
             raise KeyboardInterrupt
 
-    state = {"state_file": tmp_path / "state.npz", "save_every": 0, "settings": {"seed": 5}}
+    state = {"state_file": tmp_path / "state.npz", "save_share": 1.0, "settings": {"seed": 5}}
     with pytest.raises(KeyboardInterrupt):  # before the state of this epoch is kept
         fit(classifier, **settings, **state, callbacks=[keras.callbacks.LambdaCallback(on_epoch_end=interrupt)])
     for variable in classifier.variables:

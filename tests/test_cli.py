@@ -84,7 +84,7 @@ def test_nothing_heavy_is_imported_to_parse_flags():
 
 @pytest.mark.parametrize("error, code, message", [
     (UserError("no such\n   file"), 2, "train.py: error: no such file\n"),
-    (KeyboardInterrupt(), 130, "train.py: interrupted; the same command goes on from what is saved\n"),
+    (KeyboardInterrupt(), 130, "train.py: interrupted; nothing is lost that was saved before: the same command goes on from there\n"),
 ])  # fmt: skip
 def test_run_ends_in_one_line(capsys, monkeypatch, error, code, message):
     monkeypatch.setattr(sys, "argv", ["folder/train.py"])
@@ -102,7 +102,7 @@ def test_sigterm_ends_as_ctrl_c_does():
     process = subprocess.Popen([sys.executable, "-c", code], cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "begun\n"
     process.terminate()
-    assert process.wait(20) == 143 and "goes on from what is saved" in process.stderr.read()
+    assert process.wait(20) == 143 and "goes on from there" in process.stderr.read()
 
 
 def test_run_does_not_hide_a_defect():

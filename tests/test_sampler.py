@@ -144,3 +144,15 @@ def test_constant_images_are_an_error(encoder):
     broken = Sampler(closed_form_unet(4), keras.Model(latent, layers.Rescaling(float("nan"))(latent)))
     with pytest.raises(UserError, match="constant"):
         list(generate_images(broken, encoder, LABELS, INDICES, num_steps=1, scale=1, seed=5, batch_size=4))
+
+
+@pytest.mark.parametrize("batch", [2, 3, 4, 7])
+def test_parts_of_a_batch_are_the_batch(batch):
+    """A batch that is cut in two gives what it gives in one piece, and no part is of one image."""
+    unet = closed_form_unet(4)
+    noise = np.random.default_rng(1).standard_normal((batch, 4, 4, 4), dtype="float32")
+    arguments = noise, contexts([0.1, 0.4, 0.9], 0.0), np.arange(batch) % 3, 5, 1.2
+    whole = Sampler(unet).sample(*arguments)
+    unet.layers[-1].batches.clear()
+    assert np.abs(Sampler(unet, parts=2).sample(*arguments) - whole).max() < 1e-6
+    assert sum(unet.layers[-1].batches) == 2 * batch and min(unet.layers[-1].batches) >= 4
