@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.installed
 
-.PHONY: setup demo test test-slow parity lock clean
+.PHONY: setup demo test test-slow chaos fuzz parity lock clean
 
 setup: $(READY)
 
@@ -25,6 +25,15 @@ test: setup
 
 test-slow: setup
 	$(RUN) -m pytest -q -s -m slow
+
+# Kills every stage 15 times at random moments and compares what comes out.
+chaos: setup
+	$(RUN) -m tests.chaos
+
+# Thousands of random inputs for what test_properties.py checks, then damaged files for every reader, 10 minutes.
+fuzz: setup
+	FUZZ=1 $(RUN) -m pytest -q tests/test_properties.py
+	$(RUN) -m tests.fuzz
 
 # The published stack in an environment of its own, and the same weights and noise on both sides.
 parity: setup

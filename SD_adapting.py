@@ -89,6 +89,17 @@ def sheet_writer(args, spec, backbone, encoder, unet, folder):
     return write
 
 
+def throw_away(folder, offset):
+    """Remove what an earlier run has left: its state, and its epochs, which are those after the `offset`th."""
+    from Models.weights import saved_epochs
+
+    epochs = {epoch: file for epoch, file in saved_epochs(folder).items() if epoch > offset}
+    if epochs:
+        log.info("throwing away the epochs %s in %s", ", ".join(map(str, epochs)), folder)
+    for file in (*epochs.values(), folder / "state.npz", folder / "training.json"):
+        file.unlink(missing_ok=True)
+
+
 def main(args):
     from Data.registry import dataset_spec
     from Models.weights import epoch_file, load_epoch
@@ -141,7 +152,7 @@ def main(args):
     model.optimizer.build(model.trainable_variables)
     state = TrainingState(model, part, state_file, fixed_arguments(args, free))
     if args.restart:
-        state_file.unlink(missing_ok=True)
+        throw_away(folder, args.enc_epoch if args.train_model == "enc" else args.dif_epoch)
     done, losses = state.load()
     tell_if_interrupted(lambda: f"{state.epoch} of {args.epochs} epochs are saved")
     log.info("%s of %s on %s: %d images, %d parameters, %d epochs of %d steps, batch %d, lr %g, %s, seed %d -> %s",

@@ -11,8 +11,8 @@ from cli import (
     start_logging, tell_if_interrupted
 )  # fmt: skip
 from experiment import (
-    Experiment, UserError, claim, describe_run, finished_run, fixed_arguments, merge_json, read_json, size_name, write_csv,
-    write_json
+    CAS_SCHEMA, Experiment, UserError, claim, describe_run, finished_run, fixed_arguments, merge_json, read_results,
+    size_name, write_csv, write_json
 )  # fmt: skip
 
 # Epochs without progress in validation accuracy before the learning rate falls, and before the end (paper's code).
@@ -65,7 +65,9 @@ def train(args, classifier, images, splits, folder):
     state_file = folder / "state.npz"
     tell_if_interrupted(lambda: f"{saved_epochs(state_file)} of {args.epochs} epochs are saved")
     if args.restart:
-        state_file.unlink(missing_ok=True)
+        log.info("throwing away what an earlier run has left in %s", folder)
+        for name in ("state.npz", "training.json", "best_model.weights.h5"):
+            (folder / name).unlink(missing_ok=True)
     history, seconds = classifier.fit(
         images, splits.val, epochs=args.epochs, batch_size=args.batch_size, seed=args.seed, patience=PATIENCE,
         state_file=state_file, settings=fixed_arguments(args, FREE),
@@ -121,7 +123,7 @@ def main(args):
     record_file = folder / "training.json"
     done = args.train and finished_run(record_file, args, FREE)
     if args.test and experiment.cas_file.exists():
-        read_json(experiment.cas_file)  # a broken one shall be told before hours of training
+        read_results(experiment.cas_file, CAS_SCHEMA)  # a broken one shall be told before hours of training
 
     # Data and model
     import_keras()

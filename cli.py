@@ -96,8 +96,8 @@ def new_parser(doc, exp_required=False):
     parser.add_argument("--root", default=REPOSITORY, type=Path, help="folder of all outputs (the repository)")
     parser.add_argument("--data_dir", type=Path, help="folder with the dataset's official files (ROOT/Data/Real)")
     parser.add_argument("--seed", default=1234, type=integer(0, 2**63 - 1), help="seed of everything random (1234)")
-    parser.add_argument("--deterministic", type=boolean, metavar="{True,False}",
-                        help="the same bits in every run: free on a processor, slower on a GPU (True without a GPU)")  # fmt: skip
+    parser.add_argument("--deterministic", action="store_true",
+                        help="the same bits in every run on a GPU too, at a cost; on a processor they are so anyway")  # fmt: skip
     parser.add_argument("--skip_broken", action="store_true", help="leave broken images of an image folder out")
     return parser
 
@@ -174,15 +174,17 @@ def import_keras():
 
 
 def make_repeatable(args):
-    """Seed Keras and, where --deterministic says so, take only operations whose results do not depend on timing."""
+    """Seed Keras and, with --deterministic, take only operations whose results do not depend on timing.
+
+    On a processor none of those that the project uses does: there the flag changes nothing but the time.
+    """
     import keras
 
     keras.utils.set_random_seed(args.seed % 2**32)
-    if keras.backend.backend() == "tensorflow":
+    if args.deterministic and keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 
-        if args.deterministic or (args.deterministic is None and not tf.config.list_physical_devices("GPU")):
-            tf.config.experimental.enable_op_determinism()
+        tf.config.experimental.enable_op_determinism()
 
 
 def start_logging(folder):

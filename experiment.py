@@ -33,6 +33,9 @@ PUBLISHED_CAS = REPOSITORY / "CAS Results" / "published_test_accuracies.json"
 PUBLISHED_PIPELINE = REPOSITORY / "CAS Results" / "published_pipeline_optimization.json"
 PUBLISHED_CAS_PLOTS = REPOSITORY / "CAS Results" / "CAS_plots"
 PUBLISHED_PIPELINE_PLOTS = REPOSITORY / "optimization_plots"
+# Schemas of results: two levels of names, a third one that fits the expression, and the accuracies.
+CAS_SCHEMA = (r"real|x[1-9]\d{0,3}", ("top_1_accuracy", "top_5_accuracy"))  # classifier, dataset, size
+PIPELINE_SCHEMA = (r"no_opt|opt", ("top_1", "top_5"))  # dataset, stage, before or after the search
 # Purposes of random numbers: each gets its own stream, so that none repeats another's draws.
 STREAMS = {name: i for i, name in enumerate(["order", "training_noise", "sampling_noise", "subset", "split", "corpus"])}
 
@@ -189,6 +192,33 @@ def read_json(path):
     return content
 
 
+def read_results(path, schema):
+    """Test accuracies in one of the two published schemas.
+
+    Args:
+        path: A file of `Experiment.cas_file` or `pipeline_file`.
+        schema: `CAS_SCHEMA` or `PIPELINE_SCHEMA`.
+
+    Raises:
+        UserError: The file is not of that schema, or an accuracy is not in 0..1.
+    """
+    third_name, scores = schema
+
+    def fits(node, levels):
+        if not isinstance(node, dict) or not node:
+            return False
+        if not levels:
+            return all(isinstance(node.get(score), int | float) and 0 <= node[score] <= 1 for score in scores)
+        if levels == 1 and not all(re.fullmatch(third_name, name) for name in node):
+            return False
+        return all(fits(value, levels - 1) for value in node.values())
+
+    results = read_json(path)
+    if not fits(results, 3):
+        raise UserError(f"{path} does not hold accuracies in 0..1 in the published schema: repair it or move it away.")
+    return results
+
+
 @contextlib.contextmanager
 def plain_arrays(path):
     """An open .npz file: a mapping of names to arrays, none of which needs unpickling.
@@ -311,7 +341,9 @@ def finished_run(record_file, args, free):
     """
     if args.restart or not record_file.exists():
         return False
-    before = read_json(record_file).get("arguments", {})
+    before = read_json(record_file).get("arguments")
+    if not isinstance(before, dict):
+        raise UserError(f"{record_file} is not the record of a run: --restart replaces it.")
     shown = changed_arguments(before, {k: v for k, v in fixed_arguments(args, free).items() if k in before})
     if shown:
         raise UserError(f"{record_file.parent} holds a finished run with other arguments: {shown}. Use another --exp, "

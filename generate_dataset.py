@@ -17,6 +17,7 @@ from experiment import (
 )  # fmt: skip
 
 SHEET_COLUMNS = 8
+OWN_FILES = (".lock", "log.txt", ".partial")  # what is there before the images are begun
 # Arguments that do not change the images.
 FREE = ("root", "data_dir", "weights_dir", "batch_size", "img_class", "img_total", "shard", "skip_broken")
 
@@ -67,7 +68,7 @@ def check_folder(args, folder, settings):
         if differing:
             shown = "; ".join(f"{key}: {before.get(key)} there, {settings[key]} now" for key in differing)
             raise UserError(f"{folder} holds images of other settings ({shown}). Use another --exp, or --restart.")
-    elif any(not path.name.startswith(".lock") for path in folder.iterdir()):
+    elif any(not path.name.startswith(OWN_FILES) for path in folder.iterdir()):
         raise UserError(f"{folder} holds something that generate_dataset.py has not begun: move it away.")
 
 
@@ -76,9 +77,10 @@ def begin_folder(args, folder, settings):
     import shutil
 
     if args.restart:
-        log.info("throwing away %s", folder)
+        there = sum(1 for _ in folder.glob("class_*/img_*.png"))
+        log.info("throwing away the %d images in %s", there, folder)
         for path in folder.iterdir():
-            if not path.name.startswith((".lock", "log.txt")):
+            if not path.name.startswith(OWN_FILES):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
     write_json(folder / "generation.json", settings)
 
@@ -163,8 +165,8 @@ def main(args):
     sampler = Sampler(unet, backbone.decoder(args.weights_dir), backbone.parts)
 
     # Generation
-    begin_folder(args, folder, settings)
     start_logging(folder)
+    begin_folder(args, folder, settings)
     writer = SyntheticWriter(folder, counts)
     labels, indices = writer.missing(args.shard)
     whole = len(range(part - 1, total, parts))  # images of this shard

@@ -13,7 +13,8 @@ from cli import (
     make_repeatable, new_parser, number, run, share_cores, start_logging, tell_if_interrupted
 )  # fmt: skip
 from experiment import (
-    Experiment, UserError, describe_run, locked, merge_json, read_json, write_csv, write_json
+    PIPELINE_SCHEMA, Experiment, UserError, describe_run, locked, merge_json, read_json, read_results, write_csv,
+    write_json
 )  # fmt: skip
 
 TRIALS = {"enc": 50, "dif": 40}  # paper's code
@@ -66,12 +67,15 @@ def parse_args(argv=None):
     add_classifier_flags(parser)
     add_spacing_flag(parser)
     add_model_flags(parser)
+    parser.add_argument("--restart", action="store_true", help="throw away the study that is there")
     args = finish_args(parser, argv)
     first = args.train_model == "enc"
     args.n_trials = args.n_trials or TRIALS[args.train_model]
     args.is_max = args.is_max or (STEPS_MAX if first else args.is_1)
     args.ugs_max = args.ugs_max or (SCALE_MAX if first else 2 * args.ugs_1)
     args.test_imgs = args.test_imgs or args.num_imgs
+    if args.restart and not args.optimize:
+        parser.error("argument --restart: not allowed with --no-optimize")
     if args.is_min > args.is_max:
         parser.error(f"argument --is_min: {args.is_min} is more than the most inference steps, {args.is_max}")
     return args
@@ -330,28 +334,40 @@ def main(args):
     experiment = Experiment(args.root, args.exp, spec.name)
     folder = experiment.search_dir(args.train_model)
 
-    # The study
     share_cores(args)
     import_keras()
-    import optuna
-    from optuna.trial import TrialState
-
     from Models.weights import saved_epochs
-    from plots import experiment_pipeline_bars, search_plots
-    from studies import FINISHED, open_study, pruner, trials
+    from studies import database_errors
 
-    optuna.logging.set_verbosity(optuna.logging.ERROR)  # each trial has its own line here
     epochs = saved_epochs(experiment.part_dir(args.train_model))
     if not epochs:
         raise UserError(f"there are no weights in {experiment.part_dir(args.train_model)}: run SD_adapting.py "
                         f"--train_model {args.train_model} first.")  # fmt: skip
     if args.optimize and experiment.pipeline_file.exists():
-        read_json(experiment.pipeline_file)  # a broken one shall be told before days of search
+        read_results(experiment.pipeline_file, PIPELINE_SCHEMA)  # a broken one shall be told before days of search
     address = args.storage or f"sqlite:///{folder.parent / 'study.db'}"
+    with database_errors(address):
+        run_study(args, spec, experiment, folder, epochs, address, started)
+
+
+def run_study(args, spec, experiment, folder, epochs, address, started):
+    """Finish the study at an address, measure its best trial once, and report."""
+    import optuna
+    from optuna.trial import TrialState
+
+    from plots import experiment_pipeline_bars, search_plots
+    from studies import FINISHED, delete_study, open_study, pruner, trials
+
+    # The study
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # each trial has its own line here
     name = experiment.study_name(args.train_model)
+    start_logging(folder)
+    if args.restart:
+        thrown_away = delete_study(address, name, folder.parent / "study")
+        log.info("throwing away the study %s with %d trials", name, thrown_away)
+        (folder / "best.json").unlink(missing_ok=True)
     study = open_study(address, name, args.seed, pruner(args.pruner, args.epochs), args.optimize, folder.parent / "study")
     claim_study(study, study_settings(args, epochs), address)
-    start_logging(folder)
     if args.select_on == "test":
         log.warning("settings are chosen on TEST images, as published: the accuracies below are too good")
     log.info("search %s: %d of %d trials there, steps %d..%d, scale 0..%g, epoch 1..%d, %d images a trial, seed %d -> %s",
@@ -379,7 +395,7 @@ def main(args):
             raise UserError(f"none of the {args.n_trials} trials was completed: all were pruned. Raise --n_trials.")
         with locked(best_file):  # of several workers one measures
             best = study.best_trial
-            if not (best_file.exists() and read_json(best_file)["trial"] == best.number):
+            if not (best_file.exists() and read_json(best_file).get("trial") == best.number):
                 results = measure(args, context, splits.test, best)
                 merge_json(experiment.pipeline_file, {spec.name: {STAGE_NAMES[args.train_model]: results}})
                 experiment_pipeline_bars(args.root, args.exp)

@@ -13,14 +13,9 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from experiment import (
-    PUBLISHED_CAS,
-    PUBLISHED_CAS_PLOTS,
-    PUBLISHED_PIPELINE,
-    PUBLISHED_PIPELINE_PLOTS,
-    Experiment,
-    atomic_path,
-    read_json,
-)
+    CAS_SCHEMA, PIPELINE_SCHEMA, PUBLISHED_CAS, PUBLISHED_CAS_PLOTS, PUBLISHED_PIPELINE, PUBLISHED_PIPELINE_PLOTS, Experiment,
+    atomic_path, read_results
+)  # fmt: skip
 
 COLLAGE_COLUMNS, COLLAGE_ROWS = 8, 3  # as published
 MAX_SHEET_ROWS = 100
@@ -257,14 +252,14 @@ def published_cas_curves():
     """The paper's CAS curves. Returns their files."""
     return [
         cas_curve({f"published {classifier}": curve}, PUBLISHED_CAS_PLOTS / f"{dataset}.png", dataset)
-        for classifier, datasets in read_json(PUBLISHED_CAS).items()
+        for classifier, datasets in read_results(PUBLISHED_CAS, CAS_SCHEMA).items()
         for dataset, curve in datasets.items()
     ]
 
 
 def published_pipeline_bars():
     """The paper's two charts of the four steps, top-1 and top-5. Returns their files."""
-    sources = {"published": read_json(PUBLISHED_PIPELINE)}
+    sources = {"published": read_results(PUBLISHED_PIPELINE, PIPELINE_SCHEMA)}
     return [pipeline_bars(sources, score, PUBLISHED_PIPELINE_PLOTS / f"{score}.png") for score in SCORES]
 
 
@@ -274,7 +269,7 @@ def experiment_cas_curve(experiment):
     sources = {
         f"{source} {classifier}": datasets[experiment.dataset]
         for source, file in files.items()
-        for classifier, datasets in read_json(file).items()
+        for classifier, datasets in read_results(file, CAS_SCHEMA).items()
         if experiment.dataset in datasets
     }
     return cas_curve(sources, experiment.cas_plot, experiment.dataset)
@@ -283,7 +278,7 @@ def experiment_cas_curve(experiment):
 def experiment_cas_curves(root, exp):
     """The CAS curve of every dataset that experiment `exp` below `root` has results of. Returns their files, if any."""
     file = Experiment(root, exp, None).cas_file
-    results = read_json(file) if file.exists() else {}
+    results = read_results(file, CAS_SCHEMA) if file.exists() else {}
     datasets = dict.fromkeys(dataset for classifier in results.values() for dataset in classifier)
     return [experiment_cas_curve(Experiment(root, exp, dataset)) for dataset in datasets]
 
@@ -293,8 +288,8 @@ def experiment_pipeline_bars(root, exp):
     experiment = Experiment(root, exp, None)
     if not experiment.pipeline_file.exists():
         return []
-    ours = read_json(experiment.pipeline_file)
-    published = {name: steps for name, steps in read_json(PUBLISHED_PIPELINE).items() if name in ours}
+    ours = read_results(experiment.pipeline_file, PIPELINE_SCHEMA)
+    published = {name: steps for name, steps in read_results(PUBLISHED_PIPELINE, PIPELINE_SCHEMA).items() if name in ours}
     sources = {"published": published} if published else {}
     sources[f"experiment {exp}"] = ours
     return [pipeline_bars(sources, score, experiment.pipeline_plot(score)) for score in SCORES]

@@ -29,6 +29,28 @@ class DatabaseError(UserError):
     """The database refused: it may be down, or another process may be creating the same tables at this moment."""
 
 
+@contextlib.contextmanager
+def database_errors(address):
+    """Tell of a database that refuses, goes away or is damaged in one line.
+
+    Raises:
+        DatabaseError: In place of what database, driver and Optuna raise; also where Optuna raises something else while
+            it handles that (5.0.0 does so when the connection is lost within a trial).
+    """
+    try:
+        yield
+    except Exception as error:
+        causes, cause = [], error
+        while cause and cause not in causes:
+            causes.append(cause)
+            cause = cause.__cause__ or cause.__context__
+        refused = [c for c in causes if isinstance(c, (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError))]
+        if not refused or isinstance(error, UserError):
+            raise
+        said = " ".join(str(refused[-1]).split())[:300]
+        raise DatabaseError(f"--storage {address} refuses: {said}. What it has recorded is kept; run again when it is back.") from None
+
+
 class SurplusTrial(Exception):
     """Another worker has begun the last trial of the budget at the same moment."""
 
@@ -113,7 +135,7 @@ def open_study(address, name, seed, study_pruner, create, lock_file):
         lock_file: Path whose lock keeps processes of this machine from creating the tables at the same time.
 
     Raises:
-        UserError: It is not there, or the storage cannot be opened.
+        UserError: It is not there, or damaged, or the storage cannot be opened.
     """
     with locked(lock_file):
         for attempt in range(5):  # processes of other machines may create the tables at the same time too
@@ -121,12 +143,36 @@ def open_study(address, name, seed, study_pruner, create, lock_file):
                 storage = open_storage(address)
                 if not create and name not in optuna.get_all_study_names(storage=storage):
                     raise UserError(f"there is no study {name} in {address} to report: run with --optimize.")
-                return optuna.create_study(study_name=name, storage=storage, direction="maximize", load_if_exists=True,
-                                           sampler=AddressedTPESampler(seed), pruner=study_pruner)  # fmt: skip
+                study = optuna.create_study(study_name=name, storage=storage, direction="maximize", load_if_exists=True,
+                                            sampler=AddressedTPESampler(seed), pruner=study_pruner)  # fmt: skip
+                study.get_trials(deepcopy=False)
+                return study
             except DatabaseError:
                 if attempt == 4:
                     raise
                 time.sleep(1 + attempt)
+            except (LookupError, ValueError, TypeError, AttributeError) as error:
+                raise UserError(f"the study {name} in {address} is damaged: {error}") from None
+
+
+def delete_study(address, name, lock_file):
+    """Delete a study, if it is there. Returns how many trials it had.
+
+    Raises:
+        UserError: A worker of this machine is at it.
+    """
+    with locked(lock_file):
+        storage = open_storage(address)
+        if name not in optuna.get_all_study_names(storage=storage):
+            return 0
+        study = optuna.load_study(study_name=name, storage=storage)
+        for trial in trials(study, TrialState.RUNNING):
+            worker = trial.user_attrs.get("worker", {})
+            if worker.get("host") == socket.gethostname() and process_start(worker["pid"]) == worker["started"]:
+                raise UserError(f"process {worker['pid']} is at trial {trial.number} of the study {name}: stop it first.")
+        count = len(trials(study))
+        optuna.delete_study(study_name=name, storage=storage)
+        return count
 
 
 def trials(study, *states):

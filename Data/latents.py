@@ -36,7 +36,10 @@ def cached_moments(folder, name, images, weights_hash, encode):
                 done += len(batch)
             moments.flush()
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
+        moments = np.load(path, mmap_mode="r", allow_pickle=False)
+        if moments.dtype != np.float32 or moments.ndim != 4 or len(moments) != len(images):
+            raise ValueError(f"{moments.dtype} {moments.shape} for {len(images)} images")
     # NumPy reads the header as Python source.
-    except (ValueError, OSError, EOFError, SyntaxError, tokenize.TokenError) as error:
+    except (ValueError, TypeError, OSError, EOFError, SyntaxError, OverflowError, tokenize.TokenError) as error:
         raise UserError(f"{path} is damaged ({error}): delete it, and it is made again.") from None
+    return moments

@@ -199,10 +199,12 @@ def write_study(folder):
     study = open_study(f"sqlite:///{folder}/study.db", "study", 1, pruner("median", 10), True, folder / "study")
     study.set_user_attr("settings", {"seed": 1})
     for value in (0.5, 0.7):
-        trial = study.ask({"is": optuna.distributions.IntDistribution(1, 9)})
+        trial = study.ask({"is": optuna.distributions.IntDistribution(1, 9), "ugs": optuna.distributions.FloatDistribution(0, 2),
+                           "epoch": optuna.distributions.IntDistribution(1, 9)})  # fmt: skip
+        trial.set_user_attr("saved_epoch", 1)
+        trial.set_user_attr("rung", "3/3")
+        trial.report(value, 1)
         study.tell(trial, value)
-    study._storage.remove_session()
-    study._storage.engine.dispose()
     epoch = Experiment(folder, "x", "digits").part_dir("enc") / "epoch1.weights.h5"
     epoch.parent.mkdir(parents=True)
     epoch.touch()

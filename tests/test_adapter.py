@@ -199,3 +199,12 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_saves_nothing(tiny_unet, tmp
     with pytest.raises(UserError, match="loss of epoch 1 is nan: try a smaller --lr"):
         saver.on_epoch_end(0, {"loss": float("nan")})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_restart_throws_away_what_the_run_made_and_no_more(tmp_path):
+    from SD_adapting import throw_away
+
+    for name in ("epoch1.weights.h5", "epoch2.hdf5", "epoch3.weights.h5", "epoch4.weights.h5", "state.npz", "training.json", "log.txt"):
+        (tmp_path / name).touch()
+    throw_away(tmp_path, 2)  # the run went on from epoch 2
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["epoch1.weights.h5", "epoch2.hdf5", "log.txt"]

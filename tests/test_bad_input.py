@@ -69,6 +69,9 @@ def bad(tmp_path_factory):
     folder(bad / "truncated")
     cut = bad / "truncated/cat/3.png"
     cut.write_bytes(cut.read_bytes()[:60])
+    folder(bad / "lost", images=20)
+    for i in range(1, 20):
+        (bad / f"lost/dog/{i}.png").write_text("no picture")
     folder(bad / "bomb")
     bomb(bad / "bomb/dog/0.png")
     folder(bad / "first_bomb")
@@ -127,6 +130,14 @@ def root(tmp_path_factory):
     small = root / "Data/Synthetic/Exp_small/digits/0.5kEnc1Dif1Is5Ugs1"
     for label in range(10):
         picture(small / f"class_{label:02d}/img_0.png")
+    results = root / "CAS Results"
+    results.mkdir()
+    (results / "test_accuracies_expcut.json").write_text('{"resnet20": {"digits": ')
+    (results / "test_accuracies_expodd.json").write_text('{"resnet20": {"digits": 0.9}}')
+    (results / "pipeline_optimization_expthere.json").write_text("[]")
+    total = root / "Data/Synthetic/Exp_total/digits/1kEnc1Dif1Is5Ugs1"
+    total.mkdir(parents=True)
+    (total / "manifest.json").write_text('{"total": "many"}')
     foreign = root / "Data/Synthetic/Exp_foreign/digits/4Enc0Dif0Is50Ugs7.5"
     foreign.mkdir(parents=True)
     (foreign / "mine.txt").write_text("not to be lost")
@@ -154,7 +165,7 @@ FLAGS = [
       for value in ("0", "-1", "x")],
     ("search", ["--is_min", "20", "--is_max", "10"], "--is_min: 20 is more than the most inference steps, 10"),
     ("search", ["--is_1", "1001"], "in 1..1000"), ("search", ["--ugs_1", "0"], "--ugs_1"), ("search", ["--ugs_max", "nan"], "--ugs_max"),
-    ("search", ["--timeout", "-1"], "--timeout"), ("search", ["--pruner", "hope"], "--pruner"), ("search", ["--select_on", "train"], "--select_on"),
+    ("search", ["--restart", "--no-optimize"], "--restart"), ("search", ["--timeout", "-1"], "--timeout"), ("search", ["--pruner", "hope"], "--pruner"), ("search", ["--select_on", "train"], "--select_on"),
     ("generate", ["--img_total", "4", "--img_class", "2"], "exactly one of --img_class and --img_total"),
     ("generate", [], "exactly one of --img_class and --img_total"),
     *[("generate", ["--img_total", value], "--img_total") for value in ("0", "-3", "1e4", "nan")],
@@ -173,7 +184,7 @@ FILES = [
     ("no_classes", "holds no class folders"), ("few", "too few images"), ("train_only", "needs train and test"),
     ("other_classes", "other classes than the training images: dog, fish"), ("text", "1 images cannot be read"),
     ("truncated", "1 images cannot be read"), ("bomb", "1 images cannot be read"), ("first_bomb", "is not a readable image"),
-    ("deep", "8 bits a channel"), ("many", "2 to 1000 classes. Received: 1001"),
+    ("deep", "8 bits a channel"), ("lost", "--skip_broken leaves them out"), ("many", "2 to 1000 classes. Received: 1001"),
     ("no_key.npz", "Missing: val_images"), ("float.npz", "train_images must be uint8"), ("channels.npz", "train_images must be uint8"),
     ("nan.npz", "test_images must be uint8"), ("out_of_range.npz", "labels must be in 0..2"), ("negative.npz", "labels must be in"),
     ("fractions.npz", "labels must be integers"), ("fewer_labels.npz", "12, 9, 9, 3) with 5 labels"), ("one_class.npz", "Received: 1"),
@@ -195,7 +206,13 @@ STATES = [
     ("adapt", ["--exp", "new", "--train_model", "dif", "--enc_epoch", "2", *ADAPT], "Epochs there: none"),
     ("search", ["--exp", "new", *SEARCH], "there are no weights"),
     ("search", ["--exp", "there", "--no-optimize"], "there is no study"),
-    ("search", ["--exp", "there", "--storage", "nonsense", *SEARCH], "--storage nonsense cannot be opened"),
+    ("search", ["--exp", "there", "--no-optimize", "--storage", "nonsense"], "--storage nonsense cannot be opened"),
+    ("search", ["--exp", "there", *SEARCH], "pipeline_optimization_expthere.json must hold a JSON object"),
+    ("classify", ["--exp", "cut", "--synthetic", "False"], "test_accuracies_expcut.json is not readable JSON"),
+    ("classify", ["--exp", "odd", "--synthetic", "False"], "does not hold accuracies in 0..1 in the published schema"),
+    ("classify", ["--exp", "total"], "manifest.json says no total"),
+    *[(script, ["--root", "/proc/none", *flags], "/proc/none") for script, flags in (
+        ("adapt", ADAPT), ("search", SEARCH), ("classify", ["--synthetic", "False"]))],
 ]  # fmt: skip
 
 

@@ -97,6 +97,28 @@ def test_run_ends_in_one_line(capsys, monkeypatch, error, code, message):
     assert ended.value.code == code and capsys.readouterr().err == message
 
 
+def test_an_error_of_the_file_system_is_one_line(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    with pytest.raises(SystemExit) as ended:
+        cli.run(lambda args: (tmp_path / "gone" / "a").write_text(""), lambda: None)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert ended.value.code == 2 and line.startswith("train.py: error: ") and str(tmp_path / "gone" / "a") in line
+
+
+def test_what_is_saved_is_told_on_interruption(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+
+    def main(args):
+        epochs = []
+        cli.tell_if_interrupted(lambda: f"{len(epochs)} of 9 epochs are saved")
+        epochs.append(1)
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit):
+        cli.run(main, lambda: None)
+    assert capsys.readouterr().err == "train.py: interrupted; 1 of 9 epochs are saved: the same command goes on from there\n"
+
+
 def test_sigterm_ends_as_ctrl_c_does():
     code = "import cli, time; cli.run(lambda args: print('begun', flush=True) or time.sleep(60), lambda: None)"
     process = subprocess.Popen([sys.executable, "-c", code], cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -1,6 +1,8 @@
 """Paths, names, records, safe writing and addressed randomness."""
 
 import json
+import os
+import platform
 import subprocess
 import sys
 from argparse import Namespace
@@ -10,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from experiment import (
-    REPOSITORY, STREAMS, Experiment, UserError, atomic_path, claim, describe_run, file_hash, finished_run, merge_json, random_stream,
-    read_json, size_from_name, size_name, write_csv, write_json,
+    CAS_SCHEMA, PIPELINE_SCHEMA, PUBLISHED_CAS, PUBLISHED_PIPELINE, REPOSITORY, STREAMS, Experiment, UserError, atomic_path, claim,
+    describe_run, file_hash, finished_run, merge_json, random_stream, read_json, read_results, size_from_name, size_name, write_csv,
+    write_json,
 )  # fmt: skip
 
 EXPERIMENT = Experiment("out", "0001", "cifar10")
@@ -77,10 +80,57 @@ def test_atomic_path_replaces_only_when_the_block_succeeds(tmp_path):
     assert path.read_text() == "one"
 
 
-def test_read_json_names_the_broken_file(tmp_path):
-    (tmp_path / "broken.json").write_text('{"a": ')
-    with pytest.raises(UserError, match="broken.json is not readable JSON"):
+def test_what_a_killed_process_was_writing_is_removed_by_the_next_writer(tmp_path):
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    host, name = platform.node(), "weights.h5"
+    dead = tmp_path / f".partial-{host}-{ended.pid}-{name}"
+    others = [tmp_path / f".partial-{host}-{os.getppid()}-{name}", tmp_path / f".partial-elsewhere-{ended.pid}-{name}",
+              tmp_path / f".partial-{host}-{ended.pid}-other.h5"]  # alive, of another machine, another file  # fmt: skip
+    for path in (dead, *others):
+        path.write_text("half")
+    with atomic_path(tmp_path / name) as partial:
+        partial.write_text("whole")
+    assert not dead.exists() and all(path.exists() for path in others)
+
+
+@pytest.mark.parametrize("content, reason", [
+    ('{"a": ', "is not readable JSON"), ("", "is not readable JSON"), ("[" * 100_000, "is not readable JSON"),
+    ("[1]", "must hold a JSON object. Received: list"),
+])  # fmt: skip
+def test_read_json_names_the_broken_file(tmp_path, content, reason):
+    (tmp_path / "broken.json").write_text(content)
+    with pytest.raises(UserError, match=f"broken.json {reason}"):
         read_json(tmp_path / "broken.json")
+
+
+def test_merge_json_keeps_a_broken_file_aside(tmp_path):
+    (tmp_path / "cas.json").write_text('{"resnet20": ')
+    merge_json(tmp_path / "cas.json", {"a": 1})
+    assert read_json(tmp_path / "cas.json") == {"a": 1}
+    (aside,) = tmp_path.glob("cas.broken-*.json")
+    assert aside.read_text() == '{"resnet20": '
+
+
+ACCURACIES = {"top_1_accuracy": 0.5, "top_5_accuracy": 1}
+
+
+@pytest.mark.parametrize("content", [
+    {}, {"resnet20": 5}, {"resnet20": {"digits": {}}}, {"resnet20": {"digits": {"x0": ACCURACIES}}},
+    {"resnet20": {"digits": {"x1": {"top_1_accuracy": 0.5}}}}, {"resnet20": {"digits": {"x1": ACCURACIES | {"top_1_accuracy": 1.1}}}},
+    {"resnet20": {"digits": {"x1": ACCURACIES | {"top_1_accuracy": "0.5"}}}}, {"resnet20": {"digits": {"x1": ACCURACIES}, "a": []}},
+])  # fmt: skip
+def test_results_in_another_schema_are_refused(tmp_path, content):
+    write_json(tmp_path / "cas.json", content)
+    with pytest.raises(UserError, match="cas.json does not hold accuracies"):
+        read_results(tmp_path / "cas.json", CAS_SCHEMA)
+
+
+def test_published_results_fit_their_schemas(tmp_path):
+    assert len(read_results(PUBLISHED_CAS, CAS_SCHEMA)["resnet20"]) == 6
+    assert len(read_results(PUBLISHED_PIPELINE, PIPELINE_SCHEMA)) == 6
+    write_json(tmp_path / "cas.json", {"resnet20": {"digits": {"x1": ACCURACIES, "real": ACCURACIES}}})
+    assert read_results(tmp_path / "cas.json", CAS_SCHEMA) == read_json(tmp_path / "cas.json")
 
 
 def test_merge_json_keeps_other_entries(tmp_path):
@@ -142,6 +192,12 @@ def test_no_run_has_finished_without_a_record(tmp_path):
 def test_finished_run_with_other_arguments_shows_both_values(record):
     with pytest.raises(UserError, match=r"--lr 0.1 \(now 0.2\)"):
         finished_run(record, arguments(lr=0.2), free=["root"])
+
+
+def test_a_record_that_is_none_is_refused(record):
+    write_json(record, {"arguments": [1]})
+    with pytest.raises(UserError, match="training.json is not the record of a run"):
+        finished_run(record, arguments(), free=[])
 
 
 def test_a_folder_has_one_writer_until_that_ends(tmp_path):

@@ -273,6 +273,14 @@ def test_every_kind_of_image_becomes_rgb(tmp_path, mode, colour, expected):
     assert pixels.dtype == np.uint8 and (pixels == expected).all()
 
 
+@pytest.mark.parametrize("suffix", [".gif", ".png", ".webp"])
+def test_of_an_animated_image_the_first_frame_is_taken(tmp_path, suffix):
+    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "lime", "blue")]
+    frames[0].save(tmp_path / f"image{suffix}", save_all=True, append_images=frames[1:], lossless=True)
+    (pixels,) = read_images([tmp_path / f"image{suffix}"], 4)
+    assert (pixels == (255, 0, 0)).all()
+
+
 def test_images_of_all_sizes_are_cut_to_the_middle_square(tmp_path):
     paths = []
     for size in [(8, 8), (16, 8), (8, 24), (32, 16)]:
@@ -297,6 +305,23 @@ def test_broken_images_are_listed(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="^4 images cannot be read: ") as error:
         read_images([good, cut, text, deep, huge], 9)
     assert [path.name in str(error.value) for path in (good, cut, text, deep, huge)] == [False, True, True, True, True]
+
+
+def test_broken_images_can_be_left_out(tmp_path, caplog):
+    """Also when the first one, which tells the resolution, is broken; a class of which nothing is left is an error."""
+    numbered_images(tmp_path, {"ant": 30, "cat": 20})
+    first = sorted((tmp_path / "ant").iterdir())[0]
+    first.write_bytes(first.read_bytes()[:20])
+    with pytest.raises(UserError, match=f"{first} is not a readable image"):
+        dataset_spec(tmp_path)
+    splits = load_splits(dataset_spec(tmp_path, skip_broken=True), "unused", seed=1)
+    together = sorted(n for split in splits for n in numbers(split))
+    assert together == [(0, i) for i in range(1, 30)] + [(1, i) for i in range(20)]
+    assert f"1 broken images are left out: {first}" in caplog.text
+    for path in (tmp_path / "ant").iterdir():
+        path.write_text("no image")
+    with pytest.raises(UserError, match="no image of these classes can be read: ant"):
+        load_splits(dataset_spec(tmp_path, skip_broken=True), "unused")
 
 
 # Resizing

@@ -61,6 +61,10 @@ def test_large_images_are_seen_at_128_px(tmp_path):
     assert dataset_spec(image_folder(tmp_path, {"a": 1, "b": 1}, size=(300, 200))).resolution == 128
 
 
+def test_a_thousand_classes(tmp_path):
+    assert dataset_spec(image_folder(tmp_path, {f"c{i:03d}": 1 for i in range(1000)}, size=(2, 2))).num_classes == 1000
+
+
 def test_own_data_is_never_taken_for_a_published_dataset(tmp_path):
     assert dataset_spec(npz_file(tmp_path / "cifar10.npz")).name == "cifar10_own"
 

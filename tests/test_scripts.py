@@ -104,6 +104,8 @@ def test_search_continues_to_a_larger_budget_and_adds_nothing_when_complete(root
     other = run("hyp_opt.py", *flags[:-1], "--n_trials", 5, "--ugs_max", 3)
     assert other.returncode == 2 and "ugs_max 7.5 (now 3.0)" in other.stderr
     assert "best of 4 trials" in succeed("hyp_opt.py", *flags, 9, "--no-optimize").stdout
+    assert "throwing away the study digits_expsmoke_study_enc with 4 trials" in succeed("hyp_opt.py", *flags, 1, "--restart").stdout
+    assert len(optuna.load_study(**study).trials) == 1
 
 
 def test_search_never_reads_the_test_images(tmp_path):
@@ -161,7 +163,7 @@ def test_generation_resumes_with_the_same_bytes_whatever_the_batch(root, tmp_pat
     resumed = tree(folder)
     images = {p for p in whole if p.suffix == ".png" and p.parts[0].startswith("class_")}
     assert len(images) == 30 and all(whole[p] == resumed[p] for p in images)
-    assert json.loads(whole[Path("manifest.json")])["sha256"] == json.loads(resumed[Path("manifest.json")])["sha256"]
+    assert whole[Path("manifest.json")] == resumed[Path("manifest.json")]
     other = run("generate_dataset.py", *flags, "--root", tmp_path, "--seed", 7)
     assert other.returncode == 2 and "seed: 1234 there, 7 now" in other.stderr
 
@@ -180,8 +182,7 @@ def test_shards_make_the_dataset_that_one_process_makes(tmp_path):
     whole, union = map(tree, folders)
     images = {p for p in whole if p.suffix == ".png" and p.parts[0].startswith("class_")}
     assert len(images) == 23 and all(whole[p] == union[p] for p in images)
-    manifests = [json.loads(made[Path("manifest.json")]) for made in (whole, union)]
-    assert manifests[0]["sha256"] == manifests[1]["sha256"] and manifests[0]["total"] == 23
+    assert whole[Path("manifest.json")] == union[Path("manifest.json")]
 
 
 def test_classifier_writes_results_and_keeps_others(root):
@@ -259,6 +260,57 @@ def test_interrupted_training_ends_with_the_same_weights(tmp_path):
     arrays = [weights_in(folder / "epoch4.weights.h5") for folder in folders.values()]
     assert arrays[0] and arrays[0].keys() == arrays[1].keys()
     assert all(np.array_equal(arrays[0][name], arrays[1][name]) for name in arrays[0])
+    assert not list((tmp_path / "broken").rglob(".partial*"))
+
+
+ADAPT_ONCE = ("SD_adapting.py", "--dataset", "digits", "--exp", "x", *MINI, "--epochs", "1", "--batch_size", "256")
+GENERATE_FEW = ("generate_dataset.py", "--dataset", "digits", "--exp", "x", *MINI, "--img_total", "12", "--enc_epoch", "0",
+                "--dif_epoch", "0", "--inf_steps", "2", "--ugs", "1", "--image_size", "128")  # fmt: skip
+
+
+@pytest.mark.parametrize("command, room, cached", [(ADAPT_ONCE, 20_000, False), (ADAPT_ONCE, 100_000, True), (GENERATE_FEW, 6_000, False)])
+def test_a_full_disk_is_one_line_and_damages_nothing(root, tmp_path, command, room, cached):
+    """No file may grow beyond `room` bytes (of latents, of weights, of an image); with more the same command finishes."""
+    import resource
+
+    if cached:
+        shutil.copytree(root / "Data/Latents", tmp_path / "Data/Latents")
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (room, resource.RLIM_INFINITY))  # noqa: E731
+    full = subprocess.run([sys.executable, REPOSITORY / command[0], *command[1:], "--root", tmp_path], capture_output=True, text=True,
+                          preexec_fn=limit)  # fmt: skip
+    lines = [line for line in full.stderr.splitlines() if "error" in line or "Traceback" in line]
+    assert full.returncode == 2 and len(lines) == 1 and lines[0].startswith(f"{command[0]}: error: "), full.stderr
+    assert not [p for p in tmp_path.rglob("*") if p.name.startswith(".partial") or p.name in ("manifest.json", "training.json")]
+    succeed(*command, "--root", tmp_path)
+    assert [p for p in tmp_path.rglob("*") if p.name in ("manifest.json", "training.json")]
+
+
+def test_a_folder_that_is_deleted_in_mid_run_is_one_line(tmp_path):
+    command = [sys.executable, str(REPOSITORY / GENERATE_FEW[0]), *GENERATE_FEW[1:], "--img_total", "5000", "--batch_size", "20",
+               "--root", str(tmp_path)]  # fmt: skip
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while not list(tmp_path.rglob("img_*.png")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    shutil.rmtree(tmp_path / "Data", ignore_errors=True)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 2 and "generate_dataset.py: error: " in errors and "Traceback" not in errors
+
+
+@pytest.mark.parametrize("stop, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_run_says_what_is_saved(tmp_path, stop, code):
+    command = [sys.executable, str(REPOSITORY / GENERATE_FEW[0]), *GENERATE_FEW[1:], "--img_total", "5000", "--batch_size", "20",
+               "--root", str(tmp_path)]  # fmt: skip
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while not list(tmp_path.rglob("img_*.png")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(stop)
+    _, errors = process.communicate(timeout=60)
+    there = len(list(tmp_path.rglob("img_*.png")))
+    last = errors.strip().splitlines()[-1]
+    assert process.returncode == code
+    assert last == f"generate_dataset.py: interrupted; {there} of 5000 images are saved: the same command goes on from there"
 
 
 def weights_in(path):

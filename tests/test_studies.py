@@ -1,6 +1,7 @@
 """Studies that several processes share: budget, repeated trials of workers that died, addressed randomness."""
 
 import os
+import sqlite3
 import subprocess
 import sys
 import time
@@ -8,10 +9,13 @@ from pathlib import Path
 
 import optuna
 import pytest
+import sqlalchemy.exc
 from optuna.trial import TrialState
 
 from experiment import UserError
-from studies import open_storage, open_study, pruner, run_trials, sweep_stale_trials, trials
+from studies import (
+    DatabaseError, database_errors, delete_study, open_storage, open_study, pruner, run_trials, sweep_stale_trials, trials
+)  # fmt: skip
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 WORKER = """
@@ -155,3 +159,45 @@ def test_pruners_stop_the_bad_and_spare_the_best(name, pruned, tmp_path):
     assert bool(stopped) == pruned
     if pruned:
         assert len(stopped) >= 5 and study.best_value > max(t.params["best"] for t in stopped) - 0.1
+
+
+def test_a_study_is_deleted_unless_someone_is_at_it(address, tmp_path):
+    assert delete_study(address, "s", tmp_path / "study") == 0
+    run_trials(new_study(address, tmp_path), square, 3)
+    assert delete_study(address, "s", tmp_path / "study") == 3
+    assert trials(new_study(address, tmp_path)) == []
+    at_it = worker(address, tmp_path, 1, 60)
+    while not trials(new_study(address, tmp_path), TrialState.RUNNING):
+        assert at_it.poll() is None
+        time.sleep(0.1)
+    time.sleep(0.5)  # it names itself within its trial
+    with pytest.raises(UserError, match=f"process {at_it.pid} is at trial 0"):
+        delete_study(address, "s", tmp_path / "study")
+    at_it.kill()
+    at_it.wait()
+    assert delete_study(address, "s", tmp_path / "study") == 1
+
+
+def test_errors_of_the_database_are_told_from_others():
+    lost = sqlalchemy.exc.OperationalError("SELECT 1", {}, Exception("server closed the connection"))
+    with pytest.raises(DatabaseError, match="--storage here refuses: .*server closed the connection"), database_errors("here"):
+        raise lost
+    with pytest.raises(DatabaseError), database_errors("here"):
+        try:
+            raise optuna.exceptions.StorageInternalError from lost
+        except optuna.exceptions.StorageInternalError:
+            raise UnboundLocalError from None  # what Optuna 5.0.0 does
+    with pytest.raises(ZeroDivisionError), database_errors("here"):
+        1 / 0
+    with pytest.raises(UserError, match="^mine$"), database_errors("here"):
+        raise UserError("mine") from lost
+
+
+def test_a_damaged_study_is_one_line(tmp_path):
+    address = f"sqlite:///{tmp_path}/study.db"
+    study = new_study(address, tmp_path)
+    run_trials(study, square, 2)
+    with sqlite3.connect(tmp_path / "study.db") as database:
+        database.execute("UPDATE trials SET state = 'NONSENSE'")
+    with pytest.raises(UserError, match="the study s in .* is damaged"):
+        new_study(address, tmp_path)
