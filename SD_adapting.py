@@ -147,7 +147,8 @@ def main(args):
     # Only one part learns
     part = encoder if args.train_model == "enc" else unet
     encoder.trainable, unet.trainable = part is encoder, part is unet
-    model = denoising_model(unet, encoder, backbone.latent_scale)
+    # Measured with mini on 2 cores: in two parts the encoder learns 1.8 times as fast, the UNet no faster.
+    model = denoising_model(unet, encoder, backbone.latent_scale, backbone.parts if part is encoder else 1)
     model.compile(paper_optimizer(args.lr, steps * args.epochs), "mse")
     model.optimizer.build(model.trainable_variables)
     state = TrainingState(model, part, state_file, fixed_arguments(args, free))

@@ -125,7 +125,7 @@ class Experiment:
 
 def size_name(count):
     """Short form of a number of images, as the published folders have it: 40000 -> 40k, 1080 -> 1.08k, 300 -> 300."""
-    return f"{count / 1000:g}k" if count >= 1000 else str(count)
+    return f"{count / 1000:.3f}".rstrip("0").rstrip(".") + "k" if count >= 1000 else str(count)
 
 
 def size_from_name(name):

@@ -100,9 +100,14 @@ def folder_splits(path):
     """The split folders of an image folder as {split: folder}; {"all": path} where there are none.
 
     Raises:
-        UserError: Some of train and test are there, but not both.
+        UserError: Some of train and test are there, but not both, or one of them twice.
     """
-    found = {SPLIT_FOLDERS[p.name.lower()]: p for p in path.iterdir() if p.is_dir() and p.name.lower() in SPLIT_FOLDERS}
+    found = {}
+    for folder in sorted(p for p in path.iterdir() if p.is_dir() and p.name.lower() in SPLIT_FOLDERS):
+        split = SPLIT_FOLDERS[folder.name.lower()]
+        if split in found:
+            raise UserError(f"{path} has two folders of one split: {found[split].name} and {folder.name}.")
+        found[split] = folder
     if not found:
         return {"all": path}
     if not {"train", "test"} <= set(found):

@@ -28,13 +28,46 @@ class NoisyLatents(keras.layers.Layer):
         return noisy_latents, noise_schedule.timestep_embedding(timesteps)  # (B, h, w, 4), (B, 320)
 
 
-def denoising_model(unet, context_encoder, latent_scale):
+class Parts(keras.layers.Layer):
+    """Cuts arrays with a common first axis into a number of parts: the arrays of the first part, then of the next.
+
+    No part is empty: of a batch with fewer samples than parts the later parts hold the last sample again.
+    """
+
+    def __init__(self, parts, **kwargs):
+        super().__init__(dtype="float32", autocast=False, **kwargs)
+        self.parts = parts
+
+    def call(self, arrays):
+        samples = ops.shape(arrays[0])[0]
+        size = ops.maximum(samples // self.parts, 1)
+        starts = [ops.minimum(size * i, samples - 1) for i in range(self.parts)]
+        ends = [*(start + size for start in starts[:-1]), samples]
+        return [[array[start:end] for array in arrays] for start, end in zip(starts, ends)]
+
+    def compute_output_shape(self, shapes):
+        return [[(None, *shape[1:]) for shape in shapes] for _ in range(self.parts)]
+
+
+class Whole(keras.layers.Layer):
+    """Puts what was computed of each part together, in float32, as many samples as `like` has."""
+
+    def __init__(self, **kwargs):
+        super().__init__(dtype="float32", **kwargs)
+
+    def call(self, parts, like):
+        return ops.concatenate(parts, axis=0)[: ops.shape(like)[0]]
+
+
+def denoising_model(unet, context_encoder, latent_scale, parts=1):
     """The model whose mean squared error against the noise is the loss of both adaptation steps.
 
     Args:
         unet: Backbone UNet: `latent`, `timestep_embedding`, `context` -> noise (B, h, w, 4).
         context_encoder: What makes the context (the Class Encoder): its input (B, C) -> (B, tokens, width).
         latent_scale: Factor that gives latents unit variance (0.18215 for Stable Diffusion).
+        parts: Into how many parts a batch is cut, for which the UNet is computed side by side: the operations of a
+            small one keep no more than one core busy.
 
     Returns:
         A keras.Model with inputs `moments` (B, h, w, 8), `latent_noise` and `noise` (B, h, w, 4),
@@ -53,7 +86,11 @@ def denoising_model(unet, context_encoder, latent_scale):
     noisy_latents, time = NoisyLatents(latent_scale)(
         inputs["moments"], inputs["latent_noise"], inputs["noise"], inputs["timestep"]
     )
-    prediction = unet([noisy_latents, time, context_encoder(inputs["label"])])  # (B, h, w, 4)
+    arrays = [noisy_latents, time, context_encoder(inputs["label"])]
+    if parts == 1:
+        prediction = unet(arrays)  # (B, h, w, 4)
+    else:
+        prediction = Whole()([unet(part) for part in Parts(parts)(arrays)], noisy_latents)
     # The loss is taken in float32 whatever the precision of the UNet.
     prediction = keras.layers.Activation("linear", dtype="float32", name="prediction")(prediction)
     return keras.Model(inputs, prediction, name="denoising_model")

@@ -17,14 +17,15 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 COMMON = ("--dataset", "digits", "--exp", "chaos")
 MODEL = ("--backbone", "mini", "--precision", "float32")
-SMALL = ("--classifier", "resnet20_16", "--batch_size", "64")
+SMALL = ("--classifier", "resnet20_16", "--batch_size", "32")
 STAGES = {
-    "adapt": ("SD_adapting.py", *MODEL, "--epochs", "24"),
+    "adapt": ("SD_adapting.py", *MODEL, "--epochs", "24", "--batch_size", "256"),
     "generate": ("generate_dataset.py", *MODEL, "--img_total", "1200", "--enc_epoch", "24", "--dif_epoch", "0", "--inf_steps", "10",
                  "--ugs", "1.5", "--batch_size", "25"),
     "classify": ("classifier_training.py", *SMALL, "--synthetic", "False", "--epochs", "40"),
@@ -58,73 +59,78 @@ def left_over(root):
 
 
 def trials(root):
-    """Finished trials of the search, {settings: result}, and how many are stuck."""
+    """Of a search: {settings: result} of its finished trials, how many they are, and how many are stuck."""
     (file,) = root.rglob("trials.csv")
     rows = list(csv.DictReader(file.open()))
     finished = [row for row in rows if row["state"] in ("COMPLETE", "PRUNED")]
-    return {(r["is"], r["ugs"], r["epoch"]): (r["state"], r["accuracy"], r["epochs_trained"]) for r in finished}, len(finished), sum(
-        row["state"] in ("RUNNING", "WAITING") for row in rows)
+    results = {(r["is"], r["ugs"], r["epoch"]): (r["state"], r["accuracy"], r["epochs_trained"]) for r in finished}
+    return results, len(finished), sum(row["state"] in ("RUNNING", "WAITING") for row in rows)
 
 
-def chaos(stage, kills, whole, broken, log):
-    """Run a stage in `whole` undisturbed and in `broken` disturbed. Returns the row of the table."""
-    began = time.time()
-    if start(stage, whole, log).wait():
-        sys.exit(f"{stage} fails even when it is left alone: {log.name}")
-    alone = time.time() - began
-    seen, killed, waits = {}, 0, []
+def compare(stage, whole, broken):
+    """Whether the results are as they should be, and in words."""
+    if stage != "search":
+        now, expected = outputs(broken), outputs(whole)
+        differing = sorted(str(path) for path in {*now, *expected} if now.get(path) != expected.get(path))
+        return not differing, f"no: {', '.join(differing[:3])}" if differing else f"yes, {len(now)} files"
+    # A killed trial is repeated under another number, so the suggestions after it are others than in the whole run.
+    (ours, finished, stuck), (theirs, budget, _) = trials(broken), trials(whole)
+    both = set(ours) & set(theirs)
+    same = sum(ours[key] == theirs[key] for key in both)
+    words = f"{finished} of {budget} trials, {stuck} stuck; {same} of the {len(both)} settings that both tried gave the same"
+    return finished == budget and not stuck and same == len(both), words
+
+
+def chaos(stage, kills, seed, folder):
+    """Run a stage undisturbed and disturbed. Returns whether all is well, and the row of the table."""
+    moments, log = random.Random(f"{seed} {stage}"), open(folder / f"{stage}.log", "w")
+    whole, broken = folder / f"{stage} whole", folder / f"{stage} broken"
+    for root in (whole, broken):
+        if stage in ("generate", "search"):
+            shutil.copytree(folder / "adapt whole/Checkpoints", root / "Checkpoints")
+
+    def finish(root):
+        began = time.time()
+        if start(stage, root, log).wait():
+            sys.exit(f"{stage} failed:\n{Path(log.name).read_text()[-3000:]}")
+        return time.time() - began
+
+    alone = finish(whole)
+    seen, killed = {}, 0
     while killed < kills:
         process = start(stage, broken, log)
-        # Up to half of the whole run: start-up takes part of that, and all kills together must not outlast the work.
-        waits.append(random.uniform(0, alone / 3))
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(waits[-1])
+            # Start-up takes part of this time, and all the work that is done before kills must not outlast the work.
+            process.wait(moments.uniform(0, alone / 3))
         if process.poll() is not None:
-            break  # finished before it could be killed often enough
+            break  # it finished before it could be killed often enough
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         killed += 1
         seen |= {path: content for path, content in outputs(broken).items() if LASTING.fullmatch(path.name)}
-    began = time.time()
-    if start(stage, broken, log).wait():
-        sys.exit(f"{stage} cannot be continued: {log.name}")
-    now, expected = outputs(broken), outputs(whole)
-    lost = [path for path, content in seen.items() if now.get(path) != content]
-    identical = "yes" if now == expected else f"no: {[str(p) for p in {*now, *expected} if now.get(p) != expected.get(p)][:3]}"
-    if stage == "search":  # a killed trial is repeated under another number, so later suggestions are others
-        (ours, finished, stuck), (theirs, budget, _) = trials(broken), trials(whole)
-        both = set(ours) & set(theirs)
-        same = sum(ours[key] == theirs[key] for key in both)
-        identical = f"{finished} of {budget} trials, {stuck} stuck; {same} of {len(both)} common settings alike"
-    return {"stage": stage, "kills": killed, "on disk at kills": len(seen), "lost": len(lost), "left over": len(left_over(broken)),
-            "alone s": round(alone), "last s": round(time.time() - began), "identical": identical}  # fmt: skip
+    last = finish(broken)
+    now = outputs(broken)
+    lost, left = sum(now.get(path) != content for path, content in seen.items()), len(left_over(broken))
+    well, words = compare(stage, whole, broken)
+    row = {"stage": stage, "kills": killed, "there at kills": len(seen), "of these lost": lost, "left over": left,
+           "alone, s": round(alone), "last run, s": round(last), "identical": words}  # fmt: skip
+    return well and killed == kills and not lost and not left, row
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=15)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--stages", default=",".join(STAGES))
     args = parser.parse_args()
-    random.seed(args.seed)
-    rows = []
-    with tempfile.TemporaryDirectory() as folder, open(Path(folder) / "log", "w") as log:
-        whole, broken = Path(folder) / "whole", Path(folder) / "broken"
-        try:
-            for stage in args.stages.split(","):
-                if stage in ("generate", "search") and not (broken / "Checkpoints/DDPM").exists():
-                    start("adapt", whole, log).wait()
-                    shutil.copytree(whole / "Checkpoints/DDPM", broken / "Checkpoints/DDPM")
-                rows.append(chaos(stage, args.kills, whole, broken, log))
-                print(rows[-1], flush=True)
-        except SystemExit:
-            log.flush()
-            print(Path(log.name).read_text()[-3000:])
-            raise
-    print("\n| " + " | ".join(rows[0]) + " |\n|" + "---|" * len(rows[0]))
-    for row in rows:
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(2) as pool:
+        results = []
+        for pair in (("adapt", "classify"), ("generate", "search")):  # the second two need what the first has trained
+            results += pool.map(lambda stage: chaos(stage, args.kills, args.seed, Path(folder)), pair)
+            print(*(row for _, row in results[-2:]), sep="\n", flush=True)
+    print("\n| " + " | ".join(results[0][1]) + " |\n|" + "---|" * len(results[0][1]))
+    for _, row in results:
         print("| " + " | ".join(map(str, row.values())) + " |")
-    return any(row["kills"] < args.kills or row["lost"] or row["left over"] or row["identical"].startswith("no") for row in rows)
+    return not all(well for well, _ in results)
 
 
 if __name__ == "__main__":

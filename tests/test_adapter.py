@@ -63,6 +63,22 @@ def test_the_loss_is_the_squared_error_of_the_noise(tiny_unet):
     assert np.array_equal(noise, inputs["noise"])
 
 
+@pytest.mark.parametrize("samples", [1, 2, 5])
+def test_parts_of_a_batch_learn_what_the_batch_does(tiny_unet, samples):
+    inputs, noise = next(batches(batch_size=samples))
+    predictions, kernels = [], []
+    for parts in (1, 2):
+        keras.utils.set_random_seed(1)
+        unet, encoder = tiny_unet(), class_encoder(3, 4, (2, 3))
+        model = denoising_model(unet, encoder, SCALE, parts)
+        model.compile(keras.optimizers.SGD(0.1), "mse")
+        predictions.append(model.predict_on_batch(inputs))
+        model.train_on_batch(inputs, noise)
+        kernels.append([w.numpy() for w in model.weights])
+    assert predictions[0].shape == noise.shape and np.abs(predictions[0] - predictions[1]).max() < 1e-6
+    assert all(np.abs(one - two).max() < 1e-6 for one, two in zip(*kernels, strict=True))
+
+
 def test_the_loss_is_float32_in_mixed_precision(tiny_unet, float32_after):
     keras.config.set_dtype_policy("mixed_bfloat16")
     unet = tiny_unet()

@@ -62,6 +62,8 @@ def bad(tmp_path_factory):
     (bad / "no_classes").mkdir()
     folder(bad / "few", images=1)
     folder(bad / "train_only/train")
+    for split in ("train", "test", "val", "valid"):
+        folder(bad / "twice" / split)
     folder(bad / "other_classes/train")
     folder(bad / "other_classes/test", classes=["cat", "fish"])
     folder(bad / "text")
@@ -182,7 +184,7 @@ FLAGS = [
 FILES = [
     ("empty_class", "these class folders hold no images: fish"), ("one_class", "2 to 1000 classes. Received: 1"),
     ("no_classes", "holds no class folders"), ("few", "too few images"), ("train_only", "needs train and test"),
-    ("other_classes", "other classes than the training images: dog, fish"), ("text", "1 images cannot be read"),
+    ("twice", "two folders of one split: val and valid"), ("other_classes", "other classes than the training images: dog, fish"), ("text", "1 images cannot be read"),
     ("truncated", "1 images cannot be read"), ("bomb", "1 images cannot be read"), ("first_bomb", "is not a readable image"),
     ("deep", "8 bits a channel"), ("lost", "--skip_broken leaves them out"), ("many", "2 to 1000 classes. Received: 1001"),
     ("no_key.npz", "Missing: val_images"), ("float.npz", "train_images must be uint8"), ("channels.npz", "train_images must be uint8"),
@@ -235,6 +237,7 @@ def refused(script, argv, capsys, monkeypatch, root):
     lines = capsys.readouterr().err.strip().splitlines()
     assert ended.value.code == 2 and len(lines) == 1, lines
     assert snapshot(root) == before
+    print(f"{SCRIPTS[script]}.py {' '.join(argv)} -> {lines[0]}")  # a table of them all: pytest tests/test_bad_input.py -rP
     return lines[0]
 
 
