@@ -123,7 +123,9 @@ def open_storage(address):
         raise UserError(f"--storage {address} needs a package that is not installed: {error}{hint}") from None
     # What a database or its driver raises has no common type but Exception.
     except Exception as error:
-        kind = DatabaseError if isinstance(error, sqlalchemy.exc.DBAPIError) else UserError
+        # The general class, which is none of its subclasses: the file is damaged, or no database. It stays so.
+        passing = isinstance(error, sqlalchemy.exc.DBAPIError) and type(error) is not sqlalchemy.exc.DatabaseError
+        kind = DatabaseError if passing else UserError
         raise kind(f"--storage {address} cannot be opened: {error}") from None
 
 

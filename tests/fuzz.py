@@ -196,8 +196,7 @@ def write_study(folder):
     from experiment import Experiment
     from studies import open_study, pruner
 
-    study = open_study(f"sqlite:///{folder}/study.db", "study", 1, pruner("median", 10), True, folder / "study")
-    study.set_user_attr("settings", {"seed": 1})
+    study = open_study(f"sqlite:///{folder}/study.db", "digits_expx_study_enc", 1, pruner("median", 10), True, folder / "study")
     for value in (0.5, 0.7):
         trial = study.ask({"is": optuna.distributions.IntDistribution(1, 9), "ugs": optuna.distributions.FloatDistribution(0, 2),
                            "epoch": optuna.distributions.IntDistribution(1, 9)})  # fmt: skip
