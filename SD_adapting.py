@@ -130,13 +130,13 @@ def main(args):
 
     claim(folder)
     start_logging(folder)
-    make_repeatable(args)
     backbone = BACKBONES[args.backbone]
     train = load_splits(spec, args.data_dir, args.seed).train
     steps = -(-len(train.labels) // args.batch_size)
     class_collages([train.images[train.labels == label] for label in range(spec.num_classes)], experiment.images_dir, "real")
     moments = dataset_moments(args, spec, experiment, backbone, train.images)
     precision = set_precision(args.precision)
+    make_repeatable(args)  # not before: building the VAE's encoder, for moments that are not cached, draws numbers too
     encoder = class_encoder(spec.num_classes, backbone.hidden_units, backbone.context_shape)
     load_epoch(encoder, experiment.part_dir("enc"), args.enc_epoch, "enc")
     unet = backbone.unet(args.weights_dir)

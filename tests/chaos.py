@@ -101,7 +101,7 @@ def chaos(stage, kills, seed, folder):
         process = start(stage, broken, log)
         with contextlib.suppress(subprocess.TimeoutExpired):
             # Start-up takes part of this time, and all the work that is done before kills must not outlast the work.
-            process.wait(moments.uniform(0, alone / 3))
+            process.wait(moments.uniform(0, alone / 4))
         if process.poll() is not None:
             break  # it finished before it could be killed often enough
         os.killpg(process.pid, signal.SIGKILL)

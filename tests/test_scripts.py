@@ -249,6 +249,7 @@ def test_interrupted_training_ends_with_the_same_weights(tmp_path):
     folders = {name: tmp_path / name / "Checkpoints/DDPM/Exp_x/digits/MyEmbedding" for name in ("whole", "broken")}
     succeed("SD_adapting.py", *flags, "--root", tmp_path / "whole")
     command = [sys.executable, str(REPOSITORY / "SD_adapting.py"), *map(str, flags), "--root", str(tmp_path / "broken")]
+    shutil.copytree(tmp_path / "whole/Data/Latents", tmp_path / "broken/Data/Latents")  # a first try had got so far
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while not (folders["broken"] / "state.npz").exists():
         assert process.poll() is None
