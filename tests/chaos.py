@@ -30,7 +30,7 @@ STAGES = {
                  "--ugs", "1.5", "--batch_size", "25"),
     "classify": ("classifier_training.py", *SMALL, "--synthetic", "False", "--epochs", "40"),
     "search": ("hyp_opt.py", *MODEL, *SMALL, "--num_imgs", "60", "--is_max", "8", "--epochs", "8", "--n_trials", "12",
-               "--gen_batch_size", "20"),
+               "--gen_batch_size", "20", "--pruner", "none"),
 }  # fmt: skip
 # What a stage leaves, and of these what must not change once it is there.
 RESULTS = ("*/epoch*.weights.h5", "history.csv", "manifest.json", "class_*/img_*.png", "best_model.weights.h5",
