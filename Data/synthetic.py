@@ -72,11 +72,14 @@ class SyntheticWriter:
         # Level 1 is several times faster than the default, for a few per cent of size.
         Image.fromarray(image).save(memory, format="PNG", compress_level=1)
         self.hashes[label, index] = hashlib.sha256(memory.getbuffer()).digest()
-        with open(partial, "wb") as file:
-            file.write(memory.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())  # else a power cut may leave an empty file under the final name
-        os.replace(partial, path)
+        try:
+            with open(partial, "wb") as file:
+                file.write(memory.getbuffer())
+                file.flush()
+                os.fsync(file.fileno())  # else a power cut may leave an empty file under the final name
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
 
     def drain(self):
         """Wait for the queue; an error of a writing thread is raised here."""
