@@ -286,13 +286,19 @@ def test_a_full_disk_is_one_line_and_damages_nothing(root, tmp_path, command, ro
     assert [p for p in tmp_path.rglob("*") if p.name in ("manifest.json", "training.json")]
 
 
-def test_a_folder_that_is_deleted_in_mid_run_is_one_line(tmp_path):
+def generating(root):
+    """A process that has begun to write 5000 images."""
     command = [sys.executable, str(REPOSITORY / GENERATE_FEW[0]), *GENERATE_FEW[1:], "--img_total", "5000", "--batch_size", "20",
-               "--root", str(tmp_path)]  # fmt: skip
+               "--root", str(root)]  # fmt: skip
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    while not list(tmp_path.rglob("img_*.png")):
+    while not list(root.rglob("img_*.png")):
         assert process.poll() is None
         time.sleep(0.05)
+    return process
+
+
+def test_a_folder_that_is_deleted_in_mid_run_is_one_line(tmp_path):
+    process = generating(tmp_path)
     shutil.rmtree(tmp_path / "Data", ignore_errors=True)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 2 and "generate_dataset.py: error: " in errors and "Traceback" not in errors
@@ -300,12 +306,7 @@ def test_a_folder_that_is_deleted_in_mid_run_is_one_line(tmp_path):
 
 @pytest.mark.parametrize("stop, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_stopped_run_says_what_is_saved(tmp_path, stop, code):
-    command = [sys.executable, str(REPOSITORY / GENERATE_FEW[0]), *GENERATE_FEW[1:], "--img_total", "5000", "--batch_size", "20",
-               "--root", str(tmp_path)]  # fmt: skip
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    while not list(tmp_path.rglob("img_*.png")):
-        assert process.poll() is None
-        time.sleep(0.05)
+    process = generating(tmp_path)
     process.send_signal(stop)
     _, errors = process.communicate(timeout=60)
     there = len(list(tmp_path.rglob("img_*.png")))
