@@ -119,7 +119,7 @@ def main(args):
             epoch_file(experiment.part_dir(part), epoch, part)
 
     # Data and models
-    share_cores(args)
+    share_cores(args.backbone)
     import_keras()
     from Data.loaders import load_splits
     from Models.adapter import denoising_model

@@ -136,13 +136,13 @@ def finish_args(parser, argv=None):
     return args
 
 
-def share_cores(args):
+def share_cores(backbone):
     """Let the mini backbone use half of the cores for an operation, and run two operations at a time.
 
     Its operations are too small to be shared by all cores: so it trains and generates a quarter faster (measured on 2
     cores). To be called before TensorFlow is imported; what the user has set stays.
     """
-    if args.backbone == "mini":
+    if backbone == "mini":
         os.environ.setdefault("TF_NUM_INTRAOP_THREADS", str(max(1, (os.cpu_count() or 1) // 2)))
 
 

@@ -4,7 +4,6 @@ Dataset: the 1,797 handwritten digits of scikit-learn. Backbone: mini. A second 
 """
 
 import argparse
-import os
 import shlex
 import subprocess
 import sys
@@ -12,6 +11,7 @@ import threading
 import time
 from pathlib import Path
 
+from cli import share_cores
 from experiment import REPOSITORY, Experiment, read_json
 
 CLASSIFIER = "resnet20_16"  # a quarter of the paper's width, for speed
@@ -52,9 +52,7 @@ class Demo:
         print(f"\n[{name}] python {shlex.join(command)}", flush=True)
         start = time.time()
         output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True} if several else {}
-        # The digits classifier is small as well: see `cli.share_cores`.
-        threads = {"TF_NUM_INTRAOP_THREADS": str(max(1, (os.cpu_count() or 1) // 2))}
-        with subprocess.Popen([sys.executable, str(REPOSITORY / script), *command[1:]], env={**threads, **os.environ}, **output) as process:
+        with subprocess.Popen([sys.executable, str(REPOSITORY / script), *command[1:]], **output) as process:
             for line in process.stdout or []:
                 print(f"[{name}] {line.rstrip()}", flush=True)
         self.codes[name], self.seconds[name] = process.returncode, time.time() - start
@@ -65,6 +63,7 @@ class Demo:
 
 def main(args):
     start = time.time()
+    share_cores("mini")  # for all stages, which inherit it: the digits classifier is small as well
     demo = Demo(args.root, args.seed)
     mini = ["--backbone", "mini"]
     search = [*mini, "--classifier", CLASSIFIER, "--num_imgs", 300, "--test_imgs", 1000, "--batch_size", 64,

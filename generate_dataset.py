@@ -132,7 +132,7 @@ def main(args):
     folder = experiment.synthetic_root / name
 
     # What is to be made, and what is there already
-    share_cores(args)
+    share_cores(args.backbone)
     import_keras()
     from Data.loaders import resize_images
     from Models.backbones import BACKBONES, set_precision

@@ -334,7 +334,7 @@ def main(args):
     experiment = Experiment(args.root, args.exp, spec.name)
     folder = experiment.search_dir(args.train_model)
 
-    share_cores(args)
+    share_cores(args.backbone)
     import_keras()
     from Models.weights import saved_epochs
     from studies import database_errors
