@@ -16,7 +16,7 @@ PRESETS = {
     # As published (paper, section 3, and its code).
     "paper": {"enc": {"epochs": 50, "batch_size": 64, "lr": 1e-4}, "dif": {"epochs": 10, "batch_size": 16, "lr": 1e-5}},
     # A small network on small data: fewer steps and higher rates, chosen on validation accuracy on digits.
-    "mini": {"enc": {"epochs": 12, "batch_size": 64, "lr": 2e-2}, "dif": {"epochs": 32, "batch_size": 32, "lr": 8e-4}},
+    "mini": {"enc": {"epochs": 12, "batch_size": 64, "lr": 2e-2}, "dif": {"epochs": 40, "batch_size": 32, "lr": 8e-4}},
 }
 SHEETS = 2  # sample sheets over a run
 SHEET_STEPS, SHEET_SCALE = 20, 1.5
@@ -29,7 +29,7 @@ def parse_args(argv=None):
     parser.add_argument("--enc_epoch", default=0, type=integer(0), help="Class Encoder to start from; 0: fresh (0)")
     parser.add_argument("--dif_epoch", default=0, type=integer(0), help="UNet to start from; 0: pretrained (0)")
     parser.add_argument("--freq", default=1, type=integer(1), help="epochs between saved weights (1)")
-    parser.add_argument("--epochs", type=integer(1), help="epochs (enc 50, dif 10; mini: 12, 32)")
+    parser.add_argument("--epochs", type=integer(1), help="epochs (enc 50, dif 10; mini: 12, 40)")
     parser.add_argument("--batch_size", type=integer(1), help="images a step (enc 64, dif 16; mini: 64, 32)")
     parser.add_argument("--lr", type=number(0, above=True), help="first learning rate (enc 1e-4, dif 1e-5; mini: 2e-2, 8e-4)")
     add_model_flags(parser)
@@ -135,7 +135,7 @@ def main(args):
     steps = -(-len(train.labels) // args.batch_size)
     class_collages([train.images[train.labels == label] for label in range(spec.num_classes)], experiment.images_dir, "real")
     moments = dataset_moments(args, spec, experiment, backbone, train.images)
-    precision = set_precision(args.precision)
+    precision = set_precision(args.precision, learns=True)
     make_repeatable(args)  # not before: building the VAE's encoder, for moments that are not cached, draws numbers too
     encoder = class_encoder(spec.num_classes, backbone.hidden_units, backbone.context_shape)
     load_epoch(encoder, experiment.part_dir("enc"), args.enc_epoch, "enc")

@@ -152,15 +152,20 @@ def pretrained_file(name, url, sha256, weights_dir=None):
     return path
 
 
-def set_precision(precision):
+def set_precision(precision, learns=False):
     """Set the arithmetic of the networks built from now on and return its name.
 
-    `auto` takes mixed_bfloat16 where processor or GPU computes in bfloat16, else float32. Weights, losses and
-    the sampler's update stay float32.
+    `auto` takes mixed_bfloat16 where processor or GPU computes in bfloat16, else float32. Weights on disk, losses,
+    normalisations and the sampler's update stay float32.
+
+    Args:
+        precision: `auto`, `float32` or `mixed_bfloat16`.
+        learns: Whether a network will be trained. If none is, weights are held in bfloat16, to which each use casts them
+            anyway: half of the memory, and no cast.
     """
     if precision == "auto":
         precision = "mixed_bfloat16" if has_bfloat16() else "float32"
-    keras.config.set_dtype_policy(precision)
+    keras.config.set_dtype_policy(precision if learns else precision.removeprefix("mixed_"))
     return precision
 
 

@@ -139,5 +139,19 @@ def test_a_folder_without_mini_weights_is_refused(tmp_path):
     ("float32", {"float32"}), ("mixed_bfloat16", {"mixed_bfloat16"}), ("auto", {"float32", "mixed_bfloat16"}),
 ])  # fmt: skip
 def test_precision(float32_after, precision, expected):
-    name = set_precision(precision)
+    name = set_precision(precision, learns=True)
     assert name in expected and keras.config.dtype_policy().name == name
+    assert set_precision(precision) == name and keras.config.dtype_policy().name == name.removeprefix("mixed_")
+
+
+def test_weights_held_in_bfloat16_are_as_exact_as_mixed_precision(float32_after):
+    rng = np.random.default_rng(3)
+    inputs = [rng.standard_normal(shape, dtype="float32") for shape in ((16, 8, 8, 4), (16, 320), (16, 8, 64))]
+    outputs = []
+    for precision, learns in (("float32", False), ("mixed_bfloat16", True), ("mixed_bfloat16", False)):
+        set_precision(precision, learns)
+        unet, decoder = MINI.unet(), MINI.decoder()
+        assert {w.dtype for w in unet.weights} == {"bfloat16" if precision != "float32" and not learns else "float32"}
+        outputs.append([np.asarray(y, "float32") for y in (unet.predict_on_batch(inputs), decoder.predict_on_batch(inputs[0]))])
+    for exact, mixed, held in zip(*outputs):
+        assert 0 < np.std(held - exact) < 1.3 * np.std(mixed - exact) < 0.05 * np.std(exact)

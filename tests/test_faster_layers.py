@@ -30,6 +30,25 @@ def test_group_normalization(shape, groups, policy, tolerance):
     assert np.abs(expected).max() > 1 and np.abs(found - expected).max() < tolerance
 
 
+@pytest.mark.parametrize("size, channels, filters, kernel, stride, product", [
+    (6, 640, 640, 3, 1, True), (4, 700, 640, 3, 2, True), (5, 700, 640, 3, 2, True), (18, 12, 20, 3, 1, False), (7, 6, 5, 1, 1, True),
+    (None, 640, 640, 3, 1, False),
+])  # fmt: skip
+def test_convolution(monkeypatch, size, channels, filters, kernel, stride, product):
+    layer = keras.layers.Conv2D(filters, kernel, stride)
+    layer.build((None, size, size, channels))
+    rng = np.random.default_rng(4)
+    layer.set_weights([rng.normal(0, 0.1, w.shape) for w in layer.weights])
+    x = rng.normal(0, 1, (2, size or 6, size or 6, channels)).astype("float32")
+    expected = np.asarray(layer(x))
+    layer.__class__ = faster_layers.Convolution
+    stock = []
+    monkeypatch.setattr(keras.layers.Conv2D, "convolution_op", lambda *args: stock.append(args) or expected - layer.bias)
+    found = np.asarray(keras.Model(i := keras.Input((size, size, channels)), layer(i))(x) if product else layer(x))
+    assert expected.std() > 0.1 and np.abs(found - expected).max() < 1e-4
+    assert size is None or bool(stock) != product
+
+
 @pytest.fixture(scope="module")
 def unet():
     return random_weights(mini_unet(16, (3, 5)))
