@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.installed
 
-.PHONY: setup demo test test-slow chaos fuzz parity lock clean
+.PHONY: setup demo test test-slow bench chaos fuzz parity lock clean
 
 setup: $(READY)
 
@@ -25,6 +25,10 @@ test: setup
 
 test-slow: setup
 	$(RUN) -m pytest -q -s -m slow
+
+# Speed and memory against the published way, and against diffusers in an environment of its own (.venv-peer).
+bench: setup
+	$(RUN) -m bench
 
 # Kills every stage 15 times at random moments and compares what comes out.
 chaos: setup

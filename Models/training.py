@@ -7,6 +7,7 @@ import keras
 import numpy as np
 
 from experiment import UserError, atomic_path, changed_arguments, plain_arrays, random_stream, write_csv
+from Models.faster_layers import after
 from Models.noise_schedule import NUM_TRAIN_TIMESTEPS
 from Models.weights import epoch_path, save_weights
 
@@ -63,10 +64,49 @@ def fast_feed(batches):
     return dataset.prefetch(4).with_options(options)
 
 
-def paper_optimizer(learning_rate, steps):
+class SequentialAdam(keras.optimizers.Adam):
+    """Adam with decoupled weight decay and clipped global norm that updates one weight after another.
+
+    The stock optimizer makes a clipped copy of every gradient, and TensorFlow begins all updates at once, each with
+    arrays of its own: with a UNet of 0.86 G parameters that takes several GB. The numbers are the same.
+
+    Args:
+        learning_rate: A number or schedule.
+        decay: Decoupled weight decay.
+        clip: Most global norm of the gradients.
+        gradient_dtype: What gradients of matrices and kernels are kept in until the norm is known. With mixed precision
+            they are computed in bfloat16, and lose nothing in it.
+        epsilon: Adam's.
+    """
+
+    def __init__(self, learning_rate, decay, clip, gradient_dtype="float32", epsilon=1e-8):
+        super().__init__(learning_rate, epsilon=epsilon)
+        self.decay, self.clip, self.gradient_dtype = decay, clip, gradient_dtype
+
+    def apply(self, grads, trainable_variables=None):
+        grads = [keras.ops.cast(g, self.gradient_dtype) if len(g.shape) > 1 else g for g in grads]
+        norm = keras.ops.sqrt(sum(keras.ops.sum(keras.ops.square(keras.ops.cast(g, "float32"))) for g in grads))
+        self.factor, self.last = self.clip / keras.ops.maximum(norm, self.clip), []
+        super().apply(grads, trainable_variables)
+
+    def update_step(self, gradient, variable, learning_rate):
+        with after(*self.last):
+            rate = keras.ops.cast(learning_rate, "float32")
+            super().assign_sub(variable, variable * (rate * self.decay))
+            super().update_step(keras.ops.cast(gradient, "float32") * self.factor, variable, learning_rate)
+
+    def assign_sub(self, variable, value):
+        """Called by Adam as the last thing of an update."""
+        if keras.backend.backend() == "tensorflow":
+            self.last = [variable.assign_sub(value, read_value=False)]
+        else:
+            super().assign_sub(variable, value)
+
+
+def paper_optimizer(learning_rate, steps, gradient_dtype="float32"):
     """Adam with cosine decay to 0, decoupled weight decay 0.004 and clipped global norm (paper, section 3)."""
     schedule = keras.optimizers.schedules.CosineDecay(learning_rate, steps)
-    return keras.optimizers.Adam(schedule, epsilon=1e-8, weight_decay=0.004, global_clipnorm=10.0)
+    return SequentialAdam(schedule, decay=0.004, clip=10.0, gradient_dtype=gradient_dtype)
 
 
 def refuse_other_settings(path, before, now):

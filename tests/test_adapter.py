@@ -7,8 +7,10 @@ import pytest
 from experiment import UserError
 from Models.adapter import NoisyLatents, denoising_model, sample_latents
 from Models.class_encoder import class_encoder
+from Models.faster_layers import checkpoint_gradients
+from Models.mini_backbone import mini_unet
 from Models.noise_schedule import ALPHAS_CUMPROD, timestep_embedding
-from Models.training import SaveEpochs, TrainingState, noisy_batches, paper_optimizer
+from Models.training import SaveEpochs, SequentialAdam, TrainingState, noisy_batches, paper_optimizer
 from Models.weights import load_weights
 
 SCALE = 0.18215
@@ -127,7 +129,7 @@ def test_optimizer_is_the_papers():
     optimizer = paper_optimizer(1e-4, 200)
     rates = [float(optimizer._learning_rate(step)) for step in (0, 100, 200)]
     assert rates == pytest.approx([1e-4, 5e-5, 0], abs=1e-9)
-    assert (optimizer.weight_decay, optimizer.epsilon, optimizer.global_clipnorm) == (0.004, 1e-8, 10.0)
+    assert (optimizer.decay, optimizer.epsilon, optimizer.clip) == (0.004, 1e-8, 10.0)
 
 
 def build(tiny_unet, trained, seed=1, epochs=4):
@@ -224,3 +226,42 @@ def test_restart_throws_away_what_the_run_made_and_no_more(tmp_path):
         (tmp_path / name).touch()
     throw_away(tmp_path, 2)  # the run went on from epoch 2
     assert sorted(p.name for p in tmp_path.iterdir()) == ["epoch1.weights.h5", "epoch2.hdf5", "log.txt"]
+
+
+@pytest.mark.parametrize("scale", [0.01, 100.0])
+def test_updating_one_weight_after_another_is_adam(scale):
+    """Gradients whose norm is below and above the clip."""
+    rng = np.random.default_rng(0)
+    first = [rng.standard_normal(shape).astype("float32") for shape in ((30, 40), (40,), (3, 3, 5, 7))]
+    ours, stock = ([keras.Variable(w) for w in first] for _ in range(2))
+    optimizers = (
+        SequentialAdam(keras.optimizers.schedules.CosineDecay(0.1, 10), decay=0.004, clip=10.0),
+        keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(0.1, 10), epsilon=1e-8, weight_decay=0.004, global_clipnorm=10.0),
+    )
+    for _ in range(5):
+        gradients = [scale * rng.standard_normal(w.shape).astype("float32") for w in first]
+        for optimizer, variables in zip(optimizers, (ours, stock)):
+            optimizer.apply([keras.ops.convert_to_tensor(g) for g in gradients], variables)
+    for a, b, w in zip(ours, stock, first):
+        assert np.abs(b.numpy() - w).max() > 0.1 and np.abs(a.numpy() - b.numpy()).max() < 1e-5
+
+
+@pytest.mark.parametrize("learns", ["unet", "encoder"])
+def test_gradient_checkpoints_change_no_gradient(learns):
+    results = []
+    for checkpointed in (False, True):
+        unet, encoder = mini_unet(16, (3, 5)), class_encoder(4, 6, (3, 5))
+        for model in (unet, encoder):
+            rng = np.random.default_rng(1)
+            model.set_weights([rng.normal(0.05, 0.2, w.shape) for w in model.get_weights()])
+        part = unet if learns == "unet" else encoder
+        encoder.trainable, unet.trainable, before = part is encoder, part is unet, part.get_weights()[-1]
+        if checkpointed:
+            checkpoint_gradients(unet)
+        model = denoising_model(unet, encoder, 1.0)
+        model.compile(keras.optimizers.SGD(1.0), "mse")
+        moments = np.random.default_rng(2).standard_normal((6, 4, 4, 8)).astype("float32")
+        model.fit(noisy_batches(moments, np.arange(6) % 4, 4, 3, 0, 0), steps_per_epoch=2, verbose=0)
+        results.append(part.get_weights()[-1])
+    plain, again = results
+    assert np.abs(plain - again).max() < 1e-3 * np.abs(plain - before).max()

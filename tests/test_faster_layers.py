@@ -31,7 +31,7 @@ def test_group_normalization(shape, groups, policy, tolerance):
 
 
 @pytest.mark.parametrize("size, channels, filters, kernel, stride, product", [
-    (6, 640, 640, 3, 1, True), (4, 700, 640, 3, 2, True), (5, 700, 640, 3, 2, True), (18, 12, 20, 3, 1, False), (7, 6, 5, 1, 1, True),
+    (6, 640, 640, 3, 1, True), (4, 700, 640, 3, 2, True), (5, 700, 640, 3, 2, True), (18, 12, 20, 3, 1, False), (7, 6, 5, 1, 1, False), (2, 300, 200, 1, 1, True),
     (None, 640, 640, 3, 1, False),
 ])  # fmt: skip
 def test_convolution(monkeypatch, size, channels, filters, kernel, stride, product):

@@ -1,0 +1,222 @@
+"""What can be measured: for each side a table of jobs, functions without arguments that do the work once."""
+
+import keras
+import numpy as np
+
+BATCH, STEPS, SCALE = 8, 10, 1.5
+CLASSES = 10
+SEED = 0
+
+
+def generation_inputs(latent_shape, context_shape):
+    """Initial noise (8, h, w, 4) and contexts (11, tokens, width), the last one unconditional."""
+    rng = np.random.default_rng(SEED)
+    noise = rng.standard_normal((BATCH, *latent_shape), dtype="float32")
+    return noise, rng.standard_normal((CLASSES + 1, *context_shape), dtype="float32")
+
+
+def matrix_product(dtype, size=4096):
+    """The machine's limit: a product of two square matrices."""
+    import tensorflow as tf
+
+    a, b = (tf.cast(tf.random.normal((size, size)), dtype) for _ in range(2))
+    product = tf.function(lambda: tf.matmul(a, b)[0, 0])
+    return lambda: product().numpy()
+
+
+def unet_inputs(batch_size, latent_shape, context_shape):
+    rng = np.random.default_rng(SEED)
+    shapes = latent_shape, (320,), context_shape
+    return [rng.standard_normal((batch_size, *shape), dtype="float32") for shape in shapes]
+
+
+def published_generation():
+    from bench.published import SD1, SIZE, generate, stock_unet
+    from keras_cv.models.stable_diffusion import Decoder
+
+    keras.utils.set_random_seed(SEED)
+    unet, decoder = stock_unet(), Decoder(SIZE, SIZE, download_weights=False)
+    noise, contexts = generation_inputs(SD1.latent_shape, SD1.context_shape)
+    conditions = contexts[:BATCH], np.repeat(contexts[-1:], BATCH, axis=0)
+    inputs = unet_inputs(BATCH, SD1.latent_shape, SD1.context_shape)
+    return {
+        "generation": lambda: generate(unet, decoder, noise, *conditions, STEPS, SCALE),
+        "warm": lambda: generate(unet, decoder, noise, *conditions, 1, SCALE),
+        "unet": lambda: unet.predict_on_batch(inputs),
+        "decoder": lambda: decoder.predict_on_batch(noise),
+    }
+
+
+def our_generation(precision):
+    from Models.backbones import BACKBONES, set_precision
+    from Models.sampler import Sampler
+
+    sd1 = BACKBONES["sd1"]
+    keras.utils.set_random_seed(SEED)
+    used = set_precision(precision)
+    unet = sd1.unet()
+    decoder = sd1.decoder()
+    sampler = Sampler(unet, decoder)
+    noise, contexts = generation_inputs(sd1.latent_shape, sd1.context_shape)
+    table = contexts[[*range(BATCH), CLASSES]]
+    inputs = unet_inputs(BATCH, sd1.latent_shape, sd1.context_shape)
+
+    def generate(steps, scale):
+        return sampler.sample(noise, table, np.arange(BATCH), steps, scale)
+
+    def warm():
+        generate(1, SCALE)
+        generate(1, 1.0)
+
+    return {
+        "generation": lambda: generate(STEPS, SCALE),
+        "generation, no guidance": lambda: generate(STEPS, 1.0),
+        "warm": warm,
+        "unet": lambda: unet.predict_on_batch(inputs),
+        "decoder": lambda: decoder.predict_on_batch(noise),
+        "limit": matrix_product("float32" if used == "float32" else "bfloat16"),
+    }
+
+
+def published_training(part, batch_size):
+    from bench.published import training_step
+
+    return {"step": training_step(part, int(batch_size))}
+
+
+def our_training(part, batch_size, precision, *flags):
+    """A step as SD_adapting.py makes it, from moments that are cached."""
+    from Models.adapter import denoising_model
+    from Models.backbones import BACKBONES, set_precision
+    from Models.class_encoder import class_encoder
+    from Models.faster_layers import checkpoint_gradients
+    from Models.training import noisy_batches, paper_optimizer
+
+    sd1, batch_size = BACKBONES["sd1"], int(batch_size)
+    used = set_precision(precision, learns=True)
+    encoder, unet = class_encoder(CLASSES, sd1.hidden_units, sd1.context_shape), sd1.unet()
+    if flags:
+        checkpoint_gradients(unet)
+    encoder.trainable, unet.trainable = part == "enc", part == "dif"
+    model = denoising_model(unet, encoder, sd1.latent_scale)
+    model.compile(paper_optimizer(1e-4, 1000, "bfloat16" if used != "float32" else "float32"), "mse")
+    moments = np.random.default_rng(SEED).standard_normal((4 * batch_size, *sd1.latent_shape[:2], 8), dtype="float32")
+    batches = noisy_batches(moments, np.arange(len(moments)) % CLASSES, CLASSES, batch_size, SEED, 0)
+    return {"step": lambda: model.train_on_batch(*next(batches))}
+
+
+def writing(images="1000"):
+    """Images of mini with and without their way to the disk."""
+    import tempfile
+    from pathlib import Path
+
+    from Data.synthetic import SyntheticWriter, balanced_counts
+    from Models.backbones import BACKBONES, set_precision
+    from Models.class_encoder import class_encoder
+    from Models.sampler import Sampler, generate_images
+
+    mini = BACKBONES["mini"]
+    set_precision("auto")
+    encoder = class_encoder(CLASSES, mini.hidden_units, mini.context_shape)
+    sampler = Sampler(mini.unet(), mini.decoder(), mini.parts)
+    indices, labels = np.divmod(np.arange(int(images)), CLASSES)
+
+    def made():
+        return generate_images(sampler, encoder, labels, indices, num_steps=STEPS, scale=SCALE, seed=SEED, batch_size=250)
+
+    def to_disk():
+        with tempfile.TemporaryDirectory() as folder:
+            writer = SyntheticWriter(Path(folder), balanced_counts(int(images), CLASSES))
+            for batch in made():
+                for image in zip(*batch):
+                    writer.write(*image)
+            writer.finish({})
+            writer.close()
+
+    return {"sampler": lambda: sum(1 for _ in made()), "to disk": to_disk}
+
+
+def classifier():
+    """Epochs of a classifier on a tree of PNGs, and on the same images in memory; the first epoch is not counted."""
+    import tempfile
+    from pathlib import Path
+
+    from Data.synthetic import SyntheticWriter, balanced_counts, load_synthetic
+    from Models.classifier import Classifier
+
+    rng = np.random.default_rng(SEED)
+    count, side = 2000, 32
+    labels = np.repeat(np.arange(CLASSES), count // CLASSES).astype("int32")
+    images = rng.integers(0, 256, (count, side, side, 3), np.uint8)
+    folder = tempfile.TemporaryDirectory()
+    writer = SyntheticWriter(Path(folder.name), balanced_counts(count, CLASSES))
+    for n, (label, image) in enumerate(zip(labels, images)):
+        writer.write(label, n % (count // CLASSES), image)
+    writer.finish({})
+    writer.close()
+    network = Classifier("resnet20_16", side, CLASSES)
+
+    def later_epochs(images, labels, epochs=4):
+        _, seconds = network.fit((images, labels), (images[:100], labels[:100]), epochs=epochs, batch_size=64, seed=SEED,
+                                 patience=(9, 9), verbose=0)  # fmt: skip
+        return sum(seconds[1:])
+
+    def from_tree():
+        assert folder  # the tree lives as long as the job
+        return later_epochs(*load_synthetic(folder.name, CLASSES, side, count, SEED))
+
+    return {"from PNGs": from_tree, "in memory": lambda: later_epochs(images, labels)}
+
+
+def precision(seeds=(1234, 1, 2, 3, 4)):
+    """CAS of digits, 1x, in float32 and in the default precision: the same adapted mini, five seeds each."""
+    import subprocess
+    import sys
+    import tempfile
+
+    from Data.loaders import load_splits, resize_images
+    from Data.registry import DATASETS
+    from experiment import REPOSITORY, Experiment
+    from Models.backbones import BACKBONES, set_precision
+    from Models.class_encoder import class_encoder
+    from Models.classifier import Classifier, accuracies
+    from Models.sampler import Sampler, generate_images
+    from Models.weights import load_epoch
+
+    folder, spec, mini = tempfile.TemporaryDirectory(), DATASETS["digits"], BACKBONES["mini"]
+    adapt = [sys.executable, REPOSITORY / "SD_adapting.py", "--dataset", "digits", "--exp", "bench", "--backbone", "mini",
+             "--root", folder.name]  # fmt: skip
+    for stage in (["enc", "--freq", 12], ["dif", "--freq", 40, "--enc_epoch", 12]):
+        subprocess.run(list(map(str, [*adapt, "--train_model", *stage])), check=True, stdout=sys.stderr)
+    parts = {part: Experiment(folder.name, "bench", "digits").part_dir(part) for part in ("enc", "dif")}
+    splits = load_splits(spec, folder.name)
+    network = Classifier("resnet20_16", spec.resolution, CLASSES)
+    indices, labels = np.divmod(np.arange(spec.unit), CLASSES)
+
+    def cas(sampler, encoder, seed):
+        made = generate_images(sampler, encoder, labels, indices, num_steps=12, scale=1.5, seed=seed, batch_size=250)
+        images = np.concatenate([resize_images(images, spec.resolution, "bilinear") for _, _, images in made])
+        network.fit((images, labels), splits.val, epochs=40, batch_size=64, seed=seed, patience=(10, 25), verbose=0)
+        return accuracies(network.probabilities(splits.test.images), splits.test.labels)["top_1_accuracy"]
+
+    def both():
+        results = []
+        for kind in ("float32", "auto"):
+            set_precision(kind)
+            encoder = load_epoch(class_encoder(CLASSES, mini.hidden_units, mini.context_shape), parts["enc"], 12, "enc")
+            sampler = Sampler(load_epoch(mini.unet(), parts["dif"], 40, "dif"), mini.decoder(), mini.parts)
+            results.append([cas(sampler, encoder, seed) for seed in seeds])
+        return results
+
+    return {"cas": both, "folder": lambda: folder.name}
+
+
+SIDES = {
+    "published_generation": published_generation,
+    "our_generation": our_generation,
+    "published_training": published_training,
+    "our_training": our_training,
+    "writing": writing,
+    "classifier": classifier,
+    "precision": precision,
+}

@@ -1,0 +1,45 @@
+"""A process that builds one side of a measurement once, and then does a job of it each time it is told to.
+
+    python -m bench.worker SIDE [ARGUMENT ...]
+
+It reads a JSON object a line, {"job": name, "save": file or null}, and answers with {"seconds", "memory_gb"}: how long
+the job took, and the most memory that the process has had so far. What a job returns is saved where asked for.
+"""
+
+import json
+import os
+import resource
+import sys
+import time
+
+
+def serve(jobs):
+    """Answer the lines of standard input until it ends."""
+    print(json.dumps({"jobs": list(jobs)}), file=ANSWERS, flush=True)
+    for line in sys.stdin:
+        order = json.loads(line)
+        start = time.perf_counter()
+        result = jobs[order["job"]]()
+        seconds = time.perf_counter() - start
+        if order.get("save"):
+            import numpy as np
+
+            np.save(order["save"], np.asarray(result))
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        print(json.dumps({"seconds": seconds, "memory_gb": memory}), file=ANSWERS, flush=True)
+
+
+# Answers have a pipe of their own: whatever a library prints goes to stderr.
+ANSWERS = os.fdopen(os.dup(1), "w")
+os.dup2(2, 1)
+
+if __name__ == "__main__":
+    from cli import import_keras, share_cores
+
+    side, *arguments = sys.argv[1:]
+    if side in ("writing", "classifier", "precision"):
+        share_cores("mini")
+    import_keras()
+    from bench.sides import SIDES
+
+    serve(SIDES[side](*arguments))
