@@ -111,7 +111,7 @@ class Backbone:
 
     def _load(self, build, part, weights_dir):
         path = None if untrained(self) else self.weights_file(part, weights_dir)  # the build takes a minute at full size
-        model = use_faster_layers(build())
+        model = use_faster_layers(build(), on_gpu())
         return load_weights(model, path) if path else model
 
 

@@ -102,10 +102,14 @@ def all_layers(model):
     return model._flatten_layers()  # there is no public way to the layers inside layers
 
 
-def use_faster_layers(model):
-    """Let the layers of a KerasCV model compute as above. They keep their weights, names and places in files."""
+def use_faster_layers(model, on_gpu=False):
+    """Let the layers of a KerasCV model compute as above. They keep their weights, names and places in files.
+
+    On a GPU, whose library needs no other order of weights, convolutions stay as they are.
+    """
     for layer in all_layers(model):
-        layer.__class__ = FASTER.get(type(layer), type(layer))
+        if not (on_gpu and type(layer) is keras.layers.Conv2D):
+            layer.__class__ = FASTER.get(type(layer), type(layer))
     return model
 
 

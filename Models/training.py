@@ -92,15 +92,23 @@ class SequentialAdam(keras.optimizers.Adam):
     def update_step(self, gradient, variable, learning_rate):
         with after(*self.last):
             rate = keras.ops.cast(learning_rate, "float32")
-            super().assign_sub(variable, variable * (rate * self.decay))
-            super().update_step(keras.ops.cast(gradient, "float32") * self.factor, variable, learning_rate)
+            self.assign_sub(variable, variable * (rate * self.decay))
+            gradient = keras.ops.cast(gradient, "float32") * self.factor
+            if keras.backend.backend() == "tensorflow":
+                self.last = [self.fused_update(gradient, variable, rate)]
+            else:
+                super().update_step(gradient, variable, learning_rate)
 
-    def assign_sub(self, variable, value):
-        """Called by Adam as the last thing of an update."""
-        if keras.backend.backend() == "tensorflow":
-            self.last = [variable.assign_sub(value, read_value=False)]
-        else:
-            super().assign_sub(variable, value)
+    def fused_update(self, gradient, variable, rate):
+        """Adam's update as one operation, which needs no arrays of its own."""
+        import tensorflow as tf
+
+        index, step = self._get_variable_index(variable), tf.cast(self.iterations.value + 1, "float32")
+        first, second = self._momentums[index].value, self._velocities[index].value
+        return tf.raw_ops.ResourceApplyAdam(
+            var=variable.handle, m=first.handle, v=second.handle, beta1_power=self.beta_1**step, beta2_power=self.beta_2**step,
+            lr=rate, beta1=self.beta_1, beta2=self.beta_2, epsilon=self.epsilon, grad=gradient,
+        )  # fmt: skip
 
 
 def paper_optimizer(learning_rate, steps, gradient_dtype="float32"):

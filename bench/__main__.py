@@ -126,7 +126,7 @@ def generation(args):
             rate, bound = 8 * GFLOP_PER_PASS / passes[1], 2 * 4096**3 / 1e9 / limit
             facts = {"seconds": passes, "ours_gflop_s": round(rate), "limit_gflop_s": round(bound), "share": round(rate / bound, 2)}
             name = "4" if precision == "auto" else "4b"
-            rows.append(row(f"{name}", f"UNet, a pass of 8, {dtype}: against published float32", passes[0] / passes[1], None, **facts))
+            rows.append(row(name, f"UNet, a pass of 8, {dtype}: against published float32", passes[0] / passes[1], None, **facts))
             if others:
                 rows.append(row(f"{name} peer", f"UNet, a pass of 8, {dtype}: against diffusers {dtype}", passes[2] / passes[1],
                                 1.05 if precision == "auto" else 1.0, seconds=passes[1:]))  # fmt: skip

@@ -73,6 +73,11 @@ def test_unet_keeps_its_numbers_and_its_weights(unet, inputs, tmp_path):
     assert keras.layers.GroupNormalization not in kinds and diffusion_model.CrossAttention not in kinds
     assert np.abs(np.asarray(faster([latents, time, contexts[rows]])) - expected).max() < 1e-4 * np.abs(expected).max()
 
+    assert keras.layers.Conv2D not in kinds
+    on_gpu = [type(layer) for layer in faster_layers.all_layers(use_faster_layers(mini_unet(16, (3, 5)), on_gpu=True))]
+    assert on_gpu.count(keras.layers.Conv2D) == kinds.count(faster_layers.Convolution) > 0
+    assert on_gpu.count(faster_layers.GroupNormalization) == 21
+
     with shared_contexts(faster, contexts, rows):
         shared = np.asarray(faster([latents, time, np.zeros_like(contexts[rows])]))  # the argument is not looked at
     assert np.abs(shared - expected).max() < 1e-4 * np.abs(expected).max()
