@@ -149,9 +149,10 @@ def share_cores(backbone):
 def import_keras():
     """Import Keras and find the devices without the notes that TensorFlow writes; if it fails, they are shown.
 
-    They are written by C++ code straight to file descriptor 2 before any log level counts.
+    They are written by C++ code straight to file descriptor 2 before any log level counts. Later ones are left out, those
+    that it calls errors too: it says so of an operation that its library lacks, and what does go wrong is also raised.
     """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     with tempfile.TemporaryFile() as notes:
         terminal = os.dup(2)
         os.dup2(notes.fileno(), 2)

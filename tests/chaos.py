@@ -25,13 +25,15 @@ COMMON = ("--dataset", "digits", "--exp", "chaos")
 MODEL = ("--backbone", "mini", "--precision", "float32")
 SMALL = ("--classifier", "resnet20_16", "--batch_size", "32")
 STAGES = {
-    "adapt": ("SD_adapting.py", *MODEL, "--epochs", "24", "--batch_size", "256"),
-    "generate": ("generate_dataset.py", *MODEL, "--img_total", "1200", "--enc_epoch", "24", "--dif_epoch", "0", "--inf_steps", "10",
+    "adapt": ("SD_adapting.py", *MODEL, "--epochs", "100", "--batch_size", "256"),
+    "generate": ("generate_dataset.py", *MODEL, "--img_total", "1200", "--enc_epoch", "100", "--dif_epoch", "0", "--inf_steps", "10",
                  "--ugs", "1.5", "--batch_size", "25"),
-    "classify": ("classifier_training.py", *SMALL, "--synthetic", "False", "--epochs", "40"),
+    "classify": ("classifier_training.py", *SMALL, "--synthetic", "False", "--epochs", "100"),
     "search": ("hyp_opt.py", *MODEL, *SMALL, "--num_imgs", "60", "--is_max", "8", "--epochs", "8", "--n_trials", "12",
                "--gen_batch_size", "20", "--pruner", "none"),
 }  # fmt: skip
+# What the output of a stage shows when it has started up and its work begins.
+BEGUN = {"adapt": b"Epoch 1/", "generate": b"0/1200", "classify": b"Epoch 1/", "search": b"trial   0"}
 # What a stage leaves, and of these what must not change once it is there.
 RESULTS = ("*/epoch*.weights.h5", "history.csv", "manifest.json", "class_*/img_*.png", "best_model.weights.h5",
            "model_history.csv", "class_accuracies.csv", "test_accuracies_expchaos.json", "trials.csv")  # fmt: skip
@@ -90,25 +92,31 @@ def chaos(stage, kills, seed, folder):
             shutil.copytree(folder / "adapt whole/Checkpoints", root / "Checkpoints")
 
     def finish(root):
-        began = time.time()
-        if start(stage, root, log).wait():
+        """How long the stage took to start up, and in all, s."""
+        began, before, start_up = time.time(), Path(log.name).stat().st_size, None
+        process = start(stage, root, log)
+        while process.poll() is None:
+            time.sleep(0.1)
+            if start_up is None and BEGUN[stage] in Path(log.name).read_bytes()[before:]:
+                start_up = time.time() - began
+        if process.returncode:
             sys.exit(f"{stage} failed:\n{Path(log.name).read_text()[-3000:]}")
-        return time.time() - began
+        return start_up, time.time() - began
 
-    alone = finish(whole)
+    start_up, alone = finish(whole)
     seen, killed = {}, 0
     while killed < kills:
         process = start(stage, broken, log)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            # Start-up takes part of this time, and all the work that is done before kills must not outlast the work.
-            process.wait(moments.uniform(0, alone / 4))
+            # While it starts up, or when it has done some of the work, which must last for all kills.
+            process.wait(moments.uniform(0, start_up + 2 * (alone - start_up) / kills))
         if process.poll() is not None:
             break  # it finished before it could be killed often enough
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         killed += 1
         seen |= {path: content for path, content in outputs(broken).items() if LASTING.fullmatch(path.name)}
-    last = finish(broken)
+    _, last = finish(broken)
     now = outputs(broken)
     lost, left = sum(now.get(path) != content for path, content in seen.items()), len(left_over(broken))
     well, words = compare(stage, whole, broken)
