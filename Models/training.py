@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import zipfile
 
 import keras
 import numpy as np
@@ -147,10 +148,12 @@ class TrainingState:
 
     def save(self, epoch, history):
         """Save after `epoch` epochs, with the history's rows so far."""
-        with atomic_path(self.path) as partial, open(partial, "wb") as file:
-            losses = np.array([row["loss"] for row in history])
-            arrays = {f"v{i}": np.asarray(v) for i, v in enumerate(self.variables)}
-            np.savez(file, epoch=epoch, losses=losses, settings=json.dumps(self.settings), **arrays)
+        facts = {"epoch": epoch, "losses": [row["loss"] for row in history], "settings": json.dumps(self.settings)}
+        with atomic_path(self.path) as partial, zipfile.ZipFile(partial, "w") as archive:
+            # What np.savez does, but one array at a time: all of them are 10 GB in sd1.
+            for name, value in itertools.chain(facts.items(), ((f"v{i}", v) for i, v in enumerate(self.variables))):
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                    np.lib.format.write_array(file, np.asarray(value), allow_pickle=False)
         self.epoch = epoch
 
     def load(self):
@@ -163,10 +166,11 @@ class TrainingState:
             return 0, []
         with plain_arrays(self.path) as data:
             refuse_other_settings(self.path, json.loads(str(data["settings"])), self.settings)
-            arrays = [data[f"v{i}"] for i in range(len(data.files) - 3)]
-            if [a.shape for a in arrays] != [tuple(v.shape) for v in self.variables]:
-                raise UserError(f"{self.path} is of another model: start afresh with --restart.")
-            for variable, array in zip(self.variables, arrays):
+            variables = self.variables
+            for i, variable in enumerate(variables):
+                array = data[f"v{i}"]
+                if array.shape != tuple(variable.shape) or len(data.files) != len(variables) + 3:
+                    raise UserError(f"{self.path} is of another model: start afresh with --restart.")
                 variable.assign(array)
             self.epoch = int(data["epoch"])
             return self.epoch, data["losses"].tolist()
