@@ -115,7 +115,7 @@ def generation(args):
                 files = [Path(folder) / f"{i}.npy" for i in range(2)]
                 for side, file in zip(started, files):
                     side.run("generation", file)
-                ours_images, published_images = (np.load(file).astype(int) for file in reversed(files))
+                ours_images, published_images = (np.load(file, allow_pickle=False).astype(int) for file in reversed(files))
                 levels = int(np.abs(ours_images - published_images).max())
                 rows.append(row("2", f"{work}: float32 against published", base / mine, 1.4, seconds=[base, mine],
                                 grey_levels=levels, equal_pixels=float((ours_images == published_images).mean()), **memory))  # fmt: skip
@@ -197,7 +197,7 @@ def precision(args):
         side.run("cas", file)
         import numpy as np
 
-        cas = np.load(file)  # (precisions, seeds)
+        cas = np.load(file, allow_pickle=False)  # (precisions, seeds)
     exact, default = cas.tolist()
     difference = statistics.mean(default) - statistics.mean(exact)
     return [row("CAS", "mini on digits, 1x, five seeds: mean CAS in default precision less that in float32", difference, "about 0",

@@ -14,7 +14,7 @@ from Models.backbones import BACKBONES
 from Models.class_encoder import class_encoder
 from Models.weights import load_weights, save_weights
 
-SOURCES = [p for p in REPOSITORY.rglob("*.py") if not {".venv", "tests", "parity"} & set(p.relative_to(REPOSITORY).parts)]
+SOURCES = [p for p in REPOSITORY.rglob("*.py") if not {".venv", ".venv-peer", "tests", "parity"} & set(p.relative_to(REPOSITORY).parts)]
 
 
 def calls(tree):
