@@ -13,7 +13,6 @@ from Models.adapter import sample_latents
 from Models.backbones import BACKBONES
 from Models.class_encoder import class_encoder
 from Models.noise_schedule import ALPHAS_CUMPROD, add_noise, timestep_embedding
-from Models.training import paper_optimizer
 
 SD1 = BACKBONES["sd1"]
 SIZE, TOKENS = SD1.image_size, SD1.context_shape[0]
@@ -66,7 +65,9 @@ class Trainer(keras.Model):
 def training_step(part, batch_size, num_classes=10):
     """A function that makes one training step on noise images."""
     model = Trainer(part, num_classes)
-    model.compile(paper_optimizer(1e-4, 1000), lambda _, error: ops.mean(error))
+    schedule = keras.optimizers.schedules.CosineDecay(1e-4, 1000)
+    optimizer = keras.optimizers.Adam(schedule, epsilon=1e-8, weight_decay=0.004, global_clipnorm=10.0)  # Keras's own, not ours
+    model.compile(optimizer, lambda _, error: ops.mean(error))
     rng = np.random.default_rng(0)
     images = rng.uniform(-1, 1, (batch_size, SIZE, SIZE, 3)).astype("float32")
     labels = np.eye(num_classes, dtype="float32")[np.arange(batch_size) % num_classes]
