@@ -5,7 +5,7 @@ import numpy as np
 from keras import ops
 
 from experiment import UserError, random_stream
-from Models.faster_layers import shared_contexts
+from Models.faster_layers import after, shared_contexts
 from Models.noise_schedule import (
     NUM_TRAIN_TIMESTEPS, alpha_bar_pairs, ddim_step, sampling_timesteps, timestep_embedding
 )  # fmt: skip
@@ -50,8 +50,9 @@ class Sampler(keras.Model):
         def step(i, latents):
             passes = ops.concatenate([latents, latents], axis=0) if both else latents
             timesteps = ops.broadcast_to(inputs["timesteps"][i], ops.shape(passes)[:1])
-            noise = self.unet([passes, timestep_embedding(timesteps), context])
-            noise = ops.cast(noise, "float32")
+            # TensorFlow would begin ten steps at once with what needs no latents: as many copies of weights cast to bfloat16.
+            with after(latents):
+                noise = ops.cast(self.unet([passes, timestep_embedding(timesteps), context]), "float32")
             if both:
                 null_noise, noise = ops.split(noise, 2, axis=0)
                 noise = null_noise + inputs["scale"] * (noise - null_noise)

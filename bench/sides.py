@@ -99,7 +99,8 @@ def our_training(part, batch_size, precision, *flags):
         checkpoint_gradients(unet)
     encoder.trainable, unet.trainable = part == "enc", part == "dif"
     model = denoising_model(unet, encoder, sd1.latent_scale)
-    model.compile(paper_optimizer(1e-4, 1000, "bfloat16" if used != "float32" else "float32"), "mse")
+    gradient_dtype = "bfloat16" if part == "dif" and used == "mixed_bfloat16" else "float32"
+    model.compile(paper_optimizer(1e-4, 1000, gradient_dtype), "mse")
     moments = np.random.default_rng(SEED).standard_normal((4 * batch_size, *sd1.latent_shape[:2], 8), dtype="float32")
     batches = noisy_batches(moments, np.arange(len(moments)) % CLASSES, CLASSES, batch_size, SEED, 0)
     return {"step": lambda: model.train_on_batch(*next(batches))}

@@ -1,4 +1,4 @@
-"""The full-size sd1 backbone through the four scripts, with random weights: minutes, and about 18 GB of memory."""
+"""The full-size sd1 backbone through the four scripts, with random weights: minutes, and 15 GB of memory."""
 
 import os
 import subprocess
