@@ -1,7 +1,7 @@
 """Each stage killed again and again at random moments, finished, and compared with a run that was left alone: `make chaos`.
 
-mini + digits, float32. The table counts SIGKILLs, images or epochs that were on disk at a kill and not in the end,
-temporary files left over, and says whether the results have the same bytes.
+mini + digits, float32. The table counts SIGKILLs, starts that went on from saved work, images or epochs that were on disk
+at a kill and not in the end, temporary files left over, and says whether the results have the same bytes.
 """
 
 import argparse
@@ -26,14 +26,16 @@ MODEL = ("--backbone", "mini", "--precision", "float32")
 SMALL = ("--classifier", "resnet20_16", "--batch_size", "32")
 STAGES = {
     "adapt": ("SD_adapting.py", *MODEL, "--epochs", "100", "--batch_size", "256"),
-    "generate": ("generate_dataset.py", *MODEL, "--img_total", "1200", "--enc_epoch", "100", "--dif_epoch", "0", "--inf_steps", "10",
-                 "--ugs", "1.5", "--batch_size", "25"),
+    "generate": ("generate_dataset.py", *MODEL, "--img_total", "6000", "--enc_epoch", "100", "--dif_epoch", "0", "--inf_steps", "10",
+                 "--ugs", "1.5", "--batch_size", "50"),
     "classify": ("classifier_training.py", *SMALL, "--synthetic", "False", "--epochs", "100"),
     "search": ("hyp_opt.py", *MODEL, *SMALL, "--num_imgs", "60", "--is_max", "8", "--epochs", "8", "--n_trials", "12",
                "--gen_batch_size", "20", "--pruner", "none"),
 }  # fmt: skip
-# What the output of a stage shows when it has started up and its work begins.
-BEGUN = {"adapt": b"Epoch 1/", "generate": b"0/1200", "classify": b"Epoch 1/", "search": b"trial   0"}
+# What the output of a stage shows when the first of its work is done, and with how much of it done a process begins.
+BEGUN = {"adapt": rb"Epoch 2/", "generate": rb" [1-9]\d*/6000", "classify": rb"Epoch 2/", "search": rb"trial   0"}
+DONE_BEFORE = {"adapt": rb"going on after epoch (\d+)", "generate": rb", (\d+) there", "classify": rb"Epoch (\d+)/",
+               "search": rb"(\d+) of 12 trials there"}  # fmt: skip
 # What a stage leaves, and of these what must not change once it is there.
 RESULTS = ("*/epoch*.weights.h5", "history.csv", "manifest.json", "class_*/img_*.png", "best_model.weights.h5",
            "model_history.csv", "class_accuracies.csv", "test_accuracies_expchaos.json", "trials.csv")  # fmt: skip
@@ -90,37 +92,50 @@ def chaos(stage, kills, seed, folder):
     for root in (whole, broken):
         if stage in ("generate", "search"):
             shutil.copytree(folder / "adapt whole/Checkpoints", root / "Checkpoints")
+    given, went_on = outputs(broken), 0
+
+    def output(since):
+        return Path(log.name).read_bytes()[since:]
+
+    def begun_with_work(since):
+        """Whether the process whose output begins there found saved work."""
+        found = re.search(DONE_BEFORE[stage], output(since))
+        return found is not None and int(found[1]) > (stage == "classify")  # its epochs are counted from 1
 
     def finish(root):
-        """How long the stage took to start up, and in all, s."""
+        """How long the stage took to start up, and in all, s, and where its output begins."""
         began, before, start_up = time.time(), Path(log.name).stat().st_size, None
         process = start(stage, root, log)
         while process.poll() is None:
             time.sleep(0.1)
-            if start_up is None and BEGUN[stage] in Path(log.name).read_bytes()[before:]:
+            if start_up is None and re.search(BEGUN[stage], output(before)):
                 start_up = time.time() - began
         if process.returncode:
             sys.exit(f"{stage} failed:\n{Path(log.name).read_text()[-3000:]}")
-        return start_up, time.time() - began
+        return start_up, time.time() - began, before
 
-    start_up, alone = finish(whole)
+    start_up, alone, _ = finish(whole)
     seen, killed = {}, 0
     while killed < kills:
+        before = Path(log.name).stat().st_size
         process = start(stage, broken, log)
+        # Half of them while it starts up; half of them at work, of which they let about a half be done.
+        wait = start_up * moments.random() if killed % 2 else start_up + 2 * (alone - start_up) / kills * moments.random()
         with contextlib.suppress(subprocess.TimeoutExpired):
-            # While it starts up, or when it has done some of the work, which must last for all kills.
-            process.wait(moments.uniform(0, start_up + 2 * (alone - start_up) / kills))
+            process.wait(wait)
         if process.poll() is not None:
             break  # it finished before it could be killed often enough
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         killed += 1
-        seen |= {path: content for path, content in outputs(broken).items() if LASTING.fullmatch(path.name)}
-    _, last = finish(broken)
+        went_on += begun_with_work(before)
+        seen |= {path: content for path, content in outputs(broken).items() if LASTING.fullmatch(path.name) and path not in given}
+    _, last, before = finish(broken)
+    went_on += begun_with_work(before)
     now = outputs(broken)
     lost, left = sum(now.get(path) != content for path, content in seen.items()), len(left_over(broken))
     well, words = compare(stage, whole, broken)
-    row = {"stage": stage, "kills": killed, "there at kills": len(seen), "of these lost": lost, "left over": left,
+    row = {"stage": stage, "kills": killed, "went on": went_on, "there at kills": len(seen), "of these lost": lost, "left over": left,
            "alone, s": round(alone), "last run, s": round(last), "identical": words}  # fmt: skip
     return well and killed == kills and not lost and not left, row
 
