@@ -122,7 +122,7 @@ def main(args):
 
     # Data and models
     share_cores(args.backbone)
-    import_keras()
+    import_keras(spare_memory=args.gradient_checkpointing)
     from Data.loaders import load_splits
     from Models.adapter import denoising_model
     from Models.backbones import BACKBONES, set_precision

@@ -87,28 +87,32 @@ class SequentialAdam(keras.optimizers.Adam):
     def apply(self, grads, trainable_variables=None):
         grads = [keras.ops.cast(g, self.gradient_dtype) if len(g.shape) > 1 else g for g in grads]
         norm = keras.ops.sqrt(sum(keras.ops.sum(keras.ops.square(keras.ops.cast(g, "float32"))) for g in grads))
-        self.factor, self.last = self.clip / keras.ops.maximum(norm, self.clip), []
+        self.factor, self.last, self.numbers = self.clip / keras.ops.maximum(norm, self.clip), [], None
         super().apply(grads, trainable_variables)
 
     def update_step(self, gradient, variable, learning_rate):
-        with after(*self.last):
+        if self.numbers is None:  # what all updates share; of operations for each weight the graph would grow by a gigabyte
             rate = keras.ops.cast(learning_rate, "float32")
-            self.assign_sub(variable, variable * (rate * self.decay))
+            step = keras.ops.cast(self.iterations + 1, "float32")
+            numbers = (self.beta_1**step, self.beta_2**step, rate, self.beta_1, self.beta_2, self.epsilon)
+            self.numbers = rate * self.decay, [keras.ops.convert_to_tensor(n, "float32") for n in numbers]
+        with after(*self.last):
+            decay, numbers = self.numbers
+            self.assign_sub(variable, variable * decay)
             gradient = keras.ops.cast(gradient, "float32") * self.factor
             if keras.backend.backend() == "tensorflow":
-                self.last = [self.fused_update(gradient, variable, rate)]
+                self.last = [self.fused_update(gradient, variable, *numbers)]
             else:
                 super().update_step(gradient, variable, learning_rate)
 
-    def fused_update(self, gradient, variable, rate):
+    def fused_update(self, gradient, variable, power_1, power_2, rate, beta_1, beta_2, epsilon):
         """Adam's update as one operation, which needs no arrays of its own."""
         import tensorflow as tf
 
-        index, step = self._get_variable_index(variable), tf.cast(self.iterations.value + 1, "float32")
-        first, second = self._momentums[index].value, self._velocities[index].value
+        index = self._get_variable_index(variable)
         return tf.raw_ops.ResourceApplyAdam(
-            var=variable.handle, m=first.handle, v=second.handle, beta1_power=self.beta_1**step, beta2_power=self.beta_2**step,
-            lr=rate, beta1=self.beta_1, beta2=self.beta_2, epsilon=self.epsilon, grad=gradient,
+            var=variable.handle, m=self._momentums[index].value.handle, v=self._velocities[index].value.handle,
+            beta1_power=power_1, beta2_power=power_2, lr=rate, beta1=beta_1, beta2=beta_2, epsilon=epsilon, grad=gradient,
         )  # fmt: skip
 
 

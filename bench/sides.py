@@ -101,6 +101,7 @@ def our_training(part, batch_size, precision, *flags):
     model = denoising_model(unet, encoder, sd1.latent_scale)
     gradient_dtype = "bfloat16" if part == "dif" and used == "mixed_bfloat16" else "float32"
     model.compile(paper_optimizer(1e-4, 1000, gradient_dtype), "mse")
+    model.optimizer.build(model.trainable_variables)
     moments = np.random.default_rng(SEED).standard_normal((4 * batch_size, *sd1.latent_shape[:2], 8), dtype="float32")
     batches = noisy_batches(moments, np.arange(len(moments)) % CLASSES, CLASSES, batch_size, SEED, 0)
     return {"step": lambda: model.train_on_batch(*next(batches))}

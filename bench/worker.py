@@ -39,7 +39,7 @@ if __name__ == "__main__":
     side, *arguments = sys.argv[1:]
     if side in ("writing", "classifier", "precision"):
         share_cores("mini")
-    import_keras()
+    import_keras(spare_memory="checkpoints" in arguments)
     from bench.sides import SIDES
 
     serve(SIDES[side](*arguments))

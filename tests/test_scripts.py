@@ -72,6 +72,18 @@ def test_adapting_writes_weights_history_and_samples(root):
     assert record["arguments"]["seed"] == 1234 and record["versions"]["keras"]
 
 
+def test_gradient_checkpoints_and_spared_memory_give_the_same_loss(root, tmp_path):
+    encoder = root / "Checkpoints/DDPM/Exp_smoke/digits/MyEmbedding"
+    shutil.copytree(encoder, tmp_path / "Checkpoints/DDPM/Exp_smoke/digits/MyEmbedding")
+    succeed("SD_adapting.py", "--dataset", "digits", "--exp", "smoke", "--root", tmp_path, *MINI, "--train_model", "dif",
+            "--enc_epoch", 2, "--epochs", 1, "--gradient_checkpointing")  # fmt: skip
+    plain, spared = (
+        float(next(csv.DictReader((folder / "Checkpoints/DDPM/Exp_smoke/digits/DiffusionFt/history.csv").open()))["loss"])
+        for folder in (root, tmp_path)
+    )
+    assert spared == pytest.approx(plain, rel=1e-2)
+
+
 def test_adapting_unet_does_not_touch_the_encoder(root, tmp_path):
     encoder = root / "Checkpoints/DDPM/Exp_smoke/digits/MyEmbedding/epoch2.weights.h5"
     assert (root / "Checkpoints/DDPM/Exp_smoke/digits/DiffusionFt/epoch1.weights.h5").exists()
