@@ -170,11 +170,13 @@ class TrainingState:
             return 0, []
         with plain_arrays(self.path) as data:
             refuse_other_settings(self.path, json.loads(str(data["settings"])), self.settings)
-            variables = self.variables
+            variables, other_model = self.variables, UserError(f"{self.path} is of another model: start afresh with --restart.")
+            if len(data.files) != len(variables) + 3:
+                raise other_model
             for i, variable in enumerate(variables):
                 array = data[f"v{i}"]
-                if array.shape != tuple(variable.shape) or len(data.files) != len(variables) + 3:
-                    raise UserError(f"{self.path} is of another model: start afresh with --restart.")
+                if array.shape != tuple(variable.shape):
+                    raise other_model
                 variable.assign(array)
             self.epoch = int(data["epoch"])
             return self.epoch, data["losses"].tolist()

@@ -106,7 +106,8 @@ def generation(args):
             work = "generate 8 images, 10 steps, scale 1.5, decoder"
             memory = {"memory_gb": [round(side.memory_gb, 1) for side in started[:2]]}
             if precision == "auto":
-                rows.append(row("1", f"{work}: default precision against published", base / mine, 3.0, seconds=[base, mine], **memory))
+                rows.append(row("1", f"{work}: default precision against published", base / mine, 3.0,
+                                seconds=[base, mine], **memory))  # fmt: skip
                 if others:
                     rows.append(row("1b", f"{work}: default precision against diffusers bfloat16", rest[0] / mine, 1.05,
                                     seconds=[rest[0], mine]))  # fmt: skip
@@ -117,14 +118,15 @@ def generation(args):
                     side.run("generation", file)
                 ours_images, published_images = (np.load(file, allow_pickle=False).astype(int) for file in reversed(files))
                 levels = int(np.abs(ours_images - published_images).max())
-                rows.append(row("2", f"{work}: float32 against published", base / mine, 1.4, seconds=[base, mine],
-                                grey_levels=levels, equal_pixels=float((ours_images == published_images).mean()), **memory))  # fmt: skip
+                rows.append(row("2", f"{work}: float32 against published", base / mine, 1.4, seconds=[base, mine], grey_levels=levels,
+                                equal_pixels=float((ours_images == published_images).mean()), **memory))  # fmt: skip
                 if others:
                     rows.append(row("2b", f"{work}: float32 against diffusers float32", rest[0] / mine, 1.0,
                                     seconds=[rest[0], mine]))  # fmt: skip
             *passes, limit = alternate(2 * args.rounds, *((side, "unet") for side in started), (ours, "limit"))
             rate, bound = 8 * GFLOP_PER_PASS / passes[1], 2 * 4096**3 / 1e9 / limit
-            facts = {"seconds": passes, "ours_gflop_s": round(rate), "limit_gflop_s": round(bound), "share": round(rate / bound, 2)}
+            facts = {"seconds": passes, "ours_gflop_s": round(rate), "limit_gflop_s": round(bound),
+                     "share": round(rate / bound, 2)}  # fmt: skip
             name = "4" if precision == "auto" else "4b"
             rows.append(row(name, f"UNet, a pass of 8, {dtype}: against published float32", passes[0] / passes[1], None, **facts))
             if others:
@@ -136,27 +138,33 @@ def generation(args):
 def training(args):
     """Rows 5 and 6."""
     rows = []
-    known = [("bench.worker", "published_training", "enc", 8), *(("bench.worker", "our_training", "enc", 8, p) for p in ("auto", "float32"))]
-    with sides(*known) as started:
-        for side in started:
-            side.run("step")
-        published, ours, exact = alternate(args.rounds, *((side, "step") for side in started))
-    rows.append(row("5", "Class Encoder, a step of 8: default precision against published", published / ours, 2.5, seconds=[published, ours]))
-    rows.append(row("5b", "Class Encoder, a step of 8: float32 against published", published / exact, 1.5, seconds=[published, exact]))
+    known = {"published": ("published_training",), "default precision": ("our_training", "auto"), "float32": ("our_training", "float32")}
+    seconds, _ = in_turn(args, "enc", 8, known)
+    for number, name, least in (("5", "default precision", 2.5), ("5b", "float32", 1.5)):
+        both = [seconds["published"], seconds[name]]
+        rows.append(row(number, f"Class Encoder, a step of 8: {name} against published", both[0] / both[1], least, seconds=both))
 
-    # Two optimizers of the full UNet do not fit into memory together: A B A B with processes that come and go.
-    seconds, memory = {}, {}
-    for _ in range(2):
-        for name, description in (("published", ("published_training", "dif", 4)), ("ours", ("our_training", "dif", 4, "auto", "checkpoints"))):
-            with sides(("bench.worker", *description)) as (side,):
-                side.run("step")
-                seconds.setdefault(name, []).append(alternate(args.rounds, (side, "step"))[0])
-                memory.setdefault(name, []).append(side.memory_gb)
-    base, mine = (statistics.median(memory[name]) for name in ("published", "ours"))
-    times = [statistics.median(seconds[name]) for name in ("published", "ours")]
-    rows.append(row("6", "UNet, a step of 4, gradient checkpoints: peak memory over published", mine / base, "at most 0.7", memory_gb=[base, mine]))
-    rows.append(row("6b", "UNet, a step of 4, gradient checkpoints: speed against published", times[0] / times[1], 1.0, seconds=times))
+    seconds, memory = in_turn(args, "dif", 4, {"published": ("published_training",), "ours": ("our_training", "auto", "checkpoints")})
+    work, (base, mine) = "UNet, a step of 4, gradient checkpoints", memory.values()
+    rows.append(row("6", f"{work}: peak memory over published", mine / base, "at most 0.7", memory_gb=[base, mine]))
+    base, mine = seconds.values()
+    rows.append(row("6b", f"{work}: speed against published", base / mine, 1.0, seconds=[base, mine]))
     return rows
+
+
+def in_turn(args, part, batch_size, known):
+    """Medians of a training step's time, s, and of the peak memory, GB, by name.
+
+    Several trainings of the full UNet do not fit into memory together, so A B A B is of processes that come and go.
+    """
+    seconds, memory = {name: [] for name in known}, {name: [] for name in known}
+    for _ in range(2):
+        for name, (side, *flags) in known.items():
+            with sides(("bench.worker", side, part, batch_size, *flags)) as (process,):
+                process.run("step")
+                seconds[name].append(alternate(args.rounds, (process, "step"))[0])
+                memory[name].append(process.memory_gb)
+    return [{name: statistics.median(values) for name, values in found.items()} for found in (seconds, memory)]
 
 
 def disk(args):
@@ -166,22 +174,25 @@ def disk(args):
         side.run("sampler")
         side.run("to disk")
         sampler, to_disk = alternate(args.rounds, (side, "sampler"), (side, "to disk"))
-    rows.append(row("7", "mini: generation to PNG on disk against the sampler alone", sampler / to_disk, 0.9, seconds=[sampler, to_disk]))
+    rows.append(row("7", "mini: generation to PNG on disk against the sampler alone", sampler / to_disk, 0.9,
+                    seconds=[sampler, to_disk]))  # fmt: skip
     few, many = (generation_memory(count) for count in (500, 20_000))
     rows.append(row("8", "mini: memory of generating 20,000 images less that of 500, MB", (many - few) / 2**10, "at most 100",
                     memory_gb=[few / 2**20, many / 2**20]))  # fmt: skip
     with sides(("bench.worker", "classifier")) as (side,):
         side.run("in memory")
         tree, memory = alternate(args.rounds, (side, "from PNGs"), (side, "in memory"))
-    rows.append(row("9", "classifier, epochs after the first: from a tree of PNGs against arrays in memory", memory / tree, 0.9, seconds=[memory, tree]))
+    rows.append(row("9", "classifier, epochs after the first: from a tree of PNGs against arrays in memory", memory / tree, 0.9,
+                    seconds=[memory, tree]))  # fmt: skip
     return rows
 
 
 def generation_memory(count):
     """Most memory of generate_dataset.py making `count` images of mini, KiB."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, REPOSITORY / "generate_dataset.py", "--dataset", "digits", "--backbone", "mini", "--root", folder,
-                   "--img_total", count, "--enc_epoch", 0, "--dif_epoch", 0, "--inf_steps", 2, "--ugs", 1]  # fmt: skip
+        command = [sys.executable, REPOSITORY / "generate_dataset.py", "--dataset", "digits", "--backbone", "mini",
+                   "--root", folder, "--img_total", count, "--enc_epoch", 0, "--dif_epoch", 0, "--inf_steps", 2,
+                   "--ugs", 1]  # fmt: skip
         process = subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         errors = process.stderr.read()
         _, status, usage = os.wait4(process.pid, 0)
@@ -212,7 +223,8 @@ def peer_python():
     python = PEER / "bin" / "python"
     if not (PEER / ".installed").exists():
         print(f"diffusers and PyTorch into {PEER}", flush=True)
-        for command in ([sys.executable, "-m", "venv", PEER], [python, "-m", "pip", "install", "-q", "-r", HERE / "peer-requirements.txt"]):
+        install = [python, "-m", "pip", "install", "-q", "-r", HERE / "peer-requirements.txt"]
+        for command in ([sys.executable, "-m", "venv", PEER], install):
             done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
             if done.returncode:
                 print(f"no rows of diffusers: it cannot be installed:\n{done.stderr[-500:]}", flush=True)
@@ -223,9 +235,11 @@ def peer_python():
 
 def machine():
     cpuinfo = Path("/proc/cpuinfo")
-    names = [line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")] if cpuinfo.exists() else []
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return {"processor": names[0] if names else platform.processor(), "cores": os.cpu_count(), "memory_gb": round(memory), "system": platform.platform()}
+    return {"processor": names[0] if names else platform.processor(), "cores": os.cpu_count(), "memory_gb": round(memory),
+            "system": platform.platform()}  # fmt: skip
 
 
 def draw(rows, path):
