@@ -184,6 +184,6 @@ def npz_spec(path):
     if not np.issubdtype(labels.dtype, np.integer):
         raise UserError(f"{path}: labels must be integers. Received: {labels.dtype}")
     classes = int(labels.max()) + 1
-    names = tuple(str(i) for i in range(classes))
+    names = tuple(str(i) for i in range(min(classes, MAX_CLASSES)))  # a label of billions is refused, not counted up to
     side = min(*images.shape[1:3], MAX_SIDE)
     return DatasetSpec(own_name(path), "npz", classes, side, len(images), len(images), names, path)

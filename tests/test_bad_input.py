@@ -89,6 +89,7 @@ def bad(tmp_path_factory):
     npz(bad / "channels.npz", train_images=np.repeat(images[..., :1], 4, -1))
     npz(bad / "nan.npz", test_images=np.full((12, 9, 9, 3), np.nan))
     npz(bad / "out_of_range.npz", test_labels=labels + 7)
+    npz(bad / "huge_label.npz", train_labels=labels.astype("int64") * 10**12)
     npz(bad / "negative.npz", train_labels=labels - 1)
     npz(bad / "fractions.npz", train_labels=labels + 0.5)
     npz(bad / "fewer_labels.npz", train_labels=labels[:5])
@@ -190,7 +191,7 @@ FILES = [
     ("no_key.npz", "Missing: val_images"), ("float.npz", "train_images must be uint8"), ("channels.npz", "train_images must be uint8"),
     ("nan.npz", "test_images must be uint8"), ("out_of_range.npz", "labels must be in 0..2"), ("negative.npz", "labels must be in"),
     ("fractions.npz", "labels must be integers"), ("fewer_labels.npz", "12, 9, 9, 3) with 5 labels"), ("one_class.npz", "Received: 1"),
-    ("no_images.npz", "N > 0"), ("pickle.npz", "Missing"), ("text.npz", "not a readable npz"), ("pointer.npz", "not a readable npz"),
+    ("no_images.npz", "N > 0"), ("huge_label.npz", "Received: 2000000000001"), ("pickle.npz", "Missing"), ("text.npz", "not a readable npz"), ("pointer.npz", "not a readable npz"),
     ("void.npz", "not a readable npz"), ("cut.npz", "not a readable npz"),
 ]  # fmt: skip
 
