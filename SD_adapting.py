@@ -31,7 +31,7 @@ def parse_args(argv=None):
     parser.add_argument("--freq", default=1, type=integer(1), help="epochs between saved weights (1)")
     parser.add_argument("--epochs", type=integer(1), help="epochs (enc 50, dif 10; mini: 12, 64)")
     parser.add_argument("--batch_size", type=integer(1), help="images a step (enc 64, dif 16; mini: 64, 32)")
-    parser.add_argument("--lr", type=number(0, above=True), help="first learning rate (enc 1e-4, dif 1e-5; mini: 2e-2, 8e-4)")
+    parser.add_argument("--lr", type=number(0, 10, above=True), help="first learning rate (enc 1e-4, dif 1e-5; mini: 2e-2, 8e-4)")
     parser.add_argument("--gradient_checkpointing", action="store_true",
                         help="compute the UNet's blocks twice a step instead of keeping what they computed: less memory")  # fmt: skip
     add_model_flags(parser)
@@ -93,9 +93,10 @@ def sheet_writer(args, spec, backbone, encoder, unet, folder):
 
 def throw_away(folder, offset):
     """Remove what an earlier run has left: its state, and its epochs, which are those after the `offset`th."""
-    from Models.weights import saved_epochs
+    from Models.weights import epoch_path, saved_epochs
 
-    epochs = {epoch: file for epoch, file in saved_epochs(folder).items() if epoch > offset}
+    # Not the published ones, which are no files of a run.
+    epochs = {epoch: file for epoch, file in saved_epochs(folder).items() if epoch > offset and file == epoch_path(folder, epoch)}
     if epochs:
         log.info("throwing away the epochs %s in %s", ", ".join(map(str, epochs)), folder)
     for file in (*epochs.values(), folder / "state.npz", folder / "training.json"):
@@ -113,6 +114,7 @@ def main(args):
     record_file, state_file = folder / "training.json", folder / "state.npz"
     free = ["root", "data_dir", "weights_dir", "freq"]
     if finished_run(record_file, args, free):
+        state_file.unlink(missing_ok=True)  # killed between the record and this
         print(f"finished already: {folder} (--restart trains again)")
         return
 
@@ -137,9 +139,10 @@ def main(args):
     train = load_splits(spec, args.data_dir, args.seed).train
     steps = -(-len(train.labels) // args.batch_size)
     class_collages([train.images[train.labels == label] for label in range(spec.num_classes)], experiment.images_dir, "real")
+    make_repeatable(args)
     moments = dataset_moments(args, spec, experiment, backbone, train.images)
     precision = set_precision(args.precision, learns=True)
-    make_repeatable(args)  # not before: building the VAE's encoder, for moments that are not cached, draws numbers too
+    make_repeatable(args)  # again: building the VAE's encoder, for moments that are not cached, draws numbers too
     encoder = class_encoder(spec.num_classes, backbone.hidden_units, backbone.context_shape)
     load_epoch(encoder, experiment.part_dir("enc"), args.enc_epoch, "enc")
     unet = backbone.unet(args.weights_dir)

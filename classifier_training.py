@@ -17,6 +17,7 @@ from experiment import (
 
 # Epochs without progress in validation accuracy before the learning rate falls, and before the end (paper's code).
 PATIENCE = (10, 25)
+TESTED = "class_accuracies.csv"  # written last
 FREE = ("root", "data_dir", "backbone", "test")  # arguments that do not change the result
 
 
@@ -65,9 +66,12 @@ def train(args, classifier, images, splits, folder):
     state_file = folder / "state.npz"
     tell_if_interrupted(lambda: f"{saved_epochs(state_file)} of {args.epochs} epochs are saved")
     if args.restart:
-        log.info("throwing away what an earlier run has left in %s", folder)
-        for name in ("state.npz", "training.json", "best_model.weights.h5"):
-            (folder / name).unlink(missing_ok=True)
+        names = (TESTED, "training.json", "state.npz", "best_model.weights.h5")
+        there = [folder / name for name in names if (folder / name).exists()]
+        if there:
+            log.info("throwing away %s in %s", ", ".join(path.name for path in there), folder)
+        for path in there:
+            path.unlink()
     history, seconds = classifier.fit(
         images, splits.val, epochs=args.epochs, batch_size=args.batch_size, seed=args.seed, patience=PATIENCE,
         state_file=state_file, settings=fixed_arguments(args, FREE),
@@ -121,9 +125,16 @@ def main(args):
     source = size_name(args.take * spec.unit) if args.synthetic else "real"
     folder = experiment.classifier_dir(args.classifier, source)
     record_file = folder / "training.json"
+    cardinality, known = f"x{args.take}" if args.synthetic else "real", None
     done = args.train and finished_run(record_file, args, FREE)
     if args.test and experiment.cas_file.exists():
-        read_results(experiment.cas_file, CAS_SCHEMA)  # a broken one shall be told before hours of training
+        results = read_results(experiment.cas_file, CAS_SCHEMA)  # a broken one shall be told before hours of training
+        known = results.get(args.classifier, {}).get(spec.name, {}).get(cardinality)
+    if done:
+        (folder / "state.npz").unlink(missing_ok=True)  # killed between the record and this
+        if not args.test or known and (folder / TESTED).exists():
+            print(f"finished already: {folder} (--restart trains again)")
+            return
 
     # Data and model
     import_keras()
@@ -146,7 +157,7 @@ def main(args):
         (folder / "state.npz").unlink(missing_ok=True)
         log.info("best validation accuracy %.4f", val_accuracy)
     elif done:
-        log.info("already trained: the weights in %s are used (--restart trains again)", folder)
+        log.info("trained already: the weights in %s are tested (--restart trains again)", folder)
 
     # Test, on real images that nothing has been selected on
     if args.test:
@@ -156,16 +167,15 @@ def main(args):
         claim(folder)
         result = accuracies(classifier.probabilities(splits.test.images), splits.test.labels)
         top = {key: result[key] for key in ("top_1_accuracy", "top_5_accuracy")}
-        cardinality = f"x{args.take}" if args.synthetic else "real"
         names = class_names(spec)
         merge_json(experiment.cas_file, {args.classifier: {spec.name: {cardinality: top}}})
-        write_csv(folder / "class_accuracies.csv",
-                  [{"class": name, "accuracy": value} for name, value in zip(names, result["class_accuracies"])])  # fmt: skip
         picture = confusion_matrix(
             result["confusion"], names, folder / "confusion_matrix.png",
             f"{spec.name}, trained on {cardinality}: top-1 {top['top_1_accuracy']:.4f}",
         )  # fmt: skip
         experiment_cas_curve(experiment)
+        write_csv(folder / TESTED,
+                  [{"class": name, "accuracy": value} for name, value in zip(names, result["class_accuracies"])])  # fmt: skip
         for name, value in zip(names, result["class_accuracies"]):
             log.info("  %-24s %.4f", name, value)
         log.info("test accuracy: top-1 %.4f, top-5 %.4f -> %s, %s", *top.values(), experiment.cas_file, picture)

@@ -21,14 +21,13 @@ BACKBONE_NAMES = ("sd1", "sd2", "mini")
 PRECISIONS = ("auto", "float32", "mixed_bfloat16")
 
 
-def integer(minimum, maximum=None):
+def integer(minimum, maximum=1_000_000):
     """An argparse type: a whole number in a range."""
 
     def parse(text):
         value = int(text)
-        if value < minimum or (maximum is not None and value > maximum):
-            bounds = f"{minimum} or more" if maximum is None else f"in {minimum}..{maximum}"
-            raise argparse.ArgumentTypeError(f"must be {bounds}, received {text}")
+        if not minimum <= value <= maximum:
+            raise argparse.ArgumentTypeError(f"must be in {minimum}..{maximum}, received {text}")
         return value
 
     parse.__name__ = "whole number"
@@ -83,7 +82,7 @@ class Parser(argparse.ArgumentParser):
     """Says what is wrong in one line; the usage is what --help is for."""
 
     def error(self, message):
-        self.exit(2, f"{self.prog}: error: {message} (--help lists the flags)\n")
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())} (--help lists the flags)\n")
 
 
 def new_parser(doc, exp_required=False):
@@ -237,19 +236,32 @@ def terminate(signum, frame):
 def run(main, parse_args):
     """Run a script: a user's mistake ends in one line on stderr and exit code 2, Ctrl-C in 130, SIGTERM in 143.
 
-    So does an error of the file system (a full disk, a folder that is read-only or gone), which the user has to mend.
+    So does an error of the file system (a full disk, a folder that is read-only or gone), which the user has to mend, and
+    a lack of memory.
     """
     signal.signal(signal.SIGTERM, terminate)
     tell_if_interrupted(lambda: "nothing is lost that was saved before")
     name = Path(sys.argv[0]).name
+    again = "the same command"
     try:
-        main(parse_args())
-    except (UserError, OSError) as error:
-        if isinstance(error, OSError):
+        args = parse_args()
+        if getattr(args, "restart", False):
+            again += " without --restart"
+        main(args)
+    # What TensorFlow raises when memory lacks cannot be imported here.
+    except Exception as error:
+        lacking = isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError"
+        if not isinstance(error, (UserError, OSError)) and not lacking:
+            raise
+        if not isinstance(error, UserError):
             log.debug("where it happened", exc_info=True)  # to log.txt alone
-        message = " ".join(str(error).split())
+        message = "out of memory: try a smaller --batch_size" if lacking else " ".join(str(error).split())
         print(f"{name}: error: {message}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as stop:
-        print(f"{name}: interrupted; {run.saved()}: the same command goes on from there", file=sys.stderr)
+        try:
+            saved = run.saved()
+        except (UserError, OSError) as error:  # the folder may be gone
+            saved = f"what is saved cannot be read ({error})"
+        print(f"{name}: interrupted; {saved}: {again} goes on from there", file=sys.stderr)
         sys.exit(143 if isinstance(stop, Terminated) else 130)

@@ -157,6 +157,7 @@ def atomic_path(path):
     A file under its final name is therefore always whole. The suffixes stay, since some writers look at them.
     """
     path = Path(path)
+    check_claims(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = partial_path(path)
     for left in path.parent.glob(glob.escape(f".partial-{platform.node()}-") + "*" + glob.escape(f"-{path.name}")):
@@ -250,7 +251,8 @@ def locked(path):
 def claim(folder, part=""):
     """Make this process the only one that writes in a folder, or in a part of it, until it ends, however it ends.
 
-    Temporary files that an earlier process left in the folder when it was killed are removed.
+    Parts may be claimed side by side, but not beside the whole. Temporary files that an earlier process left in the folder
+    when it was killed are removed.
 
     Raises:
         UserError: Another process writes there.
@@ -258,29 +260,46 @@ def claim(folder, part=""):
     import fcntl
 
     folder = Path(folder)
-    path = folder / f".lock{part}"
-    if path in CLAIMED:
+    if folder / f".lock{part}" in CLAIMED:
         return
     folder.mkdir(parents=True, exist_ok=True)
-    file = open(path, "a+")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.seek(0)
-        raise UserError(f"{file.read() or 'another process'} is writing in {folder}: wait for it, or use another --exp.") from None
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {platform.node()}")
-    file.flush()
-    CLAIMED[path] = file  # closing it would give the folder up
-    if not part:
-        remove_partial_files(folder)
+    locks = {".lock": fcntl.LOCK_SH, f".lock{part}": fcntl.LOCK_EX}  # one and the same where it is the whole
+    with contextlib.ExitStack() as stack:
+        files = {folder / name: stack.enter_context(open(folder / name, "a+")) for name in locks}
+        for file, kind in zip(files.values(), locks.values()):
+            try:
+                fcntl.flock(file, kind | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                holder = file.read() or "another process"
+                raise UserError(f"{holder} is writing in {folder}: wait for it, or use another --exp.") from None
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {platform.node()}")
+            file.flush()
+        CLAIMED.update(files)
+        stack.pop_all()  # closing them would give the folder up
+    remove_partial_files(folder, of_dead_only=bool(part))
 
 
-def remove_partial_files(folder):
-    """Remove what `atomic_path` and others were writing in a folder and its folders when they were killed."""
+def check_claims(path):
+    """Raise a UserError if `path` is to be written in a claimed folder that somebody has deleted or replaced since."""
+    for lock in CLAIMED:
+        if lock.parent in path.parents and not lock.exists():
+            raise UserError(f"{lock.parent} has been deleted while this process was writing in it: run the same command again.")
+
+
+def remove_partial_files(folder, of_dead_only=False):
+    """Remove what `atomic_path` and others were writing in a folder and its folders when they were killed.
+
+    Args:
+        of_dead_only: Whether other processes may be writing there: then only what processes of this machine have left that
+            are gone.
+    """
+    ours = f".partial-{platform.node()}-"
     for pattern in (".partial-*", "*/.partial-*"):
         for left in folder.glob(pattern):
-            left.unlink(missing_ok=True)
+            if not of_dead_only or left.name.startswith(ours) and not is_running(left.name.removeprefix(ours).split("-")[0]):
+                left.unlink(missing_ok=True)
 
 
 def merge_json(path, content):

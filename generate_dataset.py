@@ -13,11 +13,12 @@ from cli import (
     run, share_cores, start_logging, tell_if_interrupted
 )  # fmt: skip
 from experiment import (
-    Experiment, UserError, claim, describe_run, file_hash, fixed_arguments, read_json, size_name, write_json
+    Experiment, UserError, claim, describe_run, file_hash, fixed_arguments, locked, read_json, size_name, write_json
 )  # fmt: skip
 
 SHEET_COLUMNS = 8
-OWN_FILES = (".lock", "log.txt", ".partial")  # what is there before the images are begun
+OWN_FILES = (".lock", "log.txt", ".partial", ".generation")  # what is there before the images are begun
+MOST_IMAGES = 10_000_000
 # Arguments that do not change the images.
 FREE = ("root", "data_dir", "weights_dir", "batch_size", "img_class", "img_total", "shard", "skip_broken")
 
@@ -32,8 +33,8 @@ def shard(text):
 
 def parse_args(argv=None):
     parser = new_parser(__doc__)
-    parser.add_argument("--img_class", type=integer(1), help="images of each class; or --img_total")
-    parser.add_argument("--img_total", type=integer(1), help="images in all, spread evenly over the classes")
+    parser.add_argument("--img_class", type=integer(1, MOST_IMAGES), help="images of each class; or --img_total")
+    parser.add_argument("--img_total", type=integer(1, MOST_IMAGES), help="images in all, spread evenly over the classes")
     parser.add_argument("--batch_size", default=250, type=integer(1), help="images at a time (250)")
     parser.add_argument("--enc_epoch", default=50, type=integer(0), help="epoch of the Class Encoder; 0: fresh (50)")
     parser.add_argument("--dif_epoch", default=10, type=integer(0), help="epoch of the UNet; 0: pretrained (10)")
@@ -73,16 +74,26 @@ def check_folder(args, folder, settings):
 
 
 def begin_folder(args, folder, settings):
-    """Say in the folder what is generated there; with --restart, throw away what is there."""
+    """Say in the folder what is generated there; with --restart, throw away what is there.
+
+    Raises:
+        UserError: A shard that began at the same moment has other settings.
+    """
     import shutil
 
+    from Data.synthetic import MANIFEST
+
+    record = folder / "generation.json"
     if args.restart:
         there = sum(1 for _ in folder.glob("class_*/img_*.png"))
         log.info("throwing away the %d images in %s", there, folder)
+        (folder / MANIFEST).unlink(missing_ok=True)  # first: what has a manifest is complete
         for path in folder.iterdir():
-            if not path.name.startswith(OWN_FILES):
+            if not path.name.startswith(OWN_FILES) and path != record:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
-    write_json(folder / "generation.json", settings)
+    with locked(record):
+        check_folder(args, folder, settings)
+        write_json(record, settings)
 
 
 def weight_hashes(args, experiment, backbone):
@@ -140,7 +151,8 @@ def main(args):
     backbone = BACKBONES[args.backbone]
     size = args.image_size or backbone.image_size
     weights = weight_hashes(args, experiment, backbone)
-    settings = {"total": total, **fixed_arguments(args, FREE), "image_size": size, "weights": weights}
+    precision = set_precision(args.precision)  # what auto means here: other machines shall not mix it with theirs
+    settings = {"total": total, **fixed_arguments(args, FREE), "image_size": size, "precision": precision, "weights": weights}
     check_folder(args, folder, settings)
     part, parts = args.shard
     claim(folder, f"-{part}-of-{parts}" if parts > 1 else "")
@@ -157,7 +169,6 @@ def main(args):
     from Models.weights import load_epoch
 
     make_repeatable(args)  # a fresh encoder of --enc_epoch 0 is the same every time
-    precision = set_precision(args.precision)
     encoder = class_encoder(spec.num_classes, backbone.hidden_units, backbone.context_shape)
     load_epoch(encoder, experiment.part_dir("enc"), args.enc_epoch, "enc")
     unet = backbone.unet(args.weights_dir)

@@ -131,11 +131,11 @@ class Context:
         return rungs
 
     def train(self, images, labels, **how):
-        """Train the classifier on synthetic images; returns the history of real validation accuracy."""
+        """Train the classifier on synthetic images; returns its history, with the real validation accuracy."""
         how = {"epochs": self.args.epochs, **how}
         history, _ = self.classifier.fit((images, labels), self.val, batch_size=self.args.batch_size, seed=self.args.seed,
                                          patience=PATIENCE, verbose=0, **how)  # fmt: skip
-        return history["val_accuracy"]
+        return history
 
 
 def suggest(trial, context):
@@ -180,10 +180,11 @@ def objective(trial, context):
         trial.set_user_attr("rung", f"{rung}/{len(rungs)}")
         parts.append(context.images(steps, scale, made, count))
         images, labels = (np.concatenate(arrays) for arrays in zip(*parts))
-        accuracies += context.train(
+        history = context.train(
             images, labels, epochs=last_epoch, first_epoch=done, steps=-(-args.num_imgs // args.batch_size),
             callbacks=[keras.callbacks.LambdaCallback(on_epoch_end=report)],
         )  # fmt: skip
+        accuracies += history["val_accuracy"]
         made, done = count, last_epoch
     return max(accuracies)
 
@@ -191,19 +192,22 @@ def objective(trial, context):
 def study_settings(args, epochs):
     """What two runs must share to be one study."""
     names = ("dataset", "backbone", "seed", "num_imgs", "batch_size", "epochs", "classifier", "is_min", "is_max",
-             "ugs_max", "enc_epoch", "select_on", "resize", "timestep_spacing", "rungs", "pruner")  # fmt: skip
+             "ugs_max", "enc_epoch", "select_on", "resize", "timestep_spacing", "rungs", "pruner", "precision", "test_imgs",
+             "is_1", "ugs_1", "skip_broken")  # fmt: skip
     return {name: getattr(args, name) for name in names} | {"last_epoch": max(epochs)}
 
 
 def claim_study(study, settings, address):
-    """Note the settings in a new study, or compare them with those of an old one.
+    """Note the settings in a study without trials, or compare them with those of one that has some.
 
     Raises:
         UserError: They differ; it shows both.
     """
-    before = study.user_attrs.get("settings")
-    if before and before != settings:
-        shown = ", ".join(f"{k} {before.get(k)} (now {v})" for k, v in settings.items() if before.get(k) != v)
+    from studies import trials
+
+    before = study.user_attrs.get("settings", {})
+    shown = ", ".join(f"{k} {before[k]} (now {v})" for k, v in settings.items() if k in before and before[k] != v)
+    if shown and trials(study):
         raise UserError(f"the study {study.study_name} in {address} has other settings: {shown}. Use another --exp.")
     study.set_user_attr("settings", settings)
 
@@ -256,6 +260,8 @@ def measure(args, context, test, best):
     Returns:
         {"no_opt": {...}, "opt": {...}} in the published schema.
     """
+    import numpy as np
+
     from Models.classifier import accuracies
 
     last = max(context.epochs)
@@ -264,7 +270,9 @@ def measure(args, context, test, best):
     results = {}
     for name, (steps, scale, epoch) in settings.items():
         context.load(epoch)
-        context.train(*context.images(steps, scale, 0, args.test_imgs))
+        history = context.train(*context.images(steps, scale, 0, args.test_imgs))
+        if not np.isfinite(history["loss"]).all():
+            raise UserError(f"the loss of the classifier that is tested is not finite ({name}: steps {steps}, scale {scale:g}).")
         scores = accuracies(context.classifier.probabilities(test.images), test.labels)
         results[name] = {"top_1": scores["top_1_accuracy"], "top_5": scores["top_5_accuracy"]}
         log.info("test, %-6s: steps %d, scale %.2f, epoch %d, %d images -> top-1 %.4f, top-5 %.4f", name, steps, scale,
@@ -399,13 +407,15 @@ def run_study(args, spec, experiment, folder, epochs, address, started):
                 results = measure(args, context, splits.test, best)
                 merge_json(experiment.pipeline_file, {spec.name: {STAGE_NAMES[args.train_model]: results}})
                 experiment_pipeline_bars(args.root, args.exp)
+                if args.save_plots:
+                    log.info("  %s", contact_sheet(context, study, folder))
                 write_json(best_file, {
                     "trial": best.number, "is": best.params["is"], "ugs": best.params["ugs"],
                     "epoch": best.user_attrs["saved_epoch"], f"{args.select_on}_accuracy": best.value, "test": results,
                     "run": describe_run(args, started),
                 })  # fmt: skip
-                if args.save_plots:
-                    log.info("  %s", contact_sheet(context, study, folder))
+    elif args.optimize:
+        log.info("finished already: this is its report")
 
     # Report
     done = trials(study, *FINISHED)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from Data.registry import BROKEN_IMAGE, MAX_CLASSES, NPZ_KEYS, class_files, folder_splits, npz_arrays
-from experiment import UserError, file_hash, partial_path
+from experiment import UserError, atomic_path, file_hash
 
 log = logging.getLogger("experiment")
 
@@ -91,22 +91,18 @@ def fetch(url, name, folder, md5):
     Raises:
         UserError: It is neither there nor reachable, or its hash is wrong.
     """
-    path, partial = folder / name, partial_path(folder / name)
+    path = folder / name
     place = f"Download {url} by other means and put it there as {name}, or name its folder with --data_dir."
     if not path.exists():
         from keras.utils import get_file
 
         log.info("downloading %s to %s", url, folder)
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            get_file(partial.name, origin=url, cache_dir=str(folder), cache_subdir="")
-            os.replace(partial, path)
+            with atomic_path(path) as partial:
+                get_file(partial.name, origin=url, cache_dir=str(folder), cache_subdir="")
         # Keras wraps every failure of a download in a plain Exception.
         except Exception as error:
             raise UserError(f"{name} is not in {folder} and cannot be downloaded ({error}). {place}") from None
-        finally:
-            if partial.exists():
-                partial.unlink()
     if file_hash(path, "md5") != md5:
         raise UserError(f"{path} is not the official file: its MD5 is not {md5}. Delete it. {place}")
     return path

@@ -146,7 +146,7 @@ def find_synthetic(root, num_classes, wanted):
             sizes[folder] = read_json(folder / MANIFEST).get("total")
             if not isinstance(sizes[folder], int):
                 raise UserError(f"{folder / MANIFEST} says no total: the folder is not what generate_dataset.py made.")
-        elif folder.is_dir() and size_from_name(folder.name) and not (folder / "generation.json").exists():
+        elif size_from_name(folder.name) and any(folder.glob("class_*")) and not (folder / "generation.json").exists():
             sizes[folder] = sum(len(files) for files in synthetic_files(folder, num_classes))
     fitting = {folder: size for folder, size in sizes.items() if size >= wanted}
     best = [folder for folder, size in fitting.items() if size == min(fitting.values())]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import keras
 
-from experiment import UserError, file_hash
+from experiment import UserError, atomic_path, file_hash
 from Models.faster_layers import use_faster_layers
 from Models.weights import load_weights
 
@@ -140,7 +140,8 @@ def pretrained_file(name, url, sha256, weights_dir=None):
         if weights_dir:
             raise UserError(f"there is no {name} in {weights_dir}: get it from {url}{name} (SHA-256 {sha256}).")
         try:
-            path = Path(keras.utils.get_file(name, origin=url + name, cache_subdir="models", file_hash=sha256))
+            with atomic_path(path) as partial:
+                keras.utils.get_file(partial.name, origin=url + name, cache_dir=str(folder), cache_subdir="", file_hash=sha256)
         # Keras wraps every failure of a download in a plain Exception.
         except Exception as error:
             raise UserError(

@@ -6,7 +6,7 @@ import time
 import keras
 import numpy as np
 
-from experiment import atomic_path, plain_arrays, random_stream
+from experiment import UserError, atomic_path, plain_arrays, random_stream
 from Models.resnet import CLASSIFIERS, resnet20
 from Models.training import fast_feed, refuse_other_settings
 
@@ -55,8 +55,8 @@ class FitState(keras.callbacks.Callback):
             with plain_arrays(path) as data:
                 self.arrays = dict(data)
                 self.kept = json.loads(str(self.arrays["kept"]))
-            refuse_other_settings(path, self.kept["settings"], self.settings)
-            self.history, self.first_epoch = self.kept["history"], self.kept["epoch"]
+                before, self.history, self.first_epoch = (self.kept[name] for name in ("settings", "history", "epoch"))
+            refuse_other_settings(path, before, self.settings)
 
     @property
     def stopping(self):
@@ -65,18 +65,21 @@ class FitState(keras.callbacks.Callback):
     def on_train_begin(self, logs=None):
         if not self.arrays:
             return
-        for i, variable in enumerate(self.all_variables):
-            variable.assign(self.arrays[f"v{i}"])
-        for (follower, names), values in zip(self.followers, self.kept["followers"]):
-            for name in names:
-                setattr(follower, name, values[name])
-        self.stopping.best_weights = [self.arrays[f"b{i}"] for i in range(len(self.model.weights))]
+        try:
+            for i, variable in enumerate(self.all_variables):
+                variable.assign(self.arrays[f"v{i}"])
+            for (follower, names), values in zip(self.followers, self.kept["followers"]):
+                for name in names:
+                    setattr(follower, name, values[name])
+            self.stopping.best_weights = [self.arrays[f"b{i}"] for i in range(len(self.model.weights))]
+        except (KeyError, ValueError, TypeError) as error:
+            raise UserError(f"{self.path} is of another model ({error}): start afresh with --restart.") from None
 
     def on_epoch_end(self, epoch, logs=None):
         for name, value in (logs or {}).items():
             self.history.setdefault(name, []).append(float(value))
         start = time.monotonic()
-        if start < self.due or self.stopping.best_weights is None:
+        if start < self.due or self.stopping.best_weights is None or not np.isfinite(logs["loss"]):
             return
         kept = {"epoch": epoch + 1, "history": self.history, "settings": self.settings,
                 "followers": [{name: plain(getattr(follower, name)) for name in names} for follower, names in self.followers]}  # fmt: skip

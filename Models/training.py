@@ -211,5 +211,5 @@ class SaveEpochs(keras.callbacks.Callback):
         if done % self.freq == 0 or done in (1, self.last):
             save_weights(self.part, epoch_path(self.folder, number))
             write_csv(self.folder / "history.csv", self.history)
-            self.state.save(done, self.history)
             self.on_save(number, done == self.last)
+            self.state.save(done, self.history)  # last: a run that goes on after it misses nothing

@@ -1,6 +1,8 @@
 """The pretrained parts: their files, and the mini backbone that is shipped."""
 
 import hashlib
+import platform
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -43,13 +45,17 @@ def test_weights_dir_is_never_downloaded_into(tmp_path, monkeypatch):
 
 
 def test_a_missing_file_is_downloaded(cache, monkeypatch):
-    def get_file(name, origin, file_hash, **where):
-        assert (origin, file_hash) == (URL + name, SHA256)
-        (cache / name).write_bytes(b"published")
-        return str(cache / name)
+    left = cache / f".partial-{platform.node()}-{2**22 + 1}-unet.h5"  # of a download that was killed
+    left.parent.mkdir(parents=True, exist_ok=True)
+    left.write_bytes(b"publ")
+
+    def get_file(name, origin, file_hash, cache_dir, cache_subdir):
+        assert (origin, file_hash) == (URL + "unet.h5", SHA256) and name != "unet.h5"  # which is always whole
+        (Path(cache_dir) / cache_subdir / name).write_bytes(b"published")
 
     monkeypatch.setattr(keras.utils, "get_file", get_file)
     assert pretrained_file("unet.h5", URL, SHA256) == cache / "unet.h5"
+    assert [path.name for path in cache.iterdir()] == ["unet.h5"]
 
 
 def test_offline_error_says_how_to_get_the_file(cache, monkeypatch):

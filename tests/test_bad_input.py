@@ -1,5 +1,6 @@
 """What users get wrong, through each script's own command line: one line on stderr, exit code 2, nothing written."""
 
+import fcntl
 import importlib
 import shutil
 import sys
@@ -12,6 +13,7 @@ from PIL import Image
 
 import cli
 from Models.backbones import MINI_WEIGHTS
+from Models.class_encoder import class_encoder
 
 RNG = np.random.default_rng(0)
 SCRIPTS = {"adapt": "SD_adapting", "search": "hyp_opt", "generate": "generate_dataset", "classify": "classifier_training"}
@@ -144,6 +146,10 @@ def root(tmp_path_factory):
     foreign = root / "Data/Synthetic/Exp_foreign/digits/4Enc0Dif0Is50Ugs7.5"
     foreign.mkdir(parents=True)
     (foreign / "mine.txt").write_text("not to be lost")
+    foreign = root / "Checkpoints/DDPM/Exp_foreign/digits/MyEmbedding"
+    foreign.mkdir(parents=True)
+    for epoch, (classes, shape) in ((3, (4, (8, 64))), (7, (10, (100, 768)))):
+        class_encoder(classes, 5, shape).save_weights(foreign / f"epoch{epoch}.weights.h5")
     encoder = root / "Checkpoints/DDPM/Exp_there/digits/MyEmbedding"
     encoder.mkdir(parents=True)
     for epoch in (3, 7):
@@ -205,6 +211,8 @@ STATES = [
     ("generate", ["--exp", "foreign", *GENERATE], "holds something that generate_dataset.py has not begun"),
     ("generate", ["--exp", "there", "--img_total", "4", "--enc_epoch", "9", "--dif_epoch", "0"], "Epochs there: 3, 7"),
     ("generate", ["--exp", "there", "--img_total", "4", "--enc_epoch", "3", "--dif_epoch", "0"], "epoch3.weights.h5"),
+    *[("generate", ["--exp", "foreign", "--img_total", "5", "--enc_epoch", epoch, "--dif_epoch", "0"], f"epoch{epoch}.weights.h5")
+      for epoch in ("3", "7")],
     ("adapt", ["--exp", "there", "--enc_epoch", "9", *ADAPT], "Epochs there: 3, 7"),
     ("adapt", ["--exp", "new", "--train_model", "dif", "--enc_epoch", "2", *ADAPT], "Epochs there: none"),
     ("search", ["--exp", "new", *SEARCH], "there are no weights"),
@@ -246,6 +254,47 @@ def refused(script, argv, capsys, monkeypatch, root):
 def test_flags(script, argv, message, capsys, monkeypatch, tmp_path):
     assert message in refused(script, argv, capsys, monkeypatch, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def numeric_flags():
+    for script, name in SCRIPTS.items():
+        captured = []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(cli.Parser, "parse_args", lambda parser, argv=None: captured.append(parser) or sys.exit())
+            with pytest.raises(SystemExit):
+                importlib.import_module(name).parse_args([])
+        for action in captured[0]._actions:
+            if getattr(action.type, "__name__", "") in ("whole number", "number"):
+                yield script, action.option_strings[0]
+
+
+@pytest.mark.parametrize("value", ["-1", "nan", "many", "", "9" * 30, "1e400"])
+@pytest.mark.parametrize("script, flag", list(numeric_flags()))
+def test_no_numeric_flag_takes_nonsense(script, flag, value, capsys, monkeypatch, tmp_path):
+    if flag == "--timeout" and value == "9" * 30:
+        pytest.skip("a number of seconds may be as large as one likes")
+    assert flag in refused(script, [flag, value], capsys, monkeypatch, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_first_ten_broken_images_are_listed(bad, capsys, monkeypatch, tmp_path):
+    line = refused("adapt", ["--dataset", str(bad / "lost"), *ADAPT], capsys, monkeypatch, tmp_path)
+    assert "19 images cannot be read" in line and line.count(".png (") == 10
+
+
+@pytest.mark.parametrize("script, argv, folder", [
+    ("adapt", ADAPT, "Checkpoints/DDPM/Exp_bad/digits/MyEmbedding"),
+    ("generate", GENERATE, "Data/Synthetic/Exp_bad/digits/4Enc0Dif0Is50Ugs7.5"),
+    ("classify", ["--synthetic", "False"], "Checkpoints/Classifiers/Exp_bad/resnet20/digits/real"),
+])  # fmt: skip
+def test_a_second_process_is_told_of_the_first(script, argv, folder, capsys, monkeypatch, tmp_path):
+    lock = tmp_path / folder / ".lock"
+    lock.parent.mkdir(parents=True)
+    with open(lock, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.write("process 77 on laptop")
+        file.flush()
+        assert f"process 77 on laptop is writing in {lock.parent}" in refused(script, argv, capsys, monkeypatch, tmp_path)
 
 
 @pytest.mark.parametrize("name, message", FILES)

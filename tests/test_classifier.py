@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from experiment import UserError
-from Models.classifier import Classifier, accuracies
+from Models.classifier import Classifier, accuracies, saved_epochs
 
 RNG = np.random.default_rng(1)
 
@@ -80,6 +80,26 @@ def test_a_loss_that_is_not_finite_ends_the_training(classifier):
     broken = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: output.kernel.assign(np.nan * output.kernel))
     history, _ = fit(classifier, epochs=5, callbacks=[broken])
     assert len(history["loss"]) == 1 and not np.isfinite(history["loss"][0])
+
+
+def test_a_state_that_is_not_finite_is_not_kept(classifier, tmp_path):
+    output, state_file = classifier.model.layers[-1], tmp_path / "state.npz"
+
+    def spoil(epoch, logs):
+        if epoch == 2:
+            output.kernel.assign(np.nan * output.kernel)
+
+    fit(classifier, epochs=5, callbacks=[keras.callbacks.LambdaCallback(on_epoch_begin=spoil)], state_file=state_file, save_share=1.0)
+    assert saved_epochs(state_file) == 2
+
+
+def test_a_state_of_another_model_is_refused(classifier, tmp_path):
+    state_file = tmp_path / "state.npz"
+    fit(classifier, epochs=1, state_file=state_file, save_share=1.0)
+    with np.load(state_file, allow_pickle=False) as data:
+        np.savez(state_file, **{**data, "v0": np.zeros(3)})
+    with pytest.raises(UserError, match="state.npz is of another model"):
+        fit(classifier, epochs=2, state_file=state_file)
 
 
 def test_the_loss_is_smoothed_cross_entropy(classifier):

@@ -26,7 +26,7 @@ def test_accepted(parse, text, value):
 
 
 @pytest.mark.parametrize("parse, text, reason", [
-    (integer(1), "0", "must be 1 or more, received 0"), (integer(1, 9), "10", r"must be in 1\.\.9, received 10"),
+    (integer(1), "0", r"must be in 1\.\.1000000, received 0"), (integer(1, 9), "10", r"must be in 1\.\.9, received 10"),
     (integer(1), "1.5", "invalid literal"), (integer(1), "many", "invalid literal"),
     (number(0), "-0.1", "at least 0, received"), (number(0, 9), "9.1", "at least 0 and at most 9, received"),
     (number(0, above=True), "0", "more than 0"), (number(0), "nan", "at least 0"), (number(0), "inf", "at least 0"),
@@ -117,6 +117,36 @@ def test_what_is_saved_is_told_on_interruption(capsys, monkeypatch):
     with pytest.raises(SystemExit):
         cli.run(main, lambda: None)
     assert capsys.readouterr().err == "train.py: interrupted; 1 of 9 epochs are saved: the same command goes on from there\n"
+
+
+def test_restart_is_not_to_be_repeated_after_an_interruption(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+
+    def main(args):
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit):
+        cli.run(main, lambda: argparse.Namespace(restart=True))
+    assert capsys.readouterr().err.endswith(": the same command without --restart goes on from there\n")
+
+
+def test_an_interruption_is_told_though_what_is_saved_cannot_be_read(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+
+    def main(args):
+        cli.tell_if_interrupted((tmp_path / "gone").read_text)
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as ended:
+        cli.run(main, lambda: None)
+    assert ended.value.code == 130 and "what is saved cannot be read" in capsys.readouterr().err
+
+
+def test_lack_of_memory_is_one_line(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    with pytest.raises(SystemExit) as ended:
+        cli.run(lambda args: bytearray(2**62), lambda: None)
+    assert ended.value.code == 2 and capsys.readouterr().err == "train.py: error: out of memory: try a smaller --batch_size\n"
 
 
 def test_sigterm_ends_as_ctrl_c_does():

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from argparse import Namespace
@@ -200,10 +201,47 @@ def test_a_record_that_is_none_is_refused(record):
         finished_run(record, arguments(), free=[])
 
 
+def claiming(*arguments):
+    """A process that holds a claim until it is killed."""
+    code = "import sys, time, experiment as e; e.claim(*sys.argv[1:]); print('claimed', flush=True); time.sleep(60)"
+    process = subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "claimed\n"
+    return process
+
+
+def test_parts_of_a_folder_have_writers_side_by_side_but_not_beside_the_whole(tmp_path):
+    folder = tmp_path / "run"
+    shard = claiming(folder, "-1-of-2")
+    alive, dead = folder / f".partial-{platform.node()}-{shard.pid}-a", folder / f".partial-{platform.node()}-{2**22 + 1}-b"
+    for path in (alive, dead):
+        path.write_bytes(b"half")
+    other = claiming(folder, "-2-of-2")
+    assert alive.exists() and not dead.exists()
+    for part in ("", "-2-of-2"):
+        with pytest.raises(UserError, match="is writing in"):
+            claim(folder, part)
+    for process in (shard, other):
+        process.kill()
+        process.wait()
+    whole = claiming(folder)
+    with pytest.raises(UserError, match=f"process {whole.pid} on .* is writing in"):
+        claim(folder, "-1-of-2")
+    whole.kill()
+    whole.wait()
+
+
+def test_what_is_written_into_a_claimed_folder_that_was_deleted_is_refused(tmp_path):
+    folder = tmp_path / "run"
+    claim(folder)
+    write_json(folder / "deep/a.json", {})
+    shutil.rmtree(folder)
+    with pytest.raises(UserError, match="run has been deleted while this process was writing in it"):
+        write_json(folder / "deep/a.json", {})
+    assert not folder.exists()
+
+
 def test_a_folder_has_one_writer_until_that_ends(tmp_path):
-    code = "import sys, time, experiment as e; e.claim(sys.argv[1]); e.claim(sys.argv[1]); print('claimed', flush=True); time.sleep(60)"
-    first = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "run")], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
-    assert first.stdout.readline() == "claimed\n"
+    first = claiming(tmp_path / "run")
     (tmp_path / "run/class_00").mkdir()
     left = [tmp_path / "run/.partial-1-a.npz", tmp_path / "run/class_00/.partial-1-img_0.png"]
     for path in left:
@@ -214,4 +252,5 @@ def test_a_folder_has_one_writer_until_that_ends(tmp_path):
     first.kill()
     first.wait()
     claim(tmp_path / "run")
+    claim(tmp_path / "run")  # it is ours
     assert not any(path.exists() for path in left)

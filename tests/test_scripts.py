@@ -84,6 +84,20 @@ def test_gradient_checkpoints_and_spared_memory_give_the_same_loss(root, tmp_pat
     assert spared == pytest.approx(plain, rel=1e-2)
 
 
+@pytest.mark.parametrize("flags, changed, folder", [
+    (("SD_adapting.py", *MINI, "--epochs", 2, "--batch_size", 128), ("--lr", 0.5), "DDPM/Exp_smoke/digits/MyEmbedding"),
+    (("classifier_training.py", "--synthetic", False, "--epochs", 2, "--classifier", "resnet20_16"), ("--batch_size", 77),
+     "Classifiers/Exp_smoke/resnet20_16/digits/real"),
+])  # fmt: skip
+def test_a_finished_stage_says_so_and_refuses_other_arguments(root, flags, changed, folder):
+    flags, folder = (*flags, "--dataset", "digits", "--exp", "smoke", "--root", root), root / "Checkpoints" / folder
+    before, results = tree(folder), (root / "CAS Results/test_accuracies_expsmoke.json").read_bytes()
+    assert f"finished already: {folder}" in succeed(*flags).stdout
+    refused = run(*flags, *changed)
+    assert refused.returncode == 2 and changed[0] in refused.stderr and f"(now {changed[1]})" in refused.stderr
+    assert tree(folder) == before and (root / "CAS Results/test_accuracies_expsmoke.json").read_bytes() == results
+
+
 def test_adapting_unet_does_not_touch_the_encoder(root, tmp_path):
     encoder = root / "Checkpoints/DDPM/Exp_smoke/digits/MyEmbedding/epoch2.weights.h5"
     assert (root / "Checkpoints/DDPM/Exp_smoke/digits/DiffusionFt/epoch1.weights.h5").exists()
@@ -171,13 +185,18 @@ def test_generation_resumes_with_the_same_bytes_whatever_the_batch(root, tmp_pat
     whole = tree(folder)
     for name in ("class_00/img_1.png", "class_07/img_0.png", "manifest.json"):
         (folder / name).unlink()
-    assert "28 there" in succeed("generate_dataset.py", *flags, "--root", tmp_path).stdout
+    other_batch = [5 if flag == 8 else flag for flag in flags]
+    assert "28 there" in succeed("generate_dataset.py", *other_batch, "--root", tmp_path).stdout
     resumed = tree(folder)
     images = {p for p in whole if p.suffix == ".png" and p.parts[0].startswith("class_")}
     assert len(images) == 30 and all(whole[p] == resumed[p] for p in images)
     assert whole[Path("manifest.json")] == resumed[Path("manifest.json")]
     other = run("generate_dataset.py", *flags, "--root", tmp_path, "--seed", 7)
     assert other.returncode == 2 and "seed: 1234 there, 7 now" in other.stderr
+    assert "finished already" in succeed("generate_dataset.py", *flags, "--root", tmp_path).stdout
+    (folder / "class_00/img_1.png").write_bytes(b"spoilt")
+    assert "throwing away the 30 images" in succeed("generate_dataset.py", *flags, "--root", tmp_path, "--restart").stdout
+    assert tree(folder)[Path("class_00/img_1.png")] == whole[Path("class_00/img_1.png")]
 
 
 def test_shards_make_the_dataset_that_one_process_makes(tmp_path):

@@ -31,7 +31,7 @@ class Scripted(Context):
         assert len(images) == len(labels)
         for epoch in range(first_epoch, epochs):
             callbacks[0].on_epoch_end(epoch, {"loss": self.loss, "val_accuracy": self.accuracies[epoch]})
-        return self.accuracies[first_epoch:epochs]
+        return {"val_accuracy": self.accuracies[first_epoch:epochs]}
 
 
 def run(context, **options):
@@ -100,7 +100,9 @@ def test_warm_start():
 def test_another_search_under_the_same_name_is_refused():
     study = optuna.create_study(study_name="s")
     first, second = (study_settings(parse_args([*ARGS, *flags]), {4: ""}) for flags in ([], ["--num_imgs", "50", "--rungs", "2"]))
-    claim_study(study, first, "there")
+    claim_study(study, second, "there")
+    claim_study(study, first, "there")  # it had no trials: its settings were a mistake
+    study.enqueue_trial({})
     claim_study(study, first, "there")
     with pytest.raises(UserError, match=r"num_imgs 41 \(now 50\), rungs 3 \(now 2\)"):
         claim_study(study, second, "there")

@@ -141,6 +141,14 @@ def test_a_dataset_that_is_still_being_generated_is_not_taken(tmp_path):
         find_synthetic(tmp_path, 2, 4)
 
 
+def test_a_folder_whose_generation_was_refused_is_not_in_the_way(tmp_path):
+    write_dataset(tmp_path / "4Enc1Dif1Is5Ugs1", [2, 2])
+    refused = tmp_path / "4Enc9Dif1Is5Ugs1"
+    refused.mkdir()
+    (refused / ".lock").write_text("process 1 on laptop")
+    assert find_synthetic(tmp_path, 2, 4) == tmp_path / "4Enc1Dif1Is5Ugs1"
+
+
 def test_two_datasets_of_the_same_size_are_ambiguous(tmp_path):
     for name in ("4Enc1Dif1Is5Ugs1", "4Enc2Dif1Is5Ugs1"):
         write_dataset(tmp_path / name, [2, 2])
