@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -344,6 +345,46 @@ def test_a_stopped_run_says_what_is_saved(tmp_path, stop, code):
     last = errors.strip().splitlines()[-1]
     assert process.returncode == code
     assert last == f"generate_dataset.py: interrupted; {there} of 5000 images are saved: the same command goes on from there"
+
+
+# Stages that take long, and the file that shows that some of their work is saved.
+LONG = {
+    "adapt": (("SD_adapting.py", "--dataset", "digits", "--exp", "smoke", *MINI, "--epochs", "90", "--batch_size", "256"), "state.npz"),
+    "classify": (("classifier_training.py", "--dataset", "digits", "--exp", "smoke", "--synthetic", "False", "--epochs", "90",
+                  "--classifier", "resnet20_16"), "state.npz"),
+    "search": (("hyp_opt.py", "--dataset", "digits", "--exp", "long", *MINI, "--n_trials", "90", "--num_imgs", "20", "--is_max", "6",
+                "--epochs", "2", "--classifier", "resnet20_16"), "study.db"),
+}  # fmt: skip
+
+
+def working(stage, root, epochs):
+    """A process of a stage that has saved some of its work."""
+    command, sign = LONG[stage]
+    shutil.copytree(epochs, root / "Checkpoints/DDPM/Exp_long/digits/MyEmbedding")  # what the search looks at
+    process = subprocess.Popen([sys.executable, str(REPOSITORY / command[0]), *command[1:], "--root", str(root)],
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # fmt: skip
+    while not list(root.rglob(sign)) or stage == "search" and "trial   0" not in process.stdout.readline():
+        assert process.poll() is None
+        time.sleep(0.05)
+    return process
+
+
+@pytest.mark.parametrize("stage, stop, code", [("adapt", signal.SIGINT, 130), ("classify", signal.SIGTERM, 143), ("search", signal.SIGINT, 130)])
+def test_every_stage_says_what_is_saved_when_it_is_stopped(root, tmp_path, stage, stop, code):
+    process = working(stage, tmp_path, root / "Checkpoints/DDPM/Exp_smoke/digits/MyEmbedding")
+    process.send_signal(stop)
+    _, errors = process.communicate(timeout=60)
+    saved = r"[1-9]\d* of 90 (epochs are saved|trials are finished)"
+    assert re.search(rf"\w+.py: interrupted; {saved}: the same command goes on from there$", errors.strip()) and "Traceback" not in errors
+    assert process.returncode == code
+
+
+@pytest.mark.parametrize("stage", ["adapt", "classify"])
+def test_a_stage_whose_folder_is_deleted_ends_in_one_line(root, tmp_path, stage):
+    process = working(stage, tmp_path, root / "Checkpoints/DDPM/Exp_smoke/digits/MyEmbedding")
+    shutil.rmtree(tmp_path / "Checkpoints", ignore_errors=True)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 2 and f"{LONG[stage][0][0]}: error: " in errors and "Traceback" not in errors
 
 
 def weights_in(path):
