@@ -25,15 +25,15 @@ COMMON = ("--dataset", "digits", "--exp", "chaos")
 MODEL = ("--backbone", "mini", "--precision", "float32")
 SMALL = ("--classifier", "resnet20_16", "--batch_size", "32")
 STAGES = {
-    "adapt": ("SD_adapting.py", *MODEL, "--epochs", "100", "--batch_size", "256"),
-    "generate": ("generate_dataset.py", *MODEL, "--img_total", "3000", "--enc_epoch", "100", "--dif_epoch", "0", "--inf_steps", "10",
+    "adapt": ("SD_adapting.py", *MODEL, "--epochs", "60", "--batch_size", "256"),
+    "generate": ("generate_dataset.py", *MODEL, "--img_total", "2000", "--enc_epoch", "60", "--dif_epoch", "0", "--inf_steps", "10",
                  "--ugs", "1.5", "--batch_size", "50"),
     "classify": ("classifier_training.py", *SMALL, "--synthetic", "False", "--epochs", "100"),
     "search": ("hyp_opt.py", *MODEL, *SMALL, "--num_imgs", "60", "--is_max", "8", "--epochs", "8", "--n_trials", "12",
                "--gen_batch_size", "20", "--pruner", "none"),
 }  # fmt: skip
 # What the output of a stage shows when the first of its work is done, and with how much of it done a process begins.
-BEGUN = {"adapt": rb"Epoch 2/", "generate": rb" [1-9]\d*/3000", "classify": rb"Epoch 2/", "search": rb"trial   0"}
+BEGUN = {"adapt": rb"Epoch 2/", "generate": rb" [1-9]\d*/2000", "classify": rb"Epoch 2/", "search": rb"trial   0"}
 DONE_BEFORE = {"adapt": rb"going on after epoch (\d+)", "generate": rb", (\d+) there", "classify": rb"Epoch (\d+)/",
                "search": rb"(\d+) of 12 trials there"}  # fmt: skip
 # What a stage leaves, and of these what must not change once it is there.
@@ -141,7 +141,7 @@ def chaos(stage, kills, seed, folder):
     start_up, alone, _ = finish(whole)
     turn = 2 * (alone - start_up) / kills  # so that about half of the work is done at the last kill
     while (disturbed := disturb(turn))[0] < kills:
-        turn /= 2  # the machine has become faster
+        start_up, turn = start_up / 2, turn / 2  # the machine has become faster
     killed, went_on, seen = disturbed
     _, last, before = finish(broken)
     went_on += begun_with_work(before)
