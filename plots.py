@@ -14,7 +14,7 @@ from PIL import Image
 
 from experiment import (
     CAS_SCHEMA, PIPELINE_SCHEMA, PUBLISHED_CAS, PUBLISHED_CAS_PLOTS, PUBLISHED_PIPELINE, PUBLISHED_PIPELINE_PLOTS, Experiment,
-    atomic_path, read_results
+    UserError, atomic_path, read_results
 )  # fmt: skip
 
 COLLAGE_COLUMNS, COLLAGE_ROWS = 8, 3  # as published
@@ -264,7 +264,11 @@ def published_pipeline_bars():
 
 
 def experiment_cas_curve(experiment):
-    """The CAS curve of an experiment's dataset, beside the published one where there is one. Returns its file."""
+    """The CAS curve of an experiment's dataset, beside the published one where there is one. Returns its file.
+
+    Raises:
+        UserError: There are no accuracies of the dataset.
+    """
     files = {"published": PUBLISHED_CAS, f"experiment {experiment.exp}": experiment.cas_file}
     sources = {
         f"{source} {classifier}": datasets[experiment.dataset]
@@ -272,6 +276,8 @@ def experiment_cas_curve(experiment):
         for classifier, datasets in read_results(file, CAS_SCHEMA).items()
         if experiment.dataset in datasets
     }
+    if not sources:
+        raise UserError(f"{experiment.cas_file} holds no accuracies of {experiment.dataset}.")
     return cas_curve(sources, experiment.cas_plot, experiment.dataset)
 
 

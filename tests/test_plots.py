@@ -14,7 +14,7 @@ from PIL import Image
 
 import plots
 from experiment import (
-    PUBLISHED_CAS, PUBLISHED_CAS_PLOTS, PUBLISHED_PIPELINE, PUBLISHED_PIPELINE_PLOTS, REPOSITORY, Experiment, read_json,
+    PUBLISHED_CAS, PUBLISHED_CAS_PLOTS, PUBLISHED_PIPELINE, PUBLISHED_PIPELINE_PLOTS, REPOSITORY, Experiment, UserError, read_json,
     write_json,
 )  # fmt: skip
 
@@ -235,6 +235,13 @@ def test_published_results_are_drawn_beside_ours(tmp_path, drawn):
     plots.experiment_pipeline_bars(tmp_path, "0001")
     labels = [text.get_text() for text in drawn[1].axes[0].get_xticklabels()]
     assert labels == ["cifar10\npublished", "cifar10\nexperiment 0001", "digits\nexperiment 0001"]
+
+
+def test_a_dataset_without_results_has_no_curve(tmp_path):
+    experiment = Experiment(tmp_path, "mine", "other")
+    write_json(experiment.cas_file, {"resnet20": {"digits": {"x1": scores(0.7)}}})
+    with pytest.raises(UserError, match="holds no accuracies of other"):
+        plots.experiment_cas_curve(experiment)
 
 
 def test_experiment_without_results_has_no_figures(tmp_path):
