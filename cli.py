@@ -166,7 +166,7 @@ def import_keras(spare_memory=False):
     that it calls errors too: it says so of an operation that its library lacks, and what does go wrong is also raised.
 
     Args:
-        spare_memory: Whether the least memory matters more than a tenth of the speed.
+        spare_memory: Whether the least memory matters more than time: a step of sd1 takes about half as long again.
     """
     if spare_memory:
         give_memory_back()
@@ -182,7 +182,7 @@ def import_keras(spare_memory=False):
 
                 for gpu in tf.config.list_physical_devices("GPU"):
                     tf.config.experimental.set_memory_growth(gpu, True)
-                if spare_memory:  # rewriting sd1's training graph takes a minute and half a gigabyte, and makes no step faster
+                if spare_memory:  # rewriting sd1's training graph takes a minute and makes no step faster
                     tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
         except BaseException:
             notes.seek(0)

@@ -150,6 +150,12 @@ def is_running(pid):
     return True
 
 
+def writer_is_gone(partial):
+    """Whether a temporary file was left by a process of this machine that was killed."""
+    ours = f".partial-{platform.node()}-"
+    return partial.name.startswith(ours) and not is_running(partial.name.removeprefix(ours).split("-")[0])
+
+
 @contextlib.contextmanager
 def atomic_path(path):
     """Yield a name beside `path` to write to; when the block succeeds the finished file takes its final name at once.
@@ -160,9 +166,9 @@ def atomic_path(path):
     check_claims(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = partial_path(path)
-    for left in path.parent.glob(glob.escape(f".partial-{platform.node()}-") + "*" + glob.escape(f"-{path.name}")):
-        if not is_running(left.name.removeprefix(f".partial-{platform.node()}-").split("-")[0]):
-            left.unlink(missing_ok=True)  # of a process that was killed
+    for left in path.parent.glob(".partial-*" + glob.escape(f"-{path.name}")):
+        if writer_is_gone(left):
+            left.unlink(missing_ok=True)
     try:
         yield partial
         with open(partial, "rb+") as file:
@@ -295,10 +301,9 @@ def remove_partial_files(folder, of_dead_only=False):
         of_dead_only: Whether other processes may be writing there: then only what processes of this machine have left that
             are gone.
     """
-    ours = f".partial-{platform.node()}-"
     for pattern in (".partial-*", "*/.partial-*"):
         for left in folder.glob(pattern):
-            if not of_dead_only or left.name.startswith(ours) and not is_running(left.name.removeprefix(ours).split("-")[0]):
+            if not of_dead_only or writer_is_gone(left):
                 left.unlink(missing_ok=True)
 
 

@@ -1,6 +1,7 @@
 """What several test files share: quiet TensorFlow, golden values, tiny models and data."""
 
 import os
+import sys
 
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 
@@ -8,6 +9,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
+
+def actions_of(script):
+    """The argparse actions of a script's command line."""
+    import importlib
+
+    import cli
+
+    made = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cli.Parser, "parse_args", lambda parser, argv=None: made.append(parser) or sys.exit())
+        with pytest.raises(SystemExit):
+            importlib.import_module(script).parse_args([])
+    return made[0]._actions
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,7 @@ from PIL import Image
 import cli
 from Models.backbones import MINI_WEIGHTS
 from Models.class_encoder import class_encoder
+from tests.conftest import actions_of
 
 RNG = np.random.default_rng(0)
 SCRIPTS = {"adapt": "SD_adapting", "search": "hyp_opt", "generate": "generate_dataset", "classify": "classifier_training"}
@@ -258,12 +259,7 @@ def test_flags(script, argv, message, capsys, monkeypatch, tmp_path):
 
 def numeric_flags():
     for script, name in SCRIPTS.items():
-        captured = []
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(cli.Parser, "parse_args", lambda parser, argv=None: captured.append(parser) or sys.exit())
-            with pytest.raises(SystemExit):
-                importlib.import_module(name).parse_args([])
-        for action in captured[0]._actions:
+        for action in actions_of(name):
             if getattr(action.type, "__name__", "") in ("whole number", "number"):
                 yield script, action.option_strings[0]
 

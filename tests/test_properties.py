@@ -19,6 +19,7 @@ from experiment import UserError, read_json, size_from_name, size_name
 from generate_dataset import shard
 from Models.class_encoder import class_encoder
 from Models.sampler import Sampler, generate_images
+from tests.conftest import actions_of
 
 settings.register_profile("long", max_examples=2000, deadline=None, suppress_health_check=list(HealthCheck))
 settings.register_profile("short", max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
@@ -51,22 +52,7 @@ def test_a_flag_type_takes_text_or_says_what_is_wrong(kind, text):
 
 
 def flags_of(script):
-    parser = []
-    keep = cli.finish_args
-
-    def caught(made, argv=None):
-        parser.append(made)
-        raise KeyboardInterrupt
-
-    module = importlib.import_module(script)
-    module.finish_args = caught
-    try:
-        module.parse_args([])
-    except KeyboardInterrupt:
-        pass
-    finally:
-        module.finish_args = keep
-    return sorted(flag for action in parser[0]._actions for flag in action.option_strings if flag.startswith("--"))
+    return sorted(flag for action in actions_of(script) for flag in action.option_strings if flag.startswith("--"))
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

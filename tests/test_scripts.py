@@ -318,37 +318,9 @@ def test_a_full_disk_is_one_line_and_damages_nothing(root, tmp_path, command, ro
     assert [p for p in tmp_path.rglob("*") if p.name in ("manifest.json", "training.json")]
 
 
-def generating(root):
-    """A process that has begun to write 5000 images."""
-    command = [sys.executable, str(REPOSITORY / GENERATE_FEW[0]), *GENERATE_FEW[1:], "--img_total", "5000", "--batch_size", "20",
-               "--root", str(root)]  # fmt: skip
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    while not list(root.rglob("img_*.png")):
-        assert process.poll() is None
-        time.sleep(0.05)
-    return process
-
-
-def test_a_folder_that_is_deleted_in_mid_run_is_one_line(tmp_path):
-    process = generating(tmp_path)
-    shutil.rmtree(tmp_path / "Data", ignore_errors=True)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 2 and "generate_dataset.py: error: " in errors and "Traceback" not in errors
-
-
-@pytest.mark.parametrize("stop, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_stopped_run_says_what_is_saved(tmp_path, stop, code):
-    process = generating(tmp_path)
-    process.send_signal(stop)
-    _, errors = process.communicate(timeout=60)
-    there = len(list(tmp_path.rglob("img_*.png")))
-    last = errors.strip().splitlines()[-1]
-    assert process.returncode == code
-    assert last == f"generate_dataset.py: interrupted; {there} of 5000 images are saved: the same command goes on from there"
-
-
 # Stages that take long, and the file that shows that some of their work is saved.
 LONG = {
+    "generate": ((*GENERATE_FEW, "--img_total", "5000", "--batch_size", "20"), "img_*.png"),
     "adapt": (("SD_adapting.py", "--dataset", "digits", "--exp", "smoke", *MINI, "--epochs", "90", "--batch_size", "256"), "state.npz"),
     "classify": (("classifier_training.py", "--dataset", "digits", "--exp", "smoke", "--synthetic", "False", "--epochs", "90",
                   "--classifier", "resnet20_16"), "state.npz"),
@@ -357,16 +329,35 @@ LONG = {
 }  # fmt: skip
 
 
-def working(stage, root, epochs):
-    """A process of a stage that has saved some of its work."""
+def working(stage, root, epochs=None):
+    """A process of a stage that has saved some of its work; `epochs` are those that a search looks at."""
     command, sign = LONG[stage]
-    shutil.copytree(epochs, root / "Checkpoints/DDPM/Exp_long/digits/MyEmbedding")  # what the search looks at
+    if epochs:
+        shutil.copytree(epochs, root / "Checkpoints/DDPM/Exp_long/digits/MyEmbedding")
     process = subprocess.Popen([sys.executable, str(REPOSITORY / command[0]), *command[1:], "--root", str(root)],
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # fmt: skip
     while not list(root.rglob(sign)) or stage == "search" and "trial   0" not in process.stdout.readline():
         assert process.poll() is None
         time.sleep(0.05)
     return process
+
+
+def test_a_folder_that_is_deleted_in_mid_run_is_one_line(tmp_path):
+    process = working("generate", tmp_path)
+    shutil.rmtree(tmp_path / "Data", ignore_errors=True)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 2 and "generate_dataset.py: error: " in errors and "Traceback" not in errors
+
+
+@pytest.mark.parametrize("stop, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_run_says_what_is_saved(tmp_path, stop, code):
+    process = working("generate", tmp_path)
+    process.send_signal(stop)
+    _, errors = process.communicate(timeout=60)
+    there = len(list(tmp_path.rglob("img_*.png")))
+    last = errors.strip().splitlines()[-1]
+    assert process.returncode == code
+    assert last == f"generate_dataset.py: interrupted; {there} of 5000 images are saved: the same command goes on from there"
 
 
 @pytest.mark.parametrize("stage, stop, code", [("adapt", signal.SIGINT, 130), ("classify", signal.SIGTERM, 143), ("search", signal.SIGINT, 130)])
