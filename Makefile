@@ -20,8 +20,9 @@ DEMO_ROOT ?= demo
 demo: setup
 	$(RUN) demo.py --seed $(SEED) --root $(DEMO_ROOT)
 
+# Two processes: a file that waits for scripts to start up leaves a core to the others.
 test: setup
-	$(RUN) -m pytest -q -m "not slow"
+	$(RUN) -m pytest -q -n 2 --dist loadfile -m "not slow"
 
 test-slow: setup
 	$(RUN) -m pytest -q -s -m slow
