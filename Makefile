@@ -20,9 +20,9 @@ DEMO_ROOT ?= demo
 demo: setup
 	$(RUN) demo.py --seed $(SEED) --root $(DEMO_ROOT)
 
-# Two processes: a file that waits for scripts to start up leaves a core to the others.
+# Two processes: the scripts, most of whose time is start-up, leave a core to the rest.
 test: setup
-	$(RUN) -m pytest -q -n 2 --dist loadfile -m "not slow"
+	$(RUN) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not slow" tests/test_scripts.py tests
 
 test-slow: setup
 	$(RUN) -m pytest -q -s -m slow
