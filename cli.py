@@ -1,7 +1,6 @@
 """What the four command lines share: flag types, common flags, quiet start-up, one-line errors."""
 
 import argparse
-import ctypes
 import difflib
 import logging
 import math
@@ -146,17 +145,23 @@ def share_cores(backbone):
         os.environ.setdefault("TF_NUM_INTRAOP_THREADS", str(max(1, (os.cpu_count() or 1) // 2)))
 
 
+# For glibc's malloc: arrays from 256 KB on go back to the system when they are freed; one heap for all threads; pages of
+# 2 MB where the system allows them, since fresh memory for every array is a page fault every 4 KB else.
+GIVE_BACK = "glibc.malloc.mmap_threshold=262144:glibc.malloc.arena_max=1:glibc.malloc.hugetlb=1"
+
+
 def give_memory_back():
     """Let TensorFlow, which is not imported yet, give memory back as soon as it is free.
 
     Its own allocator keeps what it once had, and so does glibc's malloc with arrays below a threshold that grows to 32 MB.
-    Elsewhere than on Linux with glibc the second half is left out.
+    glibc reads its settings when a process begins, so this one begins again, under the same number. Elsewhere than on
+    Linux that is left out. What the user has set stays.
     """
     os.environ.setdefault("TF_ONEDNN_USE_SYSTEM_ALLOCATOR", "1")
-    if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "mallopt"):
-        m_mmap_threshold, m_arena_max = -3, -8  # of malloc.h
-        library.mallopt(m_mmap_threshold, 256 << 10)
-        library.mallopt(m_arena_max, 1)
+    if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
+        os.environ["GLIBC_TUNABLES"] = GIVE_BACK
+        sys.stdout.flush()
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def import_keras(spare_memory=False):
@@ -166,7 +171,7 @@ def import_keras(spare_memory=False):
     that it calls errors too: it says so of an operation that its library lacks, and what does go wrong is also raised.
 
     Args:
-        spare_memory: Whether the least memory matters more than time: a step of sd1 takes about half as long again.
+        spare_memory: Whether to take the least memory. The process may begin again: see `give_memory_back`.
     """
     if spare_memory:
         give_memory_back()
@@ -184,6 +189,7 @@ def import_keras(spare_memory=False):
                     tf.config.experimental.set_memory_growth(gpu, True)
                 if spare_memory:  # rewriting sd1's training graph takes a minute and makes no step faster
                     tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+                    forget_where_operations_come_from()
         except BaseException:
             notes.seek(0)
             os.write(terminal, notes.read())
@@ -192,6 +198,16 @@ def import_keras(spare_memory=False):
             os.dup2(terminal, 2)
             os.close(terminal)
     return keras
+
+
+def forget_where_operations_come_from():
+    """Let TensorFlow keep no call stack for each operation of a graph.
+
+    It only quotes them in error messages, and those of sd1's training step are 0.6 GB. There is no public switch.
+    """
+    from tensorflow.python.framework import ops
+
+    ops.pywrap_tf_session.TF_SetOpStackTrace = lambda operation, stack: None
 
 
 def make_repeatable(args):

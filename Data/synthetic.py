@@ -78,8 +78,9 @@ class SyntheticWriter:
                 file.flush()
                 os.fsync(file.fileno())  # else a power cut may leave an empty file under the final name
             os.replace(partial, path)
-        finally:
+        except BaseException:
             partial.unlink(missing_ok=True)
+            raise
 
     def drain(self):
         """Wait for the queue; an error of a writing thread is raised here."""

@@ -101,7 +101,7 @@ def generation(args):
             published, ours, *others = started
             jobs = [(side, "generation") for side in started]
             if precision == "auto":
-                jobs.append((ours, "generation, no guidance"))
+                jobs += [(ours, "generation, no guidance"), (ours, "decoder")]
             base, mine, *rest = alternate(args.rounds, *jobs)
             work = "generate 8 images, 10 steps, scale 1.5, decoder"
             memory = {"memory_gb": [round(side.memory_gb, 1) for side in started[:2]]}
@@ -111,7 +111,10 @@ def generation(args):
                 if others:
                     rows.append(row("1b", f"{work}: default precision against diffusers bfloat16", rest[0] / mine, 1.05,
                                     seconds=[rest[0], mine]))  # fmt: skip
-                rows.append(row("3", "guidance scale 1.0 against 1.5, ours", mine / rest[-1], 1.9, seconds=[mine, rest[-1]]))
+                *_, alone, decoder = rest
+                rows.append(row("3", "guidance scale 1.0 against 1.5, ours", mine / alone, 1.9, seconds=[mine, alone]))
+                rows.append(row("3b", "the same without the decoder, which both need", (mine - decoder) / (alone - decoder), None,
+                                decoder_seconds=decoder))  # fmt: skip
             else:
                 files = [Path(folder) / f"{i}.npy" for i in range(2)]
                 for side, file in zip(started, files):

