@@ -10,7 +10,7 @@ import sys
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 
-from bench.worker import serve
+from bench.worker import pipe_for_answers, serve
 
 BATCH, STEPS, SCALE = 8, 10, 1.5
 LATENT, TOKENS, WIDTH = 16, 100, 768
@@ -30,6 +30,7 @@ def build(dtype):
 
 
 def main(dtype):
+    answers = pipe_for_answers()
     unet, vae = build(dtype)
     scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
                               set_alpha_to_one=True, steps_offset=1)  # fmt: skip
@@ -52,7 +53,7 @@ def main(dtype):
         return unet(noise, 500, contexts[:BATCH]).sample.float().numpy()
 
     print(f"torch {torch.__version__}, {sum(p.numel() for p in unet.parameters()):,} parameters", file=sys.stderr)
-    serve({"generation": generate, "warm": lambda: generate(1), "unet": one_pass})
+    serve({"generation": generate, "warm": lambda: generate(1), "unet": one_pass}, answers)
 
 
 if __name__ == "__main__":

@@ -13,9 +13,16 @@ import sys
 import time
 
 
-def serve(jobs):
+def pipe_for_answers():
+    """What is standard output now: from here on whatever a library prints there goes to stderr."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    return answers
+
+
+def serve(jobs, answers):
     """Answer the lines of standard input until it ends."""
-    print(json.dumps({"jobs": list(jobs)}), file=ANSWERS, flush=True)
+    print(json.dumps({"jobs": list(jobs)}), file=answers, flush=True)
     for line in sys.stdin:
         order = json.loads(line)
         start = time.perf_counter()
@@ -26,7 +33,7 @@ def serve(jobs):
 
             np.save(order["save"], np.asarray(result))
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        print(json.dumps({"seconds": seconds, "memory_gb": memory}), file=ANSWERS, flush=True)
+        print(json.dumps({"seconds": seconds, "memory_gb": memory}), file=answers, flush=True)
 
 
 if __name__ == "__main__":
@@ -36,9 +43,7 @@ if __name__ == "__main__":
     if side in ("writing", "classifier", "precision"):
         share_cores("mini")
     import_keras(spare_memory="checkpoints" in arguments)
-    # Answers have a pipe of their own: whatever a library prints goes to stderr.
-    ANSWERS = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
+    answers = pipe_for_answers()  # not before: this process may have begun again
     from bench.sides import SIDES
 
-    serve(SIDES[side](*arguments))
+    serve(SIDES[side](*arguments), answers)
