@@ -7,8 +7,8 @@
 import time
 
 from cli import (
-    add_model_flags, finish_args, import_keras, integer, log, make_repeatable, new_parser, number, run, share_cores,
-    start_logging, tell_if_interrupted
+    add_model_flags, begin_writing, finish_args, import_keras, integer, log, make_repeatable, new_parser, number, run,
+    share_cores, tell_if_interrupted
 )  # fmt: skip
 from experiment import Experiment, claim, describe_run, file_hash, finished_run, fixed_arguments, write_json
 
@@ -121,8 +121,9 @@ def main(args):
     for part, epoch in (("enc", args.enc_epoch), ("dif", args.dif_epoch)):
         if epoch:  # a wrong number shall be told before anything is loaded or written
             epoch_file(experiment.part_dir(part), epoch, part)
+    claim(folder, create=False)
 
-    # Data and models
+    # Data and models, before anything is written
     share_cores(args.backbone)
     import_keras(spare_memory=args.gradient_checkpointing)
     from Data.loaders import load_splits
@@ -133,20 +134,19 @@ def main(args):
     from Models.training import SaveEpochs, TrainingState, fast_feed, noisy_batches, paper_optimizer
     from plots import class_collages, loss_curve
 
-    claim(folder)
-    start_logging(folder)
     backbone = BACKBONES[args.backbone]
     train = load_splits(spec, args.data_dir, args.seed).train
     steps = -(-len(train.labels) // args.batch_size)
-    class_collages([train.images[train.labels == label] for label in range(spec.num_classes)], experiment.images_dir, "real")
     make_repeatable(args)
-    moments = dataset_moments(args, spec, experiment, backbone, train.images)
     precision = set_precision(args.precision, learns=True)
-    make_repeatable(args)  # again: building the VAE's encoder, for moments that are not cached, draws numbers too
     encoder = class_encoder(spec.num_classes, backbone.hidden_units, backbone.context_shape)
     load_epoch(encoder, experiment.part_dir("enc"), args.enc_epoch, "enc")
     unet = backbone.unet(args.weights_dir)
     load_epoch(unet, experiment.part_dir("dif"), args.dif_epoch, "dif")
+    write_sheet = sheet_writer(args, spec, backbone, encoder, unet, folder)
+    set_precision("float32")  # of the VAE's encoder
+    moments = dataset_moments(args, spec, experiment, backbone, train.images)
+    set_precision(args.precision, learns=True)
     if args.gradient_checkpointing:
         checkpoint_gradients(unet)
     if args.train_model == "dif" and args.enc_epoch == 0:
@@ -162,9 +162,10 @@ def main(args):
     model.compile(paper_optimizer(args.lr, steps * args.epochs, gradient_dtype), "mse")
     model.optimizer.build(model.trainable_variables)
     state = TrainingState(model, part, state_file, fixed_arguments(args, free))
+    done, losses = (0, []) if args.restart else state.load()
+    begin_writing(folder)
     if args.restart:
         throw_away(folder, args.enc_epoch if args.train_model == "enc" else args.dif_epoch)
-    done, losses = state.load()
     tell_if_interrupted(lambda: f"{state.epoch} of {args.epochs} epochs are saved")
     log.info("%s of %s on %s: %d images, %d parameters, %d epochs of %d steps, batch %d, lr %g, %s, seed %d -> %s",
              args.train_model, backbone.name, spec.name, len(train.labels), part.count_params(), args.epochs, steps,
@@ -173,8 +174,8 @@ def main(args):
         log.info("going on after epoch %d", done)
 
     # Training
+    class_collages([train.images[train.labels == label] for label in range(spec.num_classes)], experiment.images_dir, "real")
     offset = args.enc_epoch if part is encoder else args.dif_epoch
-    write_sheet = sheet_writer(args, spec, backbone, encoder, unet, folder)
     sheet_every = max(1, args.epochs // SHEETS)
 
     def on_save(epoch, last):

@@ -7,8 +7,8 @@ import time
 from pathlib import Path
 
 from cli import (
-    add_classifier_flags, boolean, finish_args, import_keras, integer, log, make_repeatable, new_parser, run,
-    start_logging, tell_if_interrupted
+    add_classifier_flags, begin_writing, boolean, finish_args, import_keras, integer, log, make_repeatable, new_parser,
+    run, tell_if_interrupted
 )  # fmt: skip
 from experiment import (
     CAS_SCHEMA, Experiment, UserError, claim, describe_run, finished_run, fixed_arguments, merge_json, read_results,
@@ -136,21 +136,27 @@ def main(args):
             print(f"finished already: {folder} (--restart trains again)")
             return
 
+    claim(folder, create=False)
+
     # Data and model
     import_keras()
     from Data.loaders import class_names, load_splits
     from Models.classifier import Classifier, accuracies
 
-    start_logging(folder)
     log.info("classifier %s on %s, %s images -> %s", args.classifier, spec.name, source, folder)
     make_repeatable(args)
     splits = load_splits(spec, args.data_dir, args.seed, spec.resolution)
     classifier = Classifier(args.classifier, spec.resolution, spec.num_classes)
 
-    # Training
-    if args.train and not done:
+    learns = args.train and not done
+    if learns:
         images, origin = training_images(args, spec, experiment, splits)
-        claim(folder)
+    else:
+        load_best(classifier, folder)
+    begin_writing(folder)
+
+    # Training
+    if learns:
         val_accuracy = train(args, classifier, images, splits, folder)
         record = describe_run(args, started, trained_on=origin, images=len(images[1]), val_accuracy=val_accuracy)
         write_json(record_file, record)
@@ -164,7 +170,6 @@ def main(args):
         from plots import confusion_matrix, experiment_cas_curve
 
         load_best(classifier, folder)
-        claim(folder)
         result = accuracies(classifier.probabilities(splits.test.images), splits.test.labels)
         top = {key: result[key] for key in ("top_1_accuracy", "top_5_accuracy")}
         names = class_names(spec)

@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import logging
+import logging.handlers
 import math
 import os
 import re
@@ -12,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 from Data.registry import DATASETS
-from experiment import REPOSITORY, UserError
+from experiment import REPOSITORY, UserError, claim
 
 log = logging.getLogger("experiment")
 
@@ -224,16 +225,32 @@ def make_repeatable(args):
         tf.config.experimental.enable_op_determinism()
 
 
-def start_logging(folder):
-    """Log plain lines to the terminal, and with the time to `log.txt` in the run's folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    to_terminal, to_file = logging.StreamHandler(sys.stdout), logging.FileHandler(folder / "log.txt")
+def start_logging():
+    """Log plain lines to the terminal. `log_to` writes them to a file too, those that came before it included."""
+    to_terminal = logging.StreamHandler(sys.stdout)
     to_terminal.setLevel(logging.INFO)
-    to_file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
-    log.handlers[:] = [to_terminal, to_file]
+    log.handlers[:] = [to_terminal, logging.handlers.MemoryHandler(1000, flushLevel=math.inf)]
     log.setLevel(logging.DEBUG)
     logging.raiseExceptions = False  # a full disk is told once, not with every line
     log.propagate = False
+
+
+def log_to(folder):
+    """Log to `log.txt` in the run's folder, with the time."""
+    folder.mkdir(parents=True, exist_ok=True)
+    to_file = logging.FileHandler(folder / "log.txt")
+    to_file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    for waiting in [handler for handler in log.handlers if isinstance(handler, logging.handlers.MemoryHandler)]:
+        log.removeHandler(waiting)
+        waiting.setTarget(to_file)
+        waiting.close()
+    log.addHandler(to_file)
+
+
+def begin_writing(folder, part=""):
+    """Claim the run's folder, or a part of it, and log there. To be called when all input has been found good."""
+    claim(folder, part)
+    log_to(folder)
 
 
 def tell_if_interrupted(saved):
@@ -256,6 +273,7 @@ def run(main, parse_args):
     a lack of memory.
     """
     signal.signal(signal.SIGTERM, terminate)
+    start_logging()
     tell_if_interrupted(lambda: "nothing is lost that was saved before")
     name = Path(sys.argv[0]).name
     again = "the same command"

@@ -254,11 +254,17 @@ def locked(path):
         yield
 
 
-def claim(folder, part=""):
+def claim(folder, part="", create=True):
     """Make this process the only one that writes in a folder, or in a part of it, until it ends, however it ends.
 
     Parts may be claimed side by side, but not beside the whole. Temporary files that an earlier process left in the folder
     when it was killed are removed.
+
+    Args:
+        folder: The folder; made where it is missing.
+        part: Name of the part, empty for the whole.
+        create: Whether to claim what nobody has claimed before. If not, nothing is made: so it can be told of another
+            process at once, before the input is known to be good.
 
     Raises:
         UserError: Another process writes there.
@@ -266,7 +272,8 @@ def claim(folder, part=""):
     import fcntl
 
     folder = Path(folder)
-    if folder / f".lock{part}" in CLAIMED:
+    lock = folder / f".lock{part}"
+    if lock in CLAIMED or not (create or lock.exists()):
         return
     folder.mkdir(parents=True, exist_ok=True)
     locks = {".lock": fcntl.LOCK_SH, f".lock{part}": fcntl.LOCK_EX}  # one and the same where it is the whole

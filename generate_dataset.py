@@ -9,8 +9,8 @@ import re
 import time
 
 from cli import (
-    add_model_flags, add_spacing_flag, finish_args, import_keras, integer, log, make_repeatable, new_parser, number,
-    run, share_cores, start_logging, tell_if_interrupted
+    add_model_flags, add_spacing_flag, begin_writing, finish_args, import_keras, integer, log, make_repeatable,
+    new_parser, number, run, share_cores, tell_if_interrupted
 )  # fmt: skip
 from experiment import (
     Experiment, UserError, claim, describe_run, file_hash, fixed_arguments, locked, read_json, size_name, write_json
@@ -155,7 +155,8 @@ def main(args):
     settings = {"total": total, **fixed_arguments(args, FREE), "image_size": size, "precision": precision, "weights": weights}
     check_folder(args, folder, settings)
     part, parts = args.shard
-    claim(folder, f"-{part}-of-{parts}" if parts > 1 else "")
+    claimed = f"-{part}-of-{parts}" if parts > 1 else ""
+    claim(folder, claimed, create=False)
     counts = balanced_counts(total, spec.num_classes)
     if (folder / MANIFEST).exists() and not args.restart:
         print(f"finished already: {folder}")
@@ -176,7 +177,7 @@ def main(args):
     sampler = Sampler(unet, backbone.decoder(args.weights_dir), backbone.parts)
 
     # Generation
-    start_logging(folder)
+    begin_writing(folder, claimed)
     begin_folder(args, folder, settings)
     writer = SyntheticWriter(folder, counts)
     labels, indices = writer.missing(args.shard)

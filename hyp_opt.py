@@ -9,8 +9,8 @@ import time
 from dataclasses import dataclass
 
 from cli import (
-    add_classifier_flags, add_model_flags, add_spacing_flag, finish_args, import_keras, integer, log,
-    make_repeatable, new_parser, number, run, share_cores, start_logging, tell_if_interrupted
+    add_classifier_flags, add_model_flags, add_spacing_flag, finish_args, import_keras, integer, log, log_to,
+    make_repeatable, new_parser, number, run, share_cores, tell_if_interrupted
 )  # fmt: skip
 from experiment import (
     PIPELINE_SCHEMA, Experiment, UserError, describe_run, locked, merge_json, read_json, read_results, write_csv,
@@ -317,13 +317,17 @@ def write_trials(study, folder):
     return folder / "trials.csv"
 
 
-def build_context(args, spec, experiment, epochs, val):
+def prepare(args, spec, experiment, epochs):
+    """The dataset's splits, and what the trials share."""
+    from Data.loaders import load_splits
     from Models.backbones import BACKBONES, set_precision
     from Models.class_encoder import class_encoder
     from Models.classifier import Classifier
     from Models.sampler import Sampler
-    from Models.weights import load_epoch
+    from Models.weights import check_weights, load_epoch
 
+    make_repeatable(args)
+    splits = load_splits(spec, args.data_dir, args.seed, spec.resolution)
     classifier = Classifier(args.classifier, spec.resolution, spec.num_classes)
     set_precision(args.precision)
     backbone = BACKBONES[args.backbone]
@@ -331,7 +335,10 @@ def build_context(args, spec, experiment, epochs, val):
     if args.train_model == "dif":
         load_epoch(encoder, experiment.part_dir("enc"), args.enc_epoch, "enc")
     sampler = Sampler(backbone.unet(args.weights_dir), backbone.decoder(args.weights_dir), backbone.parts)
-    return Context(args, spec, experiment, encoder, sampler, classifier, epochs, val)
+    for file in epochs.values():
+        check_weights(encoder if args.train_model == "enc" else sampler.unet, file)
+    chosen_on = splits.test if args.select_on == "test" else splits.val
+    return splits, Context(args, spec, experiment, encoder, sampler, classifier, epochs, chosen_on)
 
 
 def main(args):
@@ -345,7 +352,7 @@ def main(args):
     share_cores(args.backbone)
     import_keras()
     from Models.weights import saved_epochs
-    from studies import database_errors
+    from studies import check_address, database_errors
 
     epochs = saved_epochs(experiment.part_dir(args.train_model))
     if not epochs:
@@ -354,6 +361,7 @@ def main(args):
     if args.optimize and experiment.pipeline_file.exists():
         read_results(experiment.pipeline_file, PIPELINE_SCHEMA)  # a broken one shall be told before days of search
     address = args.storage or f"sqlite:///{folder.parent / 'study.db'}"
+    check_address(address, create=args.optimize)
     with database_errors(address):
         run_study(args, spec, experiment, folder, epochs, address, started)
 
@@ -369,13 +377,15 @@ def run_study(args, spec, experiment, folder, epochs, address, started):
     # The study
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # each trial has its own line here
     name = experiment.study_name(args.train_model)
-    start_logging(folder)
+    # A first search tells all that may be wrong with its input before it writes anything.
+    ready = prepare(args, spec, experiment, epochs) if args.optimize and not folder.exists() else None
     if args.restart:
         thrown_away = delete_study(address, name, folder.parent / "study")
         log.info("throwing away the study %s with %d trials", name, thrown_away)
         (folder / "best.json").unlink(missing_ok=True)
     study = open_study(address, name, args.seed, pruner(args.pruner, args.epochs), args.optimize, folder.parent / "study")
     claim_study(study, study_settings(args, epochs), address)
+    log_to(folder)
     if args.select_on == "test":
         log.warning("settings are chosen on TEST images, as published: the accuracies below are too good")
     log.info("search %s: %d of %d trials there, steps %d..%d, scale 0..%g, epoch 1..%d, %d images a trial, seed %d -> %s",
@@ -387,12 +397,7 @@ def run_study(args, spec, experiment, folder, epochs, address, started):
     # The search, then one look at the test images
     best_file = folder / "best.json"
     if args.optimize and (len(trials(study, *FINISHED)) < args.n_trials or not best_file.exists()):
-        from Data.loaders import load_splits
-
-        make_repeatable(args)
-        splits = load_splits(spec, args.data_dir, args.seed, spec.resolution)
-        chosen_on = splits.test if args.select_on == "test" else splits.val
-        context = build_context(args, spec, experiment, epochs, chosen_on)
+        splits, context = ready or prepare(args, spec, experiment, epochs)
         if args.warm_start and not trials(study):
             warm_start(args, study, epochs)
         if not search(args, study, context):

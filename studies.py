@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import socket
 import time
 import warnings
@@ -99,6 +100,26 @@ def pruner(name, epochs):
         "median": lambda: optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=first),
         "none": optuna.pruners.NopPruner,
     }[name]()
+
+
+def check_address(address, create):
+    """Tell, without opening or making anything, of an address that can be none.
+
+    Args:
+        address: As in `open_storage`.
+        create: Whether a file may be made; else it must be there.
+
+    Raises:
+        UserError: It is no address, or there is no such file.
+    """
+    if not address.startswith("journal:"):
+        try:
+            sqlalchemy.make_url(address)
+        except sqlalchemy.exc.ArgumentError as error:
+            raise UserError(f"--storage {address} cannot be opened: {error}") from None
+    file = re.match(r"(?:journal:|sqlite:///)(.+)", address)
+    if file and not create and not Path(file[1]).expanduser().exists():
+        raise UserError(f"there is no study to report, for there is no file {file[1]}: run with --optimize.")
 
 
 def open_storage(address):

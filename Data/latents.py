@@ -1,6 +1,7 @@
 """The VAE moments of a dataset: computed once for a dataset, backbone and size, then read from disk."""
 
 import hashlib
+import itertools
 import logging
 import tokenize
 
@@ -25,13 +26,11 @@ def cached_moments(folder, name, images, weights_hash, encode):
     path = folder / f"{name}_{key.hexdigest()[:16]}.npy"
     if not path.exists():
         log.info("encoding %d images with the VAE, once", len(images))
+        batches = encode(images)
+        first, done = next(batches), 0  # what is wrong with the encoder is told before anything is written
         with atomic_path(path) as partial:
-            moments = None
-            done = 0
-            for batch in encode(images):
-                if moments is None:
-                    shape = (len(images), *batch.shape[1:])
-                    moments = np.lib.format.open_memmap(partial, "w+", "float32", shape)
+            moments = np.lib.format.open_memmap(partial, "w+", "float32", (len(images), *first.shape[1:]))
+            for batch in itertools.chain([first], batches):
                 moments[done : done + len(batch)] = batch
                 done += len(batch)
             moments.flush()

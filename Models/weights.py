@@ -1,5 +1,6 @@
 """Weights on disk: loaded wholly or not at all, saved atomically, listed by epoch."""
 
+import contextlib
 import re
 from pathlib import Path
 
@@ -38,18 +39,31 @@ def load_weights(model, path):
     Raises:
         UserError: The file is not whole, or its layers or shapes are not the model's.
     """
-    path = Path(path)
+    check_weights(model, path)
+    with told_as_misfit(model, path):
+        model.load_weights(path)
+    return model
+
+
+def check_weights(model, path):
+    """Refuse a file of other weights than the model's, without reading them.
+
+    Raises:
+        UserError: It is no HDF5 file, or has other shapes.
+    """
     check_hdf5(path)
-    try:
-        with h5py.File(path) as file:
-            in_file = stored_shapes(file)
-        expected = sorted(tuple(w.shape) for w in model.weights)
+    with told_as_misfit(model, path), h5py.File(path) as file:
+        in_file, expected = stored_shapes(file), sorted(tuple(w.shape) for w in model.weights)
         if sorted(in_file) != expected:
             raise UserError(f"{path} does not fit {model.name}: {shape_difference(in_file, expected)}")
-        model.load_weights(path)
+
+
+@contextlib.contextmanager
+def told_as_misfit(model, path):
+    try:
+        yield
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise UserError(f"{path} cannot be loaded into {model.name}: {error}") from None
-    return model
 
 
 def stored_shapes(file):

@@ -167,11 +167,15 @@ def test_logging_to_terminal_and_file(tmp_path, capsys, monkeypatch):
     for name in ("handlers", "level", "propagate"):
         monkeypatch.setattr(log, name, list(log.handlers) if name == "handlers" else getattr(log, name))
     for folder in ("first", "second"):  # a second start replaces the first
-        cli.start_logging(tmp_path / folder)
-    logging.getLogger("experiment").info("epoch %d", 3)
-    assert capsys.readouterr().out == "epoch 3\n"
-    assert (tmp_path / "second" / "log.txt").read_text().endswith(" epoch 3\n")
-    assert (tmp_path / "first" / "log.txt").read_text() == ""
+        cli.start_logging()
+        logging.getLogger("experiment").info("reading %s", folder)
+        assert not (tmp_path / folder).exists()
+        cli.begin_writing(tmp_path / folder)
+    log.info("epoch %d", 3)
+    log.debug("where it happened")
+    assert capsys.readouterr().out == "reading first\nreading second\nepoch 3\n"
+    lines = [(tmp_path / folder / "log.txt").read_text().splitlines() for folder in ("first", "second")]
+    assert [[line[20:] for line in file] for file in lines] == [["reading first"], ["reading second", "epoch 3", "where it happened"]]
 
 
 @pytest.mark.parametrize("fails", [False, True])
