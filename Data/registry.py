@@ -12,7 +12,7 @@ IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".ti
 SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 NPZ_KEYS = tuple(f"{split}_{kind}" for split in ("train", "val", "test") for kind in ("images", "labels"))
 # What Pillow raises, besides DecompressionBombError, for files that are not the image they should be.
-BROKEN_IMAGE = (OSError, ValueError, SyntaxError, EOFError)
+BROKEN_IMAGE = (OSError, ValueError, SyntaxError, EOFError, TypeError)
 MAX_CLASSES = 1000
 MAX_SIDE = 128  # of the user's own images: larger ones show a classifier nothing that the backbones can make
 

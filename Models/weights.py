@@ -1,6 +1,7 @@
 """Weights on disk: loaded wholly or not at all, saved atomically, listed by epoch."""
 
 import contextlib
+import mmap
 import re
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from experiment import UserError, atomic_path
 
 LFS_HEADER = b"version https://git-lfs"
 HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+HEAP_SIGNATURE = b"GCOL\x01\0\0\0"
 # Ours and the published ones; a Keras 2 file has another layout, told apart by its suffix.
 EPOCH_FILE = re.compile(r"epoch(\d+)\.(weights\.h5|hdf5)")
 KIND = {"enc": "Class Encoder", "dif": "UNet"}
@@ -31,6 +33,30 @@ def check_hdf5(path):
         raise UserError(f"{path} is a Git LFS pointer, not the weights: fetch them with `git lfs pull`.")
     if not start.startswith(HDF5_SIGNATURE):
         raise UserError(f"{path} is not an HDF5 file.")
+    check_heaps(path)
+
+
+def check_heaps(path):
+    """Refuse an HDF5 file whose heaps of strings are damaged: the library may look for their end for ever.
+
+    A heap is its signature and size, then objects: number (2 bytes), 6 others, size (8) and content, in steps of 8 bytes;
+    number 0 is the free rest, with its own 16 bytes in its size (HDF5 File Format Specification 3.0, section III.E).
+
+    Raises:
+        UserError: An object does not end within its heap.
+    """
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as raw:
+        heap = raw.find(HEAP_SIGNATURE)
+        while heap >= 0:
+            at, end = heap + 16, heap + int.from_bytes(raw[heap + 8 : heap + 16], "little")
+            while at + 16 <= end <= len(raw):
+                number, size = int.from_bytes(raw[at : at + 2], "little"), int.from_bytes(raw[at + 8 : at + 16], "little")
+                at += 16 + -(-size // 8) * 8 if number else size
+                if not number:
+                    break
+            if end <= len(raw) and not end - 16 < at <= end:  # of a file cut short the library tells
+                raise UserError(f"{path} is damaged: a heap at byte {heap} has no end.")
+            heap = raw.find(HEAP_SIGNATURE, heap + 1)
 
 
 def load_weights(model, path):
@@ -62,7 +88,10 @@ def check_weights(model, path):
 def told_as_misfit(model, path):
     try:
         yield
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except UserError:
+        raise
+    # What h5py and Keras raise for damaged files has no common type: TypeError and SystemError among others.
+    except Exception as error:
         raise UserError(f"{path} cannot be loaded into {model.name}: {error}") from None
 
 

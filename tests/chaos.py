@@ -1,7 +1,8 @@
 """Each stage killed again and again at random moments, finished, and compared with a run that was left alone: `make chaos`.
 
-mini + digits, float32. The table counts SIGKILLs, starts that went on from saved work, images or epochs that were on disk
-at a kill and not in the end, temporary files left over, and says whether the results have the same bytes.
+mini + digits, float32. The table counts SIGKILLs, starts that went on from saved work, how much of it the last start found,
+what was lost (a file that was there at a kill and not, or not the same, in the end; an epoch, image or trial that one start
+found and the next did not), temporary files left over, and says whether the results have the same bytes.
 """
 
 import argparse
@@ -18,6 +19,7 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -29,13 +31,15 @@ STAGES = {
     "generate": ("generate_dataset.py", *MODEL, "--img_total", "2000", "--enc_epoch", "60", "--dif_epoch", "0", "--inf_steps", "10",
                  "--ugs", "1.5", "--batch_size", "50"),
     "classify": ("classifier_training.py", *SMALL, "--synthetic", "False", "--epochs", "100"),
-    "search": ("hyp_opt.py", *MODEL, *SMALL, "--num_imgs", "60", "--is_max", "8", "--epochs", "8", "--n_trials", "12",
+    "search": ("hyp_opt.py", *MODEL, *SMALL, "--num_imgs", "60", "--is_max", "8", "--epochs", "8", "--n_trials", "24",
                "--gen_batch_size", "20", "--pruner", "none"),
 }  # fmt: skip
-# What the output of a stage shows when the first of its work is done, and with how much of it done a process begins.
-BEGUN = {"adapt": rb"Epoch 2/", "generate": rb" [1-9]\d*/2000", "classify": rb"Epoch 2/", "search": rb"trial   0"}
+# What the output of a process shows when the first of its work is done, and with how much of it done it begins.
+BEGUN = {"adapt": rb"(?s)Epoch \d.*Epoch \d", "generate": rb"[1-9]\d*/2000", "classify": rb"(?s)Epoch \d.*Epoch \d",
+         "search": rb"trial +\d+:"}  # fmt: skip
 DONE_BEFORE = {"adapt": rb"going on after epoch (\d+)", "generate": rb", (\d+) there", "classify": rb"Epoch (\d+)/",
-               "search": rb"(\d+) of 12 trials there"}  # fmt: skip
+               "search": rb"(\d+) of 24 trials there"}  # fmt: skip
+UNIT = {"adapt": "epochs", "generate": "images", "classify": "epochs", "search": "trials"}
 # What a stage leaves, and of these what must not change once it is there.
 RESULTS = ("*/epoch*.weights.h5", "history.csv", "manifest.json", "class_*/img_*.png", "best_model.weights.h5",
            "model_history.csv", "class_accuracies.csv", "test_accuracies_expchaos.json", "trials.csv")  # fmt: skip
@@ -99,32 +103,41 @@ def chaos(stage, kills, seed, folder):
     def output(since):
         return Path(log.name).read_bytes()[since:]
 
-    def begun_with_work(since):
-        """Whether the process whose output begins there found saved work."""
-        found = re.search(DONE_BEFORE[stage], output(since))
-        return found is not None and int(found[1]) > (stage == "classify")  # its epochs are counted from 1
+    def work_found(since):
+        """Epochs, images or trials that the process whose output begins there found saved, in a list: empty if it died too soon."""
+        told = output(since)
+        if found := re.search(DONE_BEFORE[stage], told):
+            return [int(found[1]) - (stage == "classify")]  # its epochs are counted from 1
+        return [0] if re.search(BEGUN[stage], told) else []
+
+    def wait_for_work(process, since):
+        """Wait until the process whose output begins there has done some work, or has ended."""
+        while process.poll() is None and not re.search(BEGUN[stage], output(since)):
+            time.sleep(0.05)
 
     def finish(root):
         """How long the stage took to start up, and in all, s, and where its output begins."""
-        began, before, start_up = time.time(), Path(log.name).stat().st_size, None
+        began, before = time.time(), Path(log.name).stat().st_size
         process = start(stage, root, log)
-        while process.poll() is None:
-            time.sleep(0.1)
-            if start_up is None and re.search(BEGUN[stage], output(before)):
-                start_up = time.time() - began
-        if process.returncode:
+        wait_for_work(process, before)
+        start_up = time.time() - began
+        if process.wait():
             sys.exit(f"{stage} failed:\n{Path(log.name).read_text()[-3000:]}")
         return start_up, time.time() - began, before
 
     def disturb(turn):
         """Start the stage and kill it, `kills` times or until it is finished; half of the times when it starts up, half of them
-        within `turn` seconds of work. Returns how often, how many starts went on from saved work, and what was there."""
+        within `turn` seconds after its first work. Returns how often, the saved work that each start found, what was there."""
         begin(broken)
-        given, seen, killed, went_on = outputs(broken), {}, 0, 0
+        given, seen, killed, found = outputs(broken), {}, 0, []
         while killed < kills:
             before = Path(log.name).stat().st_size
             process = start(stage, broken, log)
-            wait = start_up * moments.random() if killed % 2 else start_up + turn * moments.random()
+            if killed % 2:
+                wait = start_up * moments.random()
+            else:
+                wait_for_work(process, before)
+                wait = turn * moments.random()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(wait)
             if process.poll() is not None:
@@ -132,23 +145,26 @@ def chaos(stage, kills, seed, folder):
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             killed += 1
-            went_on += begun_with_work(before)
+            found += work_found(before)
             there = outputs(broken)
             seen |= {path: there[path] for path in there if LASTING.fullmatch(path.name) and path not in given}
-        return killed, went_on, seen
+        return killed, found, seen
 
     begin(whole)
     start_up, alone, _ = finish(whole)
-    turn = 2 * (alone - start_up) / kills  # so that about half of the work is done at the last kill
+    turn = (alone - start_up) / kills  # so that a quarter of the work is done at the last kill, besides the first of each start
     while (disturbed := disturb(turn))[0] < kills:
-        start_up, turn = start_up / 2, turn / 2  # the machine has become faster
-    killed, went_on, seen = disturbed
+        turn /= 2  # the machine has become faster
+    killed, found, seen = disturbed
     _, last, before = finish(broken)
-    went_on += begun_with_work(before)
+    found += work_found(before)
     now = outputs(broken)
-    lost, left = sum(now.get(path) != content for path, content in seen.items()), len(left_over(broken))
+    lost = sum(now.get(path) != content for path, content in seen.items())
+    lost += sum(max(0, earlier - later) for earlier, later in pairwise(found))
+    left = len(left_over(broken))
     well, words = compare(stage, whole, broken)
-    row = {"stage": stage, "kills": killed, "went on": went_on, "there at kills": len(seen), "of these lost": lost, "left over": left,
+    row = {"stage": stage, "kills": killed, "starts from saved work": sum(work > 0 for work in found),
+           "saved at the last": f"{found[-1]} {UNIT[stage]}", "lost": lost, "left over": left,
            "alone, s": round(alone), "last run, s": round(last), "identical": words}  # fmt: skip
     return well and not lost and not left, row
 

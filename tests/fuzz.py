@@ -79,7 +79,7 @@ def write_weights(folder):
     if random.random() < 0.5:
         published = REPOSITORY / "tests/golden/class_encoder_units12_tokens5_dim8_classes10.hdf5"
         return Path(shutil.copy(published, folder / "epoch3.hdf5"))
-    save_weights(MODELS.setdefault("encoder", small_model()), folder / "epoch3.weights.h5")
+    save_weights(MODELS.setdefault("undamaged", small_model()), folder / "epoch3.weights.h5")
     return folder / "epoch3.weights.h5"
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import struct
 import tarfile
 
 import numpy as np
@@ -305,6 +306,19 @@ def test_broken_images_are_listed(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="^4 images cannot be read: ") as error:
         read_images([good, cut, text, deep, huge], 9)
     assert [path.name in str(error.value) for path in (good, cut, text, deep, huge)] == [False, True, True, True, True]
+
+
+def test_a_tiff_whose_pixels_lie_at_a_fraction_is_broken(tmp_path):
+    """Pillow raises a TypeError then."""
+    path = tmp_path / "image.tif"
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(path)
+    raw = path.read_bytes()
+    strip_offsets, short, long, real = 273, 3, 4, 11
+    for kind in (short, long):
+        raw = raw.replace(struct.pack("<HHI", strip_offsets, kind, 1), struct.pack("<HHI", strip_offsets, real, 1))
+    path.write_bytes(raw)
+    with pytest.raises(UserError, match="1 images cannot be read"):
+        read_images([path], 8)
 
 
 def test_broken_images_can_be_left_out(tmp_path, caplog):

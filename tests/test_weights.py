@@ -1,6 +1,7 @@
 """Weights on disk: all or nothing."""
 
 import shutil
+import struct
 
 import keras
 import numpy as np
@@ -8,7 +9,9 @@ import pytest
 
 from experiment import UserError
 from Models.class_encoder import class_encoder
-from Models.weights import check_hdf5, epoch_file, epoch_path, load_epoch, load_weights, save_weights, saved_epochs
+from Models.weights import (
+    HEAP_SIGNATURE, check_hdf5, epoch_file, epoch_path, load_epoch, load_weights, save_weights, saved_epochs
+)  # fmt: skip
 
 
 def encoder(classes=3):
@@ -69,6 +72,18 @@ def test_a_file_cut_short_is_refused(tmp_path):
     path.write_bytes(path.read_bytes()[:4000])
     with pytest.raises(UserError, match="epoch1.weights.h5 cannot be loaded into class_encoder"):
         load_weights(encoder(), path)
+
+
+@pytest.mark.parametrize("number, size", [(4, 2**31), (0, 0), (0, 24)])
+def test_a_damaged_heap_of_strings_is_refused(golden, tmp_path, number, size):
+    """The HDF5 library looks for the end of the first of these for ever."""
+    raw = (golden / "class_encoder_units12_tokens5_dim8_classes10.hdf5").read_bytes()
+    heap = raw.index(HEAP_SIGNATURE)
+    at = raw.index(b"dense\0\0\0", heap) + 8  # the next object
+    path = tmp_path / "epoch1.hdf5"
+    path.write_bytes(raw[:at] + struct.pack("<HxxxxxxQ", number, size) + raw[at + 16 :])
+    with pytest.raises(UserError, match="a heap at byte .* has no end"):
+        check_hdf5(path)
 
 
 def test_weights_of_other_shapes_are_refused_and_both_are_named(tmp_path):
