@@ -7,8 +7,8 @@
 import time
 
 from cli import (
-    add_model_flags, begin_writing, finish_args, import_keras, integer, log, make_repeatable, new_parser, number, run,
-    share_cores, tell_if_interrupted
+    add_model_flags, begin_writing, check_batch_size, finish_args, import_keras, integer, log, make_repeatable, new_parser, number,
+    run, share_cores, tell_if_interrupted
 )  # fmt: skip
 from experiment import Experiment, claim, describe_run, file_hash, finished_run, fixed_arguments, write_json
 
@@ -37,11 +37,15 @@ def parse_args(argv=None):
     add_model_flags(parser)
     parser.add_argument("--restart", action="store_true", help="throw away what an earlier run has left here")
     args = finish_args(parser, argv)
-    preset = PRESETS["mini" if args.backbone == "mini" else "paper"][args.train_model]
-    for flag, value in preset.items():
+    for flag, value in preset(args).items():
         if getattr(args, flag) is None:
             setattr(args, flag, value)
     return args
+
+
+def preset(args):
+    """Epochs, batch size and learning rate of the backbone and the part to train."""
+    return PRESETS["mini" if args.backbone == "mini" else "paper"][args.train_model]
 
 
 def dataset_moments(args, spec, experiment, backbone, images):
@@ -136,6 +140,7 @@ def main(args):
 
     backbone = BACKBONES[args.backbone]
     train = load_splits(spec, args.data_dir, args.seed).train
+    check_batch_size(args, preset(args)["batch_size"], len(train.labels))
     steps = -(-len(train.labels) // args.batch_size)
     make_repeatable(args)
     precision = set_precision(args.precision, learns=True)

@@ -247,6 +247,16 @@ def log_to(folder):
     log.addHandler(to_file)
 
 
+def check_batch_size(args, default, images):
+    """Refuse a training batch larger than the dataset. The default may be: a small dataset is then one batch.
+
+    Raises:
+        UserError: Another batch size than the default is more than the number of training images.
+    """
+    if default != args.batch_size > images:
+        raise UserError(f"argument --batch_size: {args.batch_size} is more than the {images} training images.")
+
+
 def begin_writing(folder, part=""):
     """Claim the run's folder, or a part of it, and log there. To be called when all input has been found good."""
     claim(folder, part)

@@ -176,6 +176,7 @@ FLAGS = [
     ("adapt", ["--epoch", "3", "--colour", "red"], "--colour"),
     *[("search", [flag, value], flag) for flag in ("--n_trials", "--num_imgs", "--epochs", "--rungs", "--gen_batch_size")
       for value in ("0", "-1", "x")],
+    ("search", ["--num_imgs", "60", "--batch_size", "61"], "--batch_size: 61 is more than the 60 training images"),
     ("search", ["--is_min", "20", "--is_max", "10"], "--is_min: 20 is more than the most inference steps, 10"),
     ("search", ["--is_1", "1001"], "in 1..1000"), ("search", ["--ugs_1", "0"], "--ugs_1"), ("search", ["--ugs_max", "nan"], "--ugs_max"),
     ("search", ["--restart", "--no-optimize"], "--restart"), ("search", ["--timeout", "-1"], "--timeout"), ("search", ["--pruner", "hope"], "--pruner"), ("search", ["--select_on", "train"], "--select_on"),
@@ -229,6 +230,8 @@ STATES = [
     ("classify", ["--exp", "cut", "--synthetic", "False"], "test_accuracies_expcut.json is not readable JSON"),
     ("classify", ["--exp", "odd", "--synthetic", "False"], "does not hold accuracies in 0..1 in the published schema"),
     ("classify", ["--exp", "total"], "manifest.json says no total"),
+    *[(script, ["--exp", "new", "--batch_size", "1001", *flags], "--batch_size: 1001 is more than the 1000 training images")
+      for script, flags in (("adapt", ADAPT), ("classify", ["--synthetic", "False"]))],
     *[(script, ["--root", "/proc/none", *flags], "/proc/none") for script, flags in (
         ("adapt", ADAPT), ("search", SEARCH), ("classify", ["--synthetic", "False"]))],
 ]  # fmt: skip
