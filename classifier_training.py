@@ -7,8 +7,8 @@ import time
 from pathlib import Path
 
 from cli import (
-    add_classifier_flags, begin_writing, boolean, check_batch_size, finish_args, import_keras, integer, log, make_repeatable,
-    new_parser, run, tell_if_interrupted
+    CLASSIFIER_BATCH_SIZE, add_classifier_flags, begin_writing, boolean, check_batch_size, finish_args, import_keras, integer, log,
+    make_repeatable, new_parser, run, tell_if_interrupted
 )  # fmt: skip
 from experiment import (
     CAS_SCHEMA, Experiment, UserError, claim, describe_run, finished_run, fixed_arguments, merge_json, read_results,
@@ -17,7 +17,6 @@ from experiment import (
 
 # Epochs without progress in validation accuracy before the learning rate falls, and before the end (paper's code).
 PATIENCE = (10, 25)
-BATCH_SIZE = 256
 TESTED = "class_accuracies.csv"  # written last
 FREE = ("root", "data_dir", "backbone", "test")  # arguments that do not change the result
 
@@ -28,7 +27,6 @@ def parse_args(argv=None):
                         help="train on synthetic images, else on the real training images (True)")  # fmt: skip
     parser.add_argument("--take", default=1, type=integer(1, 1000), help="size of the synthetic set, in real sizes (1)")
     parser.add_argument("--synthetic_dir", type=Path, help="folder of the synthetic set (else the experiment's)")
-    parser.add_argument("--batch_size", default=BATCH_SIZE, type=integer(1), help="images a step (256)")
     parser.add_argument("--epochs", default=100, type=integer(1), help="most epochs (100)")
     add_classifier_flags(parser)
     parser.add_argument("--train", default=True, type=boolean, metavar="{True,False}", help="train it (True)")
@@ -152,7 +150,7 @@ def main(args):
     learns = args.train and not done
     if learns:
         images, origin = training_images(args, spec, experiment, splits)
-        check_batch_size(args, BATCH_SIZE, len(images[1]))
+        check_batch_size(args, CLASSIFIER_BATCH_SIZE, len(images[1]))
     else:
         load_best(classifier, folder)
     begin_writing(folder)

@@ -18,6 +18,7 @@ from experiment import REPOSITORY, UserError, claim
 log = logging.getLogger("experiment")
 
 BACKBONE_NAMES = ("sd1", "sd2", "mini")
+CLASSIFIER_BATCH_SIZE = 256
 PRECISIONS = ("auto", "float32", "mixed_bfloat16")
 
 
@@ -114,8 +115,19 @@ def add_spacing_flag(parser):
                         help="leading as published, linspace as in keras-cv 0.9 (leading)")  # fmt: skip
 
 
+def check_batch_size(args, default, images):
+    """Refuse a training batch larger than the dataset. The default may be: a small dataset is then one batch.
+
+    Raises:
+        UserError: Another batch size than the default is more than the number of training images.
+    """
+    if default != args.batch_size > images:
+        raise UserError(f"argument --batch_size: {args.batch_size} is more than the {images} training images.")
+
+
 def add_classifier_flags(parser):
     """The flags of the two scripts that train a classifier on generated images."""
+    parser.add_argument("--batch_size", default=CLASSIFIER_BATCH_SIZE, type=integer(1), help="images a step of the classifier (256)")
     parser.add_argument("--classifier", default="resnet20", choices=["resnet20", "resnet20_16"],
                         help="resnet20 as published (64 filters), or resnet20_16, a quarter as wide (resnet20)")  # fmt: skip
     parser.add_argument("--resize", default="bilinear", choices=["bilinear", "antialias"],
@@ -245,16 +257,6 @@ def log_to(folder):
         waiting.setTarget(to_file)
         waiting.close()
     log.addHandler(to_file)
-
-
-def check_batch_size(args, default, images):
-    """Refuse a training batch larger than the dataset. The default may be: a small dataset is then one batch.
-
-    Raises:
-        UserError: Another batch size than the default is more than the number of training images.
-    """
-    if default != args.batch_size > images:
-        raise UserError(f"argument --batch_size: {args.batch_size} is more than the {images} training images.")
 
 
 def begin_writing(folder, part=""):

@@ -9,8 +9,8 @@ import time
 from dataclasses import dataclass
 
 from cli import (
-    add_classifier_flags, add_model_flags, add_spacing_flag, check_batch_size, finish_args, import_keras, integer, log, log_to,
-    make_repeatable, new_parser, number, run, share_cores, tell_if_interrupted
+    CLASSIFIER_BATCH_SIZE, add_classifier_flags, add_model_flags, add_spacing_flag, check_batch_size, finish_args, import_keras,
+    integer, log, log_to, make_repeatable, new_parser, number, run, share_cores, tell_if_interrupted
 )  # fmt: skip
 from experiment import (
     PIPELINE_SCHEMA, Experiment, UserError, describe_run, locked, merge_json, read_json, read_results, write_csv,
@@ -18,7 +18,6 @@ from experiment import (
 )  # fmt: skip
 
 TRIALS = {"enc": 50, "dif": 40}  # paper's code
-BATCH_SIZE = 256
 PATIENCE = (25, 50)  # of learning rate and training within the search (paper's code)
 STEPS_MIN, STEPS_MAX, SCALE_MAX = 5, 50, 7.5  # ranges of the first search (paper, section 3)
 DEFAULT_STEPS, DEFAULT_SCALE = 50, 7.5  # of generation without a search
@@ -40,7 +39,6 @@ def parse_args(argv=None):
                         help="search; --no-optimize only reports an earlier search (--optimize)")  # fmt: skip
     parser.add_argument("--train_model", default="enc", choices=["enc", "dif"],
                         help="search after training the Class Encoder (enc) or the UNet (dif) (enc)")  # fmt: skip
-    parser.add_argument("--batch_size", default=BATCH_SIZE, type=integer(1), help="batch of the classifier (256)")
     parser.add_argument("--enc_epoch", default=0, type=integer(0), help="Class Encoder of the second search (0)")
     parser.add_argument("--num_imgs", default=4000, type=integer(1), help="images of a trial (4000)")
     parser.add_argument("--is_1", default=DEFAULT_STEPS, type=integer(1, 1000),
@@ -75,7 +73,7 @@ def parse_args(argv=None):
     args.is_max = args.is_max or (STEPS_MAX if first else args.is_1)
     args.ugs_max = args.ugs_max or (SCALE_MAX if first else 2 * args.ugs_1)
     args.test_imgs = args.test_imgs or args.num_imgs
-    check_batch_size(args, BATCH_SIZE, args.num_imgs)
+    check_batch_size(args, CLASSIFIER_BATCH_SIZE, args.num_imgs)
     if args.restart and not args.optimize:
         parser.error("argument --restart: not allowed with --no-optimize")
     if args.is_min > args.is_max:

@@ -180,7 +180,7 @@ def read_state(path):
 def write_moments(folder):
     from Data.latents import cached_moments
 
-    cached_moments(folder, "digits", numpy_images(4), "abc", lambda images: [images[:, :2, :2].repeat(3, -1)[..., :8] / 255.0])
+    cached_moments(folder, "digits", numpy_images(4), "abc", lambda images: iter([images[:, :2, :2].repeat(3, -1)[..., :8] / 255.0]))
     return next(folder.glob("*.npy"))
 
 

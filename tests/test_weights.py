@@ -3,6 +3,7 @@
 import shutil
 import struct
 
+import h5py
 import keras
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from experiment import UserError
 from Models.class_encoder import class_encoder
 from Models.weights import (
-    HEAP_SIGNATURE, check_hdf5, epoch_file, epoch_path, load_epoch, load_weights, save_weights, saved_epochs
+    HEAP_SIGNATURE, check_hdf5, check_heaps, epoch_file, epoch_path, load_epoch, load_weights, save_weights, saved_epochs
 )  # fmt: skip
 
 
@@ -83,7 +84,16 @@ def test_a_damaged_heap_of_strings_is_refused(golden, tmp_path, number, size):
     path = tmp_path / "epoch1.hdf5"
     path.write_bytes(raw[:at] + struct.pack("<HxxxxxxQ", number, size) + raw[at + 16 :])
     with pytest.raises(UserError, match="a heap at byte .* has no end"):
-        check_hdf5(path)
+        load_weights(class_encoder(10, 12, (5, 8)), path)
+
+
+def test_weights_that_look_like_a_heap_are_none(tmp_path):
+    path = tmp_path / "epoch1.weights.h5"
+    with h5py.File(path, "w") as file:
+        file["kernel"] = np.frombuffer(HEAP_SIGNATURE + struct.pack("<Q", 64) + bytes(48), "float32")
+    assert HEAP_SIGNATURE in path.read_bytes()
+    with h5py.File(path) as file:
+        check_heaps(file)
 
 
 def test_weights_of_other_shapes_are_refused_and_both_are_named(tmp_path):
