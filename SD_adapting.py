@@ -1,16 +1,18 @@
 """Adapt Stable Diffusion to a dataset: train the Class Encoder (enc), then fine-tune the UNet (dif).
 
-    python SD_adapting.py --dataset cifar10 --train_model enc --exp 0001
-    python SD_adapting.py --dataset cifar10 --train_model dif --exp 0001 --enc_epoch 31
+python SD_adapting.py --dataset cifar10 --train_model enc --exp 0001
+python SD_adapting.py --dataset cifar10 --train_model dif --exp 0001 --enc_epoch 31
 """
 
 import time
 
-from cli import (
-    add_model_flags, begin_writing, check_batch_size, finish_args, import_keras, integer, log, make_repeatable, new_parser, number,
-    run, share_cores, tell_if_interrupted
-)  # fmt: skip
-from experiment import Experiment, claim, describe_run, file_hash, finished_run, fixed_arguments, write_json
+from cli.flags import add_model_flags, check_batch_size, finish_args, integer, new_parser, number
+from cli.process import begin_writing, log, run, tell_if_interrupted
+from cli.startup import import_keras, make_repeatable, share_cores
+from Experiment.files import file_hash, write_json
+from Experiment.locks import claim
+from Experiment.paths import Experiment
+from Experiment.records import describe_run, finished_run, fixed_arguments
 
 PRESETS = {
     # As published (paper, section 3, and its code).
@@ -24,16 +26,25 @@ SHEET_STEPS, SHEET_SCALE = 20, 1.5
 
 def parse_args(argv=None):
     parser = new_parser(__doc__, exp_required=True)
-    parser.add_argument("--train_model", default="enc", choices=["enc", "dif"],
-                        help="enc: the Class Encoder; dif: the UNet, with the encoder of --enc_epoch (enc)")  # fmt: skip
+    parser.add_argument(
+        "--train_model",
+        default="enc",
+        choices=["enc", "dif"],
+        help="enc: the Class Encoder; dif: the UNet, with the encoder of --enc_epoch (enc)",
+    )
     parser.add_argument("--enc_epoch", default=0, type=integer(0), help="Class Encoder to start from; 0: fresh (0)")
     parser.add_argument("--dif_epoch", default=0, type=integer(0), help="UNet to start from; 0: pretrained (0)")
     parser.add_argument("--freq", default=1, type=integer(1), help="epochs between saved weights (1)")
     parser.add_argument("--epochs", type=integer(1), help="epochs (enc 50, dif 10; mini: 12, 64)")
     parser.add_argument("--batch_size", type=integer(1), help="images a step (enc 64, dif 16; mini: 64, 32)")
-    parser.add_argument("--lr", type=number(0, 10, above=True), help="first learning rate (enc 1e-4, dif 1e-5; mini: 2e-2, 8e-4)")
-    parser.add_argument("--gradient_checkpointing", action="store_true",
-                        help="compute the UNet's blocks twice a step instead of keeping what they computed: less memory")  # fmt: skip
+    parser.add_argument(
+        "--lr", type=number(0, 10, above=True), help="first learning rate (enc 1e-4, dif 1e-5; mini: 2e-2, 8e-4)"
+    )
+    parser.add_argument(
+        "--gradient_checkpointing",
+        action="store_true",
+        help="compute the UNet's blocks twice a step instead of keeping what they computed: less memory",
+    )
     add_model_flags(parser)
     parser.add_argument("--restart", action="store_true", help="throw away what an earlier run has left here")
     args = finish_args(parser, argv)
@@ -65,7 +76,9 @@ def dataset_moments(args, spec, experiment, backbone, images):
             resized = keras.ops.image.resize(padded, (side, side), "bilinear", antialias=side < padded.shape[1])
             yield np.asarray(encoder.predict_on_batch(resized / 127.5 - 1.0))[: len(batch)].astype("float32")
 
-    known = UNTRAINED_HASH if untrained(backbone) else file_hash(backbone.weights_file("image_encoder", args.weights_dir))
+    known = (
+        UNTRAINED_HASH if untrained(backbone) else file_hash(backbone.weights_file("image_encoder", args.weights_dir))
+    )
     name = f"{spec.name}_{backbone.name}_{backbone.image_size}"
     return cached_moments(experiment.latents_dir, name, images, known, encode)
 
@@ -85,8 +98,16 @@ def sheet_writer(args, spec, backbone, encoder, unet, folder):
     names = class_names(spec)
 
     def write(epoch):
-        made = generate_images(sampler, encoder, labels, indices, num_steps=SHEET_STEPS, scale=SHEET_SCALE,
-                               seed=args.seed, batch_size=min(len(labels), 80))  # fmt: skip
+        made = generate_images(
+            sampler,
+            encoder,
+            labels,
+            indices,
+            num_steps=SHEET_STEPS,
+            scale=SHEET_SCALE,
+            seed=args.seed,
+            batch_size=min(len(labels), 80),
+        )
         images = np.concatenate([images for _, _, images in made])
         path = folder / "samples" / f"epoch{epoch}.png"
         sample_sheet(images, labels, names, path, f"{spec.name}, {args.train_model} epoch {epoch}")
@@ -100,7 +121,11 @@ def throw_away(folder, offset):
     from Models.weights import epoch_path, saved_epochs
 
     # Not the published ones, which are no files of a run.
-    epochs = {epoch: file for epoch, file in saved_epochs(folder).items() if epoch > offset and file == epoch_path(folder, epoch)}
+    epochs = {
+        epoch: file
+        for epoch, file in saved_epochs(folder).items()
+        if epoch > offset and file == epoch_path(folder, epoch)
+    }
     if epochs:
         log.info("throwing away the epochs %s in %s", ", ".join(map(str, epochs)), folder)
     for file in (*epochs.values(), folder / "state.npz", folder / "training.json"):
@@ -172,14 +197,28 @@ def main(args):
     if args.restart:
         throw_away(folder, args.enc_epoch if args.train_model == "enc" else args.dif_epoch)
     tell_if_interrupted(lambda: f"{state.epoch} of {args.epochs} epochs are saved")
-    log.info("%s of %s on %s: %d images, %d parameters, %d epochs of %d steps, batch %d, lr %g, %s, seed %d -> %s",
-             args.train_model, backbone.name, spec.name, len(train.labels), part.count_params(), args.epochs, steps,
-             args.batch_size, args.lr, precision, args.seed, folder)  # fmt: skip
+    log.info(
+        "%s of %s on %s: %d images, %d parameters, %d epochs of %d steps, batch %d, lr %g, %s, seed %d -> %s",
+        args.train_model,
+        backbone.name,
+        spec.name,
+        len(train.labels),
+        part.count_params(),
+        args.epochs,
+        steps,
+        args.batch_size,
+        args.lr,
+        precision,
+        args.seed,
+        folder,
+    )
     if done:
         log.info("going on after epoch %d", done)
 
     # Training
-    class_collages([train.images[train.labels == label] for label in range(spec.num_classes)], experiment.images_dir, "real")
+    class_collages(
+        [train.images[train.labels == label] for label in range(spec.num_classes)], experiment.images_dir, "real"
+    )
     offset = args.enc_epoch if part is encoder else args.dif_epoch
     sheet_every = max(1, args.epochs // SHEETS)
 
@@ -189,12 +228,21 @@ def main(args):
 
     saver = SaveEpochs(part, folder, state, args.freq, args.epochs, offset, losses, on_save)
     batches = noisy_batches(moments, train.labels, spec.num_classes, args.batch_size, args.seed, done)
-    model.fit(fast_feed(batches), steps_per_epoch=steps, epochs=args.epochs, initial_epoch=done, callbacks=[saver], shuffle=False,
-              verbose=2)  # fmt: skip
+    model.fit(
+        fast_feed(batches),
+        steps_per_epoch=steps,
+        epochs=args.epochs,
+        initial_epoch=done,
+        callbacks=[saver],
+        shuffle=False,
+        verbose=2,
+    )
 
     loss_curve(saver.history, folder / "loss.png", f"{spec.name}, {args.train_model}")
     write_json(record_file, describe_run(args, started, precision_used=precision, loss=saver.history[-1]["loss"]))
-    log.info("loss %.4f after %d epochs, %.0f s -> %s", saver.history[-1]["loss"], args.epochs, time.time() - started, folder)
+    log.info(
+        "loss %.4f after %d epochs, %.0f s -> %s", saver.history[-1]["loss"], args.epochs, time.time() - started, folder
+    )
     state_file.unlink(missing_ok=True)
 
 

@@ -1,19 +1,28 @@
 """Classification Accuracy Score: train a classifier on synthetic (or real) images, test it on real ones.
 
-    python classifier_training.py --dataset cifar10 --exp 0001 --take 4
+python classifier_training.py --dataset cifar10 --exp 0001 --take 4
 """
 
 import time
 from pathlib import Path
 
-from cli import (
-    CLASSIFIER_BATCH_SIZE, add_classifier_flags, begin_writing, boolean, check_batch_size, finish_args, import_keras, integer, log,
-    make_repeatable, new_parser, run, tell_if_interrupted
-)  # fmt: skip
-from experiment import (
-    CAS_SCHEMA, Experiment, UserError, claim, describe_run, finished_run, fixed_arguments, merge_json, read_results,
-    size_name, write_csv, write_json
-)  # fmt: skip
+from cli.flags import (
+    CLASSIFIER_BATCH_SIZE,
+    add_classifier_flags,
+    boolean,
+    check_batch_size,
+    finish_args,
+    integer,
+    new_parser,
+)
+from cli.process import begin_writing, log, run, tell_if_interrupted
+from cli.startup import import_keras, make_repeatable
+from Experiment.errors import UserError
+from Experiment.files import merge_json, write_csv, write_json
+from Experiment.locks import claim
+from Experiment.paths import Experiment, size_name
+from Experiment.records import describe_run, finished_run, fixed_arguments
+from Experiment.results import CAS_SCHEMA, read_results
 
 # Epochs without progress in validation accuracy before the learning rate falls, and before the end (paper's code).
 PATIENCE = (10, 25)
@@ -23,8 +32,13 @@ FREE = ("root", "data_dir", "backbone", "test")  # arguments that do not change 
 
 def parse_args(argv=None):
     parser = new_parser(__doc__)
-    parser.add_argument("--synthetic", default=True, type=boolean, metavar="{True,False}",
-                        help="train on synthetic images, else on the real training images (True)")  # fmt: skip
+    parser.add_argument(
+        "--synthetic",
+        default=True,
+        type=boolean,
+        metavar="{True,False}",
+        help="train on synthetic images, else on the real training images (True)",
+    )
     parser.add_argument("--take", default=1, type=integer(1, 1000), help="size of the synthetic set, in real sizes (1)")
     parser.add_argument("--synthetic_dir", type=Path, help="folder of the synthetic set (else the experiment's)")
     parser.add_argument("--epochs", default=100, type=integer(1), help="most epochs (100)")
@@ -72,31 +86,46 @@ def train(args, classifier, images, splits, folder):
         for path in there:
             path.unlink()
     history, seconds = classifier.fit(
-        images, splits.val, epochs=args.epochs, batch_size=args.batch_size, seed=args.seed, patience=PATIENCE,
-        state_file=state_file, settings=fixed_arguments(args, FREE),
-    )  # fmt: skip
+        images,
+        splits.val,
+        epochs=args.epochs,
+        batch_size=args.batch_size,
+        seed=args.seed,
+        patience=PATIENCE,
+        state_file=state_file,
+        settings=fixed_arguments(args, FREE),
+    )
     if not np.isfinite(history["loss"]).all():
         raise UserError(f"the loss is not finite after {len(seconds)} epochs: nothing is saved.")
     save_weights(classifier.model, folder / "best_model.weights.h5")
-    columns = {"loss": "loss", "accuracy": "accuracy", "val_loss": "val_loss", "val_accuracy": "val_accuracy",
-               "learning_rate": "lr"}  # fmt: skip
-    write_csv(folder / "model_history.csv",
-              [{name: history[key][i] for key, name in columns.items()} for i in range(len(seconds))])  # fmt: skip
+    columns = {
+        "loss": "loss",
+        "accuracy": "accuracy",
+        "val_loss": "val_loss",
+        "val_accuracy": "val_accuracy",
+        "learning_rate": "lr",
+    }
+    write_csv(
+        folder / "model_history.csv",
+        [{name: history[key][i] for key, name in columns.items()} for i in range(len(seconds))],
+    )
     start = time.perf_counter()
     classifier.probabilities(splits.val.images)
     best = int(np.argmax(history["val_accuracy"]))
     write_csv(
         folder / "training_info.csv",
-        [{
-            "Total Training Time (s)": sum(seconds),
-            "Average Epoch Time (s)": np.mean(seconds),
-            "Best Epoch": best + 1,
-            "Best Score": history["val_accuracy"][best],
-            "Inference Time (s)": time.perf_counter() - start,
-            "Number of Parameters": classifier.model.count_params(),
-            "Number of MACs": multiply_accumulates(classifier.model),
-        }],
-    )  # fmt: skip
+        [
+            {
+                "Total Training Time (s)": sum(seconds),
+                "Average Epoch Time (s)": np.mean(seconds),
+                "Best Epoch": best + 1,
+                "Best Score": history["val_accuracy"][best],
+                "Inference Time (s)": time.perf_counter() - start,
+                "Number of Parameters": classifier.model.count_params(),
+                "Number of MACs": multiply_accumulates(classifier.model),
+            }
+        ],
+    )
     return history["val_accuracy"][best]
 
 
@@ -175,12 +204,16 @@ def main(args):
         names = class_names(spec)
         merge_json(experiment.cas_file, {args.classifier: {spec.name: {cardinality: top}}})
         picture = confusion_matrix(
-            result["confusion"], names, folder / "confusion_matrix.png",
+            result["confusion"],
+            names,
+            folder / "confusion_matrix.png",
             f"{spec.name}, trained on {cardinality}: top-1 {top['top_1_accuracy']:.4f}",
-        )  # fmt: skip
+        )
         experiment_cas_curve(experiment)
-        write_csv(folder / TESTED,
-                  [{"class": name, "accuracy": value} for name, value in zip(names, result["class_accuracies"])])  # fmt: skip
+        write_csv(
+            folder / TESTED,
+            [{"class": name, "accuracy": value} for name, value in zip(names, result["class_accuracies"])],
+        )
         for name, value in zip(names, result["class_accuracies"]):
             log.info("  %-24s %.4f", name, value)
         log.info("test accuracy: top-1 %.4f, top-5 %.4f -> %s, %s", *top.values(), experiment.cas_file, picture)

@@ -11,8 +11,9 @@ import threading
 import time
 from pathlib import Path
 
-from cli import share_cores
-from experiment import REPOSITORY, Experiment, read_json
+from cli.startup import share_cores
+from Experiment.files import read_json
+from Experiment.paths import REPOSITORY, Experiment
 
 CLASSIFIER = "resnet20_16"  # a quarter of the paper's width, for speed
 
@@ -66,25 +67,75 @@ def main(args):
     share_cores("mini")  # for all stages, which inherit it: the digits classifier is small as well
     demo = Demo(args.root, args.seed)
     mini = ["--backbone", "mini"]
-    search = [*mini, "--classifier", CLASSIFIER, "--num_imgs", 300, "--test_imgs", 1000, "--batch_size", 64,
-              "--is_min", 8, "--epochs", 32, "--warm_start", "--save_plots"]  # fmt: skip
+    search = [
+        *mini,
+        "--classifier",
+        CLASSIFIER,
+        "--num_imgs",
+        300,
+        "--test_imgs",
+        1000,
+        "--batch_size",
+        64,
+        "--is_min",
+        8,
+        "--epochs",
+        32,
+        "--warm_start",
+        "--save_plots",
+    ]
 
     demo.run("1 transfer learning", "SD_adapting.py", *mini, "--train_model", "enc", "--freq", 4)
-    demo.run("2 first search", "hyp_opt.py", *search, "--train_model", "enc", "--n_trials", 5, "--is_max", 12,
-             "--ugs_max", 4)  # fmt: skip
+    demo.run(
+        "2 first search", "hyp_opt.py", *search, "--train_model", "enc", "--n_trials", 5, "--is_max", 12, "--ugs_max", 4
+    )
     first = demo.best("enc")
-    demo.run("3 fine-tuning", "SD_adapting.py", *mini, "--train_model", "dif", "--enc_epoch", first["epoch"], "--freq", 8)
-    demo.run("4 final search", "hyp_opt.py", *search, "--train_model", "dif", "--enc_epoch", first["epoch"],
-             "--is_1", first["is"], "--ugs_1", first["ugs"], "--n_trials", 5)  # fmt: skip
+    demo.run(
+        "3 fine-tuning", "SD_adapting.py", *mini, "--train_model", "dif", "--enc_epoch", first["epoch"], "--freq", 8
+    )
+    demo.run(
+        "4 final search",
+        "hyp_opt.py",
+        *search,
+        "--train_model",
+        "dif",
+        "--enc_epoch",
+        first["epoch"],
+        "--is_1",
+        first["is"],
+        "--ugs_1",
+        first["ugs"],
+        "--n_trials",
+        5,
+    )
     final = demo.best("dif")
     classifier = ["--classifier", CLASSIFIER, "--batch_size", 64, "--epochs"]
-    generation = [(f"5 generation, {size}x", "generate_dataset.py", *mini, "--img_total", 1000 * size, "--enc_epoch",
-                   first["epoch"], "--dif_epoch", final["epoch"], "--inf_steps", final["is"], "--ugs", final["ugs"])
-                  for size in (1, 4)]  # fmt: skip
+    generation = [
+        (
+            f"5 generation, {size}x",
+            "generate_dataset.py",
+            *mini,
+            "--img_total",
+            1000 * size,
+            "--enc_epoch",
+            first["epoch"],
+            "--dif_epoch",
+            final["epoch"],
+            "--inf_steps",
+            final["is"],
+            "--ugs",
+            final["ugs"],
+        )
+        for size in (1, 4)
+    ]
     real = ("6 classifier, real", "classifier_training.py", *classifier, 40, "--synthetic", False)
     demo.together(*generation, real)
-    demo.together(*[(f"6 classifier, {size}x", "classifier_training.py", *classifier, epochs, "--take", size)
-                    for size, epochs in ((1, 40), (4, 20))])  # fmt: skip
+    demo.together(
+        *[
+            (f"6 classifier, {size}x", "classifier_training.py", *classifier, epochs, "--take", size)
+            for size, epochs in ((1, 40), (4, 20))
+        ]
+    )
 
     pictures = [real_beside_synthetic(demo)]
     print_table(demo, time.time() - start, pictures)
@@ -106,20 +157,28 @@ def real_beside_synthetic(demo):
     files = synthetic_files(find_synthetic(experiment.synthetic_root, 10, 1000), 10)
     synthetic = read_images([path for of_class in files for path in of_class[:columns]], 8, "bilinear")
     labels = np.repeat(np.arange(10), columns)
-    return side_by_side(real, synthetic, labels, "0123456789", experiment.images_dir / "real_beside_synthetic.png",
-                        ("real, 8x8 px", "synthetic, as the classifier sees it"))  # fmt: skip
+    return side_by_side(
+        real,
+        synthetic,
+        labels,
+        "0123456789",
+        experiment.images_dir / "real_beside_synthetic.png",
+        ("real, 8x8 px", "synthetic, as the classifier sees it"),
+    )
 
 
 def print_table(demo, seconds, pictures):
     steps = read_json(demo.experiment.pipeline_file)["digits"]
     cas = read_json(demo.experiment.cas_file)[CLASSIFIER]["digits"]
-    rows = [("1 after transfer learning", steps["After Transfer Learning"]["no_opt"]["top_1"]),
-            ("2 after the first search", steps["After Transfer Learning"]["opt"]["top_1"]),
-            ("3 after fine-tuning", steps["After Fine-Tuning"]["no_opt"]["top_1"]),
-            ("4 after the final search", steps["After Fine-Tuning"]["opt"]["top_1"]),
-            ("trained on real images", cas["real"]["top_1_accuracy"]),
-            ("trained on synthetic, 1x", cas["x1"]["top_1_accuracy"]),
-            ("trained on synthetic, 4x", cas["x4"]["top_1_accuracy"])]  # fmt: skip
+    rows = [
+        ("1 after transfer learning", steps["After Transfer Learning"]["no_opt"]["top_1"]),
+        ("2 after the first search", steps["After Transfer Learning"]["opt"]["top_1"]),
+        ("3 after fine-tuning", steps["After Fine-Tuning"]["no_opt"]["top_1"]),
+        ("4 after the final search", steps["After Fine-Tuning"]["opt"]["top_1"]),
+        ("trained on real images", cas["real"]["top_1_accuracy"]),
+        ("trained on synthetic, 1x", cas["x1"]["top_1_accuracy"]),
+        ("trained on synthetic, 4x", cas["x4"]["top_1_accuracy"]),
+    ]
     print(f"\n{'accuracy on 500 real test digits':34} top-1\n{'-' * 40}")
     for name, value in rows:
         print(f"{name:34} {value:.3f}")
@@ -127,10 +186,14 @@ def print_table(demo, seconds, pictures):
     for stage, value in demo.seconds.items():
         print(f"{stage:34} {value:7.0f}")
     print(f"{'all':34} {seconds:7.0f}\n\npictures:")
-    for pattern in ("Data/Synthetic/Exp_demo/digits/*/samples.png", "optimization_plots/demo/digits/*/history.png",
-                    "optimization_plots/demo/top_1.png", "CAS Results/CAS_plots/expdemo/digits.png",
-                    "Checkpoints/DDPM/Exp_demo/digits/*/loss.png",
-                    "Checkpoints/Classifiers/Exp_demo/*/digits/*/confusion_matrix.png"):  # fmt: skip
+    for pattern in (
+        "Data/Synthetic/Exp_demo/digits/*/samples.png",
+        "optimization_plots/demo/digits/*/history.png",
+        "optimization_plots/demo/top_1.png",
+        "CAS Results/CAS_plots/expdemo/digits.png",
+        "Checkpoints/DDPM/Exp_demo/digits/*/loss.png",
+        "Checkpoints/Classifiers/Exp_demo/*/digits/*/confusion_matrix.png",
+    ):
         pictures += sorted(demo.experiment.root.glob(pattern))
     for path in pictures:
         print(f"  {path}")

@@ -8,13 +8,14 @@ import argparse
 import re
 import time
 
-from cli import (
-    add_model_flags, add_spacing_flag, begin_writing, finish_args, import_keras, integer, log, make_repeatable,
-    new_parser, number, run, share_cores, tell_if_interrupted
-)  # fmt: skip
-from experiment import (
-    Experiment, UserError, claim, describe_run, file_hash, fixed_arguments, locked, read_json, size_name, write_json
-)  # fmt: skip
+from cli.flags import add_model_flags, add_spacing_flag, finish_args, integer, new_parser, number
+from cli.process import begin_writing, log, run, tell_if_interrupted
+from cli.startup import import_keras, make_repeatable, share_cores
+from Experiment.errors import UserError
+from Experiment.files import file_hash, read_json, write_json
+from Experiment.locks import claim, locked
+from Experiment.paths import Experiment, size_name
+from Experiment.records import describe_run, fixed_arguments
 
 SHEET_COLUMNS = 8
 OWN_FILES = (".lock", "log.txt", ".partial", ".generation")  # what is there before the images are begun
@@ -34,7 +35,9 @@ def shard(text):
 def parse_args(argv=None):
     parser = new_parser(__doc__)
     parser.add_argument("--img_class", type=integer(1, MOST_IMAGES), help="images of each class; or --img_total")
-    parser.add_argument("--img_total", type=integer(1, MOST_IMAGES), help="images in all, spread evenly over the classes")
+    parser.add_argument(
+        "--img_total", type=integer(1, MOST_IMAGES), help="images in all, spread evenly over the classes"
+    )
     parser.add_argument("--batch_size", default=250, type=integer(1), help="images at a time (250)")
     parser.add_argument("--enc_epoch", default=50, type=integer(0), help="epoch of the Class Encoder; 0: fresh (50)")
     parser.add_argument("--dif_epoch", default=10, type=integer(0), help="epoch of the UNet; 0: pretrained (10)")
@@ -43,8 +46,13 @@ def parse_args(argv=None):
     add_spacing_flag(parser)
     parser.add_argument("--image_size", type=integer(1, 4096), help="side of the stored images, px (the backbone's)")
     add_model_flags(parser)
-    parser.add_argument("--shard", default=(1, 1), type=shard, metavar="I/N",
-                        help="make the Ith of N parts of the dataset, beside other processes or machines")  # fmt: skip
+    parser.add_argument(
+        "--shard",
+        default=(1, 1),
+        type=shard,
+        metavar="I/N",
+        help="make the Ith of N parts of the dataset, beside other processes or machines",
+    )
     parser.add_argument("--restart", action="store_true", help="throw away what an earlier run has left here")
     args = finish_args(parser, argv)
     if (args.img_class is None) == (args.img_total is None):
@@ -152,7 +160,13 @@ def main(args):
     size = args.image_size or backbone.image_size
     weights = weight_hashes(args, experiment, backbone)
     precision = set_precision(args.precision)  # what auto means here: other machines shall not mix it with theirs
-    settings = {"total": total, **fixed_arguments(args, FREE), "image_size": size, "precision": precision, "weights": weights}
+    settings = {
+        "total": total,
+        **fixed_arguments(args, FREE),
+        "image_size": size,
+        "precision": precision,
+        "weights": weights,
+    }
     check_folder(args, folder, settings)
     part, parts = args.shard
     claimed = f"-{part}-of-{parts}" if parts > 1 else ""
@@ -183,10 +197,29 @@ def main(args):
     labels, indices = writer.missing(args.shard)
     whole = len(range(part - 1, total, parts))  # images of this shard
     tell_if_interrupted(lambda: f"{whole - writer.missing(args.shard).shape[1]} of {whole} images are saved")
-    log.info("%d images of %s with %s, %d there, %d inference steps, guidance scale %g, %s, seed %d -> %s", whole, spec.name,
-             backbone.name, whole - len(labels), args.inf_steps, args.ugs, precision, args.seed, folder)  # fmt: skip
-    made = generate_images(sampler, encoder, labels, indices, num_steps=args.inf_steps, scale=args.ugs,
-                           seed=args.seed, batch_size=min(args.batch_size, total), spacing=args.timestep_spacing)  # fmt: skip
+    log.info(
+        "%d images of %s with %s, %d there, %d inference steps, guidance scale %g, %s, seed %d -> %s",
+        whole,
+        spec.name,
+        backbone.name,
+        whole - len(labels),
+        args.inf_steps,
+        args.ugs,
+        precision,
+        args.seed,
+        folder,
+    )
+    made = generate_images(
+        sampler,
+        encoder,
+        labels,
+        indices,
+        num_steps=args.inf_steps,
+        scale=args.ugs,
+        seed=args.seed,
+        batch_size=min(args.batch_size, total),
+        spacing=args.timestep_spacing,
+    )
     try:
         with tqdm(total=whole, initial=whole - len(labels), unit="image", smoothing=0.05) as progress:
             for label, index, images in made:
@@ -200,8 +233,13 @@ def main(args):
     if parts > 1:
         others = [f"{i}/{parts}" for i in range(1, parts + 1) if writer.missing((i, parts)).size]
         if others:
-            log.info("%d images in %.0f s -> %s; shards that are not complete: %s", len(labels), time.time() - started, folder,
-                     ", ".join(others))  # fmt: skip
+            log.info(
+                "%d images in %.0f s -> %s; shards that are not complete: %s",
+                len(labels),
+                time.time() - started,
+                folder,
+                ", ".join(others),
+            )
             return
 
     # Manifest and pictures

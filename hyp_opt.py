@@ -1,21 +1,32 @@
 """Search inference steps, guidance scale and epoch by Bayesian optimisation of validation accuracy.
 
-    python hyp_opt.py --dataset cifar10 --exp 0001 --train_model enc
-    python hyp_opt.py --dataset cifar10 --exp 0001 --train_model dif --enc_epoch 31 --is_1 31 --ugs_1 1.19
+python hyp_opt.py --dataset cifar10 --exp 0001 --train_model enc
+python hyp_opt.py --dataset cifar10 --exp 0001 --train_model dif --enc_epoch 31 --is_1 31 --ugs_1 1.19
 """
 
 import argparse
 import time
 from dataclasses import dataclass
 
-from cli import (
-    CLASSIFIER_BATCH_SIZE, add_classifier_flags, add_model_flags, add_spacing_flag, check_batch_size, finish_args, import_keras,
-    integer, log, log_to, make_repeatable, new_parser, number, run, share_cores, tell_if_interrupted
-)  # fmt: skip
-from experiment import (
-    PIPELINE_SCHEMA, Experiment, UserError, describe_run, locked, merge_json, read_json, read_results, write_csv,
-    write_json
-)  # fmt: skip
+from cli.flags import (
+    CLASSIFIER_BATCH_SIZE,
+    add_classifier_flags,
+    add_model_flags,
+    add_spacing_flag,
+    check_batch_size,
+    finish_args,
+    integer,
+    new_parser,
+    number,
+)
+from cli.process import log, log_to, run, tell_if_interrupted
+from cli.startup import import_keras, make_repeatable, share_cores
+from Experiment.errors import UserError
+from Experiment.files import merge_json, read_json, write_csv, write_json
+from Experiment.locks import locked
+from Experiment.paths import Experiment
+from Experiment.records import describe_run
+from Experiment.results import PIPELINE_SCHEMA, read_results
 
 TRIALS = {"enc": 50, "dif": 40}  # paper's code
 PATIENCE = (25, 50)  # of learning rate and training within the search (paper's code)
@@ -25,35 +36,73 @@ SELECTED = {"val": "validation", "test": "TEST"}
 # Best settings of the paper's searches: share of all epochs, steps, scale. Read off its plots: steps within about one
 # half, scales within about 0.05.
 PAPER_BEST = {
-    "enc": {"cifar10": (31 / 50, 31, 1.19), "cifar100": (41 / 50, 35, 1.95), "pathmnist": (28 / 50, 48, 1.02),
-            "dermamnist": (5 / 50, 43, 0.65), "bloodmnist": (35 / 50, 47, 2.38), "retinamnist": (31 / 50, 37, 6.75)},
-    "dif": {"cifar10": (1, 31, 1.74), "cifar100": (1, 28, 2.08), "pathmnist": (0.9, 48, 1.85),
-            "dermamnist": (1, 27, 0.65), "bloodmnist": (0.8, 44, 1.49), "retinamnist": (0.7, 30, 1.06)},
-}  # fmt: skip
+    "enc": {
+        "cifar10": (31 / 50, 31, 1.19),
+        "cifar100": (41 / 50, 35, 1.95),
+        "pathmnist": (28 / 50, 48, 1.02),
+        "dermamnist": (5 / 50, 43, 0.65),
+        "bloodmnist": (35 / 50, 47, 2.38),
+        "retinamnist": (31 / 50, 37, 6.75),
+    },
+    "dif": {
+        "cifar10": (1, 31, 1.74),
+        "cifar100": (1, 28, 2.08),
+        "pathmnist": (0.9, 48, 1.85),
+        "dermamnist": (1, 27, 0.65),
+        "bloodmnist": (0.8, 44, 1.49),
+        "retinamnist": (0.7, 30, 1.06),
+    },
+}
 STAGE_NAMES = {"enc": "After Transfer Learning", "dif": "After Fine-Tuning"}
 
 
 def parse_args(argv=None):
     parser = new_parser(__doc__)
-    parser.add_argument("--optimize", default=True, action=argparse.BooleanOptionalAction,
-                        help="search; --no-optimize only reports an earlier search (--optimize)")  # fmt: skip
-    parser.add_argument("--train_model", default="enc", choices=["enc", "dif"],
-                        help="search after training the Class Encoder (enc) or the UNet (dif) (enc)")  # fmt: skip
+    parser.add_argument(
+        "--optimize",
+        default=True,
+        action=argparse.BooleanOptionalAction,
+        help="search; --no-optimize only reports an earlier search (--optimize)",
+    )
+    parser.add_argument(
+        "--train_model",
+        default="enc",
+        choices=["enc", "dif"],
+        help="search after training the Class Encoder (enc) or the UNet (dif) (enc)",
+    )
     parser.add_argument("--enc_epoch", default=0, type=integer(0), help="Class Encoder of the second search (0)")
     parser.add_argument("--num_imgs", default=4000, type=integer(1), help="images of a trial (4000)")
-    parser.add_argument("--is_1", default=DEFAULT_STEPS, type=integer(1, 1000),
-                        help="best inference steps of the first search: upper bound of the second (50)")  # fmt: skip
-    parser.add_argument("--ugs_1", default=DEFAULT_SCALE, type=number(0, 1000, above=True),
-                        help="best guidance scale of the first search: half the upper bound of the second (7.5)")  # fmt: skip
+    parser.add_argument(
+        "--is_1",
+        default=DEFAULT_STEPS,
+        type=integer(1, 1000),
+        help="best inference steps of the first search: upper bound of the second (50)",
+    )
+    parser.add_argument(
+        "--ugs_1",
+        default=DEFAULT_SCALE,
+        type=number(0, 1000, above=True),
+        help="best guidance scale of the first search: half the upper bound of the second (7.5)",
+    )
     parser.add_argument("--save_plots", action="store_true", help="write the ten plots")
     parser.add_argument("--n_trials", type=integer(1), help="finished trials in all, over all runs (enc 50, dif 40)")
     parser.add_argument("--timeout", type=number(0, above=True), help="seconds after which no trial is begun")
-    parser.add_argument("--storage", help="where the study lies: sqlite:///FILE, journal:FILE, postgresql://... (SQLite beside "
-                        "the plots)")  # fmt: skip
-    parser.add_argument("--pruner", default="hyperband", choices=["hyperband", "halving", "median", "none"],
-                        help="what stops bad trials early (hyperband)")  # fmt: skip
-    parser.add_argument("--rungs", default=3, type=integer(1, 6),
-                        help="a trial begins with 1/4 of its images, goes on with 1/2, then all; 1: all at once (3)")  # fmt: skip
+    parser.add_argument(
+        "--storage",
+        help="where the study lies: sqlite:///FILE, journal:FILE, postgresql://... (SQLite beside the plots)",
+    )
+    parser.add_argument(
+        "--pruner",
+        default="hyperband",
+        choices=["hyperband", "halving", "median", "none"],
+        help="what stops bad trials early (hyperband)",
+    )
+    parser.add_argument(
+        "--rungs",
+        default=3,
+        type=integer(1, 6),
+        help="a trial begins with 1/4 of its images, goes on with 1/2, then all; 1: all at once (3)",
+    )
     parser.add_argument("--warm_start", action="store_true", help="try the paper's best settings first")
     parser.add_argument("--is_min", default=STEPS_MIN, type=integer(1, 1000), help="fewest inference steps (5)")
     parser.add_argument("--is_max", type=integer(1, 1000), help="most inference steps (enc 50; dif --is_1)")
@@ -61,8 +110,12 @@ def parse_args(argv=None):
     parser.add_argument("--test_imgs", type=integer(1), help="images of the final measurement on test (--num_imgs)")
     parser.add_argument("--gen_batch_size", default=250, type=integer(1), help="images generated at a time (250)")
     parser.add_argument("--epochs", default=100, type=integer(1), help="most epochs of a trial's classifier (100)")
-    parser.add_argument("--select_on", default="val", choices=["val", "test"],
-                        help="images whose accuracy is maximised; test as published, which is no fair test (val)")  # fmt: skip
+    parser.add_argument(
+        "--select_on",
+        default="val",
+        choices=["val", "test"],
+        help="images whose accuracy is maximised; test as published, which is no fair test (val)",
+    )
     add_classifier_flags(parser)
     add_spacing_flag(parser)
     add_model_flags(parser)
@@ -115,10 +168,20 @@ class Context:
         from Models.sampler import generate_images
 
         indices, labels = np.divmod(np.arange(first, last), self.spec.num_classes)
-        made = generate_images(self.sampler, self.encoder, labels, indices, num_steps=steps, scale=scale,
-                               seed=self.args.seed, batch_size=min(self.args.gen_batch_size, self.rungs()[0][1]),
-                               spacing=self.args.timestep_spacing)  # fmt: skip
-        return np.concatenate([resize_images(images, self.spec.resolution, self.args.resize) for _, _, images in made]), labels
+        made = generate_images(
+            self.sampler,
+            self.encoder,
+            labels,
+            indices,
+            num_steps=steps,
+            scale=scale,
+            seed=self.args.seed,
+            batch_size=min(self.args.gen_batch_size, self.rungs()[0][1]),
+            spacing=self.args.timestep_spacing,
+        )
+        return np.concatenate(
+            [resize_images(images, self.spec.resolution, self.args.resize) for _, _, images in made]
+        ), labels
 
     def rungs(self):
         """[(last epoch, images)] of the rungs of a trial: one at a half of the images, say, lasts half of the epochs."""
@@ -133,8 +196,15 @@ class Context:
     def train(self, images, labels, **how):
         """Train the classifier on synthetic images; returns its history, with the real validation accuracy."""
         how = {"epochs": self.args.epochs, **how}
-        history, _ = self.classifier.fit((images, labels), self.val, batch_size=self.args.batch_size, seed=self.args.seed,
-                                         patience=PATIENCE, verbose=0, **how)  # fmt: skip
+        history, _ = self.classifier.fit(
+            (images, labels),
+            self.val,
+            batch_size=self.args.batch_size,
+            seed=self.args.seed,
+            patience=PATIENCE,
+            verbose=0,
+            **how,
+        )
         return history
 
 
@@ -181,9 +251,13 @@ def objective(trial, context):
         parts.append(context.images(steps, scale, made, count))
         images, labels = (np.concatenate(arrays) for arrays in zip(*parts))
         history = context.train(
-            images, labels, epochs=last_epoch, first_epoch=done, steps=-(-args.num_imgs // args.batch_size),
+            images,
+            labels,
+            epochs=last_epoch,
+            first_epoch=done,
+            steps=-(-args.num_imgs // args.batch_size),
             callbacks=[keras.callbacks.LambdaCallback(on_epoch_end=report)],
-        )  # fmt: skip
+        )
         accuracies += history["val_accuracy"]
         made, done = count, last_epoch
     return max(accuracies)
@@ -191,9 +265,29 @@ def objective(trial, context):
 
 def study_settings(args, epochs):
     """What two runs must share to be one study."""
-    names = ("dataset", "backbone", "seed", "num_imgs", "batch_size", "epochs", "classifier", "is_min", "is_max",
-             "ugs_max", "enc_epoch", "select_on", "resize", "timestep_spacing", "rungs", "pruner", "precision", "test_imgs",
-             "is_1", "ugs_1", "skip_broken")  # fmt: skip
+    names = (
+        "dataset",
+        "backbone",
+        "seed",
+        "num_imgs",
+        "batch_size",
+        "epochs",
+        "classifier",
+        "is_min",
+        "is_max",
+        "ugs_max",
+        "enc_epoch",
+        "select_on",
+        "resize",
+        "timestep_spacing",
+        "rungs",
+        "pruner",
+        "precision",
+        "test_imgs",
+        "is_1",
+        "ugs_1",
+        "skip_broken",
+    )
     return {name: getattr(args, name) for name in names} | {"last_epoch": max(epochs)}
 
 
@@ -225,8 +319,14 @@ def warm_start(args, study, epochs):
     if args.train_model == "dif":
         found.append((1, args.is_1, args.ugs_1))
     for share, steps, scale in found:
-        study.enqueue_trial({"is": min(max(round(steps), args.is_min), args.is_max), "ugs": round(min(scale, args.ugs_max), 4),
-                             "epoch": max(1, round(share * max(epochs)))}, skip_if_exists=True)  # fmt: skip
+        study.enqueue_trial(
+            {
+                "is": min(max(round(steps), args.is_min), args.is_max),
+                "ugs": round(min(scale, args.ugs_max), 4),
+                "epoch": max(1, round(share * max(epochs))),
+            },
+            skip_if_exists=True,
+        )
 
 
 def trial_line(trial):
@@ -248,8 +348,15 @@ def search(args, study, context):
         finished = trials(study, *FINISHED)
         left = (time.time() - started) / max(1, len(finished) - there) * (args.n_trials - len(finished))
         best = max((t.value for t in finished if t.state.name == "COMPLETE"), default=float("nan"))
-        log.info("%s   best %.4f   %d of %d, %.0f s, %.0f s left", trial_line(trial), best, len(finished), args.n_trials,
-                 time.time() - started, max(0, left))  # fmt: skip
+        log.info(
+            "%s   best %.4f   %d of %d, %.0f s, %.0f s left",
+            trial_line(trial),
+            best,
+            len(finished),
+            args.n_trials,
+            time.time() - started,
+            max(0, left),
+        )
 
     return run_trials(study, lambda trial: objective(trial, context), args.n_trials, args.timeout, progress)
 
@@ -266,17 +373,29 @@ def measure(args, context, test, best):
 
     last = max(context.epochs)
     default = (DEFAULT_STEPS, DEFAULT_SCALE) if args.train_model == "enc" else (args.is_1, args.ugs_1)
-    settings = {"no_opt": (*default, last), "opt": (best.params["is"], best.params["ugs"], best.user_attrs["saved_epoch"])}
+    settings = {
+        "no_opt": (*default, last),
+        "opt": (best.params["is"], best.params["ugs"], best.user_attrs["saved_epoch"]),
+    }
     results = {}
     for name, (steps, scale, epoch) in settings.items():
         context.load(epoch)
         history = context.train(*context.images(steps, scale, 0, args.test_imgs))
         if not np.isfinite(history["loss"]).all():
-            raise UserError(f"the loss of the classifier that is tested is not finite ({name}: steps {steps}, scale {scale:g}).")
+            raise UserError(
+                f"the loss of the classifier that is tested is not finite ({name}: steps {steps}, scale {scale:g})."
+            )
         scores = accuracies(context.classifier.probabilities(test.images), test.labels)
         results[name] = {"top_1": scores["top_1_accuracy"], "top_5": scores["top_5_accuracy"]}
-        log.info("test, %-6s: steps %d, scale %.2f, epoch %d, %d images -> top-1 %.4f, top-5 %.4f", name, steps, scale,
-                 epoch, args.test_imgs, *results[name].values())  # fmt: skip
+        log.info(
+            "test, %-6s: steps %d, scale %.2f, epoch %d, %d images -> top-1 %.4f, top-5 %.4f",
+            name,
+            steps,
+            scale,
+            epoch,
+            args.test_imgs,
+            *results[name].values(),
+        )
     return results
 
 
@@ -299,20 +418,30 @@ def contact_sheet(context, study, folder, columns=8):
         images, labels = context.images(trial.params["is"], trial.params["ugs"], 0, context.spec.num_classes * columns)
         order = np.argsort(labels, kind="stable")[: classes * columns]
         sheets.append(images[order])
-        titles.append(f"{kind}: trial {trial.number}, {trial.params['is']} steps, scale {trial.params['ugs']:.2f}, "
-                      f"epoch {trial.user_attrs['saved_epoch']}: "
-                      f"{last_value(trial):.3f}{' when pruned' * (trial.state.name == 'PRUNED')}")  # fmt: skip
+        titles.append(
+            f"{kind}: trial {trial.number}, {trial.params['is']} steps, scale {trial.params['ugs']:.2f}, "
+            f"epoch {trial.user_attrs['saved_epoch']}: "
+            f"{last_value(trial):.3f}{' when pruned' * (trial.state.name == 'PRUNED')}"
+        )
     labels = np.repeat(np.arange(classes), columns)
     return side_by_side(*sheets, labels, class_names(context.spec), folder / "best_and_worst.png", titles)
 
 
 def write_trials(study, folder):
     """A table of all trials as trials.csv. Returns the file."""
-    rows = [{"trial": t.number, "state": t.state.name, **{k: t.params.get(k, "") for k in ("is", "ugs", "epoch")},
-             "saved_epoch": t.user_attrs.get("saved_epoch", ""), "accuracy": "" if t.value is None else t.value,
-             "epochs_trained": t.last_step or "", "rung": t.user_attrs.get("rung", ""),
-             "seconds": round(t.duration.total_seconds(), 1) if t.duration else ""}
-            for t in study.get_trials(deepcopy=False)]  # fmt: skip
+    rows = [
+        {
+            "trial": t.number,
+            "state": t.state.name,
+            **{k: t.params.get(k, "") for k in ("is", "ugs", "epoch")},
+            "saved_epoch": t.user_attrs.get("saved_epoch", ""),
+            "accuracy": "" if t.value is None else t.value,
+            "epochs_trained": t.last_step or "",
+            "rung": t.user_attrs.get("rung", ""),
+            "seconds": round(t.duration.total_seconds(), 1) if t.duration else "",
+        }
+        for t in study.get_trials(deepcopy=False)
+    ]
     write_csv(folder / "trials.csv", rows)
     return folder / "trials.csv"
 
@@ -356,8 +485,10 @@ def main(args):
 
     epochs = saved_epochs(experiment.part_dir(args.train_model))
     if not epochs:
-        raise UserError(f"there are no weights in {experiment.part_dir(args.train_model)}: run SD_adapting.py "
-                        f"--train_model {args.train_model} first.")  # fmt: skip
+        raise UserError(
+            f"there are no weights in {experiment.part_dir(args.train_model)}: run SD_adapting.py "
+            f"--train_model {args.train_model} first."
+        )
     if args.optimize and experiment.pipeline_file.exists():
         read_results(experiment.pipeline_file, PIPELINE_SCHEMA)  # a broken one shall be told before days of search
     address = args.storage or f"sqlite:///{folder.parent / 'study.db'}"
@@ -383,14 +514,26 @@ def run_study(args, spec, experiment, folder, epochs, address, started):
         thrown_away = delete_study(address, name, folder.parent / "study")
         log.info("throwing away the study %s with %d trials", name, thrown_away)
         (folder / "best.json").unlink(missing_ok=True)
-    study = open_study(address, name, args.seed, pruner(args.pruner, args.epochs), args.optimize, folder.parent / "study")
+    study = open_study(
+        address, name, args.seed, pruner(args.pruner, args.epochs), args.optimize, folder.parent / "study"
+    )
     claim_study(study, study_settings(args, epochs), address)
     log_to(folder)
     if args.select_on == "test":
         log.warning("settings are chosen on TEST images, as published: the accuracies below are too good")
-    log.info("search %s: %d of %d trials there, steps %d..%d, scale 0..%g, epoch 1..%d, %d images a trial, seed %d -> %s",
-             name, len(trials(study, *FINISHED)), args.n_trials, args.is_min, args.is_max, args.ugs_max, max(epochs),
-             args.num_imgs, args.seed, folder)  # fmt: skip
+    log.info(
+        "search %s: %d of %d trials there, steps %d..%d, scale 0..%g, epoch 1..%d, %d images a trial, seed %d -> %s",
+        name,
+        len(trials(study, *FINISHED)),
+        args.n_trials,
+        args.is_min,
+        args.is_max,
+        args.ugs_max,
+        max(epochs),
+        args.num_imgs,
+        args.seed,
+        folder,
+    )
 
     tell_if_interrupted(lambda: f"{len(trials(study, *FINISHED))} of {args.n_trials} trials are finished")
 
@@ -401,8 +544,12 @@ def run_study(args, spec, experiment, folder, epochs, address, started):
         if args.warm_start and not trials(study):
             warm_start(args, study, epochs)
         if not search(args, study, context):
-            log.info("%g s are over: %d of %d trials are finished, the same command goes on", args.timeout,
-                     len(trials(study, *FINISHED)), args.n_trials)  # fmt: skip
+            log.info(
+                "%g s are over: %d of %d trials are finished, the same command goes on",
+                args.timeout,
+                len(trials(study, *FINISHED)),
+                args.n_trials,
+            )
             return
         if not trials(study, TrialState.COMPLETE):
             raise UserError(f"none of the {args.n_trials} trials was completed: all were pruned. Raise --n_trials.")
@@ -414,11 +561,18 @@ def run_study(args, spec, experiment, folder, epochs, address, started):
                 experiment_pipeline_bars(args.root, args.exp)
                 if args.save_plots:
                     log.info("  %s", contact_sheet(context, study, folder))
-                write_json(best_file, {
-                    "trial": best.number, "is": best.params["is"], "ugs": best.params["ugs"],
-                    "epoch": best.user_attrs["saved_epoch"], f"{args.select_on}_accuracy": best.value, "test": results,
-                    "run": describe_run(args, started),
-                })  # fmt: skip
+                write_json(
+                    best_file,
+                    {
+                        "trial": best.number,
+                        "is": best.params["is"],
+                        "ugs": best.params["ugs"],
+                        "epoch": best.user_attrs["saved_epoch"],
+                        f"{args.select_on}_accuracy": best.value,
+                        "test": results,
+                        "run": describe_run(args, started),
+                    },
+                )
     elif args.optimize:
         log.info("finished already: this is its report")
 
@@ -435,9 +589,18 @@ def run_study(args, spec, experiment, folder, epochs, address, started):
         for plot in search_plots(study, folder):
             log.info("  %s", plot)
     log.info("all trials -> %s", table)
-    log.info("best of %d trials: --inf_steps %d --ugs %g --%s_epoch %d, %s accuracy %.4f, %.0f s -> %s",
-             len(done), best.params["is"], best.params["ugs"], args.train_model, best.user_attrs["saved_epoch"],
-             SELECTED[args.select_on], best.value, time.time() - started, best_file)  # fmt: skip
+    log.info(
+        "best of %d trials: --inf_steps %d --ugs %g --%s_epoch %d, %s accuracy %.4f, %.0f s -> %s",
+        len(done),
+        best.params["is"],
+        best.params["ugs"],
+        args.train_model,
+        best.user_attrs["saved_epoch"],
+        SELECTED[args.select_on],
+        best.value,
+        time.time() - started,
+        best_file,
+    )
 
 
 if __name__ == "__main__":

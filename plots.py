@@ -12,10 +12,16 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-from experiment import (
-    CAS_SCHEMA, PIPELINE_SCHEMA, PUBLISHED_CAS, PUBLISHED_CAS_PLOTS, PUBLISHED_PIPELINE, PUBLISHED_PIPELINE_PLOTS, Experiment,
-    UserError, atomic_path, read_results
-)  # fmt: skip
+from Experiment.errors import UserError
+from Experiment.files import atomic_path
+from Experiment.paths import (
+    PUBLISHED_CAS,
+    PUBLISHED_CAS_PLOTS,
+    PUBLISHED_PIPELINE,
+    PUBLISHED_PIPELINE_PLOTS,
+    Experiment,
+)
+from Experiment.results import CAS_SCHEMA, PIPELINE_SCHEMA, read_results
 
 COLLAGE_COLUMNS, COLLAGE_ROWS = 8, 3  # as published
 MAX_SHEET_ROWS = 100
@@ -138,8 +144,15 @@ def confusion_matrix(confusion, classes, path, title=""):
         axis.set_yticks(range(len(classes)), names)
     if len(classes) <= 20:
         for (row, column), count in np.ndenumerate(confusion):
-            axis.text(column, row, count, ha="center", va="center", fontsize=7,
-                      color="white" if shares[row, column] > 0.5 else "black")  # fmt: skip
+            axis.text(
+                column,
+                row,
+                count,
+                ha="center",
+                va="center",
+                fontsize=7,
+                color="white" if shares[row, column] > 0.5 else "black",
+            )
     return save_figure(figure, path)
 
 
@@ -208,8 +221,12 @@ def cas_curve(sources, path, title=""):
             if "real" in results:
                 dashes = (5 * i, (5, 5))  # the second source's fill the gaps of the first's where the two coincide
                 axis.axhline(results["real"][score], color=colour, linestyle=dashes, label=f"{label}, trained on real")
-        axis.set(xlabel="size of the synthetic training set", ylabel="accuracy on real test images",
-                 title=score[:5].replace("_", "-"), xlim=(1 - largest / 25, largest * 1.04))  # fmt: skip
+        axis.set(
+            xlabel="size of the synthetic training set",
+            ylabel="accuracy on real test images",
+            title=score[:5].replace("_", "-"),
+            xlim=(1 - largest / 25, largest * 1.04),
+        )
         axis.set_ylim(accuracy_limits([entry[score] for results in sources.values() for entry in results.values()]))
         axis.xaxis.set_major_locator(MaxNLocator(10, integer=True))
         axis.xaxis.set_major_formatter("{x:.0f}x")
@@ -240,8 +257,12 @@ def pipeline_bars(sources, score, path):
     names = [f"{dataset[:24]}\n{label[:24]}" if several else dataset[:24] for dataset, label in groups]
     axis.set_xticks(range(len(groups)), names)
     middle, width = (len(groups) - 1) / 2, max(len(groups), 2) + 0.2  # one group alone keeps slender bars
-    axis.set(ylabel="accuracy on real test images", ylim=(0, 1.06), xlim=(middle - width / 2, middle + width / 2),
-             title=f"{' and '.join(sources)}: {score.replace('_', '-')} after each step")  # fmt: skip
+    axis.set(
+        ylabel="accuracy on real test images",
+        ylim=(0, 1.06),
+        xlim=(middle - width / 2, middle + width / 2),
+        title=f"{' and '.join(sources)}: {score.replace('_', '-')} after each step",
+    )
     axis.set_axisbelow(True)
     axis.grid(axis="y", alpha=0.3)
     figure.legend(loc="outside lower center", ncols=4 if len(groups) > 3 else 2, frameon=False)
@@ -295,7 +316,9 @@ def experiment_pipeline_bars(root, exp):
     if not experiment.pipeline_file.exists():
         return []
     ours = read_results(experiment.pipeline_file, PIPELINE_SCHEMA)
-    published = {name: steps for name, steps in read_results(PUBLISHED_PIPELINE, PIPELINE_SCHEMA).items() if name in ours}
+    published = {
+        name: steps for name, steps in read_results(PUBLISHED_PIPELINE, PIPELINE_SCHEMA).items() if name in ours
+    }
     sources = {"published": published} if published else {}
     sources[f"experiment {exp}"] = ours
     return [pipeline_bars(sources, score, experiment.pipeline_plot(score)) for score in SCORES]

@@ -14,7 +14,8 @@ from optuna.samplers import BaseSampler, TPESampler
 from optuna.storages import RetryHeartbeatStaleTrialCallback
 from optuna.trial import TrialState
 
-from experiment import UserError, locked
+from Experiment.errors import UserError
+from Experiment.locks import locked
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 HEARTBEAT, GRACE = 30, 120  # s: between signs of life of a trial, and without one before it counts as dead
@@ -45,11 +46,15 @@ def database_errors(address):
         while cause and cause not in causes:
             causes.append(cause)
             cause = cause.__cause__ or cause.__context__
-        refused = [c for c in causes if isinstance(c, (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError))]
+        refused = [
+            c for c in causes if isinstance(c, (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError))
+        ]
         if not refused or isinstance(error, UserError):
             raise
         said = " ".join(str(refused[-1]).split())[:300]
-        raise DatabaseError(f"--storage {address} refuses: {said}. What it has recorded is kept; run again when it is back.") from None
+        raise DatabaseError(
+            f"--storage {address} refuses: {said}. What it has recorded is kept; run again when it is back."
+        ) from None
 
 
 class SurplusTrial(Exception):
@@ -136,9 +141,12 @@ def open_storage(address):
         Path(address.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
     try:
         return optuna.storages.RDBStorage(
-            address, engine_kwargs={"connect_args": {"timeout": 60}} if address.startswith("sqlite") else {},
-            heartbeat_interval=HEARTBEAT, grace_period=GRACE, heartbeat_stale_trial_callback=retry,
-        )  # fmt: skip
+            address,
+            engine_kwargs={"connect_args": {"timeout": 60}} if address.startswith("sqlite") else {},
+            heartbeat_interval=HEARTBEAT,
+            grace_period=GRACE,
+            heartbeat_stale_trial_callback=retry,
+        )
     except ImportError as error:
         hint = ' (pip install "psycopg[binary]")' if "psycopg" in str(error) else ""
         raise UserError(f"--storage {address} needs a package that is not installed: {error}{hint}") from None
@@ -166,8 +174,14 @@ def open_study(address, name, seed, study_pruner, create, lock_file):
                 storage = open_storage(address)
                 if not create and name not in optuna.get_all_study_names(storage=storage):
                     raise UserError(f"there is no study {name} in {address} to report: run with --optimize.")
-                study = optuna.create_study(study_name=name, storage=storage, direction="maximize", load_if_exists=True,
-                                            sampler=AddressedTPESampler(seed), pruner=study_pruner)  # fmt: skip
+                study = optuna.create_study(
+                    study_name=name,
+                    storage=storage,
+                    direction="maximize",
+                    load_if_exists=True,
+                    sampler=AddressedTPESampler(seed),
+                    pruner=study_pruner,
+                )
                 study.get_trials(deepcopy=False)
                 return study
             except DatabaseError:
@@ -192,7 +206,9 @@ def delete_study(address, name, lock_file):
         for trial in trials(study, TrialState.RUNNING):
             worker = trial.user_attrs.get("worker", {})
             if worker.get("host") == socket.gethostname() and process_start(worker["pid"]) == worker["started"]:
-                raise UserError(f"process {worker['pid']} is at trial {trial.number} of the study {name}: stop it first.")
+                raise UserError(
+                    f"process {worker['pid']} is at trial {trial.number} of the study {name}: stop it first."
+                )
         count = len(trials(study))
         optuna.delete_study(study_name=name, storage=storage)
         return count

@@ -7,7 +7,8 @@ import tokenize
 
 import numpy as np
 
-from experiment import UserError, atomic_path
+from Experiment.errors import UserError
+from Experiment.files import atomic_path
 
 log = logging.getLogger("experiment")
 

@@ -12,7 +12,8 @@ from typing import NamedTuple
 import numpy as np
 
 from Data.registry import BROKEN_IMAGE, MAX_CLASSES, NPZ_KEYS, class_files, folder_splits, npz_arrays
-from experiment import UserError, atomic_path, file_hash
+from Experiment.errors import UserError
+from Experiment.files import atomic_path, file_hash
 
 log = logging.getLogger("experiment")
 
@@ -21,12 +22,19 @@ OWN_TEST_SHARE, OWN_VALIDATION_SHARE = 0.2, 0.1  # of an image folder without sp
 # The archives of plain bytes: the better known ones hold pickles, which nothing here reads.
 CIFAR_URL = "https://www.cs.toronto.edu/~kriz/"
 CIFAR_FILES = {
-    "cifar10": ("cifar-10-binary.tar.gz", "c32a1d4ab5d03f1284b67883e8d87530",
-                [f"cifar-10-batches-bin/data_batch_{i}.bin" for i in range(1, 6)],
-                ["cifar-10-batches-bin/test_batch.bin"]),
-    "cifar100": ("cifar-100-binary.tar.gz", "03b5dce01913d631647c71ecec9e9cb8",
-                 ["cifar-100-binary/train.bin"], ["cifar-100-binary/test.bin"]),
-}  # fmt: skip
+    "cifar10": (
+        "cifar-10-binary.tar.gz",
+        "c32a1d4ab5d03f1284b67883e8d87530",
+        [f"cifar-10-batches-bin/data_batch_{i}.bin" for i in range(1, 6)],
+        ["cifar-10-batches-bin/test_batch.bin"],
+    ),
+    "cifar100": (
+        "cifar-100-binary.tar.gz",
+        "03b5dce01913d631647c71ecec9e9cb8",
+        ["cifar-100-binary/train.bin"],
+        ["cifar-100-binary/test.bin"],
+    ),
+}
 
 
 class Split(NamedTuple):
@@ -55,8 +63,12 @@ def load_splits(spec, data_dir, seed=1234, side=None):
         UserError: Files are missing and cannot be downloaded, or are not what they should be.
     """
     load = {
-        "cifar": load_cifar, "medmnist": load_medmnist, "digits": load_digits, "folder": load_folder, "npz": load_npz
-    }[spec.source]  # fmt: skip
+        "cifar": load_cifar,
+        "medmnist": load_medmnist,
+        "digits": load_digits,
+        "folder": load_folder,
+        "npz": load_npz,
+    }[spec.source]
     splits = load(spec, Path(data_dir), seed)
     for name, split in zip(Splits._fields, splits):
         check_split(spec, name, split)
@@ -281,7 +293,9 @@ def load_folder(spec, data_dir, seed):
             log.warning("%s: %d broken images are left out: %s", folder, len(broken), first_ten(broken))
             images, labels = (np.delete(array, list(broken), axis=0) for array in (images, labels))
         if lost := sorted(set(range(len(files))) - set(labels)):
-            raise UserError(f"{folder}: no image of these classes can be read: {', '.join(spec.classes[i] for i in lost[:10])}")
+            raise UserError(
+                f"{folder}: no image of these classes can be read: {', '.join(spec.classes[i] for i in lost[:10])}"
+            )
         splits[name] = Split(images, labels)
     if "all" in splits:
         rest, splits["test"] = hold_out(splits["all"], OWN_TEST_SHARE, seed)
@@ -300,8 +314,9 @@ def hold_out(split, share, seed):
     from sklearn.model_selection import train_test_split
 
     try:
-        kept, held = train_test_split(np.arange(len(split.labels)), test_size=share, stratify=split.labels,
-                                      random_state=seed % 2**32)  # fmt: skip
+        kept, held = train_test_split(
+            np.arange(len(split.labels)), test_size=share, stratify=split.labels, random_state=seed % 2**32
+        )
     except ValueError as error:
         raise UserError(f"there are too few images for a split with every class in each part: {error}") from None
     return Split(split.images[kept], split.labels[kept]), Split(split.images[held], split.labels[held])

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from experiment import UserError, plain_arrays
+from Experiment.errors import UserError
+from Experiment.files import plain_arrays
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff"}
 SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
@@ -111,7 +112,9 @@ def folder_splits(path):
     if not found:
         return {"all": path}
     if not {"train", "test"} <= set(found):
-        raise UserError(f"{path}: an image folder with splits needs train and test (and may have val). Found: {sorted(found)}")
+        raise UserError(
+            f"{path}: an image folder with splits needs train and test (and may have val). Found: {sorted(found)}"
+        )
     return found
 
 
@@ -180,7 +183,9 @@ def npz_spec(path):
     """The spec of a MedMNIST-style npz; the class count is the largest label + 1."""
     images, labels = npz_arrays(path, ["train_images", "train_labels"]).values()
     if images.ndim < 3 or len(images) == 0 or labels.size == 0:
-        raise UserError(f"{path}: train_images must be (N, H, W) or (N, H, W, channels), N > 0. Received: {images.shape}")
+        raise UserError(
+            f"{path}: train_images must be (N, H, W) or (N, H, W, channels), N > 0. Received: {images.shape}"
+        )
     if not np.issubdtype(labels.dtype, np.integer):
         raise UserError(f"{path}: labels must be integers. Received: {labels.dtype}")
     classes = int(labels.max()) + 1

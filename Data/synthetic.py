@@ -11,7 +11,11 @@ from pathlib import Path
 import numpy as np
 
 from Data.loaders import read_images
-from experiment import UserError, partial_path, random_stream, read_json, size_from_name, write_json
+from Experiment.errors import UserError
+from Experiment.files import read_json, write_json
+from Experiment.locks import partial_path
+from Experiment.paths import size_from_name
+from Experiment.randomness import random_stream
 
 MANIFEST = "manifest.json"
 WAITING_WRITES = 512  # bound of the queue between sampler and disk
@@ -54,7 +58,9 @@ class SyntheticWriter:
         """
         first, step = shard[0] - 1, shard[1]
         every = ((label, index) for label, count in enumerate(self.counts) for index in range(count))
-        pairs = [pair for pair in itertools.islice(every, first, None, step) if not image_file(self.folder, *pair).exists()]
+        pairs = [
+            pair for pair in itertools.islice(every, first, None, step) if not image_file(self.folder, *pair).exists()
+        ]
         return np.array(pairs, np.int32).reshape(-1, 2).T
 
     def write(self, label, index, image):
@@ -121,8 +127,10 @@ def synthetic_files(folder, num_classes):
     expected = {class_folder(folder, label).name for label in range(num_classes)}
     if names != expected:
         difference = sorted(names ^ expected)
-        raise UserError(f"{folder} must hold the folders class_00..class_{num_classes - 1:02d}. Missing or too many: "
-                        f"{', '.join(difference[:10])}")  # fmt: skip
+        raise UserError(
+            f"{folder} must hold the folders class_00..class_{num_classes - 1:02d}. Missing or too many: "
+            f"{', '.join(difference[:10])}"
+        )
     files = [sort_by_index(class_folder(folder, label).glob("[!.]*.png")) for label in range(num_classes)]
     if (folder / MANIFEST).exists():
         counts = read_json(folder / MANIFEST).get("counts")
@@ -155,9 +163,13 @@ def find_synthetic(root, num_classes, wanted):
         return best[0]
     there = ", ".join(f"{folder.name} ({size} images)" for folder, size in sizes.items()) or "none"
     if best:
-        raise UserError(f"several synthetic datasets fit: {', '.join(f.name for f in best)}; choose with --synthetic_dir.")
-    raise UserError(f"no synthetic dataset in {root} has {wanted} images. There: {there}. Run generate_dataset.py, "
-                    "or name a folder with --synthetic_dir.")  # fmt: skip
+        raise UserError(
+            f"several synthetic datasets fit: {', '.join(f.name for f in best)}; choose with --synthetic_dir."
+        )
+    raise UserError(
+        f"no synthetic dataset in {root} has {wanted} images. There: {there}. Run generate_dataset.py, "
+        "or name a folder with --synthetic_dir."
+    )
 
 
 def load_synthetic(folder, num_classes, side, wanted, seed, mode="bilinear"):

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import keras
 
-from experiment import UserError, atomic_path, file_hash
+from Experiment.errors import UserError
+from Experiment.files import atomic_path, file_hash
 from Models.faster_layers import use_faster_layers
 from Models.weights import load_weights
 
@@ -110,7 +111,9 @@ class Backbone:
         return self._load(lambda: Decoder(size, size, name="decoder", download_weights=False), "decoder", weights_dir)
 
     def _load(self, build, part, weights_dir):
-        path = None if untrained(self) else self.weights_file(part, weights_dir)  # the build takes a minute at full size
+        path = (
+            None if untrained(self) else self.weights_file(part, weights_dir)
+        )  # the build takes a minute at full size
         model = use_faster_layers(build(), on_gpu())
         return load_weights(model, path) if path else model
 
@@ -141,7 +144,9 @@ def pretrained_file(name, url, sha256, weights_dir=None):
             raise UserError(f"there is no {name} in {weights_dir}: get it from {url}{name} (SHA-256 {sha256}).")
         try:
             with atomic_path(path) as partial:
-                keras.utils.get_file(partial.name, origin=url + name, cache_dir=str(folder), cache_subdir="", file_hash=sha256)
+                keras.utils.get_file(
+                    partial.name, origin=url + name, cache_dir=str(folder), cache_subdir="", file_hash=sha256
+                )
         # Keras wraps every failure of a download in a plain Exception.
         except Exception as error:
             raise UserError(

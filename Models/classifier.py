@@ -6,7 +6,9 @@ import time
 import keras
 import numpy as np
 
-from experiment import UserError, atomic_path, plain_arrays, random_stream
+from Experiment.errors import UserError
+from Experiment.files import atomic_path, plain_arrays
+from Experiment.randomness import random_stream
 from Models.resnet import CLASSIFIERS, resnet20
 from Models.training import fast_feed, refuse_other_settings
 
@@ -81,8 +83,14 @@ class FitState(keras.callbacks.Callback):
         start = time.monotonic()
         if start < self.due or self.stopping.best_weights is None or not np.isfinite(logs["loss"]):
             return
-        kept = {"epoch": epoch + 1, "history": self.history, "settings": self.settings,
-                "followers": [{name: plain(getattr(follower, name)) for name in names} for follower, names in self.followers]}  # fmt: skip
+        kept = {
+            "epoch": epoch + 1,
+            "history": self.history,
+            "settings": self.settings,
+            "followers": [
+                {name: plain(getattr(follower, name)) for name in names} for follower, names in self.followers
+            ],
+        }
         with atomic_path(self.path) as partial, open(partial, "wb") as file:
             arrays = {f"v{i}": v.numpy() for i, v in enumerate(self.all_variables)}
             best = {f"b{i}": w for i, w in enumerate(self.stopping.best_weights)}
@@ -147,8 +155,23 @@ class Classifier:
     def one_hot(self, labels):
         return np.eye(self.num_classes, dtype="float32")[labels]
 
-    def fit(self, train, val, *, epochs, batch_size, seed, patience, callbacks=(), verbose=2, first_epoch=0, steps=None,
-            state_file=None, settings=None, save_share=0.02):  # fmt: skip
+    def fit(
+        self,
+        train,
+        val,
+        *,
+        epochs,
+        batch_size,
+        seed,
+        patience,
+        callbacks=(),
+        verbose=2,
+        first_epoch=0,
+        steps=None,
+        state_file=None,
+        settings=None,
+        save_share=0.02,
+    ):
         """Train from the first weights and end with those of the epoch of best validation accuracy.
 
         Args:
@@ -177,8 +200,11 @@ class Classifier:
         )
         state = []
         if state_file:
-            followers = [(plateau, ("best", "wait", "cooldown_counter")), (stopping, ("best", "wait", "best_epoch")),
-                         (times, ("seconds",))]  # fmt: skip
+            followers = [
+                (plateau, ("best", "wait", "cooldown_counter")),
+                (stopping, ("best", "wait", "best_epoch")),
+                (times, ("seconds",)),
+            ]
             state = [FitState(state_file, settings, self.variables, followers, save_share)]
             first_epoch = state[0].first_epoch
         history = self.model.fit(

@@ -48,10 +48,14 @@ class Convolution(keras.layers.Conv2D):
         down, right = self.strides
         if not height or not width or channels * self.filters <= WEIGHTS_A_PIXEL * (height // down) * (width // right):
             return super().convolution_op(inputs, kernel)
-        patches = ops.concatenate([
-            inputs[:, y : height - rows + y + 1 : down, x : width - columns + x + 1 : right]
-            for y in range(rows) for x in range(columns)
-        ], axis=-1)  # (B, h, w, rows * columns * channels)
+        patches = ops.concatenate(
+            [
+                inputs[:, y : height - rows + y + 1 : down, x : width - columns + x + 1 : right]
+                for y in range(rows)
+                for x in range(columns)
+            ],
+            axis=-1,
+        )  # (B, h, w, rows * columns * channels)
         sizes = ops.shape(patches)
         flat = ops.matmul(ops.reshape(patches, (-1, patches.shape[-1])), ops.reshape(kernel, (-1, self.filters)))
         return ops.reshape(flat, (*sizes[:-1], self.filters))

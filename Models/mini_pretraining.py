@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from experiment import random_stream
+from Experiment.randomness import random_stream
 
 SIZE = 32
 SUPERSAMPLING = 2
@@ -35,8 +35,16 @@ FONTS = {  # word -> files of matplotlib
 RESOLUTIONS = (8, 12, 16, 32)
 PALETTES = ("light on dark", "dark on light", "colour")
 # Words of a caption and how many values each takes; 0 always means "not said".
-WORDS = {"character": 1 + len(CHARACTERS), "font": 1 + len(FONTS), "stroke": 6, "resolution": 1 + len(RESOLUTIONS),
-         "palette": 1 + len(PALETTES), "scale": 6, "slant": 6, "aspect": 6}  # fmt: skip
+WORDS = {
+    "character": 1 + len(CHARACTERS),
+    "font": 1 + len(FONTS),
+    "stroke": 6,
+    "resolution": 1 + len(RESOLUTIONS),
+    "palette": 1 + len(PALETTES),
+    "scale": 6,
+    "slant": 6,
+    "aspect": 6,
+}
 FIELD = 64  # side of a distance field, px
 CONTEXT_SHAPE = (8, 64)
 PROMPT_DROPOUT, WORD_DROPOUT = 0.1, 0.15
@@ -159,9 +167,18 @@ def draw(fields, font_words, rng, count):
         images[i] = np.clip(picture * 255, 0, 255)
 
     captions = np.stack(
-        [1 + character, font_words[font], bin_word(stroke, -1.0, 3.5), 1 + resolution, 1 + palette,
-         bin_word(scale, 0.8, 1.7), bin_word(slant, -0.45, 0.45), bin_word(np.log(aspect), -0.45, 0.45)], axis=1
-    )  # fmt: skip
+        [
+            1 + character,
+            font_words[font],
+            bin_word(stroke, -1.0, 3.5),
+            1 + resolution,
+            1 + palette,
+            bin_word(scale, 0.8, 1.7),
+            bin_word(slant, -0.45, 0.45),
+            bin_word(np.log(aspect), -0.45, 0.45),
+        ],
+        axis=1,
+    )
     return images, captions.astype("int32")
 
 
@@ -169,7 +186,9 @@ def corpus_part(arguments):
     """Worker: one part of the corpus, a function of (seed, part) alone."""
     seed, part, count = arguments
     fields, words = glyph_fields()
-    made = [draw(fields, words, random_stream(seed, "corpus", part, i), min(500, count - i)) for i in range(0, count, 500)]
+    made = [
+        draw(fields, words, random_stream(seed, "corpus", part, i), min(500, count - i)) for i in range(0, count, 500)
+    ]
     return [np.concatenate(arrays) for arrays in zip(*made)]
 
 
@@ -305,14 +324,22 @@ def train_unet(unet, moments, captions, steps, batch_size, seed, save):
             caption = np.where(rng.random(caption.shape) < WORD_DROPOUT, 0, caption)
             caption = np.where(rng.random((batch_size, 1)) < PROMPT_DROPOUT, 0, caption)
             latent_noise, noise = rng.standard_normal((2, batch_size, *unet.input_shape[0][1:]), dtype="float32")
-            yield {
-                "moments": moments[index].astype("float32"), "latent_noise": latent_noise, "noise": noise,
-                "timestep": rng.integers(0, NUM_TRAIN_TIMESTEPS, batch_size, dtype="int32"), "label": caption,
-            }, noise  # fmt: skip
+            yield (
+                {
+                    "moments": moments[index].astype("float32"),
+                    "latent_noise": latent_noise,
+                    "noise": noise,
+                    "timestep": rng.integers(0, NUM_TRAIN_TIMESTEPS, batch_size, dtype="int32"),
+                    "label": caption,
+                },
+                noise,
+            )
 
     epochs = 20
     saver = [keras.callbacks.SwapEMAWeights(swap_on_epoch=True), keras.callbacks.LambdaCallback(on_epoch_end=save)]
-    fitted = model.fit(batches(), steps_per_epoch=steps // epochs, epochs=epochs, verbose=2, shuffle=False, callbacks=saver)
+    fitted = model.fit(
+        batches(), steps_per_epoch=steps // epochs, epochs=epochs, verbose=2, shuffle=False, callbacks=saver
+    )
     return context_encoder, fitted.history["loss"]
 
 
@@ -400,7 +427,9 @@ def main(args):
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "mini_weights", help="folder of the weights")
+    parser.add_argument(
+        "--out", type=Path, default=Path(__file__).parent / "mini_weights", help="folder of the weights"
+    )
     parser.add_argument("--images", type=int, default=240_000, help="size of the corpus")
     parser.add_argument("--vae_steps", type=int, default=2000, help="steps of 64 images")
     parser.add_argument("--decoder_steps", type=int, default=3000, help="steps of 64 images, decoder alone")

@@ -4,11 +4,16 @@ import keras
 import numpy as np
 from keras import ops
 
-from experiment import UserError, random_stream
+from Experiment.errors import UserError
+from Experiment.randomness import random_stream
 from Models.faster_layers import after, shared_contexts
 from Models.noise_schedule import (
-    NUM_TRAIN_TIMESTEPS, alpha_bar_pairs, ddim_step, sampling_timesteps, timestep_embedding
-)  # fmt: skip
+    NUM_TRAIN_TIMESTEPS,
+    alpha_bar_pairs,
+    ddim_step,
+    sampling_timesteps,
+    timestep_embedding,
+)
 
 
 class Sampler(keras.Model):
@@ -79,9 +84,14 @@ class Sampler(keras.Model):
         pad = (0, NUM_TRAIN_TIMESTEPS - len(timesteps))  # one shape for every number of steps
         alpha_bar, alpha_bar_next = (np.pad(a, pad, constant_values=1.0) for a in alpha_bar_pairs(timesteps))
         inputs = {
-            "latents": latents, "contexts": contexts, "timesteps": np.pad(timesteps, pad), "num_steps": np.int32(len(timesteps)),
-            "alpha_bar": alpha_bar, "alpha_bar_next": alpha_bar_next, "scale": np.float32(scale),
-        }  # fmt: skip
+            "latents": latents,
+            "contexts": contexts,
+            "timesteps": np.pad(timesteps, pad),
+            "num_steps": np.int32(len(timesteps)),
+            "alpha_bar": alpha_bar,
+            "alpha_bar_next": alpha_bar_next,
+            "scale": np.float32(scale),
+        }
         if scale != 0:
             inputs["rows"] = np.asarray(rows, "int32")
         if scale != 1:
@@ -91,10 +101,12 @@ class Sampler(keras.Model):
 
 def initial_noise(seed, labels, indices, latent_shape):
     """x_T float32 (B, h, w, 4): each image's is a function of (seed, label, index) alone."""
-    return np.stack([
-        random_stream(seed, "sampling_noise", int(label), int(index)).standard_normal(latent_shape, dtype="float32")
-        for label, index in zip(labels, indices)
-    ])  # fmt: skip
+    return np.stack(
+        [
+            random_stream(seed, "sampling_noise", int(label), int(index)).standard_normal(latent_shape, dtype="float32")
+            for label, index in zip(labels, indices)
+        ]
+    )
 
 
 def class_contexts(encoder):

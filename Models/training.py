@@ -7,7 +7,10 @@ import zipfile
 import keras
 import numpy as np
 
-from experiment import UserError, atomic_path, changed_arguments, plain_arrays, random_stream, write_csv
+from Experiment.errors import UserError
+from Experiment.files import atomic_path, plain_arrays, write_csv
+from Experiment.randomness import random_stream
+from Experiment.records import changed_arguments
 from Models.faster_layers import after
 from Models.noise_schedule import NUM_TRAIN_TIMESTEPS
 from Models.weights import epoch_path, save_weights
@@ -40,10 +43,16 @@ def noisy_batches(moments, labels, num_classes, batch_size, seed, first_epoch):
                 stream = random_stream(seed, "training_noise", epoch, int(sample))
                 noise[:, i] = stream.standard_normal((2, *shape), dtype="float32")
                 timesteps[i] = stream.integers(NUM_TRAIN_TIMESTEPS)
-            yield {
-                "moments": np.asarray(moments[index]), "latent_noise": noise[0], "noise": noise[1],
-                "timestep": timesteps, "label": one_hot[labels[index]],
-            }, noise[1]  # fmt: skip
+            yield (
+                {
+                    "moments": np.asarray(moments[index]),
+                    "latent_noise": noise[0],
+                    "noise": noise[1],
+                    "timestep": timesteps,
+                    "label": one_hot[labels[index]],
+                },
+                noise[1],
+            )
         epoch += 1
 
 
@@ -91,7 +100,9 @@ class SequentialAdam(keras.optimizers.Adam):
         super().apply(grads, trainable_variables)
 
     def update_step(self, gradient, variable, learning_rate):
-        if self.numbers is None:  # shared by all updates: 9,000 operations and 0.2 GB less in sd1's graph than one for each weight
+        if (
+            self.numbers is None
+        ):  # shared by all updates: 9,000 operations and 0.2 GB less in sd1's graph than one for each weight
             rate = keras.ops.cast(learning_rate, "float32")
             step = keras.ops.cast(self.iterations + 1, "float32")
             numbers = (self.beta_1**step, self.beta_2**step, rate, self.beta_1, self.beta_2, self.epsilon)
@@ -111,9 +122,17 @@ class SequentialAdam(keras.optimizers.Adam):
 
         index = self._get_variable_index(variable)
         return tf.raw_ops.ResourceApplyAdam(
-            var=variable.handle, m=self._momentums[index].value.handle, v=self._velocities[index].value.handle,
-            beta1_power=power_1, beta2_power=power_2, lr=rate, beta1=beta_1, beta2=beta_2, epsilon=epsilon, grad=gradient,
-        )  # fmt: skip
+            var=variable.handle,
+            m=self._momentums[index].value.handle,
+            v=self._velocities[index].value.handle,
+            beta1_power=power_1,
+            beta2_power=power_2,
+            lr=rate,
+            beta1=beta_1,
+            beta2=beta_2,
+            epsilon=epsilon,
+            grad=gradient,
+        )
 
 
 def paper_optimizer(learning_rate, steps, gradient_dtype="float32"):
@@ -126,8 +145,10 @@ def refuse_other_settings(path, before, now):
     """Raise a UserError if the interrupted run whose state lies at `path` had other settings than this one."""
     shown = changed_arguments(before, now)
     if shown:
-        raise UserError(f"{path.parent} holds an interrupted run with other arguments: {shown}. "
-                        "Give those, or --restart to replace it.")  # fmt: skip
+        raise UserError(
+            f"{path.parent} holds an interrupted run with other arguments: {shown}. "
+            "Give those, or --restart to replace it."
+        )
 
 
 class TrainingState:
@@ -170,7 +191,10 @@ class TrainingState:
             return 0, []
         with plain_arrays(self.path) as data:
             refuse_other_settings(self.path, json.loads(str(data["settings"])), self.settings)
-            variables, other_model = self.variables, UserError(f"{self.path} is of another model: start afresh with --restart.")
+            variables, other_model = (
+                self.variables,
+                UserError(f"{self.path} is of another model: start afresh with --restart."),
+            )
             if len(data.files) != len(variables) + 3:
                 raise other_model
             for i, variable in enumerate(variables):
@@ -207,7 +231,9 @@ class SaveEpochs(keras.callbacks.Callback):
         number = self.offset + done
         self.history.append({"epoch": number, "loss": float(logs["loss"])})
         if not np.isfinite(logs["loss"]):
-            raise UserError(f"the loss of epoch {number} is {logs['loss']}: try a smaller --lr, or --precision float32.")
+            raise UserError(
+                f"the loss of epoch {number} is {logs['loss']}: try a smaller --lr, or --precision float32."
+            )
         if done % self.freq == 0 or done in (1, self.last):
             save_weights(self.part, epoch_path(self.folder, number))
             write_csv(self.folder / "history.csv", self.history)

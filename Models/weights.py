@@ -8,7 +8,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from experiment import UserError, atomic_path
+from Experiment.errors import UserError
+from Experiment.files import atomic_path
 
 LFS_HEADER = b"version https://git-lfs"
 HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
@@ -49,7 +50,10 @@ def check_heaps(file):
         for heap in find_between(raw, HEAP_SIGNATURE, stored_at(file)):
             at, end = heap + 16, heap + int.from_bytes(raw[heap + 8 : heap + 16], "little")
             while at + 16 <= end <= len(raw):
-                number, size = int.from_bytes(raw[at : at + 2], "little"), int.from_bytes(raw[at + 8 : at + 16], "little")
+                number, size = (
+                    int.from_bytes(raw[at : at + 2], "little"),
+                    int.from_bytes(raw[at + 8 : at + 16], "little"),
+                )
                 at += 16 + -(-size // 8) * 8 if number else size
                 if not number:
                     break
@@ -63,7 +67,11 @@ def stored_at(file):
 
     def visit(name, item):
         # None for a dataset in chunks; a damaged size would hide what comes after.
-        if isinstance(item, h5py.Dataset) and (start := item.id.get_offset()) is not None and item.id.get_storage_size() == item.nbytes:
+        if (
+            isinstance(item, h5py.Dataset)
+            and (start := item.id.get_offset()) is not None
+            and item.id.get_storage_size() == item.nbytes
+        ):
             places.append((start, start + item.nbytes))
 
     file.visititems(visit)
@@ -195,7 +203,9 @@ def epoch_file(folder, epoch, part):
     epochs = saved_epochs(folder)
     if epoch not in epochs:
         there = ", ".join(map(str, epochs)) or "none"
-        raise UserError(f"--{part}_epoch {epoch}: there is no {KIND[part]} of that epoch in {folder}. Epochs there: {there}")
+        raise UserError(
+            f"--{part}_epoch {epoch}: there is no {KIND[part]} of that epoch in {folder}. Epochs there: {there}"
+        )
     return epochs[epoch]
 
 

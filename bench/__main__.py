@@ -27,11 +27,23 @@ class Side:
     """A process of `bench.worker` or `bench.peer` that waits for jobs."""
 
     def __init__(self, module, *arguments, python=sys.executable):
-        environment = {**os.environ, "SD_UNTRAINED_BACKBONE": "1", "CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "3"}
+        environment = {
+            **os.environ,
+            "SD_UNTRAINED_BACKBONE": "1",
+            "CUDA_VISIBLE_DEVICES": "-1",
+            "TF_CPP_MIN_LOG_LEVEL": "3",
+        }
         self.name, self.memory_gb = " ".join(map(str, (module, *arguments))), 0
         self.errors = tempfile.TemporaryFile("w+")
-        self.process = subprocess.Popen([python, "-m", module, *map(str, arguments)], cwd=REPOSITORY, env=environment, text=True,
-                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors)  # fmt: skip
+        self.process = subprocess.Popen(
+            [python, "-m", module, *map(str, arguments)],
+            cwd=REPOSITORY,
+            env=environment,
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.errors,
+        )
         self.jobs = self.answer()["jobs"]
 
     def answer(self):
@@ -93,7 +105,11 @@ def generation(args):
 
     rows = []
     for precision, dtype in (("auto", "bfloat16"), ("float32", "float32")):
-        known = [("bench.worker", "published_generation"), ("bench.worker", "our_generation", precision), peer(args, dtype)]
+        known = [
+            ("bench.worker", "published_generation"),
+            ("bench.worker", "our_generation", precision),
+            peer(args, dtype),
+        ]
         with sides(*filter(None, known)) as started, tempfile.TemporaryDirectory() as folder:
             for side in started:
                 side.run("warm")
@@ -106,48 +122,112 @@ def generation(args):
             work = "generate 8 images, 10 steps, scale 1.5, decoder"
             memory = {"memory_gb": [round(side.memory_gb, 1) for side in started[:2]]}
             if precision == "auto":
-                rows.append(row("1", f"{work}: default precision against published", base / mine, 3.0,
-                                seconds=[base, mine], **memory))  # fmt: skip
+                rows.append(
+                    row(
+                        "1",
+                        f"{work}: default precision against published",
+                        base / mine,
+                        3.0,
+                        seconds=[base, mine],
+                        **memory,
+                    )
+                )
                 if others:
-                    rows.append(row("1b", f"{work}: default precision against diffusers bfloat16", rest[0] / mine, 1.05,
-                                    seconds=[rest[0], mine]))  # fmt: skip
+                    rows.append(
+                        row(
+                            "1b",
+                            f"{work}: default precision against diffusers bfloat16",
+                            rest[0] / mine,
+                            1.05,
+                            seconds=[rest[0], mine],
+                        )
+                    )
                 *_, alone, decoder = rest
                 rows.append(row("3", "guidance scale 1.0 against 1.5, ours", mine / alone, 1.9, seconds=[mine, alone]))
-                rows.append(row("3b", "the same without the decoder, which both need", (mine - decoder) / (alone - decoder), None,
-                                decoder_seconds=decoder))  # fmt: skip
+                rows.append(
+                    row(
+                        "3b",
+                        "the same without the decoder, which both need",
+                        (mine - decoder) / (alone - decoder),
+                        None,
+                        decoder_seconds=decoder,
+                    )
+                )
             else:
                 files = [Path(folder) / f"{i}.npy" for i in range(2)]
                 for side, file in zip(started, files):
                     side.run("generation", file)
-                ours_images, published_images = (np.load(file, allow_pickle=False).astype(int) for file in reversed(files))
+                ours_images, published_images = (
+                    np.load(file, allow_pickle=False).astype(int) for file in reversed(files)
+                )
                 levels = int(np.abs(ours_images - published_images).max())
-                rows.append(row("2", f"{work}: float32 against published", base / mine, 1.4, seconds=[base, mine], grey_levels=levels,
-                                equal_pixels=float((ours_images == published_images).mean()), **memory))  # fmt: skip
+                rows.append(
+                    row(
+                        "2",
+                        f"{work}: float32 against published",
+                        base / mine,
+                        1.4,
+                        seconds=[base, mine],
+                        grey_levels=levels,
+                        equal_pixels=float((ours_images == published_images).mean()),
+                        **memory,
+                    )
+                )
                 if others:
-                    rows.append(row("2b", f"{work}: float32 against diffusers float32", rest[0] / mine, 1.0,
-                                    seconds=[rest[0], mine]))  # fmt: skip
+                    rows.append(
+                        row(
+                            "2b",
+                            f"{work}: float32 against diffusers float32",
+                            rest[0] / mine,
+                            1.0,
+                            seconds=[rest[0], mine],
+                        )
+                    )
             *passes, limit = alternate(2 * args.rounds, *((side, "unet") for side in started), (ours, "limit"))
             rate, bound = 8 * GFLOP_PER_PASS / passes[1], 2 * 4096**3 / 1e9 / limit
-            facts = {"seconds": passes, "ours_gflop_s": round(rate), "limit_gflop_s": round(bound),
-                     "share": round(rate / bound, 2)}  # fmt: skip
+            facts = {
+                "seconds": passes,
+                "ours_gflop_s": round(rate),
+                "limit_gflop_s": round(bound),
+                "share": round(rate / bound, 2),
+            }
             name = "4" if precision == "auto" else "4b"
-            rows.append(row(name, f"UNet, a pass of 8, {dtype}: against published float32", passes[0] / passes[1], None, **facts))
+            rows.append(
+                row(
+                    name, f"UNet, a pass of 8, {dtype}: against published float32", passes[0] / passes[1], None, **facts
+                )
+            )
             if others:
-                rows.append(row(f"{name} peer", f"UNet, a pass of 8, {dtype}: against diffusers {dtype}", passes[2] / passes[1],
-                                1.05 if precision == "auto" else 1.0, seconds=passes[1:]))  # fmt: skip
+                rows.append(
+                    row(
+                        f"{name} peer",
+                        f"UNet, a pass of 8, {dtype}: against diffusers {dtype}",
+                        passes[2] / passes[1],
+                        1.05 if precision == "auto" else 1.0,
+                        seconds=passes[1:],
+                    )
+                )
     return rows
 
 
 def training(args):
     """Rows 5 and 6."""
     rows = []
-    known = {"published": ("published_training",), "default precision": ("our_training", "auto"), "float32": ("our_training", "float32")}
+    known = {
+        "published": ("published_training",),
+        "default precision": ("our_training", "auto"),
+        "float32": ("our_training", "float32"),
+    }
     seconds, _ = in_turn(args, "enc", 8, known)
     for number, name, least in (("5", "default precision", 2.5), ("5b", "float32", 1.5)):
         both = [seconds["published"], seconds[name]]
-        rows.append(row(number, f"Class Encoder, a step of 8: {name} against published", both[0] / both[1], least, seconds=both))
+        rows.append(
+            row(number, f"Class Encoder, a step of 8: {name} against published", both[0] / both[1], least, seconds=both)
+        )
 
-    seconds, memory = in_turn(args, "dif", 4, {"published": ("published_training",), "ours": ("our_training", "auto", "checkpoints")})
+    seconds, memory = in_turn(
+        args, "dif", 4, {"published": ("published_training",), "ours": ("our_training", "auto", "checkpoints")}
+    )
     work, (base, mine) = "UNet, a step of 4, gradient checkpoints", memory.values()
     rows.append(row("6", f"{work}: peak memory over published", mine / base, "at most 0.7", memory_gb=[base, mine]))
     base, mine = seconds.values()
@@ -177,25 +257,63 @@ def disk(args):
         side.run("sampler")
         side.run("to disk")
         sampler, to_disk = alternate(args.rounds, (side, "sampler"), (side, "to disk"))
-    rows.append(row("7", "mini: generation to PNG on disk against the sampler alone", sampler / to_disk, 0.9,
-                    seconds=[sampler, to_disk]))  # fmt: skip
+    rows.append(
+        row(
+            "7",
+            "mini: generation to PNG on disk against the sampler alone",
+            sampler / to_disk,
+            0.9,
+            seconds=[sampler, to_disk],
+        )
+    )
     few, many = (generation_memory(count) for count in (500, 20_000))
-    rows.append(row("8", "mini: memory of generating 20,000 images less that of 500, MB", (many - few) / 2**10, "at most 100",
-                    memory_gb=[few / 2**20, many / 2**20]))  # fmt: skip
+    rows.append(
+        row(
+            "8",
+            "mini: memory of generating 20,000 images less that of 500, MB",
+            (many - few) / 2**10,
+            "at most 100",
+            memory_gb=[few / 2**20, many / 2**20],
+        )
+    )
     with sides(("bench.worker", "classifier")) as (side,):
         side.run("in memory")
         tree, memory = alternate(args.rounds, (side, "from PNGs"), (side, "in memory"))
-    rows.append(row("9", "classifier, epochs after the first: from a tree of PNGs against arrays in memory", memory / tree, 0.9,
-                    seconds=[memory, tree]))  # fmt: skip
+    rows.append(
+        row(
+            "9",
+            "classifier, epochs after the first: from a tree of PNGs against arrays in memory",
+            memory / tree,
+            0.9,
+            seconds=[memory, tree],
+        )
+    )
     return rows
 
 
 def generation_memory(count):
     """Most memory of generate_dataset.py making `count` images of mini, KiB."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, REPOSITORY / "generate_dataset.py", "--dataset", "digits", "--backbone", "mini",
-                   "--root", folder, "--img_total", count, "--enc_epoch", 0, "--dif_epoch", 0, "--inf_steps", 2,
-                   "--ugs", 1]  # fmt: skip
+        command = [
+            sys.executable,
+            REPOSITORY / "generate_dataset.py",
+            "--dataset",
+            "digits",
+            "--backbone",
+            "mini",
+            "--root",
+            folder,
+            "--img_total",
+            count,
+            "--enc_epoch",
+            0,
+            "--dif_epoch",
+            0,
+            "--inf_steps",
+            2,
+            "--ugs",
+            1,
+        ]
         process = subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         errors = process.stderr.read()
         _, status, usage = os.wait4(process.pid, 0)
@@ -214,8 +332,16 @@ def precision(args):
         cas = np.load(file, allow_pickle=False)  # (precisions, seeds)
     exact, default = cas.tolist()
     difference = statistics.mean(default) - statistics.mean(exact)
-    return [row("CAS", "mini on digits, 1x, five seeds: mean CAS in default precision less that in float32", difference, "about 0",
-                float32=exact, default=default)]  # fmt: skip
+    return [
+        row(
+            "CAS",
+            "mini on digits, 1x, five seeds: mean CAS in default precision less that in float32",
+            difference,
+            "about 0",
+            float32=exact,
+            default=default,
+        )
+    ]
 
 
 TOPICS = {"generation": generation, "training": training, "disk": disk, "precision": precision}
@@ -241,8 +367,12 @@ def machine():
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return {"processor": names[0] if names else platform.processor(), "cores": os.cpu_count(), "memory_gb": round(memory),
-            "system": platform.platform()}  # fmt: skip
+    return {
+        "processor": names[0] if names else platform.processor(),
+        "cores": os.cpu_count(),
+        "memory_gb": round(memory),
+        "system": platform.platform(),
+    }
 
 
 def draw(rows, path):
@@ -263,7 +393,9 @@ def draw(rows, path):
     axis.set_yticks(range(len(shown)), [f"{r['work']}  [{r['row']}]" for r in shown], fontsize=8)
     axis.invert_yaxis()
     axis.axvline(1, color="grey", linewidth=0.8)
-    axis.set(xlabel="times as fast (row 6: share of the memory); orange: to reach", title="Measured in one run, medians")
+    axis.set(
+        xlabel="times as fast (row 6: share of the memory); orange: to reach", title="Measured in one run, medians"
+    )
     axis.margins(x=0.1)
     return save_figure(figure, path)
 

@@ -19,21 +19,36 @@ LATENT, TOKENS, WIDTH = 16, 100, 768
 def build(dtype):
     torch.manual_seed(0)
     unet = UNet2DConditionModel(
-        sample_size=LATENT, in_channels=4, out_channels=4, block_out_channels=(320, 640, 1280, 1280), layers_per_block=2,
-        cross_attention_dim=WIDTH, attention_head_dim=8,
-    )  # fmt: skip
+        sample_size=LATENT,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(320, 640, 1280, 1280),
+        layers_per_block=2,
+        cross_attention_dim=WIDTH,
+        attention_head_dim=8,
+    )
     vae = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(128, 256, 512, 512), layers_per_block=2, latent_channels=4, sample_size=8 * LATENT,
-    )  # fmt: skip
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(128, 256, 512, 512),
+        layers_per_block=2,
+        latent_channels=4,
+        sample_size=8 * LATENT,
+    )
     return unet.to(dtype).eval(), vae.to(dtype).eval()
 
 
 def main(dtype):
     answers = pipe_for_answers()
     unet, vae = build(dtype)
-    scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
-                              set_alpha_to_one=True, steps_offset=1)  # fmt: skip
+    scheduler = DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=True,
+        steps_offset=1,
+    )
     noise = torch.randn(BATCH, 4, LATENT, LATENT, dtype=dtype)
     contexts = torch.randn(2 * BATCH, TOKENS, WIDTH, dtype=dtype)
 

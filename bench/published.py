@@ -6,7 +6,7 @@ Two `predict_on_batch` a step, the update in NumPy, the VAE in every training st
 import keras
 import numpy as np
 from keras import ops
-from keras_cv.models.stable_diffusion import Decoder, ImageEncoder
+from keras_cv.models.stable_diffusion import ImageEncoder
 from keras_cv.src.models.stable_diffusion.diffusion_model import DiffusionModel
 
 from Models.adapter import sample_latents
@@ -58,7 +58,9 @@ class Trainer(keras.Model):
         latents = sample_latents(moments, keras.random.normal(shape, seed=self.seeds), SD1.latent_scale)
         noise = keras.random.normal(shape, seed=self.seeds)
         timesteps = keras.random.randint(shape[:1], 0, 1000, seed=self.seeds)
-        predicted = self.unet([add_noise(latents, noise, timesteps), timestep_embedding(timesteps), self.encoder(labels)])
+        predicted = self.unet(
+            [add_noise(latents, noise, timesteps), timestep_embedding(timesteps), self.encoder(labels)]
+        )
         return ops.square(predicted - noise)
 
 
@@ -66,7 +68,9 @@ def training_step(part, batch_size, num_classes=10):
     """A function that makes one training step on noise images."""
     model = Trainer(part, num_classes)
     schedule = keras.optimizers.schedules.CosineDecay(1e-4, 1000)
-    optimizer = keras.optimizers.Adam(schedule, epsilon=1e-8, weight_decay=0.004, global_clipnorm=10.0)  # Keras's own, not ours
+    optimizer = keras.optimizers.Adam(
+        schedule, epsilon=1e-8, weight_decay=0.004, global_clipnorm=10.0
+    )  # Keras's own, not ours
     model.compile(optimizer, lambda _, error: ops.mean(error))
     rng = np.random.default_rng(0)
     images = rng.uniform(-1, 1, (batch_size, SIZE, SIZE, 3)).astype("float32")

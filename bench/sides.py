@@ -31,8 +31,9 @@ def unet_inputs(batch_size, latent_shape, context_shape):
 
 
 def published_generation():
-    from bench.published import SD1, SIZE, generate, stock_unet
     from keras_cv.models.stable_diffusion import Decoder
+
+    from bench.published import SD1, SIZE, generate, stock_unet
 
     keras.utils.set_random_seed(SEED)
     unet, decoder = stock_unet(), Decoder(SIZE, SIZE, download_weights=False)
@@ -124,7 +125,9 @@ def writing(images="1000"):
     indices, labels = np.divmod(np.arange(int(images)), CLASSES)
 
     def made():
-        return generate_images(sampler, encoder, labels, indices, num_steps=STEPS, scale=SCALE, seed=SEED, batch_size=250)
+        return generate_images(
+            sampler, encoder, labels, indices, num_steps=STEPS, scale=SCALE, seed=SEED, batch_size=250
+        )
 
     everything = tempfile.TemporaryDirectory()  # deleting what was written is no part of writing it
 
@@ -160,8 +163,15 @@ def classifier():
     network = Classifier("resnet20_16", side, CLASSES)
 
     def later_epochs(images, labels, epochs=4):
-        _, seconds = network.fit((images, labels), (images[:100], labels[:100]), epochs=epochs, batch_size=64, seed=SEED,
-                                 patience=(9, 9), verbose=0)  # fmt: skip
+        _, seconds = network.fit(
+            (images, labels),
+            (images[:100], labels[:100]),
+            epochs=epochs,
+            batch_size=64,
+            seed=SEED,
+            patience=(9, 9),
+            verbose=0,
+        )
         return sum(seconds[1:])
 
     def from_tree():
@@ -179,7 +189,7 @@ def precision(seeds=(1234, 1, 2, 3, 4)):
 
     from Data.loaders import load_splits, resize_images
     from Data.registry import DATASETS
-    from experiment import REPOSITORY, Experiment
+    from Experiment.paths import REPOSITORY, Experiment
     from Models.backbones import BACKBONES, set_precision
     from Models.class_encoder import class_encoder
     from Models.classifier import Classifier, accuracies
@@ -187,8 +197,18 @@ def precision(seeds=(1234, 1, 2, 3, 4)):
     from Models.weights import load_epoch
 
     folder, spec, mini = tempfile.TemporaryDirectory(), DATASETS["digits"], BACKBONES["mini"]
-    adapt = [sys.executable, REPOSITORY / "SD_adapting.py", "--dataset", "digits", "--exp", "bench", "--backbone", "mini",
-             "--root", folder.name]  # fmt: skip
+    adapt = [
+        sys.executable,
+        REPOSITORY / "SD_adapting.py",
+        "--dataset",
+        "digits",
+        "--exp",
+        "bench",
+        "--backbone",
+        "mini",
+        "--root",
+        folder.name,
+    ]
     for stage in (["enc", "--freq", 12], ["dif", "--freq", 40, "--enc_epoch", 12]):
         subprocess.run(list(map(str, [*adapt, "--train_model", *stage])), check=True, stdout=sys.stderr)
     parts = {part: Experiment(folder.name, "bench", "digits").part_dir(part) for part in ("enc", "dif")}

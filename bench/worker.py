@@ -37,7 +37,7 @@ def serve(jobs, answers):
 
 
 if __name__ == "__main__":
-    from cli import import_keras, share_cores
+    from cli.startup import import_keras, share_cores
 
     side, *arguments = sys.argv[1:]
     if side in ("writing", "classifier", "precision"):

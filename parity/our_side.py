@@ -14,13 +14,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import numpy as np  # noqa: E402
+import numpy as np
 
-from cli import import_keras  # noqa: E402
+from cli.startup import import_keras
 
 keras = import_keras()
 
-from experiment import Experiment, file_hash  # noqa: E402
+from Experiment.files import file_hash  # noqa: E402
+from Experiment.paths import Experiment  # noqa: E402
 from Models.backbones import BACKBONES, UNTRAINED, set_precision  # noqa: E402
 from Models.class_encoder import class_encoder  # noqa: E402
 from Models.noise_schedule import timestep_embedding  # noqa: E402
@@ -42,8 +43,17 @@ def compare(part, ours, published):
     difference, spread = np.abs(ours - published).max(), published.std()
     good = bool(difference <= MOST_DIFFERENCE and ORDER_OF_ONE[0] <= spread <= ORDER_OF_ONE[1])
     shape = "x".join(map(str, published.shape))
-    print(ROW.format(part, f"{difference:.1e}", f"{np.abs(published).max():.2f}", f"{spread:.2f}",
-                     "ok" if good else "TOO MUCH", shape), flush=True)  # fmt: skip
+    print(
+        ROW.format(
+            part,
+            f"{difference:.1e}",
+            f"{np.abs(published).max():.2f}",
+            f"{spread:.2f}",
+            "ok" if good else "TOO MUCH",
+            shape,
+        ),
+        flush=True,
+    )
     return good
 
 
@@ -96,10 +106,12 @@ def main(folder):
         raise ValueError(f"images must be {published.dtype} {published.shape}. Received: {images.dtype} {images.shape}")
     levels = np.abs(images.astype(int) - published).max()
     good += [bool(levels <= MOST_GREY_LEVELS)]
-    print(f"\ngeneration of {len(labels)} images, {steps} steps, guidance scale {scale}: "
-          f"{(images == published).mean():.4%} of the pixel values are equal, largest difference {levels} of 255\n"
-          f"(published images: mean {published.mean():.0f}, standard deviation {published.std():.0f}, "
-          f"{np.isin(published, (0, 255)).mean():.1%} clipped)")  # fmt: skip
+    print(
+        f"\ngeneration of {len(labels)} images, {steps} steps, guidance scale {scale}: "
+        f"{(images == published).mean():.4%} of the pixel values are equal, largest difference {levels} of 255\n"
+        f"(published images: mean {published.mean():.0f}, standard deviation {published.std():.0f}, "
+        f"{np.isin(published, (0, 255)).mean():.1%} clipped)"
+    )
     print("\nours gives what the published stack gives" if all(good) else "\nours DIFFERS from the published stack")
     return 0 if all(good) else 1
 

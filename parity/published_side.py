@@ -113,9 +113,12 @@ def main(folder):
 
     initial_noise = rng.standard_normal((len(LABELS), LATENT_SIZE, LATENT_SIZE, 4), dtype="float32")
     generated = generation.generate_image(
-        contexts[LABELS], batch_size=len(LABELS), num_steps=STEPS, unconditional_guidance_scale=SCALE,
+        contexts[LABELS],
+        batch_size=len(LABELS),
+        num_steps=STEPS,
+        unconditional_guidance_scale=SCALE,
         diffusion_noise=initial_noise,
-    )  # fmt: skip
+    )
     results.update(initial_noise=initial_noise, steps=STEPS, scale=SCALE, generated=generated)
     np.savez(folder / "expected.npz", **results)
 

@@ -93,8 +93,13 @@ def run(command, environment, quiet=False):
 def compare(args, folder):
     """Both sides. Returns the exit code."""
     # Graphics cards may multiply in TensorFloat-32. Keras's settings and what pip unpacks belong in the folder too.
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "3",
-                   "KERAS_HOME": str(folder), "TMPDIR": str(folder)}  # fmt: skip
+    environment = {
+        **os.environ,
+        "CUDA_VISIBLE_DEVICES": "-1",
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+        "KERAS_HOME": str(folder),
+        "TMPDIR": str(folder),
+    }
     # KerasCV 0.6.1 takes a backend for a wish to run on Keras Core, and a foreign path brings foreign packages.
     foreign = ("KERAS_BACKEND", "PYTHONPATH", "PYTHONHOME")
     published = {name: value for name, value in environment.items() if name not in foreign}

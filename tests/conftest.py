@@ -15,11 +15,11 @@ def actions_of(script):
     """The argparse actions of a script's command line."""
     import importlib
 
-    import cli
+    from cli import flags
 
     made = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cli.Parser, "parse_args", lambda parser, argv=None: made.append(parser) or sys.exit())
+        patch.setattr(flags.Parser, "parse_args", lambda parser, argv=None: made.append(parser) or sys.exit())
         with pytest.raises(SystemExit):
             importlib.import_module(script).parse_args([])
     return made[0]._actions

@@ -59,7 +59,9 @@ def write_images(folder):
     for i, image in enumerate(numpy_images(24)):
         path = folder / "own" / ("cat", "dog")[i % 2] / f"{i:02d}{suffix}"
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image).convert(random.choice(["RGB", "L", "P" if suffix in (".png", ".gif") else "RGB"])).save(path)
+        Image.fromarray(image).convert(random.choice(["RGB", "L", "P" if suffix in (".png", ".gif") else "RGB"])).save(
+            path
+        )
     return folder / "own/cat" / random.choice([f"00{suffix}", f"04{suffix}"])  # the first tells the resolution
 
 
@@ -121,7 +123,7 @@ STEPS = {"digits": {stage: {kind: {"top_1": 0.9, "top_5": 1.0} for kind in ("no_
 
 
 def write_results(folder):
-    from experiment import Experiment
+    from Experiment.paths import Experiment
 
     experiment = Experiment(folder, "x", "digits")
     path, content = random.choice([(experiment.cas_file, CAS), (experiment.pipeline_file, STEPS)])
@@ -132,7 +134,7 @@ def write_results(folder):
 
 def read_results(path):
     import plots
-    from experiment import Experiment
+    from Experiment.paths import Experiment
 
     plots.save_figure = lambda figure, path: plots.plt.close(figure)  # the drawing is tried, not the encoding of PNGs
     experiment = Experiment(path.parent.parent, "x", "digits")
@@ -149,7 +151,7 @@ def write_record(folder):
 
 
 def read_record(path):
-    from experiment import finished_run
+    from Experiment.records import finished_run
 
     finished_run(path, argparse.Namespace(dataset="digits", epochs=3, restart=False), ())
 
@@ -180,7 +182,13 @@ def read_state(path):
 def write_moments(folder):
     from Data.latents import cached_moments
 
-    cached_moments(folder, "digits", numpy_images(4), "abc", lambda images: iter([images[:, :2, :2].repeat(3, -1)[..., :8] / 255.0]))
+    cached_moments(
+        folder,
+        "digits",
+        numpy_images(4),
+        "abc",
+        lambda images: iter([images[:, :2, :2].repeat(3, -1)[..., :8] / 255.0]),
+    )
     return next(folder.glob("*.npy"))
 
 
@@ -193,10 +201,12 @@ def read_moments(path):
 def write_study(folder):
     import optuna
 
-    from experiment import Experiment
+    from Experiment.paths import Experiment
     from studies import open_study, pruner
 
-    study = open_study(f"sqlite:///{folder}/study.db", "digits_expx_study_enc", 1, pruner("median", 10), True, folder / "study")
+    study = open_study(
+        f"sqlite:///{folder}/study.db", "digits_expx_study_enc", 1, pruner("median", 10), True, folder / "study"
+    )
     for value in (0.5, 0.7):
         trial = study.ask({"is": optuna.distributions.IntDistribution(1, 9), "ugs": optuna.distributions.FloatDistribution(0, 2),
                            "epoch": optuna.distributions.IntDistribution(1, 9)})  # fmt: skip
@@ -278,7 +288,9 @@ def damage_json(raw):
 def files_below(folder):
     """What an error must leave as it is: all but logs, locks and the study, in which every run notes its settings."""
     own = (".lock", ".txt", ".db")
-    return {p: hashlib.sha256(p.read_bytes()).digest() for p in folder.rglob("*") if p.is_file() and p.suffix not in own}
+    return {
+        p: hashlib.sha256(p.read_bytes()).digest() for p in folder.rglob("*") if p.is_file() and p.suffix not in own
+    }
 
 
 # One process of one reader
@@ -286,7 +298,7 @@ def files_below(folder):
 
 def worker(name, case, until, folder):
     """Try cases one after the other, a line of JSON each."""
-    from experiment import UserError
+    from Experiment.errors import UserError
 
     write, read = READERS[name]
     logging.disable()
@@ -324,7 +336,9 @@ def follow(name, seconds, folder):
         command = [sys.executable, "-m", "tests.fuzz", "--worker", name, str(case), str(until), str(folder)]
         with open(folder / "stderr", "w") as errors:
             process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=errors, text=True)
-        watchdog = subprocess.Popen([sys.executable, "-c", WATCHDOG, str(process.pid), str(folder / "alive"), str(HANG)])
+        watchdog = subprocess.Popen(
+            [sys.executable, "-c", WATCHDOG, str(process.pid), str(folder / "alive"), str(HANG)]
+        )
         outcome = "started"
         for line in process.stdout:
             (folder / "alive").touch()

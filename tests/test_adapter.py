@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from experiment import UserError
+from Experiment.errors import UserError
 from Models.adapter import NoisyLatents, denoising_model, sample_latents
 from Models.class_encoder import class_encoder
 from Models.faster_layers import checkpoint_gradients
@@ -222,7 +222,15 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_saves_nothing(tiny_unet, tmp
 def test_restart_throws_away_what_the_run_made_and_no_more(tmp_path):
     from SD_adapting import throw_away
 
-    for name in ("epoch1.weights.h5", "epoch2.hdf5", "epoch3.weights.h5", "epoch4.weights.h5", "state.npz", "training.json", "log.txt"):
+    for name in (
+        "epoch1.weights.h5",
+        "epoch2.hdf5",
+        "epoch3.weights.h5",
+        "epoch4.weights.h5",
+        "state.npz",
+        "training.json",
+        "log.txt",
+    ):
         (tmp_path / name).touch()
     throw_away(tmp_path, 2)  # the run went on from epoch 2
     assert sorted(p.name for p in tmp_path.iterdir()) == ["epoch1.weights.h5", "epoch2.hdf5", "log.txt"]
@@ -236,7 +244,9 @@ def test_updating_one_weight_after_another_is_adam(scale):
     ours, stock = ([keras.Variable(w) for w in first] for _ in range(2))
     optimizers = (
         SequentialAdam(keras.optimizers.schedules.CosineDecay(0.1, 10), decay=0.004, clip=10.0),
-        keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(0.1, 10), epsilon=1e-8, weight_decay=0.004, global_clipnorm=10.0),
+        keras.optimizers.Adam(
+            keras.optimizers.schedules.CosineDecay(0.1, 10), epsilon=1e-8, weight_decay=0.004, global_clipnorm=10.0
+        ),
     )
     for _ in range(5):
         gradients = [scale * rng.standard_normal(w.shape).astype("float32") for w in first]

@@ -10,7 +10,7 @@ import pytest
 
 from Data.loaders import load_splits, resize_images
 from Data.registry import DATASETS
-from experiment import UserError
+from Experiment.errors import UserError
 from Models.backbones import BACKBONES, MINI_WEIGHTS, UNTRAINED, pretrained_file, set_precision, untrained
 
 MINI = BACKBONES["mini"]
@@ -158,6 +158,8 @@ def test_weights_held_in_bfloat16_are_as_exact_as_mixed_precision(float32_after)
         set_precision(precision, learns)
         unet, decoder = MINI.unet(), MINI.decoder()
         assert {w.dtype for w in unet.weights} == {"bfloat16" if precision != "float32" and not learns else "float32"}
-        outputs.append([np.asarray(y, "float32") for y in (unet.predict_on_batch(inputs), decoder.predict_on_batch(inputs[0]))])
+        outputs.append(
+            [np.asarray(y, "float32") for y in (unet.predict_on_batch(inputs), decoder.predict_on_batch(inputs[0]))]
+        )
     for exact, mixed, held in zip(*outputs):
         assert 0 < np.std(held - exact) < 1.3 * np.std(mixed - exact) < 0.05 * np.std(exact)

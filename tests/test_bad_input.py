@@ -11,13 +11,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import cli
+from cli import process
 from Models.backbones import MINI_WEIGHTS
 from Models.class_encoder import class_encoder
 from tests.conftest import actions_of
 
 RNG = np.random.default_rng(0)
-SCRIPTS = {"adapt": "SD_adapting", "search": "hyp_opt", "generate": "generate_dataset", "classify": "classifier_training"}
+SCRIPTS = {
+    "adapt": "SD_adapting",
+    "search": "hyp_opt",
+    "generate": "generate_dataset",
+    "classify": "classifier_training",
+}
 ADAPT, SEARCH = ["--epochs", "1"], ["--n_trials", "1"]
 GENERATE = ["--img_total", "4", "--enc_epoch", "0", "--dif_epoch", "0"]
 
@@ -251,11 +256,13 @@ def refused(script, argv, capsys, monkeypatch, root):
     flags += [] if "--backbone" in argv else ["--backbone", "mini"]
     before = snapshot(root)
     with pytest.raises(SystemExit) as ended:
-        cli.run(module.main, lambda: module.parse_args([*flags, "--root", str(root), *argv]))
+        process.run(module.main, lambda: module.parse_args([*flags, "--root", str(root), *argv]))
     lines = capsys.readouterr().err.strip().splitlines()
     assert ended.value.code == 2 and len(lines) == 1, lines
     assert snapshot(root) == before
-    print(f"{SCRIPTS[script]}.py {' '.join(argv)} -> {lines[0]}")  # a table of them all: pytest tests/test_bad_input.py -rP
+    print(
+        f"{SCRIPTS[script]}.py {' '.join(argv)} -> {lines[0]}"
+    )  # a table of them all: pytest tests/test_bad_input.py -rP
     return lines[0]
 
 
@@ -296,7 +303,9 @@ def test_a_second_process_is_told_of_the_first(script, argv, folder, capsys, mon
         fcntl.flock(file, fcntl.LOCK_EX)
         file.write("process 77 on laptop")
         file.flush()
-        assert f"process 77 on laptop is writing in {lock.parent}" in refused(script, argv, capsys, monkeypatch, tmp_path)
+        assert f"process 77 on laptop is writing in {lock.parent}" in refused(
+            script, argv, capsys, monkeypatch, tmp_path
+        )
 
 
 @pytest.mark.parametrize("name, message", FILES)
@@ -310,7 +319,10 @@ def test_pretrained_weights(name, message, bad, capsys, monkeypatch, tmp_path, f
     assert message in refused("generate", argv, capsys, monkeypatch, tmp_path)
 
 
-@pytest.mark.parametrize("script, argv, part", [("adapt", ADAPT, "image_encoder"), ("adapt", ADAPT, "decoder"), ("generate", GENERATE, "decoder")])
+@pytest.mark.parametrize(
+    "script, argv, part",
+    [("adapt", ADAPT, "image_encoder"), ("adapt", ADAPT, "decoder"), ("generate", GENERATE, "decoder")],
+)
 def test_pretrained_vae(script, argv, part, bad, capsys, monkeypatch, tmp_path, float32_after):
     argv = [*argv, "--weights_dir", str(bad / "weights" / part)]
     assert f"{part}.weights.h5 is not an HDF5 file" in refused(script, argv, capsys, monkeypatch, tmp_path)

@@ -20,7 +20,11 @@ def test_published_weights_give_the_published_contexts(golden, published, label,
 
 
 def test_there_is_no_nonlinearity(published):
-    a, b, zero = np.random.default_rng(1).normal(size=(2, 10)), np.random.default_rng(2).normal(size=(2, 10)), np.zeros((2, 10))
+    a, b, zero = (
+        np.random.default_rng(1).normal(size=(2, 10)),
+        np.random.default_rng(2).normal(size=(2, 10)),
+        np.zeros((2, 10)),
+    )
     f = published.predict_on_batch
     assert np.abs(f(a + b) - (f(a) + f(b) - f(zero))).max() < 1e-5
     assert np.abs(f(zero)).max() > 1e-3  # the first layer has a bias

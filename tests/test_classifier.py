@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from experiment import UserError
+from Experiment.errors import UserError
 from Models.classifier import Classifier, accuracies, saved_epochs
 
 RNG = np.random.default_rng(1)
@@ -69,7 +69,9 @@ def test_the_weights_of_the_best_epoch_are_kept(classifier):
 
 def test_learning_rate_falls_and_training_ends_without_progress(classifier):
     output = classifier.model.layers[-1]
-    forget = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: output.kernel.assign(0 * output.kernel))
+    forget = keras.callbacks.LambdaCallback(
+        on_train_batch_end=lambda batch, logs: output.kernel.assign(0 * output.kernel)
+    )
     history, seconds = fit(classifier, epochs=20, patience=(1, 4), callbacks=[forget])
     assert history["learning_rate"] == pytest.approx([1e-3, 1e-3, 1e-4, 1e-5, 1e-5], rel=1e-4)  # 1e-5 is the floor
     assert len(seconds) == 5
@@ -77,7 +79,9 @@ def test_learning_rate_falls_and_training_ends_without_progress(classifier):
 
 def test_a_loss_that_is_not_finite_ends_the_training(classifier):
     output = classifier.model.layers[-1]
-    broken = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: output.kernel.assign(np.nan * output.kernel))
+    broken = keras.callbacks.LambdaCallback(
+        on_epoch_begin=lambda epoch, logs: output.kernel.assign(np.nan * output.kernel)
+    )
     history, _ = fit(classifier, epochs=5, callbacks=[broken])
     assert len(history["loss"]) == 1 and not np.isfinite(history["loss"][0])
 
@@ -89,7 +93,13 @@ def test_a_state_that_is_not_finite_is_not_kept(classifier, tmp_path):
         if epoch == 2:
             output.kernel.assign(np.nan * output.kernel)
 
-    fit(classifier, epochs=5, callbacks=[keras.callbacks.LambdaCallback(on_epoch_begin=spoil)], state_file=state_file, save_share=1.0)
+    fit(
+        classifier,
+        epochs=5,
+        callbacks=[keras.callbacks.LambdaCallback(on_epoch_begin=spoil)],
+        state_file=state_file,
+        save_share=1.0,
+    )
     assert saved_epochs(state_file) == 2
 
 

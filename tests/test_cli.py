@@ -8,9 +8,10 @@ import sys
 
 import pytest
 
-import cli
-from cli import boolean, dataset_name, experiment_name, finish_args, integer, new_parser, number
-from experiment import REPOSITORY, UserError
+from cli import flags, process, startup
+from cli.flags import boolean, dataset_name, experiment_name, finish_args, integer, new_parser, number
+from Experiment.errors import UserError
+from Experiment.paths import REPOSITORY
 
 
 @pytest.mark.parametrize("parse, text, value", [
@@ -44,7 +45,7 @@ def test_refused(parse, text, reason):
 @pytest.fixture
 def parser():
     parser = new_parser("Does something.\n\nMore.", exp_required=True)
-    cli.add_model_flags(parser)
+    flags.add_model_flags(parser)
     return parser
 
 
@@ -93,14 +94,14 @@ def test_run_ends_in_one_line(capsys, monkeypatch, error, code, message):
         raise error
 
     with pytest.raises(SystemExit) as ended:
-        cli.run(main, lambda: None)
+        process.run(main, lambda: None)
     assert ended.value.code == code and capsys.readouterr().err == message
 
 
 def test_an_error_of_the_file_system_is_one_line(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "argv", ["train.py"])
     with pytest.raises(SystemExit) as ended:
-        cli.run(lambda args: (tmp_path / "gone" / "a").write_text(""), lambda: None)
+        process.run(lambda args: (tmp_path / "gone" / "a").write_text(""), lambda: None)
     (line,) = capsys.readouterr().err.splitlines()
     assert ended.value.code == 2 and line.startswith("train.py: error: ") and str(tmp_path / "gone" / "a") in line
 
@@ -110,13 +111,16 @@ def test_what_is_saved_is_told_on_interruption(capsys, monkeypatch):
 
     def main(args):
         epochs = []
-        cli.tell_if_interrupted(lambda: f"{len(epochs)} of 9 epochs are saved")
+        process.tell_if_interrupted(lambda: f"{len(epochs)} of 9 epochs are saved")
         epochs.append(1)
         raise KeyboardInterrupt
 
     with pytest.raises(SystemExit):
-        cli.run(main, lambda: None)
-    assert capsys.readouterr().err == "train.py: interrupted; 1 of 9 epochs are saved: the same command goes on from there\n"
+        process.run(main, lambda: None)
+    assert (
+        capsys.readouterr().err
+        == "train.py: interrupted; 1 of 9 epochs are saved: the same command goes on from there\n"
+    )
 
 
 def test_restart_is_not_to_be_repeated_after_an_interruption(capsys, monkeypatch):
@@ -126,7 +130,7 @@ def test_restart_is_not_to_be_repeated_after_an_interruption(capsys, monkeypatch
         raise KeyboardInterrupt
 
     with pytest.raises(SystemExit):
-        cli.run(main, lambda: argparse.Namespace(restart=True))
+        process.run(main, lambda: argparse.Namespace(restart=True))
     assert capsys.readouterr().err.endswith(": the same command without --restart goes on from there\n")
 
 
@@ -134,24 +138,29 @@ def test_an_interruption_is_told_though_what_is_saved_cannot_be_read(capsys, mon
     monkeypatch.setattr(sys, "argv", ["train.py"])
 
     def main(args):
-        cli.tell_if_interrupted((tmp_path / "gone").read_text)
+        process.tell_if_interrupted((tmp_path / "gone").read_text)
         raise KeyboardInterrupt
 
     with pytest.raises(SystemExit) as ended:
-        cli.run(main, lambda: None)
+        process.run(main, lambda: None)
     assert ended.value.code == 130 and "what is saved cannot be read" in capsys.readouterr().err
 
 
 def test_lack_of_memory_is_one_line(capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["train.py"])
     with pytest.raises(SystemExit) as ended:
-        cli.run(lambda args: bytearray(2**62), lambda: None)
-    assert ended.value.code == 2 and capsys.readouterr().err == "train.py: error: out of memory: try a smaller --batch_size\n"
+        process.run(lambda args: bytearray(2**62), lambda: None)
+    assert (
+        ended.value.code == 2
+        and capsys.readouterr().err == "train.py: error: out of memory: try a smaller --batch_size\n"
+    )
 
 
 def test_sigterm_ends_as_ctrl_c_does():
-    code = "import cli, time; cli.run(lambda args: print('begun', flush=True) or time.sleep(60), lambda: None)"
-    process = subprocess.Popen([sys.executable, "-c", code], cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    code = "from cli import process; import time; process.run(lambda args: print('begun', flush=True) or time.sleep(60), lambda: None)"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     assert process.stdout.readline() == "begun\n"
     process.terminate()
     assert process.wait(20) == 143 and "goes on from there" in process.stderr.read()
@@ -159,23 +168,26 @@ def test_sigterm_ends_as_ctrl_c_does():
 
 def test_run_does_not_hide_a_defect():
     with pytest.raises(ZeroDivisionError):
-        cli.run(lambda args: 1 / args, lambda: 0)
+        process.run(lambda args: 1 / args, lambda: 0)
 
 
 def test_logging_to_terminal_and_file(tmp_path, capsys, monkeypatch):
-    log = cli.log
+    log = process.log
     for name in ("handlers", "level", "propagate"):
         monkeypatch.setattr(log, name, list(log.handlers) if name == "handlers" else getattr(log, name))
     for folder in ("first", "second"):  # a second start replaces the first
-        cli.start_logging()
+        process.start_logging()
         logging.getLogger("experiment").info("reading %s", folder)
         assert not (tmp_path / folder).exists()
-        cli.begin_writing(tmp_path / folder)
+        process.begin_writing(tmp_path / folder)
     log.info("epoch %d", 3)
     log.debug("where it happened")
     assert capsys.readouterr().out == "reading first\nreading second\nepoch 3\n"
     lines = [(tmp_path / folder / "log.txt").read_text().splitlines() for folder in ("first", "second")]
-    assert [[line[20:] for line in file] for file in lines] == [["reading first"], ["reading second", "epoch 3", "where it happened"]]
+    assert [[line[20:] for line in file] for file in lines] == [
+        ["reading first"],
+        ["reading second", "epoch 3", "where it happened"],
+    ]
 
 
 @pytest.mark.parametrize("fails", [False, True])
@@ -186,9 +198,9 @@ def test_notes_of_the_start_up_are_shown_only_if_it_fails(tmp_path, capfd, monke
     monkeypatch.delitem(sys.modules, "keras", raising=False)
     if fails:
         with pytest.raises(ImportError, match="broken"):
-            cli.import_keras()
+            startup.import_keras()
     else:
-        cli.import_keras()
+        startup.import_keras()
     monkeypatch.delitem(sys.modules, "keras", raising=False)
     os.write(2, b" and after")  # what the terminal is again
     assert capfd.readouterr().err == ("a note of C++" if fails else "") + " and after"
@@ -197,7 +209,7 @@ def test_notes_of_the_start_up_are_shown_only_if_it_fails(tmp_path, capfd, monke
 SPARING = """
 import os, sys
 print("begins", os.getpid(), *sys.argv[1:], flush=True)
-from cli import import_keras
+from cli.startup import import_keras
 import_keras(spare_memory=True)
 import tensorflow as tf
 with tf.Graph().as_default():
@@ -215,4 +227,4 @@ def test_sparing_memory_begins_the_same_process_again_once(monkeypatch, set_by_u
     process = subprocess.Popen(command, cwd=REPOSITORY, text=True, stdout=subprocess.PIPE)
     lines = process.communicate()[0].splitlines()
     assert lines[:-1] == [f"begins {process.pid} --exp two words"] * begins
-    assert lines[-1] == f"goes on {process.pid} {set_by_user or cli.GIVE_BACK} False"
+    assert lines[-1] == f"goes on {process.pid} {set_by_user or startup.GIVE_BACK} False"

@@ -12,11 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from experiment import (
-    CAS_SCHEMA, PIPELINE_SCHEMA, PUBLISHED_CAS, PUBLISHED_PIPELINE, REPOSITORY, STREAMS, Experiment, UserError, atomic_path, claim,
-    describe_run, file_hash, finished_run, merge_json, random_stream, read_json, read_results, size_from_name, size_name, write_csv,
-    write_json,
-)  # fmt: skip
+from Experiment.errors import UserError
+from Experiment.files import atomic_path, file_hash, merge_json, read_json, write_csv, write_json
+from Experiment.locks import claim
+from Experiment.paths import PUBLISHED_CAS, PUBLISHED_PIPELINE, REPOSITORY, Experiment, size_from_name, size_name
+from Experiment.randomness import STREAMS, random_stream
+from Experiment.records import describe_run, finished_run
+from Experiment.results import CAS_SCHEMA, PIPELINE_SCHEMA, read_results
 
 EXPERIMENT = Experiment("out", "0001", "cifar10")
 
@@ -43,7 +45,9 @@ def test_size_name_can_be_read_back(count, name):
     assert size_from_name(f"{name}Enc50Dif10Is50Ugs7.5") == size_from_name(name) == count
 
 
-@pytest.mark.parametrize("name, count", [("40.0kEnc50Dif10Is50Ugs7.5", 40_000), ("x2", None), ("40kb", None), ("old", None)])
+@pytest.mark.parametrize(
+    "name, count", [("40.0kEnc50Dif10Is50Ugs7.5", 40_000), ("x2", None), ("40kb", None), ("old", None)]
+)
 def test_size_from_name(name, count):
     assert size_from_name(name) == count
 
@@ -203,8 +207,10 @@ def test_a_record_that_is_none_is_refused(record):
 
 def claiming(*arguments):
     """A process that holds a claim until it is killed."""
-    code = "import sys, time, experiment as e; e.claim(*sys.argv[1:]); print('claimed', flush=True); time.sleep(60)"
-    process = subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
+    code = "import sys, time; from Experiment import locks; locks.claim(*sys.argv[1:]); print('claimed', flush=True); time.sleep(60)"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, arguments)], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True
+    )
     assert process.stdout.readline() == "claimed\n"
     return process
 
@@ -212,7 +218,10 @@ def claiming(*arguments):
 def test_parts_of_a_folder_have_writers_side_by_side_but_not_beside_the_whole(tmp_path):
     folder = tmp_path / "run"
     shard = claiming(folder, "-1-of-2")
-    alive, dead = folder / f".partial-{platform.node()}-{shard.pid}-a", folder / f".partial-{platform.node()}-{2**22 + 1}-b"
+    alive, dead = (
+        folder / f".partial-{platform.node()}-{shard.pid}-a",
+        folder / f".partial-{platform.node()}-{2**22 + 1}-b",
+    )
     for path in (alive, dead):
         path.write_bytes(b"half")
     other = claiming(folder, "-2-of-2")

@@ -13,7 +13,7 @@ from PIL import Image
 from Data import loaders
 from Data.loaders import class_names, load_splits, read_images, resize_images
 from Data.registry import DATASETS, NPZ_KEYS, dataset_spec
-from experiment import UserError
+from Experiment.errors import UserError
 
 
 def numbers(split):
@@ -288,7 +288,9 @@ def test_images_of_all_sizes_are_cut_to_the_middle_square(tmp_path):
         paths.append(tmp_path / f"{size}.png")
         image = Image.new("RGB", size, "red")  # a green square in the middle, red beside it
         side = min(size)
-        image.paste("green", ((size[0] - side) // 2, (size[1] - side) // 2, (size[0] + side) // 2, (size[1] + side) // 2))
+        image.paste(
+            "green", ((size[0] - side) // 2, (size[1] - side) // 2, (size[0] + side) // 2, (size[1] + side) // 2)
+        )
         image.save(paths[-1])
     images = read_images(paths, 8)
     assert images.shape == (4, 8, 8, 3) and (images == (0, 128, 0)).all()

@@ -4,7 +4,12 @@ import numpy as np
 import pytest
 
 from Models.noise_schedule import (
-    ALPHAS_CUMPROD, add_noise, alpha_bar_pairs, ddim_step, sampling_timesteps, timestep_embedding
+    ALPHAS_CUMPROD,
+    add_noise,
+    alpha_bar_pairs,
+    ddim_step,
+    sampling_timesteps,
+    timestep_embedding,
 )  # fmt: skip
 
 

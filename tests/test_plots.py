@@ -13,10 +13,16 @@ from nbclient import NotebookClient
 from PIL import Image
 
 import plots
-from experiment import (
-    PUBLISHED_CAS, PUBLISHED_CAS_PLOTS, PUBLISHED_PIPELINE, PUBLISHED_PIPELINE_PLOTS, REPOSITORY, Experiment, UserError, read_json,
-    write_json,
-)  # fmt: skip
+from Experiment.errors import UserError
+from Experiment.files import read_json, write_json
+from Experiment.paths import (
+    PUBLISHED_CAS,
+    PUBLISHED_CAS_PLOTS,
+    PUBLISHED_PIPELINE,
+    PUBLISHED_PIPELINE_PLOTS,
+    REPOSITORY,
+    Experiment,
+)
 
 PUBLISHED_DATASETS = ["cifar10", "cifar100", "pathmnist", "dermamnist", "bloodmnist", "retinamnist"]
 

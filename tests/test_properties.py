@@ -11,11 +11,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-import cli
-from Data.registry import NPZ_KEYS, dataset_spec
+from cli import flags
 from Data.loaders import load_splits
+from Data.registry import NPZ_KEYS, dataset_spec
 from Data.synthetic import MANIFEST, SyntheticWriter, balanced_counts, find_synthetic, image_file, synthetic_files
-from experiment import UserError, read_json, size_from_name, size_name
+from Experiment.errors import UserError
+from Experiment.files import read_json
+from Experiment.paths import size_from_name, size_name
 from generate_dataset import shard
 from Models.class_encoder import class_encoder
 from Models.sampler import Sampler, generate_images
@@ -26,10 +28,12 @@ settings.register_profile("short", max_examples=25, deadline=None, suppress_heal
 settings.load_profile("long" if os.environ.get("FUZZ") else "short")
 
 SCRIPTS = ["SD_adapting", "hyp_opt", "generate_dataset", "classifier_training"]
-TYPES = {"integer": cli.integer(1, 1000), "number": cli.number(0, 1000), "boolean": cli.boolean, "exp": cli.experiment_name,
-         "dataset": cli.dataset_name, "shard": shard}  # fmt: skip
+TYPES = {"integer": flags.integer(1, 1000), "number": flags.number(0, 1000), "boolean": flags.boolean, "exp": flags.experiment_name,
+         "dataset": flags.dataset_name, "shard": shard}  # fmt: skip
 PLAIN = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
-JSON = st.recursive(PLAIN, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4))
+JSON = st.recursive(
+    PLAIN, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4)
+)
 
 
 # Arguments
@@ -58,7 +62,9 @@ def flags_of(script):
 @pytest.mark.parametrize("script", SCRIPTS)
 @given(data=st.data())
 def test_any_command_line_is_parsed_or_refused_in_one_line(script, data, capsys, tmp_path):
-    values = st.text(max_size=12) | st.sampled_from(["digits", "mini", "enc", "dif", "True", "1", "0", "-1", "nan", "1/2"])
+    values = st.text(max_size=12) | st.sampled_from(
+        ["digits", "mini", "enc", "dif", "True", "1", "0", "-1", "nan", "1/2"]
+    )
     argv = [*data.draw(st.lists(st.sampled_from(flags_of(script)) | values, max_size=8)), "--root", str(tmp_path)]
     module = importlib.import_module(script)
     try:
@@ -129,7 +135,11 @@ def test_a_size_can_be_read_from_its_name(count):
     assert size_from_name(f"{size_name(count)}Enc1Dif1Is5Ugs1.5") == count
 
 
-@given(counts=st.lists(st.integers(0, 6), min_size=2, max_size=5), parts=st.integers(1, 9), there=st.sets(st.integers(0, 30)))
+@given(
+    counts=st.lists(st.integers(0, 6), min_size=2, max_size=5),
+    parts=st.integers(1, 9),
+    there=st.sets(st.integers(0, 30)),
+)
 def test_shards_divide_what_is_missing(counts, parts, there, tmp_path_factory):
     writer = SyntheticWriter(tmp_path_factory.mktemp("set"), counts)
     every = [(label, index) for label, count in enumerate(counts) for index in range(count)]
@@ -146,7 +156,9 @@ def models():
     import keras
 
     latent, time, context = keras.Input((2, 2, 4)), keras.Input((320,)), keras.Input((2, 3))
-    condition = keras.layers.Dense(4, activation="tanh")(keras.layers.Concatenate()([time, keras.layers.Flatten()(context)]))
+    condition = keras.layers.Dense(4, activation="tanh")(
+        keras.layers.Concatenate()([time, keras.layers.Flatten()(context)])
+    )
     noise = keras.layers.Add()([latent, keras.layers.Reshape((1, 1, 4))(condition)])
     return Sampler(keras.Model([latent, time, context], noise)), class_encoder(5, 4, (2, 3))
 

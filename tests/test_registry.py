@@ -8,7 +8,7 @@ from medmnist import INFO
 from PIL import Image
 
 from Data.registry import DATASETS, NPZ_KEYS, class_files, dataset_spec, folder_splits
-from experiment import UserError
+from Experiment.errors import UserError
 
 
 @pytest.mark.parametrize("name, classes, resolution, train_size, unit", [

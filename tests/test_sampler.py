@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from keras import layers, ops
 
-from experiment import UserError
+from Experiment.errors import UserError
 from Models.class_encoder import class_encoder
 from Models.sampler import Sampler, class_contexts, generate_images, initial_noise
 
@@ -110,7 +110,9 @@ def generate(encoder):
     sampler = Sampler(closed_form_unet(4))
 
     def generate(labels, indices, batch_size=4, seed=5):
-        made = generate_images(sampler, encoder, labels, indices, num_steps=3, scale=1.5, seed=seed, batch_size=batch_size)
+        made = generate_images(
+            sampler, encoder, labels, indices, num_steps=3, scale=1.5, seed=seed, batch_size=batch_size
+        )
         return [np.concatenate(arrays) for arrays in zip(*made)]
 
     return generate

@@ -79,7 +79,9 @@ def test_gradient_checkpoints_and_spared_memory_give_the_same_loss(root, tmp_pat
     succeed("SD_adapting.py", "--dataset", "digits", "--exp", "smoke", "--root", tmp_path, *MINI, "--train_model", "dif",
             "--enc_epoch", 2, "--epochs", 1, "--gradient_checkpointing")  # fmt: skip
     plain, spared = (
-        float(next(csv.DictReader((folder / "Checkpoints/DDPM/Exp_smoke/digits/DiffusionFt/history.csv").open()))["loss"])
+        float(
+            next(csv.DictReader((folder / "Checkpoints/DDPM/Exp_smoke/digits/DiffusionFt/history.csv").open()))["loss"]
+        )
         for folder in (root, tmp_path)
     )
     assert spared == pytest.approx(plain, rel=1e-2)
@@ -110,7 +112,10 @@ def test_search_writes_best_settings_results_and_ten_plots(root):
     folder = root / "optimization_plots/smoke/digits/enc"
     assert {p.stem for p in folder.glob("*.png")} == PLOTS | {"best_and_worst"}
     rows = list(csv.DictReader((folder / "trials.csv").open()))
-    assert [row["trial"] for row in rows] == ["0", "1", "2"] and {row["state"] for row in rows} <= {"COMPLETE", "PRUNED"}
+    assert [row["trial"] for row in rows] == ["0", "1", "2"] and {row["state"] for row in rows} <= {
+        "COMPLETE",
+        "PRUNED",
+    }
     best = json.loads((folder / "best.json").read_text())
     assert 5 <= best["is"] <= 6 and 0 <= best["ugs"] <= 7.5 and best["epoch"] in (1, 2)
     results = json.loads((root / "CAS Results/pipeline_optimization_expsmoke.json").read_text())["digits"]
@@ -124,14 +129,20 @@ def test_search_continues_to_a_larger_budget_and_adds_nothing_when_complete(root
 
     flags = ("--dataset", "digits", "--exp", "smoke", "--root", root, *MINI, "--num_imgs", 33, "--is_max", 6,
              "--epochs", 6, "--gen_batch_size", 33, "--classifier", "resnet20_16", "--n_trials")  # fmt: skip
-    study = dict(study_name="digits_expsmoke_study_enc", storage=f"sqlite:///{root}/optimization_plots/smoke/digits/study.db")
+    study = {
+        "study_name": "digits_expsmoke_study_enc",
+        "storage": f"sqlite:///{root}/optimization_plots/smoke/digits/study.db",
+    }
     for trials in (4, 4):
         succeed("hyp_opt.py", *flags, trials)
         assert len(optuna.load_study(**study).trials) == 4
     other = run("hyp_opt.py", *flags[:-1], "--n_trials", 5, "--ugs_max", 3)
     assert other.returncode == 2 and "ugs_max 7.5 (now 3.0)" in other.stderr
     assert "best of 4 trials" in succeed("hyp_opt.py", *flags, 9, "--no-optimize").stdout
-    assert "throwing away the study digits_expsmoke_study_enc with 4 trials" in succeed("hyp_opt.py", *flags, 1, "--restart").stdout
+    assert (
+        "throwing away the study digits_expsmoke_study_enc with 4 trials"
+        in succeed("hyp_opt.py", *flags, 1, "--restart").stdout
+    )
     assert len(optuna.load_study(**study).trials) == 1
 
 
@@ -158,9 +169,13 @@ def test_search_never_reads_the_test_images(tmp_path):
             shutil.copytree(tmp_path / "images/Checkpoints", root / "Checkpoints")
         succeed("hyp_opt.py", *common, "--n_trials", 3, "--num_imgs", 40, "--is_max", 6, "--epochs", 8, "--batch_size", 16,
                 "--classifier", "resnet20_16", "--test_imgs", 10)  # fmt: skip
-        study = optuna.load_study(study_name="few_expx_study_enc", storage=f"sqlite:///{root}/optimization_plots/x/few/study.db")
+        study = optuna.load_study(
+            study_name="few_expx_study_enc", storage=f"sqlite:///{root}/optimization_plots/x/few/study.db"
+        )
         best = json.loads((root / "optimization_plots/x/few/enc/best.json").read_text())
-        found.append(([(t.params, t.value, t.state, t.intermediate_values) for t in study.trials], best["is"], best["ugs"]))
+        found.append(
+            ([(t.params, t.value, t.state, t.intermediate_values) for t in study.trials], best["is"], best["ugs"])
+        )
         assert len(study.trials) == 3
     assert found[0] == found[1]
 
@@ -196,7 +211,9 @@ def test_generation_resumes_with_the_same_bytes_whatever_the_batch(root, tmp_pat
     assert other.returncode == 2 and "seed: 1234 there, 7 now" in other.stderr
     assert "finished already" in succeed("generate_dataset.py", *flags, "--root", tmp_path).stdout
     (folder / "class_00/img_1.png").write_bytes(b"spoilt")
-    assert "throwing away the 30 images" in succeed("generate_dataset.py", *flags, "--root", tmp_path, "--restart").stdout
+    assert (
+        "throwing away the 30 images" in succeed("generate_dataset.py", *flags, "--root", tmp_path, "--restart").stdout
+    )
     assert tree(folder)[Path("class_00/img_1.png")] == whole[Path("class_00/img_1.png")]
 
 
@@ -235,7 +252,18 @@ def test_classifier_writes_results_and_keeps_others(root):
 
 
 def test_trained_classifier_is_only_tested_with_train_false(root):
-    flags = ("--dataset", "digits", "--exp", "smoke", "--root", root, "--synthetic", "False", "--classifier", "resnet20_16")
+    flags = (
+        "--dataset",
+        "digits",
+        "--exp",
+        "smoke",
+        "--root",
+        root,
+        "--synthetic",
+        "False",
+        "--classifier",
+        "resnet20_16",
+    )
     weights = root / "Checkpoints/Classifiers/Exp_smoke/resnet20_16/digits/real/best_model.weights.h5"
     before = weights.read_bytes()
     file = root / "CAS Results/test_accuracies_expsmoke.json"
@@ -301,7 +329,9 @@ GENERATE_FEW = ("generate_dataset.py", "--dataset", "digits", "--exp", "x", *MIN
                 "--dif_epoch", "0", "--inf_steps", "2", "--ugs", "1", "--image_size", "128")  # fmt: skip
 
 
-@pytest.mark.parametrize("command, room, cached", [(ADAPT_ONCE, 20_000, False), (ADAPT_ONCE, 100_000, True), (GENERATE_FEW, 6_000, False)])
+@pytest.mark.parametrize(
+    "command, room, cached", [(ADAPT_ONCE, 20_000, False), (ADAPT_ONCE, 100_000, True), (GENERATE_FEW, 6_000, False)]
+)
 def test_a_full_disk_is_one_line_and_damages_nothing(root, tmp_path, command, room, cached):
     """No file may grow beyond `room` bytes (of latents, of weights, of an image); with more the same command finishes."""
     import resource
@@ -313,7 +343,9 @@ def test_a_full_disk_is_one_line_and_damages_nothing(root, tmp_path, command, ro
                           preexec_fn=limit)  # fmt: skip
     lines = [line for line in full.stderr.splitlines() if "error" in line or "Traceback" in line]
     assert full.returncode == 2 and len(lines) == 1 and lines[0].startswith(f"{command[0]}: error: "), full.stderr
-    assert not [p for p in tmp_path.rglob("*") if p.name.startswith(".partial") or p.name in ("manifest.json", "training.json")]
+    assert not [
+        p for p in tmp_path.rglob("*") if p.name.startswith(".partial") or p.name in ("manifest.json", "training.json")
+    ]
     succeed(*command, "--root", tmp_path)
     assert [p for p in tmp_path.rglob("*") if p.name in ("manifest.json", "training.json")]
 
@@ -357,16 +389,25 @@ def test_a_stopped_run_says_what_is_saved(tmp_path, stop, code):
     there = len(list(tmp_path.rglob("img_*.png")))
     last = errors.strip().splitlines()[-1]
     assert process.returncode == code
-    assert last == f"generate_dataset.py: interrupted; {there} of 5000 images are saved: the same command goes on from there"
+    assert (
+        last
+        == f"generate_dataset.py: interrupted; {there} of 5000 images are saved: the same command goes on from there"
+    )
 
 
-@pytest.mark.parametrize("stage, stop, code", [("adapt", signal.SIGINT, 130), ("classify", signal.SIGTERM, 143), ("search", signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    "stage, stop, code",
+    [("adapt", signal.SIGINT, 130), ("classify", signal.SIGTERM, 143), ("search", signal.SIGINT, 130)],
+)
 def test_every_stage_says_what_is_saved_when_it_is_stopped(root, tmp_path, stage, stop, code):
     process = working(stage, tmp_path, root / "Checkpoints/DDPM/Exp_smoke/digits/MyEmbedding")
     process.send_signal(stop)
     _, errors = process.communicate(timeout=60)
     saved = r"[1-9]\d* of 90 (epochs are saved|trials are finished)"
-    assert re.search(rf"\w+.py: interrupted; {saved}: the same command goes on from there$", errors.strip()) and "Traceback" not in errors
+    assert (
+        re.search(rf"\w+.py: interrupted; {saved}: the same command goes on from there$", errors.strip())
+        and "Traceback" not in errors
+    )
     assert process.returncode == code
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import optuna
 import pytest
 
-from experiment import UserError
+from Experiment.errors import UserError
 from hyp_opt import Context, claim_study, objective, parse_args, study_settings, trial_line, warm_start
 
 ARGS = ["--dataset", "digits", "--num_imgs", "41", "--epochs", "8", "--batch_size", "10"]
@@ -81,7 +81,10 @@ def test_a_classifier_that_diverges_is_a_pruned_trial():
 def test_ranges(flags, low, high, scale):
     ranges = run(Scripted(parse_args([*ARGS, *flags]), [0.1] * 8)).distributions
     assert (ranges["is"].low, ranges["is"].high) == (low, high)
-    assert (ranges["ugs"].low, ranges["ugs"].high) == (0, scale) and (ranges["epoch"].low, ranges["epoch"].high) == (1, 9)
+    assert (ranges["ugs"].low, ranges["ugs"].high) == (0, scale) and (ranges["epoch"].low, ranges["epoch"].high) == (
+        1,
+        9,
+    )
 
 
 def queued(*flags, epochs=(5, 10)):
@@ -99,7 +102,9 @@ def test_warm_start():
 
 def test_another_search_under_the_same_name_is_refused():
     study = optuna.create_study(study_name="s")
-    first, second = (study_settings(parse_args([*ARGS, *flags]), {4: ""}) for flags in ([], ["--num_imgs", "50", "--rungs", "2"]))
+    first, second = (
+        study_settings(parse_args([*ARGS, *flags]), {4: ""}) for flags in ([], ["--num_imgs", "50", "--rungs", "2"])
+    )
     claim_study(study, second, "there")
     claim_study(study, first, "there")  # it had no trials: its settings were a mistake
     study.enqueue_trial({})

@@ -12,9 +12,17 @@ import pytest
 import sqlalchemy.exc
 from optuna.trial import TrialState
 
-from experiment import UserError
+from Experiment.errors import UserError
 from studies import (
-    DatabaseError, database_errors, delete_study, open_storage, open_study, pruner, run_trials, sweep_stale_trials, trials
+    DatabaseError,
+    database_errors,
+    delete_study,
+    open_storage,
+    open_study,
+    pruner,
+    run_trials,
+    sweep_stale_trials,
+    trials,
 )  # fmt: skip
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -180,7 +188,10 @@ def test_a_study_is_deleted_unless_someone_is_at_it(address, tmp_path):
 
 def test_errors_of_the_database_are_told_from_others():
     lost = sqlalchemy.exc.OperationalError("SELECT 1", {}, Exception("server closed the connection"))
-    with pytest.raises(DatabaseError, match="--storage here refuses: .*server closed the connection"), database_errors("here"):
+    with (
+        pytest.raises(DatabaseError, match="--storage here refuses: .*server closed the connection"),
+        database_errors("here"),
+    ):
         raise lost
     with pytest.raises(DatabaseError), database_errors("here"):
         try:
@@ -188,7 +199,7 @@ def test_errors_of_the_database_are_told_from_others():
         except optuna.exceptions.StorageInternalError:
             raise UnboundLocalError from None  # what Optuna 5.0.0 does
     with pytest.raises(ZeroDivisionError), database_errors("here"):
-        1 / 0
+        raise ZeroDivisionError
     with pytest.raises(UserError, match="^mine$"), database_errors("here"):
         raise UserError("mine") from lost
 

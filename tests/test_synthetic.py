@@ -7,9 +7,15 @@ import pytest
 from PIL import Image
 
 from Data.synthetic import (
-    MANIFEST, SyntheticWriter, balanced_counts, find_synthetic, image_file, load_synthetic, synthetic_files
+    MANIFEST,
+    SyntheticWriter,
+    balanced_counts,
+    find_synthetic,
+    image_file,
+    load_synthetic,
+    synthetic_files,
 )  # fmt: skip
-from experiment import UserError
+from Experiment.errors import UserError
 
 SETTINGS = {"seed": 5, "ugs": 1.5}
 
@@ -97,7 +103,11 @@ def test_files_are_in_the_order_of_their_numbers(tmp_path):
 
 def test_more_than_100_classes(tmp_path):
     write_dataset(tmp_path, [1] * 102)
-    assert [files[0].parent.name for files in synthetic_files(tmp_path, 102)][99:] == ["class_99", "class_100", "class_101"]
+    assert [files[0].parent.name for files in synthetic_files(tmp_path, 102)][99:] == [
+        "class_99",
+        "class_100",
+        "class_101",
+    ]
 
 
 @pytest.mark.parametrize("counts, classes, reason", [

@@ -8,10 +8,18 @@ import keras
 import numpy as np
 import pytest
 
-from experiment import UserError
+from Experiment.errors import UserError
 from Models.class_encoder import class_encoder
 from Models.weights import (
-    HEAP_SIGNATURE, check_hdf5, check_heaps, epoch_file, epoch_path, load_epoch, load_weights, save_weights, saved_epochs
+    HEAP_SIGNATURE,
+    check_hdf5,
+    check_heaps,
+    epoch_file,
+    epoch_path,
+    load_epoch,
+    load_weights,
+    save_weights,
+    saved_epochs,
 )  # fmt: skip
 
 

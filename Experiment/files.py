@@ -1,0 +1,129 @@
+"""Files that are whole or not there: atomic writing, JSON, CSV, npz, hashes."""
+
+import contextlib
+import csv
+import glob
+import hashlib
+import json
+import logging
+import os
+import struct
+import time
+import tokenize
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from Experiment.errors import UserError
+from Experiment.locks import check_claims, locked, partial_path, writer_is_gone
+
+log = logging.getLogger("experiment")
+
+
+@contextlib.contextmanager
+def atomic_path(path):
+    """Yield a name beside `path` to write to; when the block succeeds the finished file takes its final name at once.
+
+    A file under its final name is therefore always whole. The suffixes stay, since some writers look at them.
+    """
+    path = Path(path)
+    check_claims(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = partial_path(path)
+    for left in path.parent.glob(".partial-*" + glob.escape(f"-{path.name}")):
+        if writer_is_gone(left):
+            left.unlink(missing_ok=True)
+    try:
+        yield partial
+        with open(partial, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_json(path, content):
+    with atomic_path(path) as partial:
+        partial.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def read_json(path):
+    """The content of a JSON file that holds an object.
+
+    Raises:
+        UserError: The file is something else.
+    """
+    try:
+        content = json.loads(Path(path).read_text())
+    # RecursionError: thousands of brackets.
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not readable JSON ({error}): repair it or move it away.") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} must hold a JSON object. Received: {type(content).__name__}")
+    return content
+
+
+@contextlib.contextmanager
+def plain_arrays(path):
+    """An open .npz file: a mapping of names to arrays, none of which needs unpickling.
+
+    Raises:
+        UserError: The file is something else, or not whole.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as data:
+            yield data
+    # What NumPy and zipfile make of nonsense. TypeError: a single array (.npy), which is no context manager.
+    except (
+        ValueError,
+        TypeError,
+        OSError,
+        EOFError,
+        KeyError,
+        NotImplementedError,
+        RuntimeError,
+        MemoryError,
+        OverflowError,
+        struct.error,
+        zlib.error,
+        zipfile.BadZipFile,
+        SyntaxError,
+        tokenize.TokenError,
+    ) as error:
+        raise UserError(f"{path} is not a readable npz file of plain arrays: {error}") from None
+
+
+def merge_json(path, content):
+    """Add nested `content` to a JSON file; other runs' entries stay, also those written at the same time.
+
+    A file that is broken is kept aside under another name: hours of training shall not be lost for it.
+    """
+
+    def merge(old, new):
+        both_nested = isinstance(old, dict) and isinstance(new, dict)
+        return {**old, **{k: merge(old.get(k), v) for k, v in new.items()}} if both_nested else new
+
+    path = Path(path)
+    with locked(path):
+        try:
+            before = read_json(path) if path.exists() else {}
+        except UserError as error:
+            before, aside = {}, path.with_name(f"{path.stem}.broken-{time.time_ns()}{path.suffix}")
+            os.replace(path, aside)
+            log.warning("%s It is kept as %s", error, aside)
+        write_json(path, merge(before, content))
+
+
+def write_csv(path, rows):
+    """Write a list of dicts with the same keys as a CSV file."""
+    with atomic_path(path) as partial, open(partial, "w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def file_hash(path, algorithm="sha256"):
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, algorithm).hexdigest()

@@ -1,0 +1,21 @@
+"""Random numbers that are functions of their address."""
+
+import numpy as np
+
+# Purposes of random numbers: each gets its own stream, so that none repeats another's draws.
+STREAMS = {name: i for i, name in enumerate(["order", "training_noise", "sampling_noise", "subset", "split", "corpus"])}
+
+
+def random_stream(seed, purpose, first=0, second=0):
+    """A NumPy generator that is a function of its arguments alone (counter-based Philox).
+
+    Randomness is addressed, not consumed: the noise of image i is the same whoever draws it, in whatever batch,
+    before or after a restart.
+
+    Args:
+        seed: The user's seed, 0 or more.
+        purpose: A key of `STREAMS`.
+        first, second: The address within the purpose, such as (class, index) or (epoch, sample).
+    """
+    # Philox counts up in its first word: the address goes into the other three.
+    return np.random.Generator(np.random.Philox(key=seed, counter=[0, first, second, STREAMS[purpose]]))

@@ -1,0 +1,172 @@
+"""What the command lines share: types of flags, common flags, their checks."""
+
+import argparse
+import difflib
+import math
+import re
+from pathlib import Path
+
+from Data.registry import DATASETS
+from Experiment.errors import UserError
+from Experiment.paths import REPOSITORY
+
+BACKBONE_NAMES = ("sd1", "sd2", "mini")
+CLASSIFIER_BATCH_SIZE = 256
+PRECISIONS = ("auto", "float32", "mixed_bfloat16")
+
+
+def integer(minimum, maximum=1_000_000):
+    """An argparse type: a whole number in a range."""
+
+    def parse(text):
+        value = int(text)
+        if not minimum <= value <= maximum:
+            raise argparse.ArgumentTypeError(f"must be in {minimum}..{maximum}, received {text}")
+        return value
+
+    parse.__name__ = "whole number"
+    return parse
+
+
+def number(minimum, maximum=math.inf, above=False):
+    """An argparse type: a finite number of at least (or, with `above`, more than) the minimum."""
+
+    def parse(text):
+        value = float(text)
+        if not math.isfinite(value) or value < minimum or value > maximum or (above and value == minimum):
+            bounds = f"{'more than' if above else 'at least'} {minimum:g}"
+            bounds += f" and at most {maximum:g}" if maximum < math.inf else ""
+            raise argparse.ArgumentTypeError(f"must be {bounds}, received {text}")
+        return value
+
+    parse.__name__ = "number"
+    return parse
+
+
+def boolean(text):
+    """An argparse type for the published True/False flags."""
+    if text.lower() in ("true", "1", "yes"):
+        return True
+    if text.lower() in ("false", "0", "no"):
+        return False
+    raise argparse.ArgumentTypeError(f"must be True or False, received {text}")
+
+
+def experiment_name(text):
+    """An argparse type: a name that is safe as a folder."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", text):
+        raise argparse.ArgumentTypeError(
+            f"must be 1 to 64 letters, digits, '_', '-' or '.', beginning with a letter or digit, received {text!r}"
+        )
+    return text
+
+
+def dataset_name(text):
+    """An argparse type: a name of the registry, or the path of an image folder or npz file."""
+    if text in DATASETS or (text and Path(text).exists()):
+        return text
+    near = difflib.get_close_matches(text, DATASETS, n=1)
+    hint = f" (did you mean {near[0]}?)" if near else ""
+    raise argparse.ArgumentTypeError(
+        f"must be one of {', '.join(DATASETS)}, or the path of an image folder or .npz file, received {text!r}{hint}"
+    )
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line; the usage is what --help is for."""
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())} (--help lists the flags)\n")
+
+
+def new_parser(doc, exp_required=False):
+    """A parser with the flags that all four scripts take."""
+    parser = Parser(description=doc.strip().splitlines()[0])
+    parser.add_argument(
+        "--dataset",
+        default="cifar10",
+        type=dataset_name,
+        metavar="NAME",
+        help=f"{', '.join(DATASETS)}, or the path of your own image folder or .npz file (cifar10)",
+    )
+    parser.add_argument(
+        "--exp",
+        required=exp_required,
+        default="0001",
+        type=experiment_name,
+        help="identifier of the experiment, names its folders" + ("" if exp_required else " (0001)"),
+    )
+    parser.add_argument("--backbone", default="sd1", choices=BACKBONE_NAMES, help="pretrained Stable Diffusion (sd1)")
+    parser.add_argument("--root", default=REPOSITORY, type=Path, help="folder of all outputs (the repository)")
+    parser.add_argument("--data_dir", type=Path, help="folder with the dataset's official files (ROOT/Data/Real)")
+    parser.add_argument("--seed", default=1234, type=integer(0, 2**63 - 1), help="seed of everything random (1234)")
+    parser.add_argument(
+        "--deterministic",
+        action="store_true",
+        help="the same bits in every run on a GPU too, at a cost; on a processor they are so anyway",
+    )
+    parser.add_argument("--skip_broken", action="store_true", help="leave broken images of an image folder out")
+    return parser
+
+
+def add_model_flags(parser):
+    """The flags of the three scripts that run the diffusion model."""
+    parser.add_argument(
+        "--precision",
+        default="auto",
+        choices=PRECISIONS,
+        help="arithmetic of the UNet; auto: mixed_bfloat16 where the hardware has it (auto)",
+    )
+    parser.add_argument("--weights_dir", type=Path, help="folder with the backbone's weight files (else downloaded)")
+
+
+def add_spacing_flag(parser):
+    parser.add_argument(
+        "--timestep_spacing",
+        default="leading",
+        choices=["leading", "linspace"],
+        help="leading as published, linspace as in keras-cv 0.9 (leading)",
+    )
+
+
+def check_batch_size(args, default, images):
+    """Refuse a training batch larger than the dataset. The default may be: a small dataset is then one batch.
+
+    Raises:
+        UserError: Another batch size than the default is more than the number of training images.
+    """
+    if default != args.batch_size > images:
+        raise UserError(f"argument --batch_size: {args.batch_size} is more than the {images} training images.")
+
+
+def add_classifier_flags(parser):
+    """The flags of the two scripts that train a classifier on generated images."""
+    parser.add_argument(
+        "--batch_size", default=CLASSIFIER_BATCH_SIZE, type=integer(1), help="images a step of the classifier (256)"
+    )
+    parser.add_argument(
+        "--classifier",
+        default="resnet20",
+        choices=["resnet20", "resnet20_16"],
+        help="resnet20 as published (64 filters), or resnet20_16, a quarter as wide (resnet20)",
+    )
+    parser.add_argument(
+        "--resize",
+        default="bilinear",
+        choices=["bilinear", "antialias"],
+        help="how generated images shrink to the dataset's size (bilinear, as published)",
+    )
+
+
+def finish_args(parser, argv=None):
+    """Parse, fill in what depends on other flags, and check what can be checked before anything heavy is loaded."""
+    args = parser.parse_args(argv)
+    args.root = args.root.expanduser().resolve()
+    args.data_dir = (args.data_dir or args.root / "Data" / "Real").expanduser().resolve()
+    if args.dataset not in DATASETS:
+        args.dataset = str(Path(args.dataset).expanduser().resolve())
+    if getattr(args, "weights_dir", None):
+        args.weights_dir = args.weights_dir.expanduser().resolve()
+        if not args.weights_dir.is_dir():
+            parser.error(f"argument --weights_dir: there is no folder {args.weights_dir}")
+    return args
