@@ -230,7 +230,7 @@ def objective(trial, context):
     import numpy as np
     import optuna
 
-    from studies import sign_of_life
+    from Search.studies import sign_of_life
 
     args, rungs = context.args, context.rungs()
     steps, scale, epoch = suggest(trial, context)
@@ -297,7 +297,7 @@ def claim_study(study, settings, address):
     Raises:
         UserError: They differ; it shows both.
     """
-    from studies import trials
+    from Search.studies import trials
 
     before = study.user_attrs.get("settings", {})
     shown = ", ".join(f"{k} {before[k]} (now {v})" for k, v in settings.items() if k in before and before[k] != v)
@@ -339,7 +339,7 @@ def trial_line(trial):
 
 def search(args, study, context):
     """Run the trials that are missing, one progress line each. Returns whether the budget is complete."""
-    from studies import FINISHED, run_trials, trials
+    from Search.studies import FINISHED, run_trials, trials
 
     started = time.time()
     there = len(trials(study, *FINISHED))
@@ -405,7 +405,7 @@ def contact_sheet(context, study, folder, columns=8):
 
     from Data.loaders import class_names
     from plots import MAX_SHEET_ROWS, side_by_side
-    from studies import FINISHED, trials
+    from Search.studies import FINISHED, trials
 
     def last_value(trial):
         return -1.0 if trial.value is None else trial.value  # of a pruned trial: the last it reported
@@ -481,7 +481,7 @@ def main(args):
     share_cores(args.backbone)
     import_keras()
     from Models.weights import saved_epochs
-    from studies import check_address, database_errors
+    from Search.studies import check_address, database_errors
 
     epochs = saved_epochs(experiment.part_dir(args.train_model))
     if not epochs:
@@ -503,7 +503,7 @@ def run_study(args, spec, experiment, folder, epochs, address, started):
     from optuna.trial import TrialState
 
     from plots import experiment_pipeline_bars, search_plots
-    from studies import FINISHED, delete_study, open_study, pruner, trials
+    from Search.studies import FINISHED, delete_study, open_study, pruner, trials
 
     # The study
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # each trial has its own line here

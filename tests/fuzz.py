@@ -202,7 +202,7 @@ def write_study(folder):
     import optuna
 
     from Experiment.paths import Experiment
-    from studies import open_study, pruner
+    from Search.studies import open_study, pruner
 
     study = open_study(
         f"sqlite:///{folder}/study.db", "digits_expx_study_enc", 1, pruner("median", 10), True, folder / "study"

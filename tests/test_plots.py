@@ -394,6 +394,7 @@ def run_notebook(tmp_path, monkeypatch):
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
     for file in [*REPOSITORY.glob("*.py"), REPOSITORY / "result_plot.ipynb"]:
         shutil.copy(file, tmp_path)
+    shutil.copytree(REPOSITORY / "Experiment", tmp_path / "Experiment")
     for file in (PUBLISHED_CAS, PUBLISHED_PIPELINE):
         (tmp_path / "CAS Results").mkdir(exist_ok=True)
         shutil.copy(file, tmp_path / "CAS Results")

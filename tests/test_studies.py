@@ -13,7 +13,7 @@ import sqlalchemy.exc
 from optuna.trial import TrialState
 
 from Experiment.errors import UserError
-from studies import (
+from Search.studies import (
     DatabaseError,
     database_errors,
     delete_study,
@@ -29,7 +29,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 WORKER = """
 import sys, time
 sys.path.insert(0, sys.argv[1])
-from studies import open_study, pruner, run_trials
+from Search.studies import open_study, pruner, run_trials
 study = open_study(sys.argv[2], "s", 5, pruner("none", 10), True, sys.argv[3])
 def objective(trial):
     x = trial.suggest_float("x", 0, 1)
