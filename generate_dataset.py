@@ -5,17 +5,28 @@
 """
 
 import argparse
+import logging
 import re
+import shutil
 import time
+from dataclasses import dataclass
+from pathlib import Path
 
 from cli.flags import add_model_flags, add_spacing_flag, finish_args, integer, new_parser, number
-from cli.process import begin_writing, log, run, tell_if_interrupted
-from cli.startup import import_keras, make_repeatable, share_cores
+from cli.process import run, writing_in
+from Data.loaders import class_names, read_images, resize_images
+from Data.registry import DatasetSpec, dataset_spec
+from Data.synthetic import MANIFEST, SyntheticWriter, balanced_counts, image_side, synthetic_files
+from Experiment import presets
 from Experiment.errors import UserError
 from Experiment.files import file_hash, read_json, write_json
 from Experiment.locks import claim, locked
 from Experiment.paths import Experiment, size_name
 from Experiment.records import describe_run, fixed_arguments
+from Models.backbones import BACKBONES
+from Models.weight_names import chosen_epochs
+
+log = logging.getLogger("experiment")
 
 SHEET_COLUMNS = 8
 OWN_FILES = (".lock", "log.txt", ".partial", ".generation")  # what is there before the images are begun
@@ -38,11 +49,30 @@ def parse_args(argv=None):
     parser.add_argument(
         "--img_total", type=integer(1, MOST_IMAGES), help="images in all, spread evenly over the classes"
     )
-    parser.add_argument("--batch_size", default=250, type=integer(1), help="images at a time (250)")
-    parser.add_argument("--enc_epoch", default=50, type=integer(0), help="epoch of the Class Encoder; 0: fresh (50)")
-    parser.add_argument("--dif_epoch", default=10, type=integer(0), help="epoch of the UNet; 0: pretrained (10)")
-    parser.add_argument("--inf_steps", default=50, type=integer(1, 1000), help="inference steps (50)")
-    parser.add_argument("--ugs", default=7.5, type=number(0, 1000), help="unconditional guidance scale (7.5)")
+    parser.add_argument(
+        "--batch_size",
+        default=presets.GENERATION_BATCH,
+        type=integer(1),
+        help="most images at a time (250; on a processor 16, mini 96)",
+    )
+    parser.add_argument(
+        "--enc_epoch",
+        default=presets.GENERATION_EPOCHS["enc"],
+        type=integer(0),
+        help="epoch of the Class Encoder; 0: fresh (50)",
+    )
+    parser.add_argument(
+        "--dif_epoch",
+        default=presets.GENERATION_EPOCHS["dif"],
+        type=integer(0),
+        help="epoch of the UNet; 0: pretrained (10)",
+    )
+    parser.add_argument(
+        "--inf_steps", default=presets.INFERENCE_STEPS, type=integer(1, 1000), help="inference steps (50)"
+    )
+    parser.add_argument(
+        "--ugs", default=presets.GUIDANCE_SCALE, type=number(0, 1000), help="unconditional guidance scale (7.5)"
+    )
     add_spacing_flag(parser)
     parser.add_argument("--image_size", type=integer(1, 4096), help="side of the stored images, px (the backbone's)")
     add_model_flags(parser)
@@ -60,6 +90,34 @@ def parse_args(argv=None):
     if args.restart and args.shard[1] > 1:
         parser.error("argument --restart: not allowed with --shard: it would throw away what other shards make")
     return args
+
+
+@dataclass
+class Plan:
+    """What is known of a run before anything heavy is loaded.
+
+    Attributes:
+        spec: The dataset's.
+        experiment: Where everything lies.
+        total: Number of images.
+        folder: Of the images.
+        done: None: whether there is nothing to do depends on weights, which are looked at later.
+    """
+
+    spec: DatasetSpec
+    experiment: Experiment
+    total: int
+    folder: Path
+    done: None = None
+
+
+def plan(args):
+    """Names and places of what is to be made."""
+    spec = dataset_spec(args.dataset, args.skip_broken)
+    experiment = Experiment(args.root, args.exp, spec.name)
+    total = args.img_total or args.img_class * spec.num_classes
+    name = f"{size_name(total)}Enc{args.enc_epoch}Dif{args.dif_epoch}Is{args.inf_steps}Ugs{args.ugs:g}"
+    return Plan(spec, experiment, total, experiment.synthetic_root / name)
 
 
 def check_folder(args, folder, settings):
@@ -87,10 +145,6 @@ def begin_folder(args, folder, settings):
     Raises:
         UserError: A shard that began at the same moment has other settings.
     """
-    import shutil
-
-    from Data.synthetic import MANIFEST
-
     record = folder / "generation.json"
     if args.restart:
         there = sum(1 for _ in folder.glob("class_*/img_*.png"))
@@ -104,34 +158,20 @@ def begin_folder(args, folder, settings):
         write_json(record, settings)
 
 
-def weight_hashes(args, experiment, backbone):
+def weight_hashes(args, backbone, epochs):
     """What identifies every weight file that makes the images."""
-    from Models.backbones import UNTRAINED_HASH, untrained
-    from Models.weights import epoch_file
-
-    hashes = {}
-    for part in ("unet", "decoder"):
-        known = UNTRAINED_HASH if untrained(backbone) else file_hash(backbone.weights_file(part, args.weights_dir))
-        hashes[part] = known
-    for part, epoch in (("enc", args.enc_epoch), ("dif", args.dif_epoch)):
-        if epoch:
-            hashes[part] = file_hash(epoch_file(experiment.part_dir(part), epoch, part))
-    return hashes
+    pretrained = {part: backbone.weights_hash(part, args.weights_dir) for part in ("unet", "decoder")}
+    return pretrained | {part: file_hash(file) for part, file in epochs.items() if file}
 
 
-def draw_pictures(args, spec, experiment, folder):
-    """A sheet of samples beside the images, and the published collages."""
+def draw_pictures(spec, experiment, folder):
+    """A sheet of samples beside the images, and the published collages. Returns the sheet."""
     import numpy as np
 
-    from Data.loaders import class_names, read_images
-    from Data.synthetic import synthetic_files
     from plots import COLLAGE_COLUMNS, COLLAGE_ROWS, class_collages, sample_sheet
 
     files = synthetic_files(folder, spec.num_classes)
-    from PIL import Image
-
-    with Image.open(next(of_class[0] for of_class in files if of_class)) as image:
-        side = image.width
+    side = image_side(files)
     shown = [read_images(of_class[: COLLAGE_COLUMNS * COLLAGE_ROWS], side) for of_class in files]
     class_collages(shown, experiment.images_dir, "synth")
     labels = np.concatenate([np.full(min(len(images), SHEET_COLUMNS), label) for label, images in enumerate(shown)])
@@ -139,115 +179,98 @@ def draw_pictures(args, spec, experiment, folder):
     return sample_sheet(images, labels, class_names(spec), folder / "samples.png", f"{spec.name}, {folder.name}")
 
 
-def main(args):
-    from Data.registry import dataset_spec
-    from Data.synthetic import MANIFEST, SyntheticWriter, balanced_counts
+def generate(args, known=None):
+    """Step 5 of the paper: labels in, a synthetic dataset on disk out.
+
+    Args:
+        args: What `parse_args` returns.
+        known: What `plan` has found, if it was asked before.
+
+    Returns:
+        The folder of the images.
+    """
+    from Models.adapter import load_diffusion
+    from Models.runtime import make_repeatable, precision, resolve_precision
 
     started = time.time()
-    spec = dataset_spec(args.dataset, args.skip_broken)
-    experiment = Experiment(args.root, args.exp, spec.name)
-    total = args.img_total or args.img_class * spec.num_classes
-    name = f"{size_name(total)}Enc{args.enc_epoch}Dif{args.dif_epoch}Is{args.inf_steps}Ugs{args.ugs:g}"
-    folder = experiment.synthetic_root / name
-
-    # What is to be made, and what is there already
-    share_cores(args.backbone)
-    import_keras()
-    from Data.loaders import resize_images
-    from Models.backbones import BACKBONES, set_precision
-
+    known = known or plan(args)
+    spec, experiment, folder = known.spec, known.experiment, known.folder
     backbone = BACKBONES[args.backbone]
     size = args.image_size or backbone.image_size
-    weights = weight_hashes(args, experiment, backbone)
-    precision = set_precision(args.precision)  # what auto means here: other machines shall not mix it with theirs
+    epochs = chosen_epochs(experiment, args.enc_epoch, args.dif_epoch)
     settings = {
-        "total": total,
+        "total": known.total,
         **fixed_arguments(args, FREE),
         "image_size": size,
-        "precision": precision,
-        "weights": weights,
+        "precision": resolve_precision(args.precision),  # so that shards on other hardware are refused
+        "weights": weight_hashes(args, backbone, epochs),
     }
     check_folder(args, folder, settings)
     part, parts = args.shard
     claimed = f"-{part}-of-{parts}" if parts > 1 else ""
     claim(folder, claimed, create=False)
-    counts = balanced_counts(total, spec.num_classes)
     if (folder / MANIFEST).exists() and not args.restart:
-        print(f"finished already: {folder}")
-        return
+        log.info("finished already: %s", folder)
+        return folder
 
-    # Models, before anything is written or thrown away
+    make_repeatable(args.seed, args.deterministic)  # a fresh encoder of --enc_epoch 0 is the same every time
+    with precision(args.precision):
+        diffusion = load_diffusion(backbone, spec.num_classes, args.weights_dir, **epochs)
+    writer = SyntheticWriter(folder, balanced_counts(known.total, spec.num_classes), backbone.block)
+    with writing_in(folder, claimed, saved=lambda: "{} of {} images are saved".format(*writer.progress(args.shard))):
+        begin_folder(args, folder, settings)
+        writer.begin()
+        made = write_images(args, known, diffusion, writer, size)
+        others = [f"{i}/{parts}" for i in range(1, parts + 1) if writer.missing((i, parts)).size]
+        if others:
+            log.info(
+                "%d images in %.0f s -> %s; shards that are not complete: %s",
+                made, time.time() - started, folder, ", ".join(others),
+            )  # fmt: skip
+            return folder
+        sheet = draw_pictures(spec, experiment, folder)
+        write_json(folder / "run.json", describe_run(args, started))
+        writer.finish(settings)  # last: what has a manifest is complete
+        log.info("%d images in %.0f s -> %s, samples %s", made, time.time() - started, folder, sheet)
+    return folder
+
+
+def write_images(args, known, diffusion, writer, size):
+    """Generate and write the images of this shard that are missing. Returns their number."""
     from tqdm import tqdm
 
-    from Models.class_encoder import class_encoder
-    from Models.sampler import Sampler, generate_images
-    from Models.weights import load_epoch
+    from Models.runtime import resolve_precision
+    from Models.sampler import block_size, generate_images
 
-    make_repeatable(args)  # a fresh encoder of --enc_epoch 0 is the same every time
-    encoder = class_encoder(spec.num_classes, backbone.hidden_units, backbone.context_shape)
-    load_epoch(encoder, experiment.part_dir("enc"), args.enc_epoch, "enc")
-    unet = backbone.unet(args.weights_dir)
-    load_epoch(unet, experiment.part_dir("dif"), args.dif_epoch, "dif")
-    sampler = Sampler(unet, backbone.decoder(args.weights_dir), backbone.parts)
-
-    # Generation
-    begin_writing(folder, claimed)
-    begin_folder(args, folder, settings)
-    writer = SyntheticWriter(folder, counts)
-    labels, indices = writer.missing(args.shard)
-    whole = len(range(part - 1, total, parts))  # images of this shard
-    tell_if_interrupted(lambda: f"{whole - writer.missing(args.shard).shape[1]} of {whole} images are saved")
+    missing = writer.missing(args.shard)  # int (n,), ascending
+    there, whole = writer.progress(args.shard)
     log.info(
         "%d images of %s with %s, %d there, %d inference steps, guidance scale %g, %s, seed %d -> %s",
-        whole,
-        spec.name,
-        backbone.name,
-        whole - len(labels),
-        args.inf_steps,
-        args.ugs,
-        precision,
-        args.seed,
-        folder,
-    )
+        whole, known.spec.name, diffusion.backbone.name, there, args.inf_steps, args.ugs,
+        resolve_precision(args.precision), args.seed,
+        known.folder,
+    )  # fmt: skip
     made = generate_images(
-        sampler,
-        encoder,
-        labels,
-        indices,
+        diffusion.sampler(),
+        diffusion.encoder,
+        missing,
         num_steps=args.inf_steps,
         scale=args.ugs,
         seed=args.seed,
-        batch_size=min(args.batch_size, total),
+        block=block_size(diffusion.backbone, args.batch_size),
         spacing=args.timestep_spacing,
     )
     try:
-        with tqdm(total=whole, initial=whole - len(labels), unit="image", smoothing=0.05) as progress:
-            for label, index, images in made:
-                for image in zip(label, index, resize_images(images, size, "bilinear")):
+        with tqdm(total=whole, initial=there, unit="image", smoothing=0.05) as progress:
+            for numbers, images in made:  # (n,), uint8 (n, H, H, 3)
+                for image in zip(numbers, resize_images(images, size, "bilinear")):
                     writer.write(*image)
                 progress.update(len(images))
         writer.drain()
     finally:
         writer.close()
-
-    if parts > 1:
-        others = [f"{i}/{parts}" for i in range(1, parts + 1) if writer.missing((i, parts)).size]
-        if others:
-            log.info(
-                "%d images in %.0f s -> %s; shards that are not complete: %s",
-                len(labels),
-                time.time() - started,
-                folder,
-                ", ".join(others),
-            )
-            return
-
-    # Manifest and pictures
-    sheet = draw_pictures(args, spec, experiment, folder)
-    write_json(folder / "run.json", describe_run(args, started))
-    writer.finish(settings)  # last: what has a manifest is complete
-    log.info("%d images in %.0f s -> %s, samples %s", len(labels), time.time() - started, folder, sheet)
+    return len(missing)
 
 
 if __name__ == "__main__":
-    run(main, parse_args)
+    run(generate, parse_args, plan)

@@ -2,13 +2,13 @@
 
 import hashlib
 import io
-import itertools
 import os
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from Data.loaders import read_images
 from Experiment.errors import UserError
@@ -37,41 +37,55 @@ def image_file(folder, label, index):
 class SyntheticWriter:
     """Writes images as they come, on a few threads with a bounded queue, and the manifest when all are there.
 
+    Image n is the (n // C)th of class n % C, of C classes.
+
     Args:
         folder: Folder of the dataset.
         counts: Number of images of each class.
+        block: Images that are computed together: shards are made of whole blocks.
     """
 
-    def __init__(self, folder, counts):
-        self.folder, self.counts = Path(folder), counts
-        for label in range(len(counts)):
-            class_folder(self.folder, label).mkdir(parents=True, exist_ok=True)
+    def __init__(self, folder, counts, block=1):
+        self.folder, self.counts, self.block = Path(folder), counts, block
         self.pool = ThreadPoolExecutor(max(2, os.cpu_count() // 2))
         self.waiting = deque()
         self.hashes = {}
 
+    def begin(self):
+        """Make the class folders. Later ones are not made: a folder that is deleted in mid-run is an error."""
+        for label in range(len(self.counts)):
+            class_folder(self.folder, label).mkdir(parents=True, exist_ok=True)
+
+    def place(self, number):
+        """Label and index of an image."""
+        index, label = divmod(int(number), len(self.counts))
+        return label, index
+
+    def shard(self, shard=(1, 1)):
+        """Numbers, int64 (n,), ascending, of the images of a shard (I, N): the Ith of N equal runs of blocks."""
+        counts = np.array(self.counts)
+        numbers = np.arange(counts.max() * len(counts))
+        numbers = numbers[numbers // len(counts) < counts[numbers % len(counts)]]
+        blocks = -(-(counts.max() * len(counts)) // self.block)
+        first, last = (blocks * i // shard[1] * self.block for i in (shard[0] - 1, shard[0]))
+        return numbers[(numbers >= first) & (numbers < last)]
+
     def missing(self, shard=(1, 1)):
-        """Labels and indices, int32 (n,) each, of the images of a shard that are not there yet, class by class.
+        """Numbers, int64 (n,), ascending, of the images of a shard that are not there yet."""
+        return np.array([n for n in self.shard(shard) if not image_file(self.folder, *self.place(n)).exists()], int)
 
-        Args:
-            shard: (I, N): of all images every Nth, from the Ith on.
-        """
-        first, step = shard[0] - 1, shard[1]
-        every = ((label, index) for label, count in enumerate(self.counts) for index in range(count))
-        pairs = [
-            pair for pair in itertools.islice(every, first, None, step) if not image_file(self.folder, *pair).exists()
-        ]
-        return np.array(pairs, np.int32).reshape(-1, 2).T
+    def progress(self, shard=(1, 1)):
+        """How many images of a shard are there, and how many it has."""
+        whole = len(self.shard(shard))
+        return whole - len(self.missing(shard)), whole
 
-    def write(self, label, index, image):
+    def write(self, number, image):
         """Queue one image uint8 (H, W, 3); waits only when the disk is far behind."""
-        self.waiting.append(self.pool.submit(self._save, int(label), int(index), image))
+        self.waiting.append(self.pool.submit(self._save, *self.place(number), image))
         while len(self.waiting) > WAITING_WRITES:
             self.waiting.popleft().result()
 
     def _save(self, label, index, image):
-        from PIL import Image
-
         path = image_file(self.folder, label, index)
         partial = partial_path(path)
         memory = io.BytesIO()
@@ -109,6 +123,12 @@ class SyntheticWriter:
 
     def close(self):
         self.pool.shutdown(cancel_futures=True)
+
+
+def image_side(files):
+    """Side of the stored images, px, from the first of lists of files."""
+    with Image.open(next(of_class[0] for of_class in files if of_class)) as image:
+        return image.width
 
 
 def sort_by_index(paths):

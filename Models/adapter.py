@@ -1,34 +1,123 @@
 """The adaptation step (paper, steps 1 and 3) as a stock keras.Model: fit() is the whole training loop."""
 
+from dataclasses import dataclass
+
 import keras
+import numpy as np
 from keras import ops
 
-from Models import noise_schedule
+from Experiment.errors import UserError
+from Experiment.files import write_csv
+from Models.backbones import Backbone
+from Models.class_encoder import class_encoder
+from Models.diffusion import PREDICTION_TYPES, add_noise, alpha_bar_at, sample_latents, timestep_embedding
+from Models.noise_schedule import STABLE_DIFFUSION
+from Models.sampler import Sampler
+from Models.weight_names import epoch_path
+from Models.weights import check_weights, load_weights, save_weights
 
-LOG_VARIANCE_RANGE = (-30.0, 20.0)
+
+@dataclass
+class Diffusion:
+    """A backbone with the Class Encoder of a dataset: what is adapted, searched and sampled.
+
+    Attributes:
+        backbone: A `Backbone`.
+        encoder: The Class Encoder.
+        unet, decoder: The backbone's, built; the decoder may be None.
+    """
+
+    backbone: Backbone
+    encoder: keras.Model
+    unet: keras.Model
+    decoder: keras.Model | None = None
+
+    def sampler(self):
+        backbone = self.backbone
+        return Sampler(self.unet, self.decoder, backbone.side_by_side, backbone.schedule, backbone.prediction_type)
 
 
-def sample_latents(moments, noise, latent_scale):
-    """Draw latents (B, h, w, 4) from VAE moments (B, h, w, 8) = mean and log-variance, with given noise."""
-    mean, log_variance = ops.split(moments, 2, axis=-1)
-    deviation = ops.exp(0.5 * ops.clip(log_variance, *LOG_VARIANCE_RANGE))
-    return latent_scale * (mean + deviation * noise)
+def load_diffusion(backbone, num_classes, weights_dir=None, enc=None, dif=None, decoder=True):
+    """Build a `Diffusion` with the pretrained weights, or those of epoch files.
+
+    Args:
+        backbone: A `Backbone`.
+        num_classes: Number of classes.
+        weights_dir: Folder of the pretrained files, if not the usual one.
+        enc, dif: Epoch files of Class Encoder and UNet; None leaves them fresh and pretrained.
+        decoder: Whether the decoder is needed.
+
+    Raises:
+        UserError: A file is missing or does not fit.
+    """
+    encoder = class_encoder(num_classes, backbone.hidden_units, backbone.context_shape)
+    if enc:
+        load_weights(encoder, enc)
+    unet = backbone.unet(weights_dir)
+    if dif:
+        load_weights(unet, dif)
+    return Diffusion(backbone, encoder, unet, backbone.decoder(weights_dir) if decoder else None)
+
+
+class WholeNetwork:
+    """Adaptation of all weights of one network: the Class Encoder (`enc`) or the UNet (`dif`).
+
+    It says what learns, and what an epoch's file holds: whatever else can be adapted has these members.
+
+    Args:
+        diffusion: A `Diffusion`.
+        part: `enc` or `dif`.
+    """
+
+    def __init__(self, diffusion, part):
+        self.part, self.diffusion = part, diffusion
+        self.network = diffusion.encoder if part == "enc" else diffusion.unet
+
+    @property
+    def variables(self):
+        """All that a continued run needs."""
+        return self.network.variables
+
+    def freeze_the_rest(self):
+        """Let this part learn, and nothing else."""
+        for network in (self.diffusion.encoder, self.diffusion.unet):
+            network.trainable = network is self.network
+
+    def check(self, path):
+        """Refuse an epoch file that does not fit, without reading its weights (UserError)."""
+        check_weights(self.network, path)
+
+    def load(self, path):
+        """Load an epoch file into what is sampled (UserError)."""
+        load_weights(self.network, path)
+
+    def save(self, path):
+        """Save an epoch file, atomically (UserError where a weight is not finite)."""
+        save_weights(self.network, path)
 
 
 class NoisyLatents(keras.layers.Layer):
-    """Moments, latent noise, noise, timesteps -> the UNet's noisy latents and timestep embedding, in float32."""
+    """Moments, latent noise, noise, timesteps -> noisy latents, timestep embedding, target; in float32.
 
-    def __init__(self, latent_scale, **kwargs):
+    Args:
+        latent_scale: Factor that gives latents unit variance.
+        schedule: A `NoiseSchedule`.
+        prediction: A class of `PREDICTION_TYPES`.
+    """
+
+    def __init__(self, latent_scale, schedule, prediction, **kwargs):
         super().__init__(dtype="float32", **kwargs)
-        self.latent_scale = latent_scale
+        self.latent_scale, self.schedule, self.prediction = latent_scale, schedule, prediction
 
     def call(self, moments, latent_noise, noise, timesteps):
         latents = sample_latents(moments, latent_noise, self.latent_scale)  # (B, h, w, 4)
-        noisy_latents = noise_schedule.add_noise(latents, noise, timesteps)
-        return noisy_latents, noise_schedule.timestep_embedding(timesteps)  # (B, h, w, 4), (B, 320)
+        alpha_bar = alpha_bar_at(self.schedule, timesteps)  # (B, 1, 1, 1)
+        noisy_latents = add_noise(latents, noise, alpha_bar)
+        target = self.prediction.target(latents, noise, alpha_bar)
+        return noisy_latents, timestep_embedding(timesteps), target  # (B, h, w, 4), (B, 320), (B, h, w, 4)
 
 
-class Parts(keras.layers.Layer):
+class SplitBatch(keras.layers.Layer):
     """Cuts arrays with a common first axis into a number of parts: the arrays of the first part, then of the next.
 
     No part is empty: of a batch with fewer samples than parts the later parts hold the last sample again.
@@ -49,7 +138,7 @@ class Parts(keras.layers.Layer):
         return [[(None, *shape[1:]) for shape in shapes] for _ in range(self.parts)]
 
 
-class Whole(keras.layers.Layer):
+class JoinBatch(keras.layers.Layer):
     """Puts what was computed of each part together, in float32, as many samples as `like` has."""
 
     def __init__(self, **kwargs):
@@ -59,19 +148,34 @@ class Whole(keras.layers.Layer):
         return ops.concatenate(parts, axis=0)[: ops.shape(like)[0]]
 
 
-def denoising_model(unet, context_encoder, latent_scale, parts=1):
+class MeasuredAgainstNoise(keras.layers.Layer):
+    """Shifts a prediction by noise - target, so that its squared error against the noise is that against the target."""
+
+    def __init__(self, **kwargs):
+        super().__init__(dtype="float32", **kwargs)
+
+    def call(self, prediction, noise, target):
+        return prediction + (noise - target)
+
+
+def denoising_model(
+    unet, context_encoder, latent_scale, side_by_side=1, schedule=STABLE_DIFFUSION, prediction_type="epsilon"
+):
     """The model whose mean squared error against the noise is the loss of both adaptation steps.
 
     Args:
-        unet: Backbone UNet: `latent`, `timestep_embedding`, `context` -> noise (B, h, w, 4).
+        unet: Backbone UNet: `latent`, `timestep_embedding`, `context` -> prediction (B, h, w, 4).
         context_encoder: What makes the context (the Class Encoder): its input (B, C) -> (B, tokens, width).
         latent_scale: Factor that gives latents unit variance (0.18215 for Stable Diffusion).
-        parts: Into how many parts a batch is cut, for which the UNet is computed side by side: the operations of a
-            small one keep no more than one core busy.
+        side_by_side: Into how many parts a batch is cut, for which the UNet is computed side by side: the operations of
+            a small one keep no more than one core busy.
+        schedule: The backbone's `NoiseSchedule`.
+        prediction_type: What the UNet predicts, a key of `PREDICTION_TYPES`.
 
     Returns:
-        A keras.Model with inputs `moments` (B, h, w, 8), `latent_noise` and `noise` (B, h, w, 4),
-        `timestep` (B,) and `label` (B, C); its output is the predicted noise (B, h, w, 4), float32.
+        A keras.Model with inputs `moments` (B, h, w, 8), `latent_noise` and `noise` (B, h, w, 4), `timestep` (B,) and
+        `label` (B, C). Its output (B, h, w, 4), float32, is to be compared with the noise: the predicted noise, or for
+        another prediction type the noise plus the error of the prediction.
         Which part learns is the caller's choice: set `trainable` of either before compiling.
     """
     latent_shape = unet.input_shape[0][1:]
@@ -83,14 +187,75 @@ def denoising_model(unet, context_encoder, latent_scale, parts=1):
         "timestep": keras.Input((), dtype="int32", name="timestep"),
         "label": keras.Input(condition.shape[1:], dtype=condition.dtype, name="label"),
     }
-    noisy_latents, time = NoisyLatents(latent_scale)(
+    noisy_latents, time, target = NoisyLatents(latent_scale, schedule, PREDICTION_TYPES[prediction_type])(
         inputs["moments"], inputs["latent_noise"], inputs["noise"], inputs["timestep"]
     )
     arrays = [noisy_latents, time, context_encoder(inputs["label"])]
-    if parts == 1:
+    if side_by_side == 1:
         prediction = unet(arrays)  # (B, h, w, 4)
     else:
-        prediction = Whole()([unet(part) for part in Parts(parts)(arrays)], noisy_latents)
+        prediction = JoinBatch()([unet(part) for part in SplitBatch(side_by_side)(arrays)], noisy_latents)
     # The loss is taken in float32 whatever the precision of the UNet.
     prediction = keras.layers.Activation("linear", dtype="float32", name="prediction")(prediction)
+    if prediction_type != "epsilon":
+        prediction = MeasuredAgainstNoise()(prediction, inputs["noise"], target)
     return keras.Model(inputs, prediction, name="denoising_model")
+
+
+def encode_moments(image_encoder, images, side, batch_size=64):
+    """Yield VAE moments float32 (n, h, w, 8) of images uint8 (N, H, H, 3), batch by batch.
+
+    Every batch has the same size (the last one is padded and cut).
+
+    Args:
+        image_encoder: The backbone's.
+        images: uint8 (N, H, H, 3).
+        side: The backbone's image size, px.
+        batch_size: Most images at a time.
+    """
+    batch_size = min(batch_size, len(images))
+    for start in range(0, len(images), batch_size):
+        batch = images[start : start + batch_size]
+        padded = batch[np.resize(np.arange(len(batch)), batch_size)].astype("float32")
+        resized = ops.image.resize(padded, (side, side), "bilinear", antialias=side < padded.shape[1])
+        yield np.asarray(image_encoder.predict_on_batch(resized / 127.5 - 1.0))[: len(batch)].astype("float32")
+
+
+class SaveEpochs(keras.callbacks.Callback):
+    """Weights every `freq` epochs, at the first and the last; history and state with each.
+
+    Args:
+        adapted: What learns: a `WholeNetwork` or another adaptation.
+        folder: Where its epochs go.
+        state: A `FitState`.
+        freq: Epochs between saves.
+        last: Number of the last epoch of this run, counted from 1.
+        offset: Added to the numbers in file names: epochs that earlier training had.
+        losses: Losses of the epochs before this process.
+        on_save: Called with the number of each saved epoch and whether it is the last.
+    """
+
+    def __init__(self, adapted, folder, state, freq, last, offset, losses, on_save):
+        super().__init__()
+        self.adapted, self.folder, self.state, self.freq, self.last = adapted, folder, state, freq, last
+        self.offset, self.on_save, self.losses = offset, on_save, losses
+
+    @property
+    def history(self):
+        """Rows of epoch and loss."""
+        return [{"epoch": self.offset + i, "loss": loss} for i, loss in enumerate(self.losses, start=1)]
+
+    def on_epoch_end(self, epoch, logs=None):
+        done = epoch + 1
+        number = self.offset + done
+        self.losses.append(float(logs["loss"]))
+        if not np.isfinite(logs["loss"]):
+            raise UserError(
+                f"the loss of epoch {number} is {logs['loss']}: try a smaller --lr, or --precision float32."
+            )
+        if done % self.freq == 0 or done in (1, self.last):
+            self.adapted.save(epoch_path(self.folder, number))
+            write_csv(self.folder / "history.csv", self.history)
+            self.on_save(number, done == self.last)
+            # Last: a run that goes on after it misses nothing.
+            self.state.save(done, {"loss": self.losses})

@@ -1,19 +1,17 @@
 """Training and testing of the classifier (paper, step 6): one piece of code for CAS and for the search."""
 
-import json
 import time
 
 import keras
 import numpy as np
 
+from Experiment import presets
 from Experiment.errors import UserError
-from Experiment.files import atomic_path, plain_arrays
 from Experiment.randomness import random_stream
-from Models.resnet import CLASSIFIERS, resnet20
-from Models.training import fast_feed, refuse_other_settings
+from Models.classifiers import CLASSIFIERS
+from Models.fit_state import FitState
+from Models.runtime import fast_feed
 
-LABEL_SMOOTHING = 0.1
-LEARNING_RATE_FLOOR = 1e-5
 TOP_K = 5
 VALIDATION_BATCH = 512
 
@@ -32,50 +30,32 @@ class EpochTimes(keras.callbacks.Callback):
         self.seconds.append(time.perf_counter() - self.start)
 
 
-class FitState(keras.callbacks.Callback):
-    """Keeps all that a fit needs to go on as if nothing had happened in one file, and reads it when training begins.
-
-    Must be the last of the callbacks: it looks at what the others have done in an epoch.
+class KeepState(keras.callbacks.Callback):
+    """Saves the state of a fit now and then. Must be the last callback: it looks at what the others did in an epoch.
 
     Args:
-        path: The file.
-        settings: {name: value} of the arguments that a continued run must share with the interrupted one.
-        variables: Variables of model and optimizer.
-        followers: Callbacks and, of each, the names of its attributes that count or compare.
-        share: Most of the time that writing may take: one tiny file an epoch, or a large one now and then.
-
-    Raises:
-        UserError: The file is of a run with other settings.
+        state: A `FitState`, loaded.
+        stopping: The EarlyStopping callback, which holds the best weights.
+        history: {metric: values} of the epochs before.
+        best: The best weights of the epochs before; empty at the start.
+        share: Largest share of the time that writing may take: one tiny file an epoch, or a large one now and then.
     """
 
-    def __init__(self, path, settings, variables, followers, share):
+    def __init__(self, state, stopping, history, best, share):
         super().__init__()
-        self.path, self.settings, self.all_variables = path, settings or {}, variables
-        self.followers, self.share = followers, share
-        self.history, self.first_epoch, self.arrays, self.due = {}, 0, {}, 0.0
-        if path.exists():
-            with plain_arrays(path) as data:
-                self.arrays = dict(data)
-                self.kept = json.loads(str(self.arrays["kept"]))
-                before, self.history, self.first_epoch = (self.kept[name] for name in ("settings", "history", "epoch"))
-            refuse_other_settings(path, before, self.settings)
-
-    @property
-    def stopping(self):
-        return next(follower for follower, _ in self.followers if isinstance(follower, keras.callbacks.EarlyStopping))
+        self.state, self.stopping, self.history, self.best, self.share, self.due = (
+            state,
+            stopping,
+            history,
+            best,
+            share,
+            0.0,
+        )
 
     def on_train_begin(self, logs=None):
-        if not self.arrays:
-            return
-        try:
-            for i, variable in enumerate(self.all_variables):
-                variable.assign(self.arrays[f"v{i}"])
-            for (follower, names), values in zip(self.followers, self.kept["followers"]):
-                for name in names:
-                    setattr(follower, name, values[name])
-            self.stopping.best_weights = [self.arrays[f"b{i}"] for i in range(len(self.model.weights))]
-        except (KeyError, ValueError, TypeError) as error:
-            raise UserError(f"{self.path} is of another model ({error}): start afresh with --restart.") from None
+        if self.state.epoch:
+            self.state.restore_followers()
+            self.stopping.best_weights = self.best
 
     def on_epoch_end(self, epoch, logs=None):
         for name, value in (logs or {}).items():
@@ -83,32 +63,8 @@ class FitState(keras.callbacks.Callback):
         start = time.monotonic()
         if start < self.due or self.stopping.best_weights is None or not np.isfinite(logs["loss"]):
             return
-        kept = {
-            "epoch": epoch + 1,
-            "history": self.history,
-            "settings": self.settings,
-            "followers": [
-                {name: plain(getattr(follower, name)) for name in names} for follower, names in self.followers
-            ],
-        }
-        with atomic_path(self.path) as partial, open(partial, "wb") as file:
-            arrays = {f"v{i}": v.numpy() for i, v in enumerate(self.all_variables)}
-            best = {f"b{i}": w for i, w in enumerate(self.stopping.best_weights)}
-            np.savez(file, kept=json.dumps(kept), **arrays, **best)
+        self.state.save(epoch + 1, self.history, self.stopping.best_weights)
         self.due = start + (time.monotonic() - start) / self.share
-
-
-def saved_epochs(state_file):
-    """How many epochs of an interrupted fit are saved."""
-    if not state_file.exists():
-        return 0
-    with plain_arrays(state_file) as data:
-        return json.loads(str(data["kept"]))["epoch"]
-
-
-def plain(value):
-    """A number or list that JSON can hold."""
-    return np.asarray(value).tolist() if value is not None else None
 
 
 class Classifier:
@@ -125,10 +81,10 @@ class Classifier:
 
     def __init__(self, name, resolution, num_classes):
         self.num_classes = num_classes
-        self.model = resnet20(resolution, num_classes, CLASSIFIERS[name])
+        self.model = CLASSIFIERS[name](resolution, num_classes)
         self.model.compile(
             keras.optimizers.Adam(),
-            keras.losses.CategoricalCrossentropy(label_smoothing=LABEL_SMOOTHING),
+            keras.losses.CategoricalCrossentropy(label_smoothing=presets.LABEL_SMOOTHING),
             metrics=["accuracy"],
         )
         self.model.optimizer.build(self.model.trainable_variables)
@@ -193,21 +149,25 @@ class Classifier:
                 variable.assign(value)
         times = EpochTimes()
         plateau = keras.callbacks.ReduceLROnPlateau(
-            "val_accuracy", factor=0.1, patience=patience[0], min_lr=LEARNING_RATE_FLOOR, mode="max"
+            "val_accuracy", factor=0.1, patience=patience[0], min_lr=presets.LEARNING_RATE_FLOOR, mode="max"
         )
         stopping = keras.callbacks.EarlyStopping(
             "val_accuracy", patience=patience[1], restore_best_weights=True, mode="max"
         )
-        state = []
+        callbacks = [keras.callbacks.TerminateOnNaN(), plateau, stopping, times, *callbacks]
+        history = {}
         if state_file:
-            followers = [
+            counting = [
                 (plateau, ("best", "wait", "cooldown_counter")),
                 (stopping, ("best", "wait", "best_epoch")),
                 (times, ("seconds",)),
             ]
-            state = [FitState(state_file, settings, self.variables, followers, save_share)]
-            first_epoch = state[0].first_epoch
-        history = self.model.fit(
+            state = FitState(state_file, settings or {}, self.variables, counting)
+            first_epoch, history, best = state.load()
+            if first_epoch and len(best) != len(self.model.weights):
+                raise UserError(f"{state_file} is of another model: start afresh with --restart.")
+            callbacks.append(KeepState(state, stopping, history, best, save_share))
+        fitted = self.model.fit(
             fast_feed(self.batches(*train, batch_size, seed, first_epoch)),
             steps_per_epoch=steps or -(-len(train[1]) // batch_size),
             initial_epoch=first_epoch,
@@ -216,11 +176,9 @@ class Classifier:
             epochs=epochs,
             shuffle=False,  # the batches are
             verbose=verbose,
-            callbacks=[keras.callbacks.TerminateOnNaN(), plateau, stopping, times, *callbacks, *state],
-        ).history
-        if state_file:
-            history = state[0].history
-        return history, times.seconds
+            callbacks=callbacks,
+        )
+        return history or fitted.history, times.seconds
 
     def probabilities(self, images, batch_size=256):
         """Class probabilities (N, C) of images uint8 (N, H, W, 3)."""

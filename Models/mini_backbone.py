@@ -11,14 +11,14 @@ from keras_cv.src.models.stable_diffusion.diffusion_model import ResBlock, Spati
 from keras_cv.src.models.stable_diffusion.padded_conv2d import PaddedConv2D
 from keras_cv.src.models.stable_diffusion.resnet_block import ResnetBlock
 
-from Models.noise_schedule import TIMESTEP_EMBEDDING_DIM
+from Models.diffusion import TIMESTEP_EMBEDDING_DIM
 
 DOWNSAMPLING = 4
 HEADS = 4
 TIME_WIDTH = 256
 
 
-def mini_image_encoder():
+def mini_image_encoder(image_size=None, context_shape=None):
     """Images (B, 32, 32, 3) in -1..1 -> mean and log-variance of the latents (B, 8, 8, 8)."""
     # Blocks at 32x32 would cost more than everything else together: the first one works at 16x16.
     return keras.Sequential(
@@ -39,7 +39,7 @@ def mini_image_encoder():
     )
 
 
-def mini_decoder(image_size):
+def mini_decoder(image_size, context_shape=None):
     """Latents (B, 8, 8, 4) -> images (B, 32, 32, 3), about -1..1."""
     return keras.Sequential(
         [
@@ -102,3 +102,6 @@ def mini_unet(image_size, context_shape):
     x = keras.layers.Activation("swish")(x)
     noise = PaddedConv2D(4, 3, padding=1)(x)  # (B, 8, 8, 4)
     return keras.Model([latent, time_input, context], noise, name="mini_unet")
+
+
+BUILDERS = {"image_encoder": mini_image_encoder, "unet": mini_unet, "decoder": mini_decoder}

@@ -5,8 +5,6 @@ import math
 import keras
 from keras import layers, ops
 
-# Names of --classifier and their initial filters; the paper uses resnet20.
-CLASSIFIERS = {"resnet20": 64, "resnet20_16": 16}
 BLOCKS_PER_STAGE = (3, 3, 3)
 
 

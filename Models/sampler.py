@@ -1,4 +1,4 @@
-"""From labels to images: deterministic DDIM with classifier-free guidance, and the decoder, in one graph."""
+"""From labels to images: a solver with classifier-free guidance, and the decoder, in one graph."""
 
 import keras
 import numpy as np
@@ -6,14 +6,11 @@ from keras import ops
 
 from Experiment.errors import UserError
 from Experiment.randomness import random_stream
-from Models.faster_layers import after, shared_contexts
-from Models.noise_schedule import (
-    NUM_TRAIN_TIMESTEPS,
-    alpha_bar_pairs,
-    ddim_step,
-    sampling_timesteps,
-    timestep_embedding,
-)
+from Models.diffusion import PREDICTION_TYPES, timestep_embedding
+from Models.faster_layers import shared_contexts
+from Models.noise_schedule import STABLE_DIFFUSION
+from Models.runtime import after, on_gpu
+from Models.solvers import DDIM
 
 
 class Sampler(keras.Model):
@@ -28,44 +25,60 @@ class Sampler(keras.Model):
     Args:
         unet: Backbone UNet, (B, h, w, 4) latents -> (B, h, w, 4) noise.
         decoder: Backbone decoder, or None to return latents.
-        parts: Into how many parts a batch is cut, to be made side by side. The operations of a small backbone keep no
-            more than one core busy.
+        side_by_side: Into how many parts a batch is cut, to be computed side by side. The operations of a small backbone
+            keep no more than one core busy.
+        schedule: The backbone's `NoiseSchedule`.
+        prediction_type: What the UNet predicts, a key of `PREDICTION_TYPES`.
+        solver: A class of `Models.solvers`.
     """
 
-    def __init__(self, unet, decoder=None, parts=1):
+    def __init__(
+        self, unet, decoder=None, side_by_side=1, schedule=STABLE_DIFFUSION, prediction_type="epsilon", solver=DDIM
+    ):
         super().__init__(name="sampler", dtype="float32")  # the update stays in float32
-        self.unet, self.decoder, self.parts = unet, decoder, parts
+        self.unet, self.decoder, self.side_by_side = unet, decoder, side_by_side
+        self.schedule, self.prediction, self.solver = schedule, PREDICTION_TYPES[prediction_type], solver
 
     def call(self, inputs):
-        """`latents` (B, h, w, 4); `contexts` (R, tokens, width); `null_rows` and `rows` (B,), either may be
-        left out: which context each image has in the unconditional and in the conditional pass; `scale` ();
-        `timesteps`, `alpha_bar`, `alpha_bar_next` (1000,), of which the first `num_steps` () are visited.
-        -> images uint8 (B, H, W, 3), or latents."""
+        """Run the loop.
+
+        Args:
+            inputs: `latents` (B, h, w, 4); `contexts` (R, tokens, width); `null_rows` and `rows` (B,), either may be
+                left out: which context each image has in the unconditional and in the conditional pass; `scale` ();
+                `timesteps` (T,) and `coefficients`, a dict of (T,), of which the first `num_steps` () are visited.
+
+        Returns:
+            Images uint8 (B, H, W, 3), or latents.
+        """
         by_image = [name for name in ("latents", "null_rows", "rows") if name in inputs]
         # No part is of one image, which takes other code paths; a size that is not known is that of a second kind of batch.
-        parts = max(1, min(self.parts, (inputs["latents"].shape[0] or 0) // 2))
+        parts = max(1, min(self.side_by_side, (inputs["latents"].shape[0] or 0) // 2))
         shares = zip(*(ops.array_split(inputs[name], parts) for name in by_image))
         return ops.concatenate([self.loop({**inputs, **dict(zip(by_image, share))}) for share in shares], axis=0)
 
     def loop(self, inputs):
         """What `call` returns for a part of the batch."""
         rows = [inputs[name] for name in ("null_rows", "rows") if name in inputs]
-        both, rows, contexts = len(rows) == 2, ops.concatenate(rows, axis=0), inputs["contexts"]
+        guided, rows, contexts = len(rows) == 2, ops.concatenate(rows, axis=0), inputs["contexts"]
 
-        def step(i, latents):
-            passes = ops.concatenate([latents, latents], axis=0) if both else latents
-            timesteps = ops.broadcast_to(inputs["timesteps"][i], ops.shape(passes)[:1])
+        def step(i, state):
+            latents = self.solver.latents(state)
+            coefficients = {name: values[i] for name, values in inputs["coefficients"].items()}
+            passes = ops.concatenate([latents, latents], axis=0) if guided else latents  # (B or 2B, h, w, 4)
             # TensorFlow would begin ten steps at once with what needs no latents: as many copies of weights cast to bfloat16.
             with after(latents):
-                noise = ops.cast(self.unet([passes, timestep_embedding(timesteps), context]), "float32")
-            if both:
+                time = timestep_embedding(inputs["timesteps"][i][None])  # (1, 320): one for the whole batch
+                noise = ops.cast(self.unet([passes, time, context]), "float32")
+            noise = self.prediction.to_noise(noise, passes, coefficients["alpha_bar"])
+            if guided:
                 null_noise, noise = ops.split(noise, 2, axis=0)
                 noise = null_noise + inputs["scale"] * (noise - null_noise)
-            return ddim_step(latents, noise, inputs["alpha_bar"][i], inputs["alpha_bar_next"][i])
+            return self.solver.step(state, noise, coefficients)
 
         context = ops.take(contexts, rows, axis=0)  # (B or 2B, tokens, width)
         with shared_contexts(self.unet, contexts, rows):
-            latents = ops.fori_loop(0, inputs["num_steps"], step, inputs["latents"])
+            state = ops.fori_loop(0, inputs["num_steps"], step, self.solver.first_state(inputs["latents"]))
+        latents = self.solver.latents(state)
         if self.decoder is None:
             return latents
         images = ops.cast(self.decoder(latents), "float32")
@@ -80,16 +93,15 @@ class Sampler(keras.Model):
             rows: int (B,): which context each image is conditioned on.
             num_steps, scale, spacing: As in `generate_images`.
         """
-        timesteps = sampling_timesteps(num_steps, spacing)
-        pad = (0, NUM_TRAIN_TIMESTEPS - len(timesteps))  # one shape for every number of steps
-        alpha_bar, alpha_bar_next = (np.pad(a, pad, constant_values=1.0) for a in alpha_bar_pairs(timesteps))
+        timesteps = self.schedule.sampling_timesteps(num_steps, spacing)
+        pad = (0, self.schedule.num_timesteps - len(timesteps))  # one shape for every number of steps
+        coefficients = self.solver.coefficients(self.schedule, timesteps)
         inputs = {
             "latents": latents,
             "contexts": contexts,
             "timesteps": np.pad(timesteps, pad),
             "num_steps": np.int32(len(timesteps)),
-            "alpha_bar": alpha_bar,
-            "alpha_bar_next": alpha_bar_next,
+            "coefficients": {name: np.pad(c, pad, constant_values=1.0) for name, c in coefficients.items()},
             "scale": np.float32(scale),
         }
         if scale != 0:
@@ -116,37 +128,54 @@ def class_contexts(encoder):
     return np.asarray(encoder.predict_on_batch(one_hot))
 
 
-def generate_images(sampler, encoder, labels, indices, *, num_steps, scale, seed, batch_size, spacing="leading"):
-    """Yield (labels, indices, images) batch by batch: one loop for the dataset on disk and for the search.
+def block_size(backbone, batch_size):
+    """How many images are computed together: on a processor the backbone's block, if the user allows as many.
 
-    Every batch that the network sees has the same size (the last one is padded and cut), so an image does not depend
-    on how the work is divided.
+    A GPU gets all that the user allows. A batch of one is never run: it takes other code paths in matrix products.
+    """
+    return max(2, batch_size if on_gpu() else min(batch_size, backbone.block))
+
+
+def generate_images(sampler, encoder, numbers, *, num_steps, scale, seed, block, spacing="leading"):
+    """Yield (numbers, images) block by block: one loop for the dataset on disk and for the search.
+
+    Image n is image n // C of class n % C, of C classes: the first images are balanced, however many are wanted.
+    Images are computed in blocks of consecutive numbers, from 0 on, each of them whole even if one of its images is
+    wanted. So an image always has the same place in the same batch, whoever makes it and whatever else is made: the
+    matrix kernels of some processors round the rows of a batch differently (on AVX2 rows 6 and 7 of 8, for one).
 
     Args:
         sampler: A `Sampler`.
         encoder: The Class Encoder.
-        labels, indices: int (N,): what to generate; image `index` of class `label`.
+        numbers: int (N,), ascending: which images to yield.
         num_steps: Inference steps, 1..1000.
         scale: Unconditional guidance scale, 0 or more.
         seed: The user's seed.
-        batch_size: Images at a time.
+        block: Images of a block, 2 or more.
         spacing: `leading` as published, or `linspace`.
 
     Raises:
-        UserError: A whole batch of images is constant: the weights or the precision are broken.
+        UserError: A whole block of images is constant: the weights or the precision are broken.
     """
-    contexts = class_contexts(encoder)
+    contexts, numbers = class_contexts(encoder), np.asarray(numbers)
+    num_classes = len(contexts) - 1
     latent_shape = sampler.unet.input_shape[0][1:]
-    batch_size = max(2, batch_size)  # a batch of one takes other code paths in matrix products
-    for start in range(0, len(labels), batch_size):
-        label, index = labels[start : start + batch_size], indices[start : start + batch_size]
-        padded = np.resize(np.arange(len(label)), batch_size)
-        latents = initial_noise(seed, label[padded], index[padded], latent_shape)
-        # The classes of this batch, in a table that always has the same size.
-        used, rows = np.unique(label[padded], return_inverse=True)
-        table = contexts[[*np.resize(used, min(batch_size, len(contexts) - 1)), -1]]
+    firsts = np.unique(numbers // block) * block
+    for first, begin, end in zip(firsts, *np.searchsorted(numbers, [firsts, firsts + block])):
+        indices, labels = np.divmod(np.arange(first, first + block), num_classes)
+        latents = initial_noise(seed, labels, indices, latent_shape)
+        # The classes of this block, in a table that always has the same size.
+        used, rows = np.unique(labels, return_inverse=True)
+        table = contexts[[*np.resize(used, min(block, num_classes)), -1]]
         images = np.asarray(sampler.sample(latents, table, rows, num_steps, scale, spacing))
-        images = images[: len(label)]
         if sampler.decoder is not None and (images.max(axis=(1, 2, 3)) == images.min(axis=(1, 2, 3))).all():
             raise UserError("a whole batch of generated images is constant: check the weights and --precision")
-        yield label, index, images
+        wanted = numbers[begin:end]
+        yield wanted, images[wanted - first]
+
+
+def first_of_each_class(num_classes, columns, most_classes):
+    """Numbers (n,), ascending, of the first `columns` images of each of at most `most_classes` classes; and their labels."""
+    labels = np.tile(np.arange(min(num_classes, most_classes)), columns)
+    indices = np.repeat(np.arange(columns), min(num_classes, most_classes))
+    return indices * num_classes + labels, labels

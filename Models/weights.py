@@ -14,9 +14,6 @@ from Experiment.files import atomic_path
 LFS_HEADER = b"version https://git-lfs"
 HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 HEAP_SIGNATURE = b"GCOL\x01\0\0\0"
-# Ours and the published ones; a Keras 2 file has another layout, told apart by its suffix.
-EPOCH_FILE = re.compile(r"epoch(\d+)\.(weights\.h5|hdf5)")
-KIND = {"enc": "Class Encoder", "dif": "UNet"}
 
 
 def check_hdf5(path):
@@ -172,53 +169,3 @@ def save_weights(model, path):
         raise UserError(f"the weights are no longer finite, and not saved: {', '.join(broken[:3])}")
     with atomic_path(path) as partial:
         model.save_weights(partial)
-
-
-def epoch_path(folder, epoch):
-    return folder / f"epoch{epoch}.weights.h5"
-
-
-def saved_epochs(folder):
-    """{epoch: file} of a folder of epoch weights, ours and published ones.
-
-    Raises:
-        UserError: An epoch is there in both formats.
-    """
-    found = {}
-    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
-        match = EPOCH_FILE.fullmatch(path.name)
-        if match and (epoch := int(match[1])) in found:
-            raise UserError(f"epoch {epoch} is there twice: {found[epoch]} and {path}. Move one of them away.")
-        if match:
-            found[epoch] = path
-    return dict(sorted(found.items()))
-
-
-def epoch_file(folder, epoch, part):
-    """The file of an epoch of `enc` or `dif`.
-
-    Raises:
-        UserError: The epoch is not there; it lists those that are.
-    """
-    epochs = saved_epochs(folder)
-    if epoch not in epochs:
-        there = ", ".join(map(str, epochs)) or "none"
-        raise UserError(
-            f"--{part}_epoch {epoch}: there is no {KIND[part]} of that epoch in {folder}. Epochs there: {there}"
-        )
-    return epochs[epoch]
-
-
-def load_epoch(model, folder, epoch, part):
-    """Load the weights of an epoch; epoch 0 leaves the model as it is, fresh or pretrained.
-
-    Args:
-        model: The Class Encoder or UNet.
-        folder: Folder of the part's epoch weights.
-        epoch: Number of the epoch.
-        part: `enc` or `dif`: names the flag at fault.
-
-    Raises:
-        UserError: The epoch is not there or does not fit.
-    """
-    return load_weights(model, epoch_file(folder, epoch, part)) if epoch else model

@@ -9,10 +9,10 @@ from keras import ops
 from keras_cv.models.stable_diffusion import ImageEncoder
 from keras_cv.src.models.stable_diffusion.diffusion_model import DiffusionModel
 
-from Models.adapter import sample_latents
 from Models.backbones import BACKBONES
 from Models.class_encoder import class_encoder
-from Models.noise_schedule import ALPHAS_CUMPROD, add_noise, timestep_embedding
+from Models.diffusion import add_noise, alpha_bar_at, sample_latents, timestep_embedding
+from Models.noise_schedule import STABLE_DIFFUSION
 
 SD1 = BACKBONES["sd1"]
 SIZE, TOKENS = SD1.image_size, SD1.context_shape[0]
@@ -26,7 +26,7 @@ def generate(unet, decoder, noise, contexts, null_contexts, num_steps, scale):
     """Initial noise (B, 16, 16, 4) and contexts (B, 100, 768) -> images uint8 (B, 128, 128, 3)."""
     latents = noise
     timesteps = list(range(1, 1000, 1000 // num_steps))
-    alpha_bars = [float(ALPHAS_CUMPROD[t]) for t in timesteps]
+    alpha_bars = [float(STABLE_DIFFUSION.alphas_cumprod[t]) for t in timesteps]
     before = [1.0, *alpha_bars[:-1]]
     for t, alpha_bar, alpha_bar_next in reversed(list(zip(timesteps, alpha_bars, before))):
         embedding = np.asarray(timestep_embedding(np.full(len(latents), t)))
@@ -58,9 +58,8 @@ class Trainer(keras.Model):
         latents = sample_latents(moments, keras.random.normal(shape, seed=self.seeds), SD1.latent_scale)
         noise = keras.random.normal(shape, seed=self.seeds)
         timesteps = keras.random.randint(shape[:1], 0, 1000, seed=self.seeds)
-        predicted = self.unet(
-            [add_noise(latents, noise, timesteps), timestep_embedding(timesteps), self.encoder(labels)]
-        )
+        noisy_latents = add_noise(latents, noise, alpha_bar_at(SD1.schedule, timesteps))
+        predicted = self.unet([noisy_latents, timestep_embedding(timesteps), self.encoder(labels)])
         return ops.square(predicted - noise)
 
 

@@ -49,14 +49,14 @@ def published_generation():
 
 
 def our_generation(precision):
-    from Models.backbones import BACKBONES, set_precision
+    from Models import runtime
+    from Models.backbones import BACKBONES
     from Models.sampler import Sampler
 
     sd1 = BACKBONES["sd1"]
     keras.utils.set_random_seed(SEED)
-    used = set_precision(precision)
-    unet = sd1.unet()
-    decoder = sd1.decoder()
+    with runtime.precision(precision) as used:
+        unet, decoder = sd1.unet(), sd1.decoder()
     sampler = Sampler(unet, decoder)
     noise, contexts = generation_inputs(sd1.latent_shape, sd1.context_shape)
     table = contexts[[*range(BATCH), CLASSES]]
@@ -87,24 +87,25 @@ def published_training(part, batch_size):
 
 def our_training(part, batch_size, precision, *flags):
     """A step as SD_adapting.py makes it, from moments that are cached."""
-    from Models.adapter import denoising_model
-    from Models.backbones import BACKBONES, set_precision
-    from Models.class_encoder import class_encoder
+    from Models import runtime
+    from Models.adapter import WholeNetwork, denoising_model, load_diffusion
+    from Models.backbones import BACKBONES
     from Models.faster_layers import checkpoint_gradients
-    from Models.training import noisy_batches, paper_optimizer
+    from Models.feed import noisy_batches, with_targets
+    from Models.optimizer import paper_optimizer
 
     sd1, batch_size = BACKBONES["sd1"], int(batch_size)
-    used = set_precision(precision, learns=True)
-    encoder, unet = class_encoder(CLASSES, sd1.hidden_units, sd1.context_shape), sd1.unet()
-    if flags:
-        checkpoint_gradients(unet)
-    encoder.trainable, unet.trainable = part == "enc", part == "dif"
-    model = denoising_model(unet, encoder, sd1.latent_scale)
+    with runtime.precision(precision, learns=True) as used:
+        diffusion = load_diffusion(sd1, CLASSES, decoder=False)
+        if flags:
+            checkpoint_gradients(diffusion.unet)
+        WholeNetwork(diffusion, part).freeze_the_rest()
+        model = denoising_model(diffusion.unet, diffusion.encoder, sd1.latent_scale)
     gradient_dtype = "bfloat16" if part == "dif" and used == "mixed_bfloat16" else "float32"
     model.compile(paper_optimizer(1e-4, 1000, gradient_dtype), "mse")
     model.optimizer.build(model.trainable_variables)
     moments = np.random.default_rng(SEED).standard_normal((4 * batch_size, *sd1.latent_shape[:2], 8), dtype="float32")
-    batches = noisy_batches(moments, np.arange(len(moments)) % CLASSES, CLASSES, batch_size, SEED, 0)
+    batches = with_targets(noisy_batches(moments, np.arange(len(moments)) % CLASSES, CLASSES, batch_size, SEED, 0))
     return {"step": lambda: model.train_on_batch(*next(batches))}
 
 
@@ -114,25 +115,26 @@ def writing(images="1000"):
     from pathlib import Path
 
     from Data.synthetic import SyntheticWriter, balanced_counts
-    from Models.backbones import BACKBONES, set_precision
-    from Models.class_encoder import class_encoder
-    from Models.sampler import Sampler, generate_images
+    from Models import runtime
+    from Models.adapter import load_diffusion
+    from Models.backbones import BACKBONES
+    from Models.sampler import generate_images
 
     mini = BACKBONES["mini"]
-    set_precision("auto")
-    encoder = class_encoder(CLASSES, mini.hidden_units, mini.context_shape)
-    sampler = Sampler(mini.unet(), mini.decoder(), mini.parts)
-    indices, labels = np.divmod(np.arange(int(images)), CLASSES)
+    with runtime.precision("auto"):
+        diffusion = load_diffusion(mini, CLASSES)
+    sampler, numbers = diffusion.sampler(), np.arange(int(images))
 
     def made():
         return generate_images(
-            sampler, encoder, labels, indices, num_steps=STEPS, scale=SCALE, seed=SEED, batch_size=250
+            sampler, diffusion.encoder, numbers, num_steps=STEPS, scale=SCALE, seed=SEED, block=mini.block
         )
 
     everything = tempfile.TemporaryDirectory()  # deleting what was written is no part of writing it
 
     def to_disk():
         writer = SyntheticWriter(Path(tempfile.mkdtemp(dir=everything.name)), balanced_counts(int(images), CLASSES))
+        writer.begin()
         for batch in made():
             for image in zip(*batch):
                 writer.write(*image)
@@ -190,11 +192,12 @@ def precision(seeds=(1234, 1, 2, 3, 4)):
     from Data.loaders import load_splits, resize_images
     from Data.registry import DATASETS
     from Experiment.paths import REPOSITORY, Experiment
-    from Models.backbones import BACKBONES, set_precision
-    from Models.class_encoder import class_encoder
+    from Models import runtime
+    from Models.adapter import load_diffusion
+    from Models.backbones import BACKBONES
     from Models.classifier import Classifier, accuracies
-    from Models.sampler import Sampler, generate_images
-    from Models.weights import load_epoch
+    from Models.sampler import generate_images
+    from Models.weight_names import epoch_path
 
     folder, spec, mini = tempfile.TemporaryDirectory(), DATASETS["digits"], BACKBONES["mini"]
     adapt = [
@@ -214,21 +217,23 @@ def precision(seeds=(1234, 1, 2, 3, 4)):
     parts = {part: Experiment(folder.name, "bench", "digits").part_dir(part) for part in ("enc", "dif")}
     splits = load_splits(spec, folder.name)
     network = Classifier("resnet20_16", spec.resolution, CLASSES)
-    indices, labels = np.divmod(np.arange(spec.unit), CLASSES)
+    numbers = np.arange(spec.unit)
+    labels = numbers % CLASSES
 
     def cas(sampler, encoder, seed):
-        made = generate_images(sampler, encoder, labels, indices, num_steps=12, scale=1.5, seed=seed, batch_size=250)
-        images = np.concatenate([resize_images(images, spec.resolution, "bilinear") for _, _, images in made])
+        made = generate_images(sampler, encoder, numbers, num_steps=12, scale=1.5, seed=seed, block=mini.block)
+        images = np.concatenate([resize_images(images, spec.resolution, "bilinear") for _, images in made])
         network.fit((images, labels), splits.val, epochs=40, batch_size=64, seed=seed, patience=(10, 25), verbose=0)
         return accuracies(network.probabilities(splits.test.images), splits.test.labels)["top_1_accuracy"]
 
     def both():
         results = []
         for kind in ("float32", "auto"):
-            set_precision(kind)
-            encoder = load_epoch(class_encoder(CLASSES, mini.hidden_units, mini.context_shape), parts["enc"], 12, "enc")
-            sampler = Sampler(load_epoch(mini.unet(), parts["dif"], 40, "dif"), mini.decoder(), mini.parts)
-            results.append([cas(sampler, encoder, seed) for seed in seeds])
+            with runtime.precision(kind):
+                epochs = {"enc": epoch_path(parts["enc"], 12), "dif": epoch_path(parts["dif"], 40)}
+                diffusion = load_diffusion(mini, CLASSES, **epochs)
+            sampler = diffusion.sampler()
+            results.append([cas(sampler, diffusion.encoder, seed) for seed in seeds])
         return results
 
     return {"cas": both, "folder": lambda: folder.name}

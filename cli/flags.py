@@ -7,11 +7,13 @@ import re
 from pathlib import Path
 
 from Data.registry import DATASETS
+from Experiment import presets
 from Experiment.errors import UserError
 from Experiment.paths import REPOSITORY
+from Models.backbones import BACKBONES
+from Models.classifiers import CLASSIFIERS
+from Models.noise_schedule import TIMESTEP_SPACINGS
 
-BACKBONE_NAMES = ("sd1", "sd2", "mini")
-CLASSIFIER_BATCH_SIZE = 256
 PRECISIONS = ("auto", "float32", "mixed_bfloat16")
 
 
@@ -96,10 +98,12 @@ def new_parser(doc, exp_required=False):
         type=experiment_name,
         help="identifier of the experiment, names its folders" + ("" if exp_required else " (0001)"),
     )
-    parser.add_argument("--backbone", default="sd1", choices=BACKBONE_NAMES, help="pretrained Stable Diffusion (sd1)")
+    parser.add_argument("--backbone", default="sd1", choices=list(BACKBONES), help="pretrained Stable Diffusion (sd1)")
     parser.add_argument("--root", default=REPOSITORY, type=Path, help="folder of all outputs (the repository)")
     parser.add_argument("--data_dir", type=Path, help="folder with the dataset's official files (ROOT/Data/Real)")
-    parser.add_argument("--seed", default=1234, type=integer(0, 2**63 - 1), help="seed of everything random (1234)")
+    parser.add_argument(
+        "--seed", default=presets.SEED, type=integer(0, 2**63 - 1), help="seed of everything random (1234)"
+    )
     parser.add_argument(
         "--deterministic",
         action="store_true",
@@ -124,7 +128,7 @@ def add_spacing_flag(parser):
     parser.add_argument(
         "--timestep_spacing",
         default="leading",
-        choices=["leading", "linspace"],
+        choices=TIMESTEP_SPACINGS,
         help="leading as published, linspace as in keras-cv 0.9 (leading)",
     )
 
@@ -142,12 +146,12 @@ def check_batch_size(args, default, images):
 def add_classifier_flags(parser):
     """The flags of the two scripts that train a classifier on generated images."""
     parser.add_argument(
-        "--batch_size", default=CLASSIFIER_BATCH_SIZE, type=integer(1), help="images a step of the classifier (256)"
+        "--batch_size", default=presets.CLASSIFIER_BATCH, type=integer(1), help="images a step of the classifier (256)"
     )
     parser.add_argument(
         "--classifier",
         default="resnet20",
-        choices=["resnet20", "resnet20_16"],
+        choices=list(CLASSIFIERS),
         help="resnet20 as published (64 filters), or resnet20_16, a quarter as wide (resnet20)",
     )
     parser.add_argument(

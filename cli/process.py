@@ -1,5 +1,6 @@
-"""A script as a process: signals, logging, one-line errors and exit codes."""
+"""A script as a process: signals, logging, one-line errors and exit codes. Nothing here is needed to call a stage."""
 
+import contextlib
 import logging
 import logging.handlers
 import math
@@ -7,6 +8,7 @@ import signal
 import sys
 from pathlib import Path
 
+from cli.startup import import_keras
 from Experiment.errors import UserError
 from Experiment.locks import claim
 
@@ -14,17 +16,18 @@ log = logging.getLogger("experiment")
 
 
 def start_logging():
-    """Log plain lines to the terminal. `log_to` writes them to a file too, those that came before it included."""
+    """Log plain lines to the terminal. `logging_to` writes them to a file too, including those that came before it."""
     to_terminal = logging.StreamHandler(sys.stdout)
     to_terminal.setLevel(logging.INFO)
     log.handlers[:] = [to_terminal, logging.handlers.MemoryHandler(1000, flushLevel=math.inf)]
     log.setLevel(logging.DEBUG)
-    logging.raiseExceptions = False  # a full disk is told once, not with every line
+    logging.raiseExceptions = False  # a full disk is reported once, not with every line
     log.propagate = False
 
 
-def log_to(folder):
-    """Log to `log.txt` in the run's folder, with the time."""
+@contextlib.contextmanager
+def logging_to(folder):
+    """Log to `log.txt` in the run's folder within the block, with the time; an error that ends it too."""
     folder.mkdir(parents=True, exist_ok=True)
     to_file = logging.FileHandler(folder / "log.txt")
     to_file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
@@ -33,17 +36,33 @@ def log_to(folder):
         waiting.setTarget(to_file)
         waiting.close()
     log.addHandler(to_file)
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(error, UserError):
+            log.debug("where it happened", exc_info=True)  # to log.txt alone
+        raise
+    finally:
+        log.removeHandler(to_file)
+        to_file.close()
 
 
-def begin_writing(folder, part=""):
-    """Claim the run's folder, or a part of it, and log there. To be called when all input has been found good."""
+@contextlib.contextmanager
+def telling_what_is_saved(saved):
+    """Let the line that Ctrl-C or SIGTERM ends with say what is saved: `saved` is called then and returns text."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        stop.saved = saved
+        raise
+
+
+@contextlib.contextmanager
+def writing_in(folder, part="", saved=lambda: "nothing is lost that was saved before"):
+    """Claim the run's folder, or a part of it, and log there. To be entered when all input has been found good."""
     claim(folder, part)
-    log_to(folder)
-
-
-def tell_if_interrupted(saved):
-    """Have the line that Ctrl-C or SIGTERM ends with say what is saved: `saved` is called then and returns text."""
-    run.saved = saved
+    with logging_to(folder), telling_what_is_saved(saved):
+        yield
 
 
 class Terminated(KeyboardInterrupt):
@@ -54,35 +73,42 @@ def terminate(signum, frame):
     raise Terminated
 
 
-def run(main, parse_args):
+def run(stage, parse_args, plan):
     """Run a script: a user's mistake ends in one line on stderr and exit code 2, Ctrl-C in 130, SIGTERM in 143.
 
     So does an error of the file system (a full disk, a folder that is read-only or gone), which the user has to mend, and
     a lack of memory.
+
+    Args:
+        stage: Function of the arguments and of what `plan` has found: the work.
+        parse_args: Function that returns the arguments.
+        plan: Function of the arguments that looks at what is there before anything heavy is loaded. What it returns has
+            a member `done`: a line where there is nothing to do.
     """
     signal.signal(signal.SIGTERM, terminate)
     start_logging()
-    tell_if_interrupted(lambda: "nothing is lost that was saved before")
-    name = Path(sys.argv[0]).name
-    again = "the same command"
+    name, again = Path(sys.argv[0]).name, "the same command"
     try:
         args = parse_args()
         if getattr(args, "restart", False):
             again += " without --restart"
-        main(args)
+        known = plan(args)
+        if known.done:
+            print(known.done)
+        else:
+            import_keras(args)
+            stage(args, known)
     # What TensorFlow raises when memory lacks cannot be imported here.
     except Exception as error:
         lacking = isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError"
         if not isinstance(error, (UserError, OSError)) and not lacking:
             raise
-        if not isinstance(error, UserError):
-            log.debug("where it happened", exc_info=True)  # to log.txt alone
         message = "out of memory: try a smaller --batch_size" if lacking else " ".join(str(error).split())
         print(f"{name}: error: {message}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as stop:
         try:
-            saved = run.saved()
+            saved = getattr(stop, "saved", lambda: "nothing is lost that was saved before")()
         except (UserError, OSError) as error:  # the folder may be gone
             saved = f"what is saved cannot be read ({error})"
         print(f"{name}: interrupted; {saved}: {again} goes on from there", file=sys.stderr)

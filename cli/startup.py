@@ -1,23 +1,24 @@
-"""Start-up of TensorFlow and Keras: quiet, with the right memory and cores, seeded."""
+"""Start-up of a script's process: cores, memory, and Keras without TensorFlow's notes."""
 
 import os
 import sys
 import tempfile
 
+from Models.backbones import BACKBONES
+
+# For glibc's malloc: arrays of 256 KB and more go back to the system when they are freed; one heap for all threads; pages
+# of 2 MB where the system allows them, since fresh memory for every array otherwise costs a page fault per 4 KB.
+GIVE_BACK = "glibc.malloc.mmap_threshold=262144:glibc.malloc.arena_max=1:glibc.malloc.hugetlb=1"
+
 
 def share_cores(backbone):
-    """Let the mini backbone use half of the cores for an operation, and run two operations at a time.
+    """Let a small backbone use half of the cores for an operation, and run two operations at a time.
 
     Its operations are too small to be shared by all cores: so it trains and generates a quarter faster (measured on 2
     cores). To be called before TensorFlow is imported; what the user has set stays.
     """
-    if backbone == "mini":
+    if BACKBONES[backbone].small:
         os.environ.setdefault("TF_NUM_INTRAOP_THREADS", str(max(1, (os.cpu_count() or 1) // 2)))
-
-
-# For glibc's malloc: arrays from 256 KB on go back to the system when they are freed; one heap for all threads; pages of
-# 2 MB where the system allows them, since fresh memory for every array is a page fault every 4 KB else.
-GIVE_BACK = "glibc.malloc.mmap_threshold=262144:glibc.malloc.arena_max=1:glibc.malloc.hugetlb=1"
 
 
 def give_memory_back():
@@ -34,15 +35,20 @@ def give_memory_back():
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
-def import_keras(spare_memory=False):
+def import_keras(args=None):
     """Import Keras and find the devices without the notes that TensorFlow writes; if it fails, they are shown.
 
-    They are written by C++ code straight to file descriptor 2 before any log level counts. Later ones are left out, those
-    that it calls errors too: it says so of an operation that its library lacks, and what does go wrong is also raised.
+    The notes are written by C++ code straight to file descriptor 2 before any log level counts. Later ones are left out
+    too: TensorFlow also labels missing optional kernels as errors, and real errors are raised anyway.
 
     Args:
-        spare_memory: Whether to take the least memory. The process may begin again: see `give_memory_back`.
+        args: The script's arguments. `backbone` says how cores are shared where a diffusion model runs (`precision` is
+            among them); with `gradient_checkpointing` the process takes the least memory and may begin again: see
+            `give_memory_back`.
     """
+    if hasattr(args, "precision"):
+        share_cores(args.backbone)
+    spare_memory = getattr(args, "gradient_checkpointing", False)
     if spare_memory:
         give_memory_back()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -57,9 +63,10 @@ def import_keras(spare_memory=False):
 
                 for gpu in tf.config.list_physical_devices("GPU"):
                     tf.config.experimental.set_memory_growth(gpu, True)
-                if spare_memory:  # rewriting sd1's training graph takes a minute and makes no step faster
-                    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
-                    forget_where_operations_come_from()
+                if spare_memory:
+                    from Models.tensorflow_patches import keep_less_of_graphs
+
+                    keep_less_of_graphs()
         except BaseException:
             notes.seek(0)
             os.write(terminal, notes.read())
@@ -68,27 +75,3 @@ def import_keras(spare_memory=False):
             os.dup2(terminal, 2)
             os.close(terminal)
     return keras
-
-
-def forget_where_operations_come_from():
-    """Let TensorFlow keep no call stack for each operation of a graph.
-
-    It only quotes them in error messages, and those of sd1's training step are 0.6 GB. There is no public switch.
-    """
-    from tensorflow.python.framework import ops
-
-    ops.pywrap_tf_session.TF_SetOpStackTrace = lambda operation, stack: None
-
-
-def make_repeatable(args):
-    """Seed Keras and, with --deterministic, take only operations whose results do not depend on timing.
-
-    On a processor none of those that the project uses does: there the flag changes nothing but the time.
-    """
-    import keras
-
-    keras.utils.set_random_seed(args.seed % 2**32)
-    if args.deterministic and keras.backend.backend() == "tensorflow":
-        import tensorflow as tf
-
-        tf.config.experimental.enable_op_determinism()

@@ -22,11 +22,13 @@ keras = import_keras()
 
 from Experiment.files import file_hash  # noqa: E402
 from Experiment.paths import Experiment  # noqa: E402
-from Models.backbones import BACKBONES, UNTRAINED, set_precision  # noqa: E402
+from Models.backbones import BACKBONES  # noqa: E402
 from Models.class_encoder import class_encoder  # noqa: E402
-from Models.noise_schedule import timestep_embedding  # noqa: E402
+from Models.diffusion import timestep_embedding  # noqa: E402
 from Models.sampler import Sampler, class_contexts  # noqa: E402
-from Models.weights import load_epoch  # noqa: E402
+from Models.weight_files import UNTRAINED  # noqa: E402
+from Models.weight_names import epoch_file  # noqa: E402
+from Models.weights import load_weights  # noqa: E402
 
 MOST_DIFFERENCE = 1e-4  # of float32 outputs of order 1
 MOST_GREY_LEVELS = 1
@@ -61,8 +63,8 @@ def sd1(pretrained):
     """The backbone `sd1` whose pretrained image encoder and decoder are those in a folder: only their hashes differ."""
     known = BACKBONES["sd1"]
     files = {
-        part: (name, url, file_hash(pretrained / name) if (pretrained / name).exists() else sha256)
-        for part, (name, url, sha256) in known.files.items()
+        part: replace(file, sha256=file_hash(pretrained / file.name)) if (pretrained / file.name).exists() else file
+        for part, file in known.files.items()
     }
     return replace(known, files=files)
 
@@ -72,11 +74,10 @@ def main(folder):
     experiment = Experiment(folder, "0001", "cifar10")
     pretrained = folder / "pretrained"
     backbone = sd1(pretrained)
-    set_precision("float32")
     print(ROW.format("part", "largest diff", "max abs", "std", "", "shape of the output"))
 
     encoder = class_encoder(len(expected["contexts"]) - 1, backbone.hidden_units, backbone.context_shape)
-    load_epoch(encoder, experiment.part_dir("enc"), 31, "enc")
+    load_weights(encoder, epoch_file(experiment.part_dir("enc"), 31, "enc"))
     contexts = class_contexts(encoder)
     good = [compare("class encoder", contexts[:-1], expected["contexts"][:-1])]
     good += [compare("  of no label", contexts[-1:], expected["contexts"][-1:])]
@@ -92,7 +93,7 @@ def main(folder):
     # There is no pretrained UNet, so that what it computes can only come from the epoch.
     os.environ[UNTRAINED] = "1"
     unet = backbone.unet()
-    load_epoch(unet, experiment.part_dir("dif"), 10, "dif")
+    load_weights(unet, epoch_file(experiment.part_dir("dif"), 10, "dif"))
     embeddings = timestep_embedding(expected["timesteps"])
     good += [compare("timestep embedding", embeddings, expected["embeddings"])]
     labels = expected["labels"]

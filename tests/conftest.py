@@ -10,6 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+# The function of each script that is its stage.
+STAGES = {
+    "SD_adapting": "adapt",
+    "hyp_opt": "search",
+    "generate_dataset": "generate",
+    "classifier_training": "train_classifier",
+}
+
 
 def actions_of(script):
     """The argparse actions of a script's command line."""

@@ -86,9 +86,10 @@ def write_weights(folder):
 
 
 def read_weights(path):
-    from Models.weights import load_epoch
+    from Models.weight_names import epoch_file
+    from Models.weights import load_weights
 
-    load_epoch(MODELS.setdefault("encoder", small_model()), path.parent, 3, "enc")
+    load_weights(MODELS.setdefault("encoder", small_model()), epoch_file(path.parent, 3, "enc"))
 
 
 MODELS = {}  # built once a process
@@ -101,8 +102,9 @@ def write_synthetic(folder):
 
     made = folder / "10Enc1Dif1Is5Ugs1"
     writer = SyntheticWriter(made, [5, 5])
-    for label, index in writer.missing().T:
-        writer.write(label, index, numpy_images(1)[0])
+    writer.begin()
+    for number in writer.missing():
+        writer.write(number, numpy_images(1)[0])
     writer.finish({"seed": 1, "image_size": 9})
     writer.close()
     with Image.open(made / "class_00/img_0.png"):
@@ -159,7 +161,7 @@ def read_record(path):
 def fit_state():
     import keras
 
-    from Models.training import TrainingState
+    from Models.fit_state import FitState
 
     if "fit" not in MODELS:
         model = small_model()
@@ -167,11 +169,11 @@ def fit_state():
         model.optimizer.build(model.trainable_variables)
         MODELS["fit"] = model
         keras.utils.set_random_seed(1)
-    return lambda path: TrainingState(MODELS["fit"], MODELS["fit"], path, {"seed": 1})
+    return lambda path: FitState(path, {"seed": 1}, MODELS["fit"].variables + MODELS["fit"].optimizer.variables)
 
 
 def write_state(folder):
-    fit_state()(folder / "state.npz").save(2, [{"loss": 1.0}, {"loss": 0.5}])
+    fit_state()(folder / "state.npz").save(2, {"loss": [1.0, 0.5]})
     return folder / "state.npz"
 
 
@@ -223,7 +225,7 @@ def write_study(folder):
 def read_study(path):
     import hyp_opt
 
-    hyp_opt.main(hyp_opt.parse_args(["--exp", "x", "--dataset", "digits", "--no-optimize", "--storage", f"sqlite:///{path}",
+    hyp_opt.search(hyp_opt.parse_args(["--exp", "x", "--dataset", "digits", "--no-optimize", "--storage", f"sqlite:///{path}",
                                      "--root", str(path.parent)]))  # fmt: skip
 
 

@@ -5,12 +5,15 @@ import numpy as np
 import pytest
 
 from Experiment.errors import UserError
-from Models.adapter import NoisyLatents, denoising_model, sample_latents
+from Models.adapter import Diffusion, NoisyLatents, SaveEpochs, WholeNetwork, denoising_model
 from Models.class_encoder import class_encoder
+from Models.diffusion import PREDICTION_TYPES, sample_latents, timestep_embedding
 from Models.faster_layers import checkpoint_gradients
+from Models.feed import noisy_batches, with_targets
+from Models.fit_state import FitState
 from Models.mini_backbone import mini_unet
-from Models.noise_schedule import ALPHAS_CUMPROD, timestep_embedding
-from Models.training import SaveEpochs, SequentialAdam, TrainingState, noisy_batches, paper_optimizer
+from Models.noise_schedule import STABLE_DIFFUSION
+from Models.optimizer import SequentialAdam, paper_optimizer
 from Models.weights import load_weights
 
 SCALE = 0.18215
@@ -21,7 +24,7 @@ BATCH, STEPS = 4, 3  # the third batch has two samples
 
 
 def batches(first_epoch=0, batch_size=BATCH, seed=5):
-    return noisy_batches(MOMENTS, LABELS, 3, batch_size, seed, first_epoch)
+    return with_targets(noisy_batches(MOMENTS, LABELS, 3, batch_size, seed, first_epoch))
 
 
 def epoch_of(stream, steps=STEPS):
@@ -43,13 +46,15 @@ def test_latents_are_drawn_from_clipped_moments(log_variance, deviation):
 def expected_noisy_latents(inputs):
     mean, log_variance = np.split(inputs["moments"], 2, axis=-1)
     latents = SCALE * (mean + np.exp(log_variance / 2) * inputs["latent_noise"])
-    alpha_bar = ALPHAS_CUMPROD[inputs["timestep"]][:, None, None, None]
+    alpha_bar = STABLE_DIFFUSION.alphas_cumprod[inputs["timestep"]][:, None, None, None]
     return np.sqrt(alpha_bar) * latents + np.sqrt(1 - alpha_bar) * inputs["noise"]
 
 
 def test_what_the_unet_gets():
     inputs, _ = next(batches())
-    noisy, time = NoisyLatents(SCALE)(*(inputs[k] for k in ("moments", "latent_noise", "noise", "timestep")))
+    layer = NoisyLatents(SCALE, STABLE_DIFFUSION, PREDICTION_TYPES["epsilon"])
+    noisy, time, target = layer(*(inputs[k] for k in ("moments", "latent_noise", "noise", "timestep")))
+    assert np.array_equal(target, inputs["noise"])
     assert np.abs(np.asarray(noisy) - expected_noisy_latents(inputs)).max() < 1e-5
     assert np.array_equal(time, timestep_embedding(inputs["timestep"]))
 
@@ -79,6 +84,21 @@ def test_parts_of_a_batch_learn_what_the_batch_does(tiny_unet, samples):
         kernels.append([w.numpy() for w in model.weights])
     assert predictions[0].shape == noise.shape and np.abs(predictions[0] - predictions[1]).max() < 1e-6
     assert all(np.abs(one - two).max() < 1e-6 for one, two in zip(*kernels, strict=True))
+
+
+def test_velocity_is_learned_as_velocity(tiny_unet):
+    """The loss against the noise is the squared error of the predicted velocity."""
+    unet, encoder = tiny_unet(), class_encoder(3, 4, (2, 3))
+    model = denoising_model(unet, encoder, SCALE, prediction_type="v_prediction")
+    model.compile(loss="mse")
+    inputs, noise = next(batches())
+    noisy = expected_noisy_latents(inputs)
+    alpha_bar = STABLE_DIFFUSION.alphas_cumprod[inputs["timestep"]][:, None, None, None]
+    latents = (noisy - np.sqrt(1 - alpha_bar) * noise) / np.sqrt(alpha_bar)
+    velocity = np.sqrt(alpha_bar) * noise - np.sqrt(1 - alpha_bar) * latents
+    time, context = timestep_embedding(inputs["timestep"]), encoder.predict_on_batch(inputs["label"])
+    prediction = unet.predict_on_batch([noisy, time, context])
+    assert model.test_on_batch(inputs, noise) == pytest.approx(np.mean((prediction - velocity) ** 2), rel=1e-3)
 
 
 def test_the_loss_is_float32_in_mixed_precision(tiny_unet, float32_after):
@@ -143,6 +163,15 @@ def build(tiny_unet, trained, seed=1, epochs=4):
     return model, parts
 
 
+def adaptation(parts, name):
+    return WholeNetwork(Diffusion(None, parts["enc"], parts["dif"]), name)
+
+
+def state_of(model, part, folder, settings=None):
+    variables = [*part.variables, *model.optimizer.variables]
+    return FitState(folder / "state.npz", settings or {"lr": 0.1}, variables)
+
+
 def weights_of(part):
     return [w.numpy() for w in part.weights]
 
@@ -159,10 +188,12 @@ def test_only_one_part_learns(tiny_unet, trained, frozen):
 def train(tiny_unet, folder, epochs, seed, freq=1, offset=0):
     """Train to `epochs` of 4 as SD_adapting.py does: from what is saved in the folder, if anything is."""
     model, parts = build(tiny_unet, "enc", seed)
-    state = TrainingState(model, parts["enc"], folder / "state.npz", {"lr": 0.1})
-    done, losses = state.load()
+    adapted = adaptation(parts, "enc")
+    state = state_of(model, parts["enc"], folder)
+    done, history, _ = state.load()
     saved = []
-    saver = SaveEpochs(parts["enc"], folder, state, freq, epochs, offset, losses, lambda *call: saved.append(call))
+    losses = history.get("loss", [])
+    saver = SaveEpochs(adapted, folder, state, freq, epochs, offset, losses, lambda *call: saved.append(call))
     model.fit(batches(done), steps_per_epoch=STEPS, epochs=epochs, initial_epoch=done, callbacks=[saver], shuffle=False,
               verbose=0)  # fmt: skip
     return parts["enc"], saver.history, saved
@@ -191,29 +222,29 @@ def test_epochs_are_saved_at_the_frequency_and_at_both_ends(tiny_unet, tmp_path)
 
 def test_nothing_to_resume(tiny_unet, tmp_path):
     model, parts = build(tiny_unet, "enc")
-    assert TrainingState(model, parts["enc"], tmp_path / "state.npz", {"lr": 0.1}).load() == (0, [])
+    assert state_of(model, parts["enc"], tmp_path).load() == (0, {}, [])
 
 
 def test_a_state_of_another_model_is_refused(tiny_unet, tmp_path):
     for trained in ("enc", "dif"):
         model, parts = build(tiny_unet, trained)
-        state = TrainingState(model, parts[trained], tmp_path / "state.npz", {"lr": 0.1})
+        state = state_of(model, parts[trained], tmp_path)
         if trained == "enc":
-            state.save(1, [{"epoch": 1, "loss": 0.5}])
-    with pytest.raises(UserError, match="state.npz is of another model: start afresh with --restart"):
+            state.save(1, {"loss": [0.5]})
+    with pytest.raises(UserError, match="state.npz is of another model .*: start afresh with --restart"):
         state.load()
 
 
 def test_a_state_of_other_arguments_is_refused(tiny_unet, tmp_path):
     model, parts = build(tiny_unet, "enc")
-    TrainingState(model, parts["enc"], tmp_path / "state.npz", {"lr": 0.1}).save(1, [{"epoch": 1, "loss": 0.5}])
+    state_of(model, parts["enc"], tmp_path).save(1, {"loss": [0.5]})
     with pytest.raises(UserError, match=r"--lr 0.1 \(now 0.2\)"):
-        TrainingState(model, parts["enc"], tmp_path / "state.npz", {"lr": 0.2}).load()
+        state_of(model, parts["enc"], tmp_path, {"lr": 0.2}).load()
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_saves_nothing(tiny_unet, tmp_path):
     _, parts = build(tiny_unet, "enc")
-    saver = SaveEpochs(parts["enc"], tmp_path, None, 1, 4, 0, [], None)
+    saver = SaveEpochs(adaptation(parts, "enc"), tmp_path, None, 1, 4, 0, [], None)
     with pytest.raises(UserError, match="loss of epoch 1 is nan: try a smaller --lr"):
         saver.on_epoch_end(0, {"loss": float("nan")})
     assert list(tmp_path.iterdir()) == []
@@ -271,7 +302,7 @@ def test_gradient_checkpoints_change_no_gradient(learns):
         model = denoising_model(unet, encoder, 1.0)
         model.compile(keras.optimizers.SGD(1.0), "mse")
         moments = np.random.default_rng(2).standard_normal((6, 4, 4, 8)).astype("float32")
-        model.fit(noisy_batches(moments, np.arange(6) % 4, 4, 3, 0, 0), steps_per_epoch=2, verbose=0)
+        model.fit(with_targets(noisy_batches(moments, np.arange(6) % 4, 4, 3, 0, 0)), steps_per_epoch=2, verbose=0)
         results.append(part.get_weights()[-1])
     plain, again = results
     assert np.abs(plain - again).max() < 1e-3 * np.abs(plain - before).max()

@@ -11,11 +11,13 @@ import pytest
 from Data.loaders import load_splits, resize_images
 from Data.registry import DATASETS
 from Experiment.errors import UserError
-from Models.backbones import BACKBONES, MINI_WEIGHTS, UNTRAINED, pretrained_file, set_precision, untrained
+from Models.backbones import BACKBONES, MINI_WEIGHTS
+from Models.runtime import precision
+from Models.weight_files import UNTRAINED, PublishedFile
 
 MINI = BACKBONES["mini"]
 URL = "https://example.org/weights/"
-SHA256 = hashlib.sha256(b"published").hexdigest()
+FILE = PublishedFile("unet.h5", URL, hashlib.sha256(b"published").hexdigest())
 
 
 @pytest.fixture
@@ -28,20 +30,20 @@ def cache(tmp_path, monkeypatch):
 def test_a_file_that_is_there_is_taken(cache, tmp_path):
     (tmp_path / "unet.h5").write_bytes(b"published")
     (cache / "unet.h5").write_bytes(b"published")
-    assert pretrained_file("unet.h5", URL, SHA256, tmp_path) == tmp_path / "unet.h5"
-    assert pretrained_file("unet.h5", URL, SHA256) == cache / "unet.h5"
+    assert FILE.path(tmp_path) == tmp_path / "unet.h5"
+    assert FILE.path() == cache / "unet.h5"
 
 
 def test_a_file_with_another_hash_is_refused(tmp_path):
     (tmp_path / "unet.h5").write_bytes(b"something else")
-    with pytest.raises(UserError, match=f"unet.h5 is not the published file of {URL}unet.h5: .* not {SHA256}"):
-        pretrained_file("unet.h5", URL, SHA256, tmp_path)
+    with pytest.raises(UserError, match=f"unet.h5 is not the published file of {URL}unet.h5: .* not {FILE.sha256}"):
+        FILE.path(tmp_path)
 
 
 def test_weights_dir_is_never_downloaded_into(tmp_path, monkeypatch):
     monkeypatch.setattr(keras.utils, "get_file", None)
-    with pytest.raises(UserError, match=f"no unet.h5 in {tmp_path}: get it from {URL}unet.h5 .SHA-256 {SHA256}"):
-        pretrained_file("unet.h5", URL, SHA256, tmp_path)
+    with pytest.raises(UserError, match=f"no unet.h5 in {tmp_path}: get it from {URL}unet.h5 .SHA-256 {FILE.sha256}"):
+        FILE.path(tmp_path)
 
 
 def test_a_missing_file_is_downloaded(cache, monkeypatch):
@@ -50,11 +52,11 @@ def test_a_missing_file_is_downloaded(cache, monkeypatch):
     left.write_bytes(b"publ")
 
     def get_file(name, origin, file_hash, cache_dir, cache_subdir):
-        assert (origin, file_hash) == (URL + "unet.h5", SHA256) and name != "unet.h5"  # which is always whole
+        assert (origin, file_hash) == (URL + "unet.h5", FILE.sha256) and name != "unet.h5"  # which is always whole
         (Path(cache_dir) / cache_subdir / name).write_bytes(b"published")
 
     monkeypatch.setattr(keras.utils, "get_file", get_file)
-    assert pretrained_file("unet.h5", URL, SHA256) == cache / "unet.h5"
+    assert FILE.path() == cache / "unet.h5"
     assert [path.name for path in cache.iterdir()] == ["unet.h5"]
 
 
@@ -64,8 +66,8 @@ def test_offline_error_says_how_to_get_the_file(cache, monkeypatch):
 
     monkeypatch.setattr(keras.utils, "get_file", get_file)
     with pytest.raises(UserError) as error:
-        pretrained_file("unet.h5", URL, SHA256)
-    assert all(part in str(error.value) for part in (f"{URL}unet.h5", SHA256, str(cache), "--weights_dir"))
+        FILE.path()
+    assert all(part in str(error.value) for part in (f"{URL}unet.h5", FILE.sha256, str(cache), "--weights_dir"))
 
 
 @pytest.mark.parametrize("name, image_size, latent_shape, context_shape, hidden_units", [
@@ -85,14 +87,16 @@ def test_shapes_of_the_backbones(name, image_size, latent_shape, context_shape, 
 def test_each_part_asks_for_its_own_file(tmp_path, name, parts):
     for part, file in parts.items():
         with pytest.raises(UserError, match=f"there is no {file} in"):
-            BACKBONES[name].weights_file(part, tmp_path)
+            getattr(BACKBONES[name], part)(tmp_path)
 
 
 def test_the_full_image_encoder_ends_before_kerascvs_last_layer(monkeypatch):
     monkeypatch.setenv(UNTRAINED, "1")
     encoder = BACKBONES["sd1"].image_encoder()
     assert encoder.output_shape[-1] == 8  # mean and log-variance
-    assert untrained(BACKBONES["sd1"]) and not untrained(MINI)  # the shipped weights are always loaded
+    assert (
+        BACKBONES["sd1"].files["unet"].left_out and not MINI.files["unet"].left_out
+    )  # the shipped weights are always loaded
 
 
 # Mini
@@ -127,11 +131,12 @@ def test_mini_autoencoder_shows_what_it_was_shown(mini, digits):
 
 @pytest.mark.parametrize("timestep, share", [(100, 0.5), (500, 0.2), (900, 0.1)])
 def test_mini_unet_finds_the_noise(mini, digits, timestep, share):
-    from Models.noise_schedule import add_noise, timestep_embedding
+    from Models.diffusion import add_noise, timestep_embedding
 
+    alpha_bar = MINI.schedule.alphas_cumprod[timestep]
     noise = np.random.default_rng(1).standard_normal((32, 8, 8, 4), dtype="float32")
     timesteps = np.full(32, timestep)
-    inputs = [add_noise(digits[1], noise, timesteps), timestep_embedding(timesteps), np.zeros((32, 8, 64), "float32")]
+    inputs = [add_noise(digits[1], noise, alpha_bar), timestep_embedding(timesteps), np.zeros((32, 8, 64), "float32")]
     predicted = mini["unet"].predict_on_batch(inputs)
     assert predicted.shape == noise.shape and np.mean((predicted - noise) ** 2) < share
 
@@ -141,23 +146,28 @@ def test_a_folder_without_mini_weights_is_refused(tmp_path):
         MINI.decoder(tmp_path)
 
 
-@pytest.mark.parametrize("precision, expected", [
+@pytest.mark.parametrize("name, expected", [
     ("float32", {"float32"}), ("mixed_bfloat16", {"mixed_bfloat16"}), ("auto", {"float32", "mixed_bfloat16"}),
 ])  # fmt: skip
-def test_precision(float32_after, precision, expected):
-    name = set_precision(precision, learns=True)
-    assert name in expected and keras.config.dtype_policy().name == name
-    assert set_precision(precision) == name and keras.config.dtype_policy().name == name.removeprefix("mixed_")
+def test_precision_holds_within_its_block(name, expected):
+    with precision(name, learns=True) as used:
+        assert used in expected and keras.config.dtype_policy().name == used
+        with precision(name) as again:
+            assert again == used and keras.config.dtype_policy().name == used.removeprefix("mixed_")
+        assert keras.config.dtype_policy().name == used
+    with pytest.raises(ZeroDivisionError), precision("mixed_bfloat16"):
+        raise ZeroDivisionError
+    assert keras.config.dtype_policy().name == "float32"
 
 
-def test_weights_held_in_bfloat16_are_as_exact_as_mixed_precision(float32_after):
+def test_weights_held_in_bfloat16_are_as_exact_as_mixed_precision():
     rng = np.random.default_rng(3)
     inputs = [rng.standard_normal(shape, dtype="float32") for shape in ((16, 8, 8, 4), (16, 320), (16, 8, 64))]
     outputs = []
-    for precision, learns in (("float32", False), ("mixed_bfloat16", True), ("mixed_bfloat16", False)):
-        set_precision(precision, learns)
-        unet, decoder = MINI.unet(), MINI.decoder()
-        assert {w.dtype for w in unet.weights} == {"bfloat16" if precision != "float32" and not learns else "float32"}
+    for name, learns in (("float32", False), ("mixed_bfloat16", True), ("mixed_bfloat16", False)):
+        with precision(name, learns):
+            unet, decoder = MINI.unet(), MINI.decoder()
+        assert {w.dtype for w in unet.weights} == {"bfloat16" if name != "float32" and not learns else "float32"}
         outputs.append(
             [np.asarray(y, "float32") for y in (unet.predict_on_batch(inputs), decoder.predict_on_batch(inputs[0]))]
         )

@@ -14,7 +14,7 @@ from PIL import Image
 from cli import process
 from Models.backbones import MINI_WEIGHTS
 from Models.class_encoder import class_encoder
-from tests.conftest import actions_of
+from tests.conftest import STAGES, actions_of
 
 RNG = np.random.default_rng(0)
 SCRIPTS = {
@@ -256,7 +256,8 @@ def refused(script, argv, capsys, monkeypatch, root):
     flags += [] if "--backbone" in argv else ["--backbone", "mini"]
     before = snapshot(root)
     with pytest.raises(SystemExit) as ended:
-        process.run(module.main, lambda: module.parse_args([*flags, "--root", str(root), *argv]))
+        stage = getattr(module, STAGES[SCRIPTS[script]])
+        process.run(stage, lambda: module.parse_args([*flags, "--root", str(root), *argv]), module.plan)
     lines = capsys.readouterr().err.strip().splitlines()
     assert ended.value.code == 2 and len(lines) == 1, lines
     assert snapshot(root) == before

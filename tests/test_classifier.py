@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from Experiment.errors import UserError
-from Models.classifier import Classifier, accuracies, saved_epochs
+from Models.classifier import Classifier, accuracies
+from Models.fit_state import saved_epochs
 
 RNG = np.random.default_rng(1)
 

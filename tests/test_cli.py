@@ -5,6 +5,7 @@ import logging
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,6 +13,11 @@ from cli import flags, process, startup
 from cli.flags import boolean, dataset_name, experiment_name, finish_args, integer, new_parser, number
 from Experiment.errors import UserError
 from Experiment.paths import REPOSITORY
+
+
+def run(stage, parse_args=lambda: None):
+    """Run a stage of the arguments alone, of which nothing is known before."""
+    process.run(lambda args, known: stage(args), parse_args, lambda args: SimpleNamespace(done=None))
 
 
 @pytest.mark.parametrize("parse, text, value", [
@@ -94,14 +100,14 @@ def test_run_ends_in_one_line(capsys, monkeypatch, error, code, message):
         raise error
 
     with pytest.raises(SystemExit) as ended:
-        process.run(main, lambda: None)
+        run(main)
     assert ended.value.code == code and capsys.readouterr().err == message
 
 
 def test_an_error_of_the_file_system_is_one_line(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "argv", ["train.py"])
     with pytest.raises(SystemExit) as ended:
-        process.run(lambda args: (tmp_path / "gone" / "a").write_text(""), lambda: None)
+        run(lambda args: (tmp_path / "gone" / "a").write_text(""))
     (line,) = capsys.readouterr().err.splitlines()
     assert ended.value.code == 2 and line.startswith("train.py: error: ") and str(tmp_path / "gone" / "a") in line
 
@@ -111,12 +117,12 @@ def test_what_is_saved_is_told_on_interruption(capsys, monkeypatch):
 
     def main(args):
         epochs = []
-        process.tell_if_interrupted(lambda: f"{len(epochs)} of 9 epochs are saved")
-        epochs.append(1)
-        raise KeyboardInterrupt
+        with process.telling_what_is_saved(lambda: f"{len(epochs)} of 9 epochs are saved"):
+            epochs.append(1)
+            raise KeyboardInterrupt
 
     with pytest.raises(SystemExit):
-        process.run(main, lambda: None)
+        run(main)
     assert (
         capsys.readouterr().err
         == "train.py: interrupted; 1 of 9 epochs are saved: the same command goes on from there\n"
@@ -130,7 +136,7 @@ def test_restart_is_not_to_be_repeated_after_an_interruption(capsys, monkeypatch
         raise KeyboardInterrupt
 
     with pytest.raises(SystemExit):
-        process.run(main, lambda: argparse.Namespace(restart=True))
+        run(main, lambda: argparse.Namespace(restart=True))
     assert capsys.readouterr().err.endswith(": the same command without --restart goes on from there\n")
 
 
@@ -138,18 +144,18 @@ def test_an_interruption_is_told_though_what_is_saved_cannot_be_read(capsys, mon
     monkeypatch.setattr(sys, "argv", ["train.py"])
 
     def main(args):
-        process.tell_if_interrupted((tmp_path / "gone").read_text)
-        raise KeyboardInterrupt
+        with process.telling_what_is_saved((tmp_path / "gone").read_text):
+            raise KeyboardInterrupt
 
     with pytest.raises(SystemExit) as ended:
-        process.run(main, lambda: None)
+        run(main)
     assert ended.value.code == 130 and "what is saved cannot be read" in capsys.readouterr().err
 
 
 def test_lack_of_memory_is_one_line(capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["train.py"])
     with pytest.raises(SystemExit) as ended:
-        process.run(lambda args: bytearray(2**62), lambda: None)
+        run(lambda args: bytearray(2**62))
     assert (
         ended.value.code == 2
         and capsys.readouterr().err == "train.py: error: out of memory: try a smaller --batch_size\n"
@@ -157,7 +163,12 @@ def test_lack_of_memory_is_one_line(capsys, monkeypatch):
 
 
 def test_sigterm_ends_as_ctrl_c_does():
-    code = "from cli import process; import time; process.run(lambda args: print('begun', flush=True) or time.sleep(60), lambda: None)"
+    code = """
+import time
+from types import SimpleNamespace
+from cli.process import run
+run(lambda args, known: print("begun", flush=True) or time.sleep(60), lambda: None, lambda args: SimpleNamespace(done=None))
+"""
     process = subprocess.Popen(
         [sys.executable, "-c", code], cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -168,7 +179,7 @@ def test_sigterm_ends_as_ctrl_c_does():
 
 def test_run_does_not_hide_a_defect():
     with pytest.raises(ZeroDivisionError):
-        process.run(lambda args: 1 / args, lambda: 0)
+        run(lambda args: 1 / args, lambda: 0)
 
 
 def test_logging_to_terminal_and_file(tmp_path, capsys, monkeypatch):
@@ -179,14 +190,14 @@ def test_logging_to_terminal_and_file(tmp_path, capsys, monkeypatch):
         process.start_logging()
         logging.getLogger("experiment").info("reading %s", folder)
         assert not (tmp_path / folder).exists()
-        process.begin_writing(tmp_path / folder)
-    log.info("epoch %d", 3)
-    log.debug("where it happened")
-    assert capsys.readouterr().out == "reading first\nreading second\nepoch 3\n"
+        with process.writing_in(tmp_path / folder):
+            log.info("epoch %d", 3)
+            log.debug("a detail")
+    log.info("afterwards")
+    assert capsys.readouterr().out == "reading first\nepoch 3\nreading second\nepoch 3\nafterwards\n"
     lines = [(tmp_path / folder / "log.txt").read_text().splitlines() for folder in ("first", "second")]
     assert [[line[20:] for line in file] for file in lines] == [
-        ["reading first"],
-        ["reading second", "epoch 3", "where it happened"],
+        [f"reading {folder}", "epoch 3", "a detail"] for folder in ("first", "second")
     ]
 
 
@@ -207,10 +218,10 @@ def test_notes_of_the_start_up_are_shown_only_if_it_fails(tmp_path, capfd, monke
 
 
 SPARING = """
-import os, sys
+import argparse, os, sys
 print("begins", os.getpid(), *sys.argv[1:], flush=True)
 from cli.startup import import_keras
-import_keras(spare_memory=True)
+import_keras(argparse.Namespace(gradient_checkpointing=True))
 import tensorflow as tf
 with tf.Graph().as_default():
     print("goes on", os.getpid(), os.environ.get("GLIBC_TUNABLES"), bool(tf.constant(1).op.traceback))

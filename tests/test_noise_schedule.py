@@ -3,14 +3,12 @@
 import numpy as np
 import pytest
 
-from Models.noise_schedule import (
-    ALPHAS_CUMPROD,
-    add_noise,
-    alpha_bar_pairs,
-    ddim_step,
-    sampling_timesteps,
-    timestep_embedding,
-)  # fmt: skip
+from Models.diffusion import PREDICTION_TYPES, add_noise, alpha_bar_at, timestep_embedding
+from Models.noise_schedule import STABLE_DIFFUSION
+from Models.solvers import DDIM
+
+ALPHAS_CUMPROD = STABLE_DIFFUSION.alphas_cumprod
+sampling_timesteps = STABLE_DIFFUSION.sampling_timesteps
 
 
 def test_alphas(diffusion_golden):
@@ -25,8 +23,14 @@ def test_timestep_embedding(diffusion_golden):
 
 
 def test_add_noise(diffusion_golden):
-    arguments = [diffusion_golden[f"add_noise_{name}"] for name in ("latents", "noise", "timesteps")]
-    assert np.abs(np.asarray(add_noise(*arguments)) - diffusion_golden["add_noise_result"]).max() < 1e-6
+    latents, noise, timesteps = (diffusion_golden[f"add_noise_{name}"] for name in ("latents", "noise", "timesteps"))
+    assert (
+        np.abs(
+            np.asarray(add_noise(latents, noise, alpha_bar_at(STABLE_DIFFUSION, timesteps)))
+            - diffusion_golden["add_noise_result"]
+        ).max()
+        < 1e-6
+    )
 
 
 @pytest.mark.parametrize("num_steps, visited", [
@@ -56,14 +60,24 @@ def test_other_timesteps_are_refused(num_steps, spacing, reason):
 
 
 def test_the_last_step_goes_to_clean_latents():
-    now, after = alpha_bar_pairs(np.array([999, 500, 1]))
+    now, after = DDIM.coefficients(STABLE_DIFFUSION, np.array([999, 500, 1])).values()
     assert now.tolist() == ALPHAS_CUMPROD[[999, 500, 1]].tolist() and after.tolist() == [*now[1:], 1.0]
 
 
 @pytest.mark.parametrize("timestep, later", [(900, 300), (300, 1), (1, None)])
 def test_ddim_with_the_true_noise_walks_back_along_the_forward_process(timestep, later):
     latents, noise = np.random.default_rng(1).standard_normal((2, 2, 4, 4, 4), dtype="float32")
-    expected = latents if later is None else np.asarray(add_noise(latents, noise, np.full(2, later)))
-    after = np.float32(1.0) if later is None else ALPHAS_CUMPROD[later]
-    noisy = np.asarray(add_noise(latents, noise, np.full(2, timestep)))
-    assert np.abs(np.asarray(ddim_step(noisy, noise, ALPHAS_CUMPROD[timestep], after)) - expected).max() < 1e-5
+    now, after = ALPHAS_CUMPROD[timestep], np.float32(1.0) if later is None else ALPHAS_CUMPROD[later]
+    expected, noisy = (np.asarray(add_noise(latents, noise, alpha_bar)) for alpha_bar in (after, now))
+    step = DDIM.step(noisy, noise, {"alpha_bar": now, "alpha_bar_next": after})
+    assert np.abs(np.asarray(step) - expected).max() < 1e-5
+
+
+@pytest.mark.parametrize("name", PREDICTION_TYPES)
+@pytest.mark.parametrize("timestep", [1, 500, 999])
+def test_a_perfect_prediction_stands_for_the_noise(name, timestep):
+    prediction, alpha_bar = PREDICTION_TYPES[name], ALPHAS_CUMPROD[timestep]
+    latents, noise = np.random.default_rng(1).standard_normal((2, 2, 4, 4, 4), dtype="float32")
+    target = prediction.target(latents, noise, alpha_bar)
+    noisy = add_noise(latents, noise, alpha_bar)
+    assert np.abs(np.asarray(prediction.to_noise(target, noisy, alpha_bar)) - noise).max() < 1e-5

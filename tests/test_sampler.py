@@ -6,8 +6,16 @@ import pytest
 from keras import layers, ops
 
 from Experiment.errors import UserError
+from Models.backbones import BACKBONES
 from Models.class_encoder import class_encoder
-from Models.sampler import Sampler, class_contexts, generate_images, initial_noise
+from Models.sampler import (
+    Sampler,
+    block_size,
+    class_contexts,
+    first_of_each_class,
+    generate_images,
+    initial_noise,
+)  # fmt: skip
 
 
 class ClosedForm(layers.Layer):
@@ -102,50 +110,80 @@ def test_class_contexts(encoder):
     assert np.abs(table - encoder(np.eye(4, 3))).max() < 1e-6  # the last label is all zeros
 
 
-LABELS, INDICES = np.array([0, 0, 0, 1, 1, 2, 2]), np.array([0, 1, 2, 0, 1, 0, 1])
+NUMBERS = np.array([0, 1, 2, 3, 4, 5, 6])  # of classes 0 1 2 0 1 2 0
 
 
 @pytest.fixture(scope="module")
 def generate(encoder):
     sampler = Sampler(closed_form_unet(4))
 
-    def generate(labels, indices, batch_size=4, seed=5):
-        made = generate_images(
-            sampler, encoder, labels, indices, num_steps=3, scale=1.5, seed=seed, batch_size=batch_size
-        )
+    def generate(numbers, block=4, seed=5):
+        made = generate_images(sampler, encoder, numbers, num_steps=3, scale=1.5, seed=seed, block=block)
         return [np.concatenate(arrays) for arrays in zip(*made)]
 
     return generate
 
 
 def test_generated_images_come_in_order_with_their_own_noise_and_context(generate, encoder):
-    labels, indices, latents = generate(LABELS, INDICES)
-    assert np.array_equal(labels, LABELS) and np.array_equal(indices, INDICES)
-    noise = initial_noise(5, LABELS, INDICES, (4, 4, 4))
-    expected = Sampler(closed_form_unet(4)).sample(noise, class_contexts(encoder), LABELS, 3, 1.5)
+    numbers, latents = generate(NUMBERS)
+    assert np.array_equal(numbers, NUMBERS)
+    labels, indices = NUMBERS % 3, NUMBERS // 3
+    noise = initial_noise(5, labels, indices, (4, 4, 4))
+    expected = Sampler(closed_form_unet(4)).sample(noise, class_contexts(encoder), labels, 3, 1.5)
     assert np.abs(latents - expected).max() < 1e-6
 
 
-@pytest.mark.parametrize("chosen", [[0], [6], [5, 6], [6, 3, 0], [0, 1, 2, 3, 4]])
-def test_an_image_does_not_depend_on_how_the_work_is_divided(generate, chosen):
-    whole = generate(LABELS, INDICES)[2]
-    assert np.array_equal(generate(LABELS[chosen], INDICES[chosen])[2], whole[chosen])
+class PlaceDependent(ClosedForm):
+    """What some processors do, exaggerated: the rows of a batch are computed differently."""
+
+    def call(self, latent, time, context):
+        rows = ops.cast(ops.arange(ops.shape(latent)[0]), "float32")[:, None, None, None]
+        return super().call(latent, time, context) * (1 + 0.01 * rows)
 
 
-def test_a_batch_of_one_is_never_run(generate, encoder):
-    whole = generate(LABELS, INDICES, batch_size=2)[2]
-    assert np.array_equal(generate(LABELS, INDICES, batch_size=1)[2], whole)
+@pytest.mark.parametrize("chosen", [[0], [6], [5, 6], [0, 3, 6], [0, 1, 2, 3, 4]])
+def test_an_image_does_not_depend_on_how_the_work_is_divided(encoder, chosen):
+    inputs = [keras.Input((4, 4, 4)), keras.Input((320,)), keras.Input((2, 3))]
+    sampler = Sampler(keras.Model(inputs, PlaceDependent()(*inputs)))
+
+    def generate(numbers):
+        made = generate_images(sampler, encoder, numbers, num_steps=3, scale=1.5, seed=5, block=4)
+        return np.concatenate([images for _, images in made])
+
+    whole = generate(NUMBERS)
+    assert not np.array_equal(whole[0], whole[3]) and np.array_equal(generate(np.array(chosen)), whole[chosen])
+
+
+def test_every_block_is_computed_whole(generate):
+    unet = closed_form_unet(4)
+    batches = unet.layers[-1].batches
+    batches.clear()
+    encoder = class_encoder(3, 4, (2, 3))
+    made = list(generate_images(Sampler(unet), encoder, [2, 9], num_steps=1, scale=1, seed=5, block=4))
+    assert [numbers.tolist() for numbers, _ in made] == [[2], [9]] and batches == [4]
+
+
+def test_the_first_of_each_class():
+    numbers, labels = first_of_each_class(5, 2, 3)
+    assert numbers.tolist() == [0, 1, 2, 5, 6, 7] and labels.tolist() == [0, 1, 2, 0, 1, 2]
+
+
+def test_block_size(monkeypatch):
+    mini = BACKBONES["mini"]
+    assert [block_size(mini, most) for most in (1, 8, 96, 250)] == [2, 8, 96, 96]
+    monkeypatch.setattr("Models.sampler.on_gpu", lambda: True)
+    assert block_size(mini, 250) == 250
 
 
 def test_other_seeds_give_other_images(generate):
-    assert not np.allclose(generate(LABELS, INDICES)[2], generate(LABELS, INDICES, seed=6)[2])
+    assert not np.allclose(generate(NUMBERS)[1], generate(NUMBERS, seed=6)[1])
 
 
 def test_constant_images_are_an_error(encoder):
     latent = keras.Input((4, 4, 4))
     broken = Sampler(closed_form_unet(4), keras.Model(latent, layers.Rescaling(float("nan"))(latent)))
     with pytest.raises(UserError, match="constant"):
-        list(generate_images(broken, encoder, LABELS, INDICES, num_steps=1, scale=1, seed=5, batch_size=4))
+        list(generate_images(broken, encoder, NUMBERS, num_steps=1, scale=1, seed=5, block=4))
 
 
 @pytest.mark.parametrize("batch", [2, 3, 4, 7])
@@ -156,5 +194,5 @@ def test_parts_of_a_batch_are_the_batch(batch):
     arguments = noise, contexts([0.1, 0.4, 0.9], 0.0), np.arange(batch) % 3, 5, 1.2
     whole = Sampler(unet).sample(*arguments)
     unet.layers[-1].batches.clear()
-    assert np.abs(Sampler(unet, parts=2).sample(*arguments) - whole).max() < 1e-6
+    assert np.abs(Sampler(unet, side_by_side=2).sample(*arguments) - whole).max() < 1e-6
     assert sum(unet.layers[-1].batches) == 2 * batch and min(unet.layers[-1].batches) >= 4

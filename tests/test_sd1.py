@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from Models.backbones import UNTRAINED
+from Models.weight_files import UNTRAINED
 from tests.test_scripts import REPOSITORY, run
 
 pytestmark = pytest.mark.slow

@@ -7,7 +7,9 @@ import optuna
 import pytest
 
 from Experiment.errors import UserError
-from hyp_opt import Context, claim_study, objective, parse_args, study_settings, trial_line, warm_start
+from hyp_opt import parse_args
+from Search.report import trial_line
+from Search.trials import Context, claim_study, objective, warm_start
 
 ARGS = ["--dataset", "digits", "--num_imgs", "41", "--epochs", "8", "--batch_size", "10"]
 
@@ -16,15 +18,15 @@ class Scripted(Context):
     """A context whose classifier reports the accuracies it is told to, and which counts the images it makes."""
 
     def __init__(self, args, accuracies, loss=1.0):
-        super().__init__(args, Namespace(num_classes=10), None, None, None, None, {3: "three", 9: "nine"}, None)
+        super().__init__(args, Namespace(num_classes=10), None, None, 1, None, {3: "three", 9: "nine"}, None)
         self.accuracies, self.loss, self.made, self.trained, self.loaded = accuracies, loss, [], [], []
 
     def load(self, epoch):
         self.loaded.append(epoch)
 
-    def images(self, steps, scale, first, last):
-        self.made.append((first, last))
-        return np.zeros((last - first, 8, 8, 3), np.uint8), np.arange(first, last) % 10
+    def images(self, steps, scale, numbers):
+        self.made.append((int(numbers[0]), int(numbers[-1]) + 1))
+        return np.zeros((len(numbers), 8, 8, 3), np.uint8)
 
     def train(self, images, labels, *, epochs, first_epoch, steps, callbacks):
         self.trained.append((len(images), first_epoch, epochs, steps))
@@ -100,14 +102,20 @@ def test_warm_start():
     assert queued("--is_max", "12", "--ugs_max", "1") == [(12, 1.0, 6)]
 
 
+def test_whole_blocks_are_made_and_kept_for_the_next_rung():
+    context = Scripted(parse_args(ARGS), [0.1] * 8)
+    context.block = 16
+    run(context)
+    assert context.made == [(0, 16), (16, 32), (32, 48)]
+    assert [images for images, *_ in context.trained] == [10, 20, 41]
+
+
 def test_another_search_under_the_same_name_is_refused():
     study = optuna.create_study(study_name="s")
-    first, second = (
-        study_settings(parse_args([*ARGS, *flags]), {4: ""}) for flags in ([], ["--num_imgs", "50", "--rungs", "2"])
-    )
-    claim_study(study, second, "there")
-    claim_study(study, first, "there")  # it had no trials: its settings were a mistake
+    first, second = (parse_args([*ARGS, *flags]) for flags in ([], ["--num_imgs", "50", "--rungs", "2"]))
+    claim_study(study, second, {4: ""}, "there")
+    claim_study(study, first, {4: ""}, "there")  # it had no trials: its settings were a mistake
     study.enqueue_trial({})
-    claim_study(study, first, "there")
+    claim_study(study, first, {4: ""}, "there")
     with pytest.raises(UserError, match=r"num_imgs 41 \(now 50\), rungs 3 \(now 2\)"):
-        claim_study(study, second, "there")
+        claim_study(study, second, {4: ""}, "there")

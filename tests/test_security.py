@@ -13,6 +13,7 @@ from Experiment.errors import UserError
 from Experiment.paths import REPOSITORY, Experiment
 from Models.backbones import BACKBONES
 from Models.class_encoder import class_encoder
+from Models.weight_files import PublishedFile
 from Models.weights import load_weights, save_weights
 
 SOURCES = [
@@ -69,8 +70,9 @@ def test_every_download_is_https_with_a_pinned_hash():
                     "[0-9a-f]{32}", info[f"MD5{suffix}"]
                 )
     for backbone in BACKBONES.values():
-        for _, address, sha256 in backbone.files.values():
-            assert address.startswith("https://") and re.fullmatch("[0-9a-f]{64}", sha256)
+        for file in backbone.files.values():
+            if isinstance(file, PublishedFile):
+                assert file.url.startswith("https://") and re.fullmatch("[0-9a-f]{64}", file.sha256)
 
 
 def weights(path):

@@ -29,14 +29,15 @@ def picture(label, index):
 
 def write_dataset(folder, counts, finish=True):
     writer = SyntheticWriter(folder, counts)
-    labels, indices = writer.missing()
-    for label, index in zip(labels, indices):
-        writer.write(label, index, picture(label, index))
+    writer.begin()
+    numbers = writer.missing()
+    for number in numbers:
+        writer.write(number, picture(*writer.place(number)))
     if finish:
         writer.finish(SETTINGS)
     writer.drain()
     writer.close()
-    return list(zip(labels.tolist(), indices.tolist()))
+    return sorted(writer.place(number) for number in numbers)
 
 
 def published_dataset(folder, counts):
@@ -87,8 +88,9 @@ def test_manifest_tells_other_images_apart(tmp_path):
 
 def test_an_error_of_the_disk_is_not_lost(tmp_path):
     writer = SyntheticWriter(tmp_path, [1])
+    writer.begin()
     (tmp_path / "class_00").rmdir()
-    writer.write(0, 0, picture(0, 0))
+    writer.write(0, picture(0, 0))
     with pytest.raises(FileNotFoundError):
         writer.finish(SETTINGS)
     writer.close()

@@ -9,18 +9,10 @@ import numpy as np
 import pytest
 
 from Experiment.errors import UserError
+from Experiment.paths import Experiment
 from Models.class_encoder import class_encoder
-from Models.weights import (
-    HEAP_SIGNATURE,
-    check_hdf5,
-    check_heaps,
-    epoch_file,
-    epoch_path,
-    load_epoch,
-    load_weights,
-    save_weights,
-    saved_epochs,
-)  # fmt: skip
+from Models.weight_names import chosen_epochs, epoch_file, epoch_path, saved_epochs
+from Models.weights import HEAP_SIGNATURE, check_hdf5, check_heaps, load_weights, save_weights
 
 
 def encoder(classes=3):
@@ -150,18 +142,17 @@ def test_an_epoch_in_both_formats_is_refused(tmp_path):
 def test_no_epochs_in_a_folder_that_is_not_there(tmp_path):
     assert saved_epochs(tmp_path / "nowhere") == {}
     with pytest.raises(UserError, match="--enc_epoch 1: there is no Class Encoder of that epoch .* there: none"):
-        load_epoch(encoder(), tmp_path / "nowhere", 1, "enc")
+        epoch_file(tmp_path / "nowhere", 1, "enc")
 
 
-def test_epoch_0_is_the_model_as_it_is(tmp_path):
-    model = encoder()
-    before = weights_of(model)
-    assert load_epoch(model, tmp_path / "nowhere", 0, "enc") is model
-    assert equal(weights_of(model), before)
+def test_epoch_0_is_no_file(tmp_path):
+    assert chosen_epochs(Experiment(tmp_path, "x", "digits"), 0, 0) == {"enc": None, "dif": None}
 
 
-def test_load_epoch_loads_that_epoch(tmp_path):
+def test_the_chosen_epoch_is_loaded(tmp_path):
+    experiment = Experiment(tmp_path, "x", "digits")
     models = {epoch: encoder() for epoch in (1, 2)}
     for epoch, model in models.items():
-        save_weights(model, epoch_path(tmp_path, epoch))
-    assert equal(weights_of(load_epoch(encoder(), tmp_path, 2, "enc")), weights_of(models[2]))
+        save_weights(model, epoch_path(experiment.part_dir("enc"), epoch))
+    file = chosen_epochs(experiment, 2, 0)["enc"]
+    assert equal(weights_of(load_weights(encoder(), file)), weights_of(models[2]))

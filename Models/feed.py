@@ -1,0 +1,56 @@
+"""The batches of the adaptation. What is random in a sample is a function of where it stands, not of what came before."""
+
+import numpy as np
+
+from Experiment.randomness import random_stream
+
+
+def noisy_batches(moments, labels, num_classes, batch_size, seed, first_epoch, num_timesteps=1000, transforms=()):
+    """Endless batches for `denoising_model`, from the beginning of `first_epoch` on.
+
+    The order of an epoch is a function of (seed, epoch); noise and timestep of a sample of (seed, epoch, sample): so
+    a run that was interrupted goes on exactly where it would have been.
+
+    Args:
+        moments: float32 (N, h, w, 8).
+        labels: int (N,).
+        num_classes: Number of classes C.
+        batch_size: Samples of a batch; the last one of an epoch may have fewer.
+        seed: The user's seed.
+        first_epoch: 0 at the start.
+        num_timesteps: Timesteps of the noise schedule.
+        transforms: Functions (batch, seed, epoch, samples) -> batch that change a batch of `samples` (B,) numbers; what
+            they draw comes from `random_stream` at that address.
+
+    Yields:
+        {moments (B, h, w, 8), latent_noise and noise (B, h, w, 4), timestep (B,), label one-hot (B, C)}
+    """
+    one_hot = np.eye(num_classes, dtype="float32")
+    shape = (*moments.shape[1:3], moments.shape[3] // 2)
+    epoch = first_epoch
+    while True:
+        order = random_stream(seed, "order", epoch).permutation(len(labels))
+        for start in range(0, len(labels), batch_size):
+            samples = order[start : start + batch_size]
+            noise = np.empty((2, len(samples), *shape), "float32")  # of the latents, and of the forward process
+            timesteps = np.empty(len(samples), "int32")
+            for i, sample in enumerate(samples):
+                stream = random_stream(seed, "training_noise", epoch, int(sample))
+                noise[:, i] = stream.standard_normal((2, *shape), dtype="float32")
+                timesteps[i] = stream.integers(num_timesteps)
+            batch = {
+                "moments": np.asarray(moments[samples]),
+                "latent_noise": noise[0],
+                "noise": noise[1],
+                "timestep": timesteps,
+                "label": one_hot[labels[samples]],
+            }
+            for transform in transforms:
+                batch = transform(batch, seed, epoch, samples)
+            yield batch
+        epoch += 1
+
+
+def with_targets(batches):
+    """(batch, target) pairs for fit(): the target is the noise of the forward process."""
+    return ((batch, batch["noise"]) for batch in batches)

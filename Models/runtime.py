@@ -1,0 +1,96 @@
+"""What depends on the machine and the framework: devices, precision, and TensorFlow's order of operations and feed."""
+
+import contextlib
+import itertools
+from pathlib import Path
+
+import keras
+
+
+def on_gpu():
+    """Whether the networks run on a GPU or TPU."""
+    if keras.backend.backend() == "jax":
+        import jax
+
+        return jax.default_backend() in ("gpu", "tpu")
+    import tensorflow as tf
+
+    return bool(tf.config.list_physical_devices("GPU"))
+
+
+def has_bfloat16():
+    """Whether the hardware multiplies bfloat16 matrices: AVX512-BF16 or AMX, or a GPU of at least Ampere."""
+    if on_gpu():
+        if keras.backend.backend() == "jax":
+            return True
+        import tensorflow as tf
+
+        gpu = tf.config.list_physical_devices("GPU")[0]
+        return tf.config.experimental.get_device_details(gpu).get("compute_capability", (0, 0)) >= (8, 0)
+    cpuinfo = Path("/proc/cpuinfo")
+    return cpuinfo.exists() and any(flag in cpuinfo.read_text() for flag in ("avx512_bf16", "amx_bf16"))
+
+
+def resolve_precision(name):
+    """`float32` or `mixed_bfloat16`: what `auto` means on this machine, or the name itself."""
+    if name == "auto":
+        return "mixed_bfloat16" if has_bfloat16() else "float32"
+    return name
+
+
+@contextlib.contextmanager
+def precision(name, learns=False):
+    """Build networks with this arithmetic within the block; yields its resolved name.
+
+    Weights on disk, losses, normalisations and the sampler's update stay float32.
+
+    Args:
+        name: `auto`, `float32` or `mixed_bfloat16`.
+        learns: Whether a network that is built will be trained. If none is, weights are held in bfloat16, to which each
+            use casts them anyway: half of the memory, and no cast.
+    """
+    before, resolved = keras.config.dtype_policy(), resolve_precision(name)
+    keras.config.set_dtype_policy(resolved if learns else resolved.removeprefix("mixed_"))
+    try:
+        yield resolved
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+def make_repeatable(seed, deterministic=False):
+    """Seed Keras and, if asked, take only operations whose results do not depend on timing.
+
+    On a processor none of those that the project uses does: there `deterministic` changes nothing but the time.
+    """
+    keras.utils.set_random_seed(seed % 2**32)
+    if deterministic and keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        tf.config.experimental.enable_op_determinism()
+
+
+def after(*results):
+    """A context whose TensorFlow operations wait for results; other backends order theirs themselves."""
+    if keras.backend.backend() != "tensorflow":
+        return contextlib.nullcontext()
+    import tensorflow as tf
+
+    return tf.control_dependencies(results)
+
+
+def fast_feed(batches):
+    """What to give fit() instead of a generator of (inputs, targets) whose arrays are float32 or int32.
+
+    Keras wraps a generator into a tf.data pipeline whose self-tuning thread can delay the end of fit() by 5 seconds,
+    too long for the many short fits of a search. This is the same pipeline without self-tuning.
+    """
+    if keras.backend.backend() != "tensorflow":
+        return batches
+    import tensorflow as tf
+
+    first = next(batches)
+    of_any_batch = keras.tree.map_structure(lambda a: tf.TensorSpec((None, *a.shape[1:]), a.dtype), first)
+    dataset = tf.data.Dataset.from_generator(lambda: itertools.chain([first], batches), output_signature=of_any_batch)
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return dataset.prefetch(4).with_options(options)

@@ -1,0 +1,56 @@
+"""Names of weight files: what is there, found without reading any."""
+
+import re
+
+from Experiment.errors import UserError
+
+# Ours and the published ones; a Keras 2 file has another layout, told apart by its suffix.
+EPOCH_FILE = re.compile(r"epoch(\d+)\.(weights\.h5|hdf5)")
+KIND = {"enc": "Class Encoder", "dif": "UNet"}
+
+
+def epoch_path(folder, epoch):
+    return folder / f"epoch{epoch}.weights.h5"
+
+
+def saved_epochs(folder):
+    """{epoch: file} of a folder of epoch weights, ours and published ones.
+
+    Raises:
+        UserError: An epoch is there in both formats.
+    """
+    found = {}
+    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+        match = EPOCH_FILE.fullmatch(path.name)
+        if match and (epoch := int(match[1])) in found:
+            raise UserError(f"epoch {epoch} is there twice: {found[epoch]} and {path}. Move one of them away.")
+        if match:
+            found[epoch] = path
+    return dict(sorted(found.items()))
+
+
+def epoch_file(folder, epoch, part):
+    """The file of an epoch of `enc` or `dif`.
+
+    Raises:
+        UserError: The epoch is not there; it lists those that are.
+    """
+    epochs = saved_epochs(folder)
+    if epoch not in epochs:
+        there = ", ".join(map(str, epochs)) or "none"
+        raise UserError(
+            f"--{part}_epoch {epoch}: there is no {KIND[part]} of that epoch in {folder}. Epochs there: {there}"
+        )
+    return epochs[epoch]
+
+
+def chosen_epochs(experiment, enc_epoch, dif_epoch):
+    """Files of the epochs to start from: {"enc": path, "dif": path}, None for epoch 0: fresh or pretrained.
+
+    Raises:
+        UserError: An epoch is not there; it names the flag.
+    """
+    chosen = {"enc": enc_epoch, "dif": dif_epoch}
+    return {
+        part: epoch_file(experiment.part_dir(part), epoch, part) if epoch else None for part, epoch in chosen.items()
+    }

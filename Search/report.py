@@ -1,0 +1,116 @@
+"""What a search tells: a line a trial, the measurement on test, a table, a sheet of samples, its plots."""
+
+import logging
+import time
+
+import numpy as np
+
+from Data.loaders import class_names
+from Experiment import presets
+from Experiment.errors import UserError
+from Experiment.files import write_csv
+from Models.classifier import accuracies
+from Models.sampler import first_of_each_class
+from plots import MAX_SHEET_ROWS, side_by_side
+from Search.studies import FINISHED, trials
+
+log = logging.getLogger("experiment")
+
+SHEET_COLUMNS = 8
+
+
+def trial_line(trial):
+    """Number, settings and result of a trial."""
+    p, rung = trial.params, trial.user_attrs.get("rung", "1")
+    result = {"COMPLETE": f"{trial.value or 0:.4f}", "PRUNED": f"pruned on rung {rung}, epoch {trial.last_step or 1}"}
+    settings = f"steps {p['is']:2d}, scale {p['ugs']:4.2f}, epoch {p['epoch']:2d}" if p else "not begun"
+    return f"trial {trial.number:3d}: {settings} -> {result.get(trial.state.name, trial.state.name.lower())}"
+
+
+def progress_lines(study, budget):
+    """A function for `run_trials` that logs a line after each trial: its result, the best, the time left."""
+    started, there = time.time(), len(trials(study, *FINISHED))
+
+    def line(study, trial):
+        finished = trials(study, *FINISHED)
+        seconds = time.time() - started
+        left = seconds / max(1, len(finished) - there) * (budget - len(finished))
+        best = max((t.value for t in finished if t.state.name == "COMPLETE"), default=float("nan"))
+        log.info(
+            "%s   best %.4f   %d of %d, %.0f s, %.0f s left",
+            trial_line(trial), best, len(finished), budget, seconds, max(0, left),
+        )  # fmt: skip
+
+    return line
+
+
+def measure(args, context, test, best):
+    """Accuracy on test of the default and of the best settings: the only look at the test images.
+
+    Returns:
+        {"no_opt": {...}, "opt": {...}} in the published schema.
+
+    Raises:
+        UserError: A classifier's loss is not finite.
+    """
+    first = args.train_model == "enc"
+    default = (presets.INFERENCE_STEPS, presets.GUIDANCE_SCALE) if first else (args.is_1, args.ugs_1)
+    settings = {
+        "no_opt": (*default, max(context.epochs)),
+        "opt": (best.params["is"], best.params["ugs"], best.user_attrs["saved_epoch"]),
+    }
+    results, count = {}, args.test_imgs
+    for name, (steps, scale, epoch) in settings.items():
+        context.load(epoch)
+        images = context.images(steps, scale, np.arange(count))
+        history = context.train(images, context.labels(count))
+        if not np.isfinite(history["loss"]).all():
+            raise UserError(
+                f"the loss of the classifier that is tested is not finite ({name}: steps {steps}, scale {scale:g})."
+            )
+        scores = accuracies(context.classifier.probabilities(test.images), test.labels)
+        results[name] = {"top_1": scores["top_1_accuracy"], "top_5": scores["top_5_accuracy"]}
+        log.info(
+            "test, %-6s: steps %d, scale %.2f, epoch %d, %d images -> top-1 %.4f, top-5 %.4f",
+            name, steps, scale, epoch, count, *results[name].values(),
+        )  # fmt: skip
+    return results
+
+
+def contact_sheet(context, study, folder):
+    """Samples of the best and of the worst trial, one row a class. Returns the file."""
+
+    def last_value(trial):
+        return -1.0 if trial.value is None else trial.value  # of a pruned trial: the last it reported
+
+    worst = min(trials(study, *FINISHED), key=last_value)
+    numbers, labels = first_of_each_class(context.spec.num_classes, SHEET_COLUMNS, MAX_SHEET_ROWS)
+    sheets, titles = [], []
+    for kind, trial in (("best", study.best_trial), ("worst", worst)):
+        steps, scale, epoch = trial.params["is"], trial.params["ugs"], trial.user_attrs["saved_epoch"]
+        context.load(epoch)
+        sheets.append(context.images(steps, scale, numbers))
+        titles.append(
+            f"{kind}: trial {trial.number}, {steps} steps, scale {scale:.2f}, epoch {epoch}: "
+            f"{last_value(trial):.3f}{' when pruned' * (trial.state.name == 'PRUNED')}"
+        )
+    return side_by_side(*sheets, labels, class_names(context.spec), folder / "best_and_worst.png", titles)
+
+
+def write_trials(study, folder):
+    """A table of all trials as trials.csv. Returns the file."""
+    rows = [
+        {
+            "trial": t.number,
+            "state": t.state.name,
+            **{k: t.params.get(k, "") for k in ("is", "ugs", "epoch")},
+            "saved_epoch": t.user_attrs.get("saved_epoch", ""),
+            "accuracy": "" if t.value is None else t.value,
+            "epochs_trained": t.last_step or "",
+            "rung": t.user_attrs.get("rung", ""),
+            "seconds": round(t.duration.total_seconds(), 1) if t.duration else "",
+        }
+        for t in study.get_trials(deepcopy=False)
+    ]
+    write_csv(folder / "trials.csv", rows)
+    return folder / "trials.csv"
