@@ -28,7 +28,7 @@ SIGNATURES = (
     (0, b"\0\0\1\0", "ICO"), (0, b"BM", "BMP"), (0, b"\x59\xa6\x6a\x95", "SUN"),
     *((0, b"P" + kind + space, "PPM") for kind in (b"1", b"2", b"3", b"4", b"5", b"6", b"F", b"f") for space in (b"\n", b" ", b"\r", b"\t")),
 )  # fmt: skip
-SHORT = 4  # bytes of a signature that other files seldom begin with; behind a shorter one Pillow decides
+WEAK = {"BMP", "PPM", "SGI", "ICO"}  # whose signatures other files begin with as well: Pillow decides
 FORMAT_OF_SUFFIX = {".tga": "TGA", ".pcx": "PCX", ".xbm": "XBM"}
 # A file of these suffixes that cannot be opened is a broken image; any other one is no image.
 IMAGE_SUFFIXES = set(
@@ -125,8 +125,8 @@ def probe(path):
             with Image.open(file, formats=formats) as image:
                 return min(image.size), pages(image)
         except BROKEN_IMAGE:
-            sure = any(len(magic) >= SHORT - 1 and header[at : at + len(magic)] == magic for at, magic, _ in SIGNATURES)
-            if sure or os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES:
+            promised = os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES
+            if promised or set(formats) - WEAK - set(FORMAT_OF_SUFFIX.values()):
                 raise
             raise NotAnImage from None
 

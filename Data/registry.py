@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from Data.folders import Scan, scan_folder
+from Data.npz import NPZ_KEYS as NPZ_KEYS
 from Data.npz import describe
 from Data.pictures import WHITE, colour, shown
 from Experiment.errors import UserError
