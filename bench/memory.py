@@ -1,6 +1,5 @@
 """Memory of loading one's own data: python -m bench.memory [COUNT] (100,000 images of 32 px, as a folder and as npz)."""
 
-import resource
 import subprocess
 import sys
 import tempfile
@@ -28,6 +27,12 @@ def write_npz(path, count, channels):
     np.savez(path, **arrays, **{f"{s}_labels": np.arange(n) % CLASSES for s, n in shares.items()})
 
 
+def memory(name):
+    """VmRSS or VmHWM (its peak) of this process, MiB; Linux only."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name)) / 1024
+
+
 def measure(path):
     """Print the peak of memory above that after the imports, as a share of the arrays."""
     import sklearn.model_selection  # noqa: F401  what is imported is not what is loaded
@@ -37,13 +42,14 @@ def measure(path):
     from Experiment.paths import Experiment
 
     with tempfile.TemporaryDirectory() as root:
-        before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.time()
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        before, started = memory("VmRSS"), time.time()
         spec = dataset_spec(path)
         splits = load_splits(spec, "unused", 1, spec.resolution, Experiment(root, "1", spec.name))
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+        peak = memory("VmHWM") - before
     arrays = sum(split.images.nbytes + split.labels.nbytes for split in splits) / 2**20
     seconds = time.time() - started
-    print(f"{path.name}: arrays {arrays:.0f} MiB, peak {peak / 1024:.0f} MiB, {peak / 1024 / arrays:.2f}, {seconds:.0f} s")
+    print(f"{path.name}: arrays {arrays:.0f} MiB, peak {peak:.0f} MiB, {peak / arrays:.2f}, {seconds:.0f} s")
 
 
 def main(count):
