@@ -129,4 +129,4 @@ def check_files(experiment, recorded, there):
 
 
 def first_three(files):
-    return ", ".join(map(shown, files[:3])) + (", ..." if len(files) > 3 else "")
+    return ", ".join(map(shown, sorted(files)[:3])) + (", ..." if len(files) > 3 else "")
