@@ -9,7 +9,7 @@ import numpy as np
 
 from Data.folders import BROKEN, Unused, scan_folder
 from Data.npz import read_npz, read_rows
-from Data.own_split import check_files, checked_division, record_split, recorded_split
+from Data.own_split import Recorded, check_digests, check_files, checked_division, record_split, recorded_split
 from Data.pictures import first_ten, read_image, read_images, readable_images, resize, resize_images, shown, square
 from Data.registry import MEDMNIST_SIDES, class_names, medmnist_info
 from Data.report import SPLITS, Report, data_identity
@@ -209,14 +209,14 @@ def load_folder(spec, seed, side, experiment, background):
     if scan.broken and not spec.skip_broken:
         refuse_broken(f"{shown(scan.path / file)} ({reason})" for file, reason in scan.broken.items())
     listings, recorded = divided(scan, seed, experiment)
-    digests, names, splits, broken = {}, {}, {}, dict(scan.broken)
+    digests, names, splits, broken = {}, {}, {}, dict(scan.broken)  # each by split, but the last: {file: reason}
     for split in SPLITS:
         files, labels = listings[split]
-        hashes = [] if experiment and len(scan.splits) < 3 else None
+        hashes = np.zeros((len(files), 32), np.uint8) if experiment else None
         images, lost = readable_images(files, spec.resolution, "antialias", background, scan.path, hashes)
         if lost and not spec.skip_broken:
             refuse_broken(lost.values())
-        digests[split] = dict(zip(files, hashes or ()))
+        digests[split] = Recorded(files, hashes)
         broken |= {files[i]: reason for i, reason in lost.items()}
         images, labels, names[split] = without(lost, images, labels, files)
         gone = [shown(spec.classes[c]) for c in range(spec.num_classes) if not (labels == c).any()]
@@ -248,7 +248,7 @@ def without(lost, images, labels, files):
 
 
 def divided(scan, seed, experiment):
-    """{split: (files, labels)} of a scanned folder, and the experiment's record of them, {split: {file: SHA-256}} or None."""
+    """{split: (files, labels)} of a scanned folder, and the experiment's record, {split: Recorded} or None."""
     recorded = None
     listings = dict(scan.splits)
     if len(listings) == 3:
@@ -261,22 +261,23 @@ def divided(scan, seed, experiment):
         listings |= {split: ([files[i] for i in index], labels[index]) for split, index in parts.items()}
     else:
         label_of = dict(zip(files, labels.tolist()))
-        check_files(experiment, recorded, dict.fromkeys(files))
+        check_files(experiment, recorded, files)
         if set(recorded) | set(listings) != set(SPLITS):
             raise UserError(f"{experiment.split_file} is the record of another kind of folder: use another --exp.")
-        for split, of_split in recorded.items():
-            listings[split] = list(of_split), np.array([label_of[file] for file in of_split], np.int32)
+        for split, (of_split, _) in recorded.items():
+            listings[split] = of_split, np.array([label_of[file] for file in of_split], np.int32)
     return listings, recorded
 
 
 def keep_split(experiment, scan, digests, recorded, seed):
     """Record a new split, or compare the files that were read with the record."""
     ours = {split: of_split for split, of_split in digests.items() if split not in scan.splits or split == "train"}
+    recorded = recorded or record_split(experiment, ours, seed)
     if recorded is None:
-        recorded = record_split(experiment, ours, seed)
-        if {split: list(files) for split, files in recorded.items()} != {s: list(files) for s, files in ours.items()}:
-            raise UserError(
-                f"another process has divided the images at the same time, by another seed: run the same command again "
-                f"({experiment.split_file})."
-            )
-    check_files(experiment, recorded, {file: digest for of_split in ours.values() for file, digest in of_split.items()})
+        return
+    if any(recorded[split].files != of_split.files for split, of_split in ours.items() if split in recorded):
+        raise UserError(
+            f"another process has divided the images at the same time, by another seed: run the same command again "
+            f"({experiment.split_file})."
+        )
+    check_digests(experiment, recorded, ours)

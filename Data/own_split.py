@@ -1,12 +1,14 @@
 """How an image folder without splits is divided: once for an experiment, and written down."""
 
+import json
 import logging
+from typing import NamedTuple
 
 import numpy as np
 
 from Data.pictures import first_ten, shown
 from Experiment.errors import UserError
-from Experiment.files import read_json, write_json
+from Experiment.files import atomic_path, read_json
 from Experiment.locks import locked
 
 log = logging.getLogger("experiment")
@@ -77,8 +79,15 @@ def checked_division(labels, whole, seed, classes):
     )
 
 
+class Recorded(NamedTuple):
+    """Files of a split in their order, and their SHA-256 as uint8 (N, 32), zeros where a file could not be opened."""
+
+    files: list
+    digests: np.ndarray
+
+
 def recorded_split(experiment):
-    """{split: {file: SHA-256}} of an experiment whose folder was divided before; None where it was not.
+    """{split: Recorded} of an experiment whose folder was divided before; None where it was not.
 
     Raises:
         UserError: The record is not one.
@@ -87,39 +96,70 @@ def recorded_split(experiment):
     if path is None or not path.exists():
         return None
     files = read_json(path).get("files")
-    known = isinstance(files, dict) and set(files) >= {"train", "val"} and set(files) <= {"train", "val", "test"}
-    if not known or not all(isinstance(of_split, dict) for of_split in files.values()):
-        raise UserError(f"{path} is not the record of a split: restore it, or use another --exp.")
-    return files
+    try:
+        if not {"train", "val"} <= set(files) <= {"train", "val", "test"}:
+            raise ValueError
+        return {split: Recorded(list(of_split), from_hex(of_split.values())) for split, of_split in files.items()}
+    except (TypeError, ValueError, AttributeError):
+        raise UserError(f"{path} is not the record of a split: restore it, or use another --exp.") from None
 
 
-def record_split(experiment, files, seed):
-    """Write down a division {split: {file: SHA-256}}; returns the one that counts, which another process may have made."""
+def from_hex(texts):
+    digests = np.zeros((len(texts), 32), np.uint8)
+    for digest, text in zip(digests, texts):
+        raw = bytes.fromhex(text)
+        if len(raw) != 32:
+            raise ValueError(text)
+        digest[:] = np.frombuffer(raw, np.uint8)
+    return digests
+
+
+def record_split(experiment, made, seed):
+    """Write down a division {split: Recorded}; returns that of another process instead, if one was first, or None."""
     with locked(experiment.split_file):
         before = recorded_split(experiment)
         if before is None:
-            write_json(experiment.split_file, {"seed": seed, "files": files})
+            with atomic_path(experiment.split_file) as partial, open(partial, "w") as file:
+                file.write(f'{{"seed": {seed}, "files": {{')  # line by line: a dump would need the images' memory again
+                for i, (split, (files, digests)) in enumerate(made.items()):
+                    file.write(f'{"," * (i > 0)}\n"{split}": {{')
+                    for j, (name, digest) in enumerate(zip(files, digests)):
+                        file.write(f'{"," * (j > 0)}\n  {json.dumps(name)}: "{digest.tobytes().hex()}"')
+                    file.write("\n}")
+                file.write("\n}}\n")
             log.info("the split is kept in %s for all stages of this experiment", experiment.split_file)
-    return before or files
+    return before
 
 
 def check_files(experiment, recorded, there):
-    """Compare the files of a record with those that are there.
-
-    Args:
-        experiment: The experiment that has the record.
-        recorded: {split: {file: SHA-256}}.
-        there: {file: SHA-256, or None where it is not known yet}.
+    """Compare the files of a record with the list of those that are there.
 
     Raises:
-        UserError: Files are gone, new or changed; it says which, and what to do.
+        UserError: Files are gone or new; it says which, and what to do.
     """
-    before = {file: digest for of_split in recorded.values() for file, digest in of_split.items()}
-    changes = {
-        "gone": [file for file in before if file not in there],
-        "new": [file for file in there if file not in before],
-        "changed": [file for file, digest in there.items() if digest and before.get(file, digest) != digest],
-    }
+    before, now = {file for of_split in recorded.values() for file in of_split.files}, set(there)
+    refuse_changes(experiment, {"gone": before - now, "new": now - before})
+
+
+def check_digests(experiment, recorded, read):
+    """Compare the files that were read, {split: Recorded} in the order of the record, with the record.
+
+    Raises:
+        UserError: Files have changed; it says which, and what to do.
+    """
+    refuse_changes(
+        experiment,
+        {
+            "changed": {
+                files[i]
+                for split, (files, digests) in read.items()
+                for i in np.flatnonzero((digests != recorded[split].digests).any(axis=1))
+            }
+        },
+    )
+
+
+def refuse_changes(experiment, changes):
     told = [f"{len(files)} {what} ({first_three(files)})" for what, files in changes.items() if files]
     if told:
         raise UserError(

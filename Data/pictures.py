@@ -228,14 +228,14 @@ def read_image(path, side, mode="antialias", background=WHITE, digests=None, ind
         side: Side, px.
         mode: How it is resized, see `resize`.
         background: Colour behind transparent pixels.
-        digests: A list whose entry `index` becomes the SHA-256 of the file.
+        digests: uint8 (N, 32), whose row `index` becomes the SHA-256 of the file.
 
     Raises:
         NotAnImage, BROKEN_IMAGE: It cannot be read.
     """
     raw = Path(path).read_bytes()
     if digests is not None:
-        digests[index] = hashlib.sha256(raw).hexdigest()
+        digests[index] = np.frombuffer(hashlib.sha256(raw).digest(), np.uint8)
     with Image.open(io.BytesIO(raw), formats=formats_of(raw[:HEADER], path)) as image:
         rgb = upright(to_rgb(decode(image), background), image)
         return np.asarray(resize(square(rgb), side, mode))
@@ -246,12 +246,10 @@ def readable_images(paths, side, mode="antialias", background=WHITE, root="", di
 
     Args:
         paths: The files, relative to `root`.
-        digests: An empty list, which is filled with the SHA-256 of every file, None for those that cannot be opened.
+        digests: Zeros uint8 (N, 32), which become the SHA-256 of every file that can be opened.
     """
     images = np.empty((len(paths), side, side, 3), np.uint8)
     broken = {}
-    if digests is not None:
-        digests += [None] * len(paths)
 
     def read(i):
         path = os.path.join(root, paths[i])

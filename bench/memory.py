@@ -33,7 +33,7 @@ def memory(name):
     return next(int(line.split()[1]) for line in lines if line.startswith(name)) / 1024
 
 
-def measure(path):
+def measure(path, root):
     """Print the peak of memory above that after the imports, as a share of the arrays."""
     import sklearn.model_selection  # noqa: F401  what is imported is not what is loaded
 
@@ -41,12 +41,11 @@ def measure(path):
     from Data.registry import dataset_spec
     from Experiment.paths import Experiment
 
-    with tempfile.TemporaryDirectory() as root:
-        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-        before, started = memory("VmRSS"), time.time()
-        spec = dataset_spec(path)
-        splits = load_splits(spec, "unused", 1, spec.resolution, Experiment(root, "1", spec.name))
-        peak = memory("VmHWM") - before
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    before, started = memory("VmRSS"), time.time()
+    spec = dataset_spec(path)
+    splits = load_splits(spec, "unused", 1, spec.resolution, Experiment(root, "1", spec.name))
+    peak = memory("VmHWM") - before
     arrays = sum(split.images.nbytes + split.labels.nbytes for split in splits) / 2**20
     seconds = time.time() - started
     print(f"{path.name}: arrays {arrays:.0f} MiB, peak {peak:.0f} MiB, {peak / arrays:.2f}, {seconds:.0f} s")
@@ -58,10 +57,10 @@ def main(count):
         write_folder(folder / "folder", count)
         write_npz(folder / "rgb.npz", count, (3,))
         write_npz(folder / "grey.npz", count, ())
-        for path in (folder / "folder", folder / "rgb.npz", folder / "grey.npz"):
-            subprocess.run([sys.executable, "-m", "bench.memory", str(path)], check=True)
+        for name in ("folder", "folder", "rgb.npz", "grey.npz"):  # the folder again: with its split on record
+            subprocess.run([sys.executable, "-m", "bench.memory", str(folder / name), str(folder / "root")], check=True)
 
 
 if __name__ == "__main__":
     argument = sys.argv[1] if len(sys.argv) > 1 else "100000"
-    main(int(argument)) if argument.isdigit() else measure(Path(argument))
+    main(int(argument)) if argument.isdigit() else measure(Path(argument), sys.argv[2])

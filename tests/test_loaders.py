@@ -586,7 +586,18 @@ def test_broken_files_have_their_place_in_the_split(tmp_path, experiment):
         load_splits(dataset_spec(folder, skip_broken=True), "unused", 1, None, experiment)
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"files": {"train": []}}', '{"files": {"train": {}, "val": 3}}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"files": {"train": []}}',
+        '{"files": {"train": {}, "val": 3}}',
+        '{"files": {"train": {"a": "ff"}, "val": {}}}',
+        '{"files": {"train": {}, "val": {"a": null}}}',
+    ],
+)
 def test_a_record_that_is_none_is_refused(tmp_path, experiment, content):
     folder = own_folder(tmp_path)
     experiment.split_file.parent.mkdir(parents=True)
