@@ -18,8 +18,8 @@ SPLIT_FOLDERS = {
     **dict.fromkeys(("test", "testing"), "test"),
 }
 # What systems leave in folders, in lower case; hidden names are ignored as well.
-SYSTEM_NAMES = {"__macosx", "@eadir", "#recycle", "$recycle.bin", "system volume information", "lost+found", "__pycache__",
-                "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"}  # fmt: skip
+SYSTEM_NAMES = {"__macosx", "@eadir", "#recycle", "$recycle.bin", "system volume information", "lost+found",
+                "__pycache__", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"}  # fmt: skip
 NOT_AN_IMAGE, IN_SUBFOLDER, BESIDE = "not an image", "in a sub-folder", "beside the class folders"
 OTHER_FOLDER, LATER_PAGES, BROKEN = "in other folders", "later pages", "broken"
 

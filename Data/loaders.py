@@ -16,8 +16,8 @@ from Data.report import SPLITS, Report, data_identity
 from Experiment.errors import UserError
 from Experiment.files import atomic_path, file_hash
 
-__all__ = ["Split", "Splits", "class_names", "data_identity", "load_splits", "medmnist_info", "read_image", "read_images",
-           "readable_images", "resize", "resize_images", "square"]  # fmt: skip
+__all__ = ["Split", "Splits", "class_names", "data_identity", "load_splits", "medmnist_info", "read_image",
+           "read_images", "readable_images", "resize", "resize_images", "square"]  # fmt: skip
 
 log = logging.getLogger("experiment")
 
@@ -209,10 +209,11 @@ def load_folder(spec, seed, side, experiment, background):
     if scan.broken and not spec.skip_broken:
         refuse_broken(f"{shown(scan.path / file)} ({reason})" for file, reason in scan.broken.items())
     listings, recorded = divided(scan, seed, experiment)
+    keeps = experiment and len(scan.splits) < len(SPLITS)
     digests, names, splits, broken = {}, {}, {}, dict(scan.broken)  # each by split, but the last: {file: reason}
     for split in SPLITS:
         files, labels = listings[split]
-        hashes = np.zeros((len(files), 32), np.uint8) if experiment else None
+        hashes = np.zeros((len(files), 32), np.uint8) if keeps else None
         images, lost = readable_images(files, spec.resolution, "antialias", background, scan.path, hashes)
         if lost and not spec.skip_broken:
             refuse_broken(lost.values())
@@ -225,7 +226,7 @@ def load_folder(spec, seed, side, experiment, background):
                 f"{shown(scan.path)}, {split}: no image of these classes can be read: {first_ten(gone, ', ')}"
             )
         splits[split] = Split(resize_images(images, side) if side else images, labels)
-    if experiment and len(scan.splits) < 3:
+    if keeps:
         keep_split(experiment, scan, digests, recorded, seed)
     unused = scan.unused + [Unused(file, BROKEN, reason) for file, reason in broken.items()]
     return Splits(**splits), {"unused": unused, "files": names}
@@ -248,10 +249,10 @@ def without(lost, images, labels, files):
 
 
 def divided(scan, seed, experiment):
-    """{split: (files, labels)} of a scanned folder, and the experiment's record, {split: Recorded} or None."""
+    """{split: (files, labels)} of a scanned folder, and the experiment's record: {split: Recorded} or None."""
     recorded = None
     listings = dict(scan.splits)
-    if len(listings) == 3:
+    if len(listings) == len(SPLITS):
         return listings, None
     whole = "all" if "all" in listings else "train"
     files, labels = listings.pop(whole)
@@ -260,12 +261,14 @@ def divided(scan, seed, experiment):
         parts = checked_division(labels, whole, seed, scan.classes)
         listings |= {split: ([files[i] for i in index], labels[index]) for split, index in parts.items()}
     else:
-        label_of = dict(zip(files, labels.tolist()))
         check_files(experiment, recorded, files)
         if set(recorded) | set(listings) != set(SPLITS):
             raise UserError(f"{experiment.split_file} is the record of another kind of folder: use another --exp.")
-        for split, (of_split, _) in recorded.items():
-            listings[split] = of_split, np.array([label_of[file] for file in of_split], np.int32)
+        place = {file: i for i, file in enumerate(files)}
+        for split, (of_split, digests) in recorded.items():
+            index = np.array([place[file] for file in of_split], np.int64)
+            listings[split] = [files[i] for i in index], labels[index]
+            recorded[split] = Recorded(listings[split][0], digests)  # every name once in memory
     return listings, recorded
 
 

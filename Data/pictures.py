@@ -3,6 +3,7 @@
 import hashlib
 import io
 import os
+import re
 import stat
 import struct
 import warnings
@@ -19,14 +20,14 @@ BROKEN_IMAGE = (OSError, ValueError, SyntaxError, EOFError, TypeError, LookupErr
                 MemoryError, AttributeError, struct.error, Image.DecompressionBombError)  # fmt: skip
 WHITE = (255, 255, 255)
 HEADER = 32  # bytes that tell the format
-# (offset, bytes, Pillow's name). Formats without a signature are tried by suffix; programs (EPS, WMF) are no images here.
+# (offset, bytes, Pillow's name). Formats without a signature are tried by suffix; EPS and WMF are programs, not images.
 SIGNATURES = (
     (0, b"\x89PNG\r\n\x1a\n", "PNG"), (0, b"\xff\xd8\xff", "JPEG"), (0, b"GIF87a", "GIF"), (0, b"GIF89a", "GIF"),
     (0, b"II*\0", "TIFF"), (0, b"MM\0*", "TIFF"), (0, b"II+\0", "TIFF"), (0, b"MM\0+", "TIFF"), (8, b"WEBP", "WEBP"),
     (0, b"\xff\x4f\xff\x51", "JPEG2000"), (0, b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG2000"), (4, b"ftypavi", "AVIF"),
     (4, b"ftypmif1avi", "AVIF"), (0, b"8BPS", "PSD"), (0, b"DDS ", "DDS"), (0, b"\x01\xda", "SGI"), (0, b"qoif", "QOI"),
     (0, b"\0\0\1\0", "ICO"), (0, b"BM", "BMP"), (0, b"\x59\xa6\x6a\x95", "SUN"),
-    *((0, b"P" + kind + space, "PPM") for kind in (b"1", b"2", b"3", b"4", b"5", b"6", b"F", b"f") for space in (b"\n", b" ", b"\r", b"\t")),
+    *((0, b"P%c%c" % (kind, space), "PPM") for kind in b"123456Ff" for space in b"\n \r\t"),
 )  # fmt: skip
 WEAK = {"BMP", "PPM", "SGI", "ICO"}  # whose signatures other files begin with as well: Pillow decides
 FORMAT_OF_SUFFIX = {".tga": "TGA", ".pcx": "PCX", ".xbm": "XBM"}
@@ -68,9 +69,9 @@ def colour(text):
     Raises:
         ValueError: It is neither.
     """
-    if not text.startswith("#") and text.lower() not in ImageColor.colormap:
+    if text.lower() not in ImageColor.colormap and not re.fullmatch("#[0-9a-fA-F]{6}", text):
         raise ValueError(f"must be the name of a colour or #rrggbb, received {text!r}")
-    return ImageColor.getrgb(text)[:3]
+    return ImageColor.getrgb(text)
 
 
 def shown(name):
@@ -148,7 +149,7 @@ def upright(rgb, image):
 
 
 def deep_grey(image):
-    """A grey image of 12 or 16 bits as 8-bit grey (65535 becomes 255), and the mask of its transparent pixels or None."""
+    """A grey image of 12 or 16 bits as 8-bit grey (65535 is 255), and the mask of its transparent pixels or None."""
     values = np.asarray(image).astype(np.uint32)
     tags = getattr(image, "tag_v2", {})
     white = 4095 if tags.get(258) == (12,) else 65535  # bits per sample

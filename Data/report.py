@@ -1,4 +1,4 @@
-"""What is said of a dataset once it is loaded: what is used, what is not, what stands in two splits; and its fingerprint."""
+"""What is said of a dataset once it is loaded: what is used, what is not, what stands in two splits; its fingerprint."""
 
 import hashlib
 import logging
@@ -44,13 +44,37 @@ def repeated_images(splits):
     many = many[np.argsort(group[many], kind="stable")]
     pairs = []
     for same in np.split(many, np.flatnonzero(np.diff(group[many])) + 1) if len(many) else []:
-        seen = {}  # the first image of each split and label
-        for i in same.tolist():
-            for (split, label), j in seen.items():
-                if split != place[i] or label != labels[i]:
-                    pairs.append((place[i], i - first[place[i]], split, j - first[split], bool(label != labels[i])))
-            seen.setdefault((int(place[i]), int(labels[i])), i)
-    return [(SPLITS[a], int(i), SPLITS[b], int(j), differ) for a, i, b, j, differ in pairs]
+        pairs += partners(same.tolist(), place, labels)
+    return [
+        (
+            SPLITS[place[i]],
+            int(i - first[place[i]]),
+            SPLITS[place[j]],
+            int(j - first[place[j]]),
+            bool(labels[i] != labels[j]),
+        )
+        for i, j in pairs
+    ]
+
+
+def partners(same, place, labels):
+    """Of images with equal pixels: pairs of each with the first of every other split, and with one of another label."""
+    pairs, firsts, two = [], {}, []  # two: images of different labels; more are not needed
+    for i in same:
+        found = [
+            firsts.get((split, labels[i]), firsts.get(split))
+            for split in range(3)
+            if split != place[i] and split in firsts
+        ]
+        other = next((j for j in two if labels[j] != labels[i]), None)
+        if other is not None and all(labels[j] == labels[i] for j in found):
+            found.append(other)
+        pairs += [(i, j) for j in found]
+        firsts.setdefault(place[i], i)
+        firsts.setdefault((place[i], labels[i]), i)
+        if not two or len(two) < 2 and other is not None:
+            two.append(i)
+    return pairs
 
 
 def count_repeated(pairs):

@@ -18,6 +18,7 @@ from Data import loaders
 from Data.loaders import Split, Splits, class_names, data_identity, load_splits, read_images, resize_images
 from Data.npz import NPZ_KEYS, SPLITS
 from Data.registry import DATASETS, dataset_spec
+from Data.report import partners
 from Experiment.errors import UserError
 from Experiment.paths import Experiment
 
@@ -496,6 +497,14 @@ def test_images_in_two_splits_are_counted_and_listed(tmp_path, caplog, experimen
     assert f"{4 if kind == 'folder' else 2} of test in train too" in warning and str(experiment.unused_file) in warning
     assert ("1 under another label" in warning) == (kind == "folder")
     assert row in listed(experiment)
+
+
+@pytest.mark.parametrize("labels, places, pairs", [
+    ([0, 0, 0], [0, 0, 0], []), ([0, 0, 0], [0, 1, 2], [(1, 0), (2, 0), (2, 1)]), ([0, 1, 2, 2], [0] * 4, [(1, 0), (2, 0), (3, 0)]),
+    ([0, 1, 1], [0, 0, 2], [(1, 0), (2, 1), (2, 0)]), ([0] * 9, [0] * 8 + [2], [(8, 0)]), ([0, 1], [0, 2], [(1, 0)]),
+])  # fmt: skip
+def test_pairs_of_images_that_do_harm(labels, places, pairs):
+    assert partners(list(range(len(labels))), np.array(places), np.array(labels)) == pairs
 
 
 def test_clean_data_leave_no_list(tmp_path, caplog, experiment):

@@ -179,7 +179,7 @@ def test_the_transparent_colour_of_other_depths(tmp_path, depth, kind, row, tran
     assert is_colour(pixels(path), (255, 255, 255))
 
 
-@pytest.mark.parametrize("text", ["", "whit", "#12", "rgb(1,2,3)", "hsl(0,100%,50%)", "12"])
+@pytest.mark.parametrize("text", ["", "whit", "#12", "#123", "#11223344", "rgb(1,2,3)", "hsl(0,100%,50%)", "12"])
 def test_what_is_no_colour(text):
     with pytest.raises(ValueError):
         colour(text)
