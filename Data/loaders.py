@@ -165,8 +165,8 @@ def load_medmnist(spec, data_dir, side):
 def medmnist_file(spec, data_dir):
     """Which size of a MedMNIST file is read, px.
 
-    With --resolution the smallest that is large enough: of those in the folder if one is, else of all; otherwise 28 px, or
-    the largest in the folder where only larger ones are.
+    With --resolution the smallest that is large enough: of those in the folder if one is, else of all; otherwise 28 px,
+    or the largest in the folder where only larger ones are.
     """
     there = [size for size in MEDMNIST_SIDES if (data_dir / medmnist_name(spec.name, size)).exists()]
     if not spec.chosen:

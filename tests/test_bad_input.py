@@ -183,6 +183,8 @@ FLAGS = [
       for value in ("0", "-1", "x")],
     ("search", ["--num_imgs", "60", "--batch_size", "61"], "--batch_size: 61 is more than the 60 training images"),
     ("search", ["--is_min", "20", "--is_max", "10"], "--is_min: 20 is more than the most inference steps, 10"),
+    ("adapt", ["--background", "whit"], "argument --background: must be the name of a colour or #rrggbb, received 'whit'"),
+    *[("classify", ["--resolution", value], "in 4..1024") for value in ("3", "1025")],
     ("search", ["--is_1", "1001"], "in 1..1000"), ("search", ["--ugs_1", "0"], "--ugs_1"), ("search", ["--ugs_max", "nan"], "--ugs_max"),
     ("search", ["--restart", "--no-optimize"], "--restart"), ("search", ["--timeout", "-1"], "--timeout"), ("search", ["--pruner", "hope"], "--pruner"), ("search", ["--select_on", "train"], "--select_on"),
     ("generate", ["--img_total", "4", "--img_class", "2"], "exactly one of --img_class and --img_total"),

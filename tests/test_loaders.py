@@ -524,6 +524,25 @@ def test_names_that_cannot_be_printed_are_listed(tmp_path, experiment):
     assert len(again.train.labels) == 16
 
 
+@pytest.mark.parametrize("channels", [(), (3,)])
+def test_loading_takes_little_more_memory_than_the_images(tmp_path, channels):
+    """`python -m bench.memory` measures 100,000 images, of a folder too."""
+    import tracemalloc
+
+    shares = {"train": 14_000, "val": 2_000, "test": 4_000}
+    rng = np.random.default_rng(0)
+    arrays = {f"{s}_images": rng.integers(0, 256, (n, 32, 32, *channels), np.uint8) for s, n in shares.items()}
+    np.savez(tmp_path / "cells.npz", **arrays, **{f"{s}_labels": np.arange(n) % 3 for s, n in shares.items()})
+    arrays.clear()
+    tracemalloc.start()
+    try:
+        splits = load_splits(dataset_spec(tmp_path / "cells.npz"), "unused", side=32)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 1.1 * sum(split.images.nbytes for split in splits)
+
+
 # The split of an experiment
 
 

@@ -310,13 +310,14 @@ def test_a_progressive_jpeg_and_one_that_is_cut(tmp_path):
 def test_no_warning_of_pillow_reaches_the_terminal(tmp_path):
     image = Image.new("P", (4, 4), 1)
     image.save(tmp_path / "palette.png", transparency=b"\xff\x00")
-    png(tmp_path / "large.png", 8, 0, [b"\0\0\0\0"] * 4)
+    Image.new("L", (9, 9)).save(tmp_path / "large.png")
     tiff(tmp_path / "odd.tif", 16, 1, b"\0\0" * 16)
     raw = (tmp_path / "odd.tif").read_bytes()
     (tmp_path / "odd.tif").write_bytes(raw.replace(struct.pack("<HHI", 277, 3, 1), struct.pack("<HHI", 277, 3, 2)))
+    Image.new("RGB", (9, 9)).save(tmp_path / "exif.jpg", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x01" + b"\xff" * 12)
     code = f"""
 from PIL import Image; from pathlib import Path; from Data.pictures import probe, readable_images
-Image.MAX_IMAGE_PIXELS = 10
+Image.MAX_IMAGE_PIXELS = 50
 paths = sorted(Path({str(tmp_path)!r}).iterdir())
 [probe(path) for path in paths]; readable_images(paths, 4)
 """
