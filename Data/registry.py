@@ -1,21 +1,22 @@
 """The datasets: one entry each. A new published dataset is one line here; the user's own needs none."""
 
-import itertools
-from dataclasses import dataclass
+import contextlib
+import io
+import re
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
-
+from Data.folders import Scan, scan_folder
+from Data.npz import NPZ_KEYS as NPZ_KEYS
+from Data.npz import describe
+from Data.pictures import WHITE, colour, shown
 from Experiment.errors import UserError
-from Experiment.files import plain_arrays
+from Experiment.files import file_hash
 
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff"}
-SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-NPZ_KEYS = tuple(f"{split}_{kind}" for split in ("train", "val", "test") for kind in ("images", "labels"))
-# What Pillow raises, besides DecompressionBombError, for files that are not the image they should be.
-BROKEN_IMAGE = (OSError, ValueError, SyntaxError, EOFError, TypeError)
 MAX_CLASSES = 1000
 MAX_SIDE = 128  # of the user's own images: larger ones show a classifier nothing that the backbones can make
+MEDMNIST_SIDES = (28, 64, 128, 224)  # px, a file each
+TRAIN_SHARE = {"all": 0.7, "train": 0.8}  # of an image folder without splits, or without val (see Data/own_split.py)
 
 # fmt: off
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -39,12 +40,15 @@ class DatasetSpec:
         name: Name in folders and results.
         source: Which loader reads it: `cifar`, `medmnist`, `digits`, `folder` or `npz`.
         num_classes: Number of classes.
-        resolution: Side in px at which a classifier sees the images.
+        resolution: Side in px at which a classifier sees the images; a folder's are read at it.
         train_size: Number of real training images.
         unit: Number of images of a synthetic dataset of size 1x (the paper's round figures).
         classes: Names of the classes in label order; empty where the loader's source has them.
-        path: Folder or file of the user's own data.
+        path: Folder or file of the user's own data, or a MedMNIST file that was named by its path.
         skip_broken: Whether images of that folder that cannot be read are left out, instead of being an error.
+        background: Colour (red, green, blue) behind transparent pixels of that folder.
+        chosen: How the resolution was chosen: a few words, empty where it is the published one.
+        scan: What was found in that folder; the loader need not look again.
     """
 
     name: str
@@ -56,6 +60,9 @@ class DatasetSpec:
     classes: tuple = ()
     path: Path | None = None
     skip_broken: bool = False
+    background: tuple = WHITE
+    chosen: str = field(default="", compare=False)
+    scan: Scan | None = field(default=None, compare=False, repr=False)
 
 
 DATASETS = {
@@ -67,28 +74,42 @@ DATASETS = {
         DatasetSpec("dermamnist", "medmnist", 7, 28, 7_007, 7_000),
         DatasetSpec("bloodmnist", "medmnist", 8, 28, 11_959, 12_000),
         DatasetSpec("retinamnist", "medmnist", 5, 28, 1_080, 1_000),
+        DatasetSpec("octmnist", "medmnist", 4, 28, 97_477, 97_477),
+        DatasetSpec("pneumoniamnist", "medmnist", 2, 28, 4_708, 4_708),
+        DatasetSpec("breastmnist", "medmnist", 2, 28, 546, 546),
+        DatasetSpec("tissuemnist", "medmnist", 8, 28, 165_466, 165_466),
+        DatasetSpec("organamnist", "medmnist", 11, 28, 34_561, 34_561),
+        DatasetSpec("organcmnist", "medmnist", 11, 28, 12_975, 12_975),
+        DatasetSpec("organsmnist", "medmnist", 11, 28, 13_932, 13_932),
         DatasetSpec("digits", "digits", 10, 8, 1_000, 1_000, tuple("0123456789")),
     ]
 }
 
 
-def dataset_spec(name, skip_broken=False):
+def dataset_spec(name, skip_broken=False, resolution=None, background="white"):
     """The spec of a registered dataset, or one made from what lies at a path.
 
     Args:
         name: A key of `DATASETS`, or a path.
         skip_broken: Whether broken images of an image folder are left out.
+        resolution: Side in px at which a classifier sees the images, if not the dataset's own.
+        background: Colour behind transparent pixels of an image folder, a name or #rrggbb.
 
     Raises:
         UserError: The path holds neither class folders with images nor a MedMNIST-style npz.
     """
     if name in DATASETS:
-        return DATASETS[name]
-    path = Path(name)
-    spec = npz_spec(path) if path.is_file() else folder_spec(path, skip_broken)
-    if not 2 <= spec.num_classes <= MAX_CLASSES:
-        raise UserError(f"{path}: a dataset needs 2 to {MAX_CLASSES} classes. Received: {spec.num_classes}")
-    return spec
+        spec = DATASETS[name]
+    else:
+        path = Path(name)
+        if path.is_file():
+            spec = official_spec(path) or npz_spec(path)
+        else:
+            spec = replace(folder_spec(path), skip_broken=skip_broken, background=colour(background))
+        if not 2 <= spec.num_classes <= MAX_CLASSES:
+            found = spec.num_classes
+            raise UserError(f"{shown(path)}: a dataset needs 2 to {MAX_CLASSES} classes. Received: {found}")
+    return replace(spec, resolution=resolution, chosen="--resolution") if resolution else spec
 
 
 def own_name(path):
@@ -97,98 +118,64 @@ def own_name(path):
     return f"{name}_own" if name in DATASETS else name
 
 
-def folder_splits(path):
-    """The split folders of an image folder as {split: folder}; {"all": path} where there are none.
-
-    Raises:
-        UserError: Some of train and test are there, but not both, or one of them twice.
-    """
-    found = {}
-    for folder in sorted(p for p in path.iterdir() if p.is_dir() and p.name.lower() in SPLIT_FOLDERS):
-        split = SPLIT_FOLDERS[folder.name.lower()]
-        if split in found:
-            raise UserError(f"{path} has two folders of one split: {found[split].name} and {folder.name}.")
-        found[split] = folder
-    if not found:
-        return {"all": path}
-    if not {"train", "test"} <= set(found):
-        raise UserError(
-            f"{path}: an image folder with splits needs train and test (and may have val). Found: {sorted(found)}"
-        )
-    return found
-
-
-def class_files(folder, classes=None):
-    """Image files of a folder of class folders: {class name: sorted paths}.
-
-    Raises:
-        UserError: No class folder, an empty one, or other classes than `classes`.
-    """
-    names = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
-    if not names:
-        raise UserError(f"{folder} holds no class folders.")
-    if classes is not None and tuple(names) != tuple(classes):
-        difference = sorted(set(names) ^ set(classes))
-        raise UserError(f"{folder} has other classes than the training images: {', '.join(difference[:10])}")
-    files = {
-        name: sorted(
-            p for p in (folder / name).iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")
-        )
-        for name in names
-    }
-    empty = [name for name, paths in files.items() if not paths]
-    if empty:
-        raise UserError(f"{folder}: these class folders hold no images: {', '.join(empty[:10])}")
-    return files
-
-
-def folder_spec(path, skip_broken=False):
-    """The spec of an image folder: classes and sizes from its names, resolution from its first image."""
-    from PIL import Image
-
-    splits = folder_splits(path)
-    files = class_files(splits.get("train", path))
-    count = sum(len(paths) for paths in files.values())
-    if "all" in splits:
-        count = round(count * 0.7)
-    elif "val" not in splits:
-        count = round(count * 0.8)
-    for first in itertools.chain(*files.values()):
-        try:
-            with Image.open(first) as image:
-                side = min(*image.size, MAX_SIDE)
-                break
-        except BROKEN_IMAGE + (Image.DecompressionBombError,) as error:
-            if not skip_broken:
-                raise UserError(f"{first} is not a readable image: {error}") from None
+def folder_spec(path):
+    """The spec of an image folder: classes and sizes from its names, resolution from the median of its images."""
+    scan = scan_folder(path)
+    whole = "all" if "all" in scan.splits else "train"
+    count = len(scan.splits[whole].files)
+    if "val" not in scan.splits:
+        count = round(count * TRAIN_SHARE[whole])
+    sides = [(int(of_class.min()), int(of_class.max())) for of_class in scan.sides]
+    smallest, largest = min(low for low, _ in sides), max(high for _, high in sides)
+    if smallest == largest <= MAX_SIDE:
+        chosen = "as they are"
     else:
-        raise UserError(f"{path} holds no readable image.")
-    return DatasetSpec(own_name(path), "folder", len(files), side, count, count, tuple(files), path, skip_broken)
-
-
-def npz_arrays(path, keys):
-    """Arrays of a MedMNIST-style npz as {key: array}.
-
-    Raises:
-        UserError: It is no npz, lacks one of `NPZ_KEYS`, or holds pickled objects, which are never read.
-    """
-    with plain_arrays(path) as data:
-        missing = [key for key in NPZ_KEYS if key not in data]
-        if missing:
-            raise UserError(f"{path} must have the keys {', '.join(NPZ_KEYS)}. Missing: {', '.join(missing)}")
-        return {key: data[key] for key in keys}
+        chosen = f"shorter sides are {smallest}..{largest} px, median {scan.side}; --resolution chooses another"
+    side = min(scan.side, MAX_SIDE)
+    return DatasetSpec(
+        own_name(Path(path)),
+        "folder",
+        len(scan.classes),
+        side,
+        count,
+        count,
+        scan.classes,
+        scan.path,
+        chosen=chosen,
+        scan=scan,
+    )
 
 
 def npz_spec(path):
-    """The spec of a MedMNIST-style npz; the class count is the largest label + 1."""
-    images, labels = npz_arrays(path, ["train_images", "train_labels"]).values()
-    if images.ndim < 3 or len(images) == 0 or labels.size == 0:
-        raise UserError(
-            f"{path}: train_images must be (N, H, W) or (N, H, W, channels), N > 0. Received: {images.shape}"
-        )
-    if not np.issubdtype(labels.dtype, np.integer):
-        raise UserError(f"{path}: labels must be integers. Received: {labels.dtype}")
-    classes = int(labels.max()) + 1
-    names = tuple(str(i) for i in range(min(classes, MAX_CLASSES)))  # a label of billions is refused, not counted up to
-    side = min(*images.shape[1:3], MAX_SIDE)
-    return DatasetSpec(own_name(path), "npz", classes, side, len(images), len(images), names, path)
+    """The spec of a MedMNIST-style npz; its classes are the label values that occur, and named after them."""
+    shape, values = describe(path)
+    names = tuple(str(value) for value in values[:MAX_CLASSES].tolist())
+    side = min(*shape[1:3], MAX_SIDE)
+    return DatasetSpec(own_name(path), "npz", len(values), side, shape[0], shape[0], names, path)
+
+
+def official_spec(path):
+    """The spec of an official MedMNIST file, told by its name and MD5; None for any other file."""
+    match = re.fullmatch(r"([a-z]+mnist)(?:_(64|128|224))?\.npz", path.name)
+    spec = DATASETS.get(match[1]) if match else None
+    if not spec or spec.source != "medmnist":
+        return None
+    suffix = f"_{match[2]}" if match[2] else ""
+    if file_hash(path, "md5") != medmnist_info(spec.name)[f"MD5{suffix}"]:
+        return None
+    return replace(spec, path=path, resolution=int(match[2] or 28), chosen="the size of the file" if suffix else "")
+
+
+def medmnist_info(name):
+    """What the medmnist package knows of a dataset: classes, addresses, hashes."""
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints that PyTorch is missing, which nothing here needs
+        from medmnist import INFO
+    return INFO[name]
+
+
+def class_names(spec):
+    """Names of the classes in label order."""
+    if spec.source == "medmnist":
+        names = medmnist_info(spec.name)["label"]
+        return tuple(names[str(i)] for i in range(spec.num_classes))
+    return spec.classes

@@ -42,6 +42,16 @@ class Experiment:
         return self.root / "Data" / "Latents"
 
     @property
+    def split_file(self):
+        """Which of the user's own images are train, val and test, in an experiment of a folder without splits."""
+        return self.root / "Data" / "Splits" / f"Exp_{self.exp}" / f"{self.dataset}.json"
+
+    @property
+    def unused_file(self):
+        """Files of the dataset that are not used, and images that stand in two splits."""
+        return self.split_file.with_name(f"{self.dataset}_unused.csv")
+
+    @property
     def synthetic_root(self):
         return self.root / "Data" / "Synthetic" / f"Exp_{self.exp}" / self.dataset
 

@@ -6,6 +6,7 @@ import math
 import re
 from pathlib import Path
 
+from Data.pictures import colour
 from Data.registry import DATASETS
 from Experiment import presets
 from Experiment.errors import UserError
@@ -74,6 +75,15 @@ def dataset_name(text):
     )
 
 
+def colour_name(text):
+    """An argparse type: the name of a colour, or #rrggbb."""
+    try:
+        colour(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
+
+
 class Parser(argparse.ArgumentParser):
     """Says what is wrong in one line; the usage is what --help is for."""
 
@@ -110,6 +120,18 @@ def new_parser(doc, exp_required=False):
         help="the same bits in every run on a GPU too, at a cost; on a processor they are so anyway",
     )
     parser.add_argument("--skip_broken", action="store_true", help="leave broken images of an image folder out")
+    parser.add_argument(
+        "--resolution",
+        type=integer(4, 1024),
+        help="side in px at which classifiers see the images (the dataset's; of an image folder the median, at most 128)",
+    )
+    parser.add_argument(
+        "--background",
+        default="white",
+        type=colour_name,
+        metavar="COLOUR",
+        help="what transparent pixels of an image folder show, a name or #rrggbb (white)",
+    )
     return parser
 
 

@@ -1,7 +1,11 @@
 """Real splits of every source, from tiny files made here."""
 
+import csv
 import hashlib
 import io
+import json
+import re
+import shutil
 import struct
 import tarfile
 
@@ -11,9 +15,12 @@ from medmnist import INFO
 from PIL import Image
 
 from Data import loaders
-from Data.loaders import class_names, load_splits, read_images, resize_images
-from Data.registry import DATASETS, NPZ_KEYS, dataset_spec
+from Data.loaders import Split, Splits, class_names, data_identity, load_splits, read_images, resize_images
+from Data.npz import NPZ_KEYS, SPLITS
+from Data.registry import DATASETS, dataset_spec
+from Data.report import partners
 from Experiment.errors import UserError
+from Experiment.paths import Experiment
 
 
 def numbers(split):
@@ -24,7 +31,7 @@ def numbers(split):
 def numbered_images(path, counts, size=(9, 9), first=0):
     """Class folders of PNGs of one colour each: red is the class, green the number."""
     for label, (name, count) in enumerate(sorted(counts.items())):
-        (path / name).mkdir(parents=True)
+        (path / name).mkdir(parents=True, exist_ok=True)
         for i in range(first, first + count):
             Image.new("RGB", size, (label, i, 0)).save(path / name / f"{i:03d}.png")
 
@@ -132,12 +139,14 @@ def test_a_file_with_another_hash_is_refused(tmp_path):
 # MedMNIST and npz
 
 
-def npz_arrays(side=4, channels=(3,), **changes):
+def npz_arrays(side=4, channels=(3,), classes=3, **changes):
+    """Splits of 5, 4 and 3 images, told apart by their first pixel; labels go round."""
     arrays = {}
     for number, split in enumerate(("train", "val", "test")):
-        images = np.full((3 - number, side, side, *channels), 10 * number, np.uint8)
-        images[:, 0, 0] += np.arange(3 - number, dtype=np.uint8).reshape(-1, *[1] * len(channels))
-        arrays |= {f"{split}_images": images, f"{split}_labels": np.arange(3 - number, dtype=np.uint8)[:, None]}
+        count = 5 - number
+        images = np.full((count, side, side, *channels), 10 * number, np.uint8)
+        images[:, 0, 0] += np.arange(count, dtype=np.uint8).reshape(-1, *[1] * len(channels))
+        arrays |= {f"{split}_images": images, f"{split}_labels": (np.arange(count, dtype=np.uint8) % classes)[:, None]}
     return arrays | changes
 
 
@@ -149,7 +158,8 @@ def own_npz(tmp_path, **changes):
 @pytest.mark.parametrize("there, used", [
     ([""], ""), (["", "_64"], ""), (["_64"], "_64"), (["_64", "_128"], "_128"), (["_64", "_128", "_224"], "_224"),
 ])  # fmt: skip
-def test_medmnist_takes_the_published_size_or_else_the_largest(tmp_path, monkeypatch, there, used):
+def test_medmnist_takes_the_published_size_or_else_the_largest(tmp_path, monkeypatch, caplog, there, used):
+    caplog.set_level("INFO")
     changes = {}
     for suffix in there:
         path = tmp_path / f"retinamnist{suffix}.npz"
@@ -158,7 +168,29 @@ def test_medmnist_takes_the_published_size_or_else_the_largest(tmp_path, monkeyp
     monkeypatch.setitem(INFO, "retinamnist", INFO["retinamnist"] | changes)
     splits = load_splits(DATASETS["retinamnist"], tmp_path)
     assert splits.train.images.shape[1] == int(used[1:] or 28)
-    assert [s.labels.tolist() for s in splits] == [[0, 1, 2], [0, 1], [0]]
+    assert [s.labels.tolist() for s in splits] == [[0, 1, 2, 0, 1], [0, 1, 2, 0], [0, 1, 2]]
+    assert f"the file of {int(used[1:] or 28)} px" in caplog.text
+
+
+@pytest.mark.parametrize("there, wanted, used", [
+    ([28, 64], 64, 64), ([28, 64, 128], 50, 64), ([28, 128], 64, 128), ([28, 64], 20, 28), ([28], 64, 28), ([64], 28, 64),
+    ([], 64, 64), ([], 100, 128), ([], 1000, 224), ([], None, 28),
+])  # fmt: skip
+def test_resolution_chooses_the_medmnist_file(tmp_path, there, wanted, used):
+    for side in there:
+        (tmp_path / loaders.medmnist_name("retinamnist", side)).touch()
+    assert loaders.medmnist_file(dataset_spec("retinamnist", resolution=wanted), tmp_path) == used
+
+
+def test_an_official_file_is_read_where_it_lies(tmp_path, monkeypatch):
+    """By its path, whatever lies in --data_dir; a class may be missing in a split of an official file."""
+    path = tmp_path / "breastmnist_64.npz"
+    np.savez(path, **npz_arrays(side=64, channels=(), classes=2, test_labels=np.zeros((3, 1), np.uint8)))
+    monkeypatch.setitem(
+        INFO, "breastmnist", INFO["breastmnist"] | {"MD5_64": hashlib.md5(path.read_bytes()).hexdigest()}
+    )
+    splits = load_splits(dataset_spec(path), tmp_path / "nowhere")
+    assert splits.train.images.shape == (5, 64, 64, 3) and splits.test.labels.tolist() == [0, 0, 0]
 
 
 def test_medmnist_of_another_hash_is_refused(tmp_path):
@@ -170,24 +202,67 @@ def test_medmnist_of_another_hash_is_refused(tmp_path):
 @pytest.mark.parametrize("channels", [(), (1,), (3,)])
 def test_npz(tmp_path, channels):
     splits = load_splits(own_npz(tmp_path, channels=channels), "unused")
-    assert [s.images.shape for s in splits] == [(3, 4, 4, 3), (2, 4, 4, 3), (1, 4, 4, 3)]
-    assert splits.val.images[1, 0, 0].tolist() == [11, 11, 11] and splits.val.labels.tolist() == [0, 1]
+    assert [s.images.shape for s in splits] == [(5, 4, 4, 3), (4, 4, 4, 3), (3, 4, 4, 3)]
+    assert splits.val.images[1, 0, 0].tolist() == [11, 11, 11] and splits.val.labels.tolist() == [0, 1, 2, 0]
     assert all(s.images.dtype == np.uint8 and s.labels.dtype == np.int32 for s in splits)
 
 
+@pytest.mark.parametrize("values", [[1, 2, 3], [0, 10, 7], [-1, 0, 5], [0.0, 2.0, 4.0], ["a", "b", "c"]])
+@pytest.mark.parametrize("shape", [(-1,), (-1, 1)])
+def test_labels_become_0_to_c(tmp_path, values, shape):
+    changes = {
+        f"{s}_labels": np.array([values[i % 3] for i in range(n)]).reshape(shape)
+        for s, n in (("train", 5), ("val", 4), ("test", 3))
+    }
+    spec = own_npz(tmp_path, **changes)
+    order = np.argsort(np.argsort(values)).tolist()
+    assert class_names(spec) == tuple(f"{v:g}" if isinstance(v, float) else str(v) for v in sorted(values))
+    assert load_splits(spec, "unused").train.labels.tolist() == [order[i % 3] for i in range(5)]
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_arrays_are_read_as_numpy_reads_them(tmp_path, save, order, monkeypatch):
+    from Data import npz
+
+    monkeypatch.setattr(npz, "ROWS", 4)  # several pieces, the last one shorter
+    images = np.asarray(np.random.default_rng(0).integers(0, 256, (10, 9, 6, 3), np.uint8), order=order)
+    labels = np.arange(10) % 2
+    save(
+        tmp_path / "cells.npz",
+        **{f"{s}_{k}": images if k == "images" else labels for s in SPLITS for k in ("images", "labels")},
+    )
+    splits = load_splits(dataset_spec(tmp_path / "cells.npz"), "unused")
+    assert np.array_equal(splits.test.images, images[:, 1:7])
+    small = load_splits(dataset_spec(tmp_path / "cells.npz"), "unused", side=4)
+    assert np.array_equal(small.val.images, resize_images(images[:, 1:7], 4))
+
+
 @pytest.mark.parametrize("changes, reason", [
-    ({"test_images": np.zeros((1, 4, 4, 3))}, "test_images must be uint8 .* Received: float64"),
-    ({"val_images": np.zeros((2, 4, 4, 2), np.uint8)}, r"val_images must be uint8 .* Received: uint8 \(2, 4, 4, 2\)"),
-    ({"val_labels": np.zeros((2, 14), int)}, r"val_labels must be integers .* Received: int64 \(2, 14\)"),
-    ({"test_labels": np.zeros(1)}, "test_labels must be integers .* Received: float64"),
-    ({"val_labels": np.array([0, 3])}, r"val: labels must be in 0..2. Received: 0..3"),
-    ({"train_labels": np.array([-1, 1, 2])}, r"train: labels must be in 0..2. Received: -1..2"),
-    ({"test_labels": np.zeros(2, int)}, "test: images must be .* with 2 labels"),
-    ({"val_images": np.zeros((0, 4, 4, 3), np.uint8), "val_labels": np.zeros(0, int)}, "val: .* Received: none"),
+    ({"test_images": np.zeros((3, 4, 4, 3))}, "test_images must be uint8 .* Received: float64"),
+    ({"val_images": np.zeros((4, 4, 4, 2), np.uint8)}, r"val_images must be uint8 .* Received: uint8 \(4, 4, 4, 2\)"),
+    ({"val_images": np.zeros((4, 3, 4, 4), np.uint8)}, r"channels come last: store images.transpose\(0, 2, 3, 1\)"),
+    ({"val_images": np.zeros((4, 4, 4, 28), np.uint8)}, "volumes are not images"),
+    ({"val_labels": np.zeros((4, 14), int)}, r"val_labels must be .* Received: \(4, 14\), several"),
+    ({"test_labels": np.full(3, 0.5)}, "test_labels must be whole numbers or words"),
+    ({"val_labels": np.array([0, 1, 2, 3])}, "train has no image of these classes: 3"),
+    ({"test_labels": np.array([0, 0, 1])}, "test has no image of these classes: 2"),
+    ({"test_labels": np.zeros(2, int)}, "test_images must be one image for each label. .* with 2 labels"),
+    ({"val_images": np.zeros((0, 4, 4, 3), np.uint8), "val_labels": np.zeros(0, int)}, r"val_images .* Received: \(0, 4, 4, 3\)"),
 ])  # fmt: skip
 def test_npz_that_does_not_fit_is_refused(tmp_path, changes, reason):
     with pytest.raises(UserError, match=reason):
         load_splits(own_npz(tmp_path, **changes), "unused")
+
+
+def test_a_damaged_array_is_found(tmp_path):
+    """By the archive's checksum, though the images alone would be read to the end."""
+    own_npz(tmp_path)
+    raw = bytearray((tmp_path / "cells.npz").read_bytes())
+    raw[raw.index(b"train_images.npy") + 300] ^= 1
+    (tmp_path / "cells.npz").write_bytes(raw)
+    with pytest.raises(UserError, match="not a readable npz file"):
+        load_splits(dataset_spec(tmp_path / "cells.npz"), "unused")
 
 
 class Pickled:
@@ -250,14 +325,20 @@ def test_folder_without_some_splits(tmp_path, folder, sizes):
 
 def test_too_few_images_for_a_split(tmp_path):
     numbered_images(tmp_path, {"ant": 2, "cat": 9})
-    with pytest.raises(UserError, match="too few images"):
+    with pytest.raises(
+        UserError, match=r"every class in each part: ant \(2\); a class here needs (\d+) images"
+    ) as error:
         load_splits(dataset_spec(tmp_path), "unused")
+    needed = int(re.search(r"needs (\d+)", str(error.value))[1])
+    numbered_images(tmp_path, {"ant": needed, "cat": 9})
+    splits = load_splits(dataset_spec(tmp_path), "unused")
+    assert all(set(split.labels) == {0, 1} for split in splits)
 
 
-def test_classes_of_test_must_be_those_of_train(tmp_path):
-    numbered_images(tmp_path / "train", {"ant": 5, "cat": 5})
-    numbered_images(tmp_path / "test", {"ant": 1, "dog": 1})
-    with pytest.raises(UserError, match="test has other classes than the training images: cat, dog"):
+def test_a_small_class_is_in_each_part_or_named(tmp_path):
+    """Among large classes the split would go through without it."""
+    numbered_images(tmp_path, {"ant": 3, "bee": 60, "cat": 60})
+    with pytest.raises(UserError, match=r"in each part: ant \(3\); a class here needs \d+ images"):
         load_splits(dataset_spec(tmp_path), "unused")
 
 
@@ -302,7 +383,8 @@ def test_broken_images_are_listed(tmp_path, monkeypatch):
     cut.write_bytes(cut.read_bytes()[:45])
     text.write_text("no image")
     deep, huge = tmp_path / "deep.png", tmp_path / "huge.png"
-    Image.fromarray(np.full((4, 4), 40_000, np.uint16)).save(deep)  # a conversion to 8 bits would make it white
+    Image.fromarray(np.full((4, 4), 40_000, np.int32)).save(deep.with_suffix(".tif"))  # of unknown range
+    deep = deep.with_suffix(".tif")
     Image.new("L", (1000, 1000)).save(huge)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     with pytest.raises(UserError, match="^4 images cannot be read: ") as error:
@@ -324,20 +406,303 @@ def test_a_tiff_whose_pixels_lie_at_a_fraction_is_broken(tmp_path):
 
 
 def test_broken_images_can_be_left_out(tmp_path, caplog):
-    """Also when the first one, which tells the resolution, is broken; a class of which nothing is left is an error."""
+    """Those whose header is broken, and those whose pixels are; a class of which nothing is left is an error."""
+    caplog.set_level("INFO")
     numbered_images(tmp_path, {"ant": 30, "cat": 20})
-    first = sorted((tmp_path / "ant").iterdir())[0]
+    first, second = sorted((tmp_path / "ant").iterdir())[:2]
     first.write_bytes(first.read_bytes()[:20])
-    with pytest.raises(UserError, match=f"{first} is not a readable image"):
-        dataset_spec(tmp_path)
+    with pytest.raises(UserError, match=rf"1 images cannot be read \(--skip_broken leaves them out\): {first}"):
+        load_splits(dataset_spec(tmp_path), "unused", seed=1)
+    second.write_bytes(second.read_bytes()[:45])
     splits = load_splits(dataset_spec(tmp_path, skip_broken=True), "unused", seed=1)
     together = sorted(n for split in splits for n in numbers(split))
-    assert together == [(0, i) for i in range(1, 30)] + [(1, i) for i in range(20)]
-    assert f"1 broken images are left out: {first}" in caplog.text
+    assert together == [(0, i) for i in range(2, 30)] + [(1, i) for i in range(20)]
+    assert all(split.labels.tolist() == [red for red, _ in numbers(split)] for split in splits)
+    assert "not used: 2 broken" in caplog.text
     for path in (tmp_path / "ant").iterdir():
-        path.write_text("no image")
+        path.write_bytes(path.read_bytes()[:45])
     with pytest.raises(UserError, match="no image of these classes can be read: ant"):
         load_splits(dataset_spec(tmp_path, skip_broken=True), "unused")
+
+
+def test_transparent_images_show_the_background(tmp_path):
+    for name in ("ant", "cat"):
+        (tmp_path / name).mkdir()
+        for i in range(12):
+            Image.new("RGBA", (9, 9), (i, 0, 0, 0)).save(tmp_path / name / f"{i}.png")
+    assert (load_splits(dataset_spec(tmp_path), "unused").train.images == 255).all()
+    assert (load_splits(dataset_spec(tmp_path, background="lime"), "unused").val.images == (0, 255, 0)).all()
+
+
+# The report
+
+
+@pytest.fixture
+def experiment(tmp_path):
+    return Experiment(tmp_path / "root", "0001", "own")
+
+
+def listed(experiment):
+    with open(experiment.unused_file, newline="") as file:
+        return [tuple(row.values()) for row in csv.DictReader(file)]
+
+
+def test_one_line_says_what_is_used_and_what_is_not(tmp_path, caplog, experiment):
+    caplog.set_level("INFO")
+    numbered_images(tmp_path / "own", {"ant": 30, "cat": 20})
+    (tmp_path / "own/ant/notes.txt").write_text("text")
+    (tmp_path / "own/ant/b.heic").write_text("text")
+    numbered_images(tmp_path / "own/cat", {"more": 3})
+    Image.new("RGB", (9, 9)).save(tmp_path / "own/beside.png")
+    frames = [Image.new("RGB", (9, 9), (1, 200 + i, 0)) for i in range(3)]
+    frames[0].save(tmp_path / "own/cat/film.gif", save_all=True, append_images=frames[1:])
+    load_splits(dataset_spec(tmp_path / "own"), "unused", 1, None, experiment)
+    (line,) = [r.getMessage() for r in caplog.records if "not used" in r.getMessage()]
+    assert "train 35 images (ant 21, cat 14); val 5 images" in line and "test 11 images (ant 6, cat 5)" in line
+    assert "9 px (as they are)" in line and str(experiment.unused_file) in line
+    assert (
+        "not used: 2 not an image (.heic 1, .txt 1), 3 in a sub-folder (cat/more 3), 1 beside the class folders, "
+        in line
+    )
+    assert "2 later pages of 1 files (cat/film.gif)" in line
+    assert len(listed(experiment)) == 7 and ("cat/more/000.png", "in a sub-folder", "cat/more") in listed(experiment)
+
+
+def test_many_classes_are_summed_up(tmp_path, caplog):
+    caplog.set_level("INFO")
+    numbered_images(tmp_path, {f"c{i}": 10 + i for i in range(7)})
+    load_splits(dataset_spec(tmp_path), "unused")
+    assert "in each of 7 classes; val" in caplog.text and "not used: none" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["folder", "npz"])
+def test_images_in_two_splits_are_counted_and_listed(tmp_path, caplog, experiment, kind):
+    if kind == "folder":
+        for first, split, count in ((0, "train", 6), (4, "test", 6), (20, "val", 2)):
+            numbered_images(tmp_path / "own" / split, {"ant": count, "cat": count}, first=first)
+        Image.new("RGB", (9, 9), (0, 1, 0)).save(tmp_path / "own/train/cat/other_label.png")
+        spec, row = (
+            dataset_spec(tmp_path / "own"),
+            ("test/ant/004.png", "test: the same pixels as in train", "train/ant/004.png"),
+        )
+    else:
+        arrays = npz_arrays()
+        arrays["test_images"][:2] = arrays["train_images"][:2]
+        spec, row = (
+            own_npz(tmp_path, **arrays),
+            ("test_images[1]", "test: the same pixels as in train", "train_images[1]"),
+        )
+    load_splits(spec, "unused", 1, None, experiment)
+    (warning,) = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert f"{4 if kind == 'folder' else 2} of test in train too" in warning and str(experiment.unused_file) in warning
+    assert ("1 under another label" in warning) == (kind == "folder")
+    assert row in listed(experiment)
+
+
+@pytest.mark.parametrize("labels, places, pairs", [
+    ([0, 0, 0], [0, 0, 0], []), ([0, 0, 0], [0, 1, 2], [(1, 0), (2, 0), (2, 1)]), ([0, 1, 2, 2], [0] * 4, [(1, 0), (2, 0), (3, 0)]),
+    ([0, 1, 1], [0, 0, 2], [(1, 0), (2, 1), (2, 0)]), ([0] * 9, [0] * 8 + [2], [(8, 0)]), ([0, 1], [0, 2], [(1, 0)]),
+])  # fmt: skip
+def test_pairs_of_images_that_do_harm(labels, places, pairs):
+    assert partners(list(range(len(labels))), np.array(places), np.array(labels)) == pairs
+
+
+def test_clean_data_leave_no_list(tmp_path, caplog, experiment):
+    experiment.unused_file.parent.mkdir(parents=True)
+    experiment.unused_file.write_text("of an earlier time")
+    numbered_images(tmp_path / "own", {"ant": 30, "cat": 20})
+    load_splits(dataset_spec(tmp_path / "own"), "unused", 1, None, experiment)
+    assert not caplog.records and not experiment.unused_file.exists()
+
+
+def test_names_that_cannot_be_printed_are_listed(tmp_path, experiment):
+    numbered_images(tmp_path / "own", {"ant": 12, "c\udcff\u202e\n": 12})
+    (tmp_path / "own/ant/\udcfe.txt").write_text("text")
+    load_splits(dataset_spec(tmp_path / "own"), "unused", 1, None, experiment)
+    assert listed(experiment)[0] == ("ant/\\udcfe.txt", "not an image", ".txt")
+    again = load_splits(dataset_spec(tmp_path / "own"), "unused", 2, None, experiment)
+    assert len(again.train.labels) == 16
+
+
+@pytest.mark.parametrize("channels", [(), (3,)])
+def test_loading_takes_little_more_memory_than_the_images(tmp_path, channels):
+    """`python -m bench.memory` measures 100,000 images, of a folder too."""
+    import tracemalloc
+
+    shares = {"train": 14_000, "val": 2_000, "test": 4_000}
+    rng = np.random.default_rng(0)
+    arrays = {f"{s}_images": rng.integers(0, 256, (n, 32, 32, *channels), np.uint8) for s, n in shares.items()}
+    np.savez(tmp_path / "cells.npz", **arrays, **{f"{s}_labels": np.arange(n) % 3 for s, n in shares.items()})
+    arrays.clear()
+    tracemalloc.start()
+    try:
+        splits = load_splits(dataset_spec(tmp_path / "cells.npz"), "unused", side=32)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 1.1 * sum(split.images.nbytes for split in splits)
+
+
+# The split of an experiment
+
+
+def own_folder(tmp_path, layout="all"):
+    folder = tmp_path / "own"
+    numbered_images(folder / ("train" if layout == "train" else ""), {"ant": 20, "cat": 15})
+    if layout == "train":
+        numbered_images(folder / "test", {"ant": 2, "cat": 2}, first=200)
+    return folder
+
+
+def same(a, b):
+    return all(np.array_equal(x.images, y.images) and np.array_equal(x.labels, y.labels) for x, y in zip(a, b))
+
+
+@pytest.mark.parametrize("layout", ["all", "train"])
+def test_the_split_belongs_to_the_experiment(tmp_path, experiment, layout):
+    """Made by the first stage's seed, and the same for every other one; another experiment divides anew."""
+    folder = own_folder(tmp_path, layout)
+    first = load_splits(dataset_spec(folder), "unused", 1, None, experiment)
+    assert same(first, load_splits(dataset_spec(folder), "unused", 1))
+    assert same(first, load_splits(dataset_spec(folder), "unused", 2, None, experiment))
+    other = load_splits(dataset_spec(folder), "unused", 2, None, Experiment(experiment.root, "0002", "own"))
+    assert not same(first, other)
+    record = json.loads(experiment.split_file.read_text())
+    assert {split: len(files) for split, files in record["files"].items()} == (
+        {"test": 7, "train": 24, "val": 4} if layout == "all" else {"train": 28, "val": 7}
+    )
+    name, digest = next(iter(record["files"]["val"].items()))
+    assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest
+
+
+def test_a_copy_elsewhere_has_the_same_split(tmp_path, experiment):
+    folder = own_folder(tmp_path)
+    first = load_splits(dataset_spec(folder), "unused", 1, None, experiment)
+    shutil.move(folder, tmp_path / "moved")
+    assert same(first, load_splits(dataset_spec(tmp_path / "moved"), "unused", 2, None, experiment))
+
+
+@pytest.mark.parametrize("change, told", [
+    (lambda folder: (folder / "ant/003.png").unlink(), r"1 gone \(ant/003.png\)"),
+    (lambda folder: shutil.copy(folder / "ant/003.png", folder / "ant/x.png"), r"1 new \(ant/x.png\)"),
+    (lambda folder: shutil.copy(folder / "ant/004.png", folder / "ant/003.png"), r"1 changed \(ant/003.png\)"),
+    (lambda folder: shutil.move(folder / "ant/003.png", folder / "cat/z.png"), r"1 gone \(ant/003.png\); 1 new \(cat/z.png\)"),
+    (lambda folder: [path.unlink() for path in sorted((folder / "ant").iterdir())[:5]], r"5 gone \(ant/000.png, .*, \.\.\.\)"),
+])  # fmt: skip
+def test_changed_files_are_named(tmp_path, experiment, change, told):
+    folder = own_folder(tmp_path)
+    load_splits(dataset_spec(folder), "unused", 1, None, experiment)
+    before = experiment.split_file.read_bytes()
+    change(folder)
+    with pytest.raises(
+        UserError, match=f"changed since this experiment divided them: {told}. Put them back, or use another --exp"
+    ):
+        load_splits(dataset_spec(folder), "unused", 1, None, experiment)
+    assert experiment.split_file.read_bytes() == before
+
+
+def test_broken_files_have_their_place_in_the_split(tmp_path, experiment):
+    folder = own_folder(tmp_path)
+    cut = folder / "ant/003.png"
+    whole = cut.read_bytes()
+    cut.write_bytes(whole[:45])
+    spec = dataset_spec(folder, skip_broken=True)
+    first = load_splits(spec, "unused", 1, None, experiment)
+    assert same(first, load_splits(dataset_spec(folder, skip_broken=True), "unused", 2, None, experiment))
+    cut.write_bytes(whole)
+    with pytest.raises(UserError, match=r"1 changed \(ant/003.png\)"):
+        load_splits(dataset_spec(folder, skip_broken=True), "unused", 1, None, experiment)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"files": {"train": []}}',
+        '{"files": {"train": {}, "val": 3}}',
+        '{"files": {"train": {"a": "ff"}, "val": {}}}',
+        '{"files": {"train": {}, "val": {"a": null}}}',
+    ],
+)
+def test_a_record_that_is_none_is_refused(tmp_path, experiment, content):
+    folder = own_folder(tmp_path)
+    experiment.split_file.parent.mkdir(parents=True)
+    experiment.split_file.write_text(content)
+    with pytest.raises(UserError, match="own.json"):
+        load_splits(dataset_spec(folder), "unused", 1, None, experiment)
+
+
+def test_folders_with_all_splits_and_other_sources_leave_no_record(tmp_path, experiment):
+    for i, split in enumerate(SPLITS):
+        numbered_images(tmp_path / "own" / split, {"ant": 3, "cat": 3}, first=10 * i)
+    load_splits(dataset_spec(tmp_path / "own"), "unused", 1, None, experiment)
+    load_splits(DATASETS["digits"], "unused", 1, None, Experiment(experiment.root, "0001", "digits"))
+    assert not experiment.root.exists()
+
+
+def test_two_processes_that_divide_at_once_agree(tmp_path, experiment, monkeypatch):
+    """The one that comes second takes the record of the first, or says what to do where its seed was another."""
+    folder = own_folder(tmp_path)
+    load_splits(dataset_spec(folder), "unused", 1, None, experiment)
+    late = iter([None])
+    known = loaders.recorded_split
+    monkeypatch.setattr(loaders, "recorded_split", lambda e: next(late, known(e)))
+    load_splits(dataset_spec(folder), "unused", 1, None, experiment)
+    late = iter([None])
+    with pytest.raises(UserError, match="another process has divided the images at the same time"):
+        load_splits(dataset_spec(folder), "unused", 2, None, experiment)
+
+
+# Identity
+
+
+def test_data_are_identified_by_content(tmp_path, experiment):
+    folder = own_folder(tmp_path)
+    spec = dataset_spec(folder)
+    splits = load_splits(spec, "unused", 1, None, experiment)
+    known = data_identity(splits, spec)
+    assert (
+        list(known) == ["classes", "resolution", *SPLITS]
+        and known["classes"] == ["ant", "cat"]
+        and known["resolution"] == 9
+    )
+    assert all(re.fullmatch("[0-9a-f]{64}", known[split]) for split in SPLITS)
+
+    for split, (images, labels) in zip(
+        SPLITS, splits
+    ):  # the same as a folder with splits, elsewhere, in another format
+        for i, (image, label) in enumerate(zip(images, labels)):
+            path = tmp_path / "copy" / split / spec.classes[label] / f"{i:03d}.bmp"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(path)
+    copy = dataset_spec(tmp_path / "copy")
+    read = load_splits(copy, "unused")
+    order = [np.lexsort((np.arange(len(s.labels)), s.labels)) for s in splits]
+    sorted_splits = Splits(*(Split(s.images[o], s.labels[o]) for s, o in zip(splits, order)))
+    assert data_identity(read, copy) == data_identity(sorted_splits, spec)
+
+
+def test_identity_sees_every_change():
+    images, labels = np.random.default_rng(0).integers(0, 256, (5, 4, 4, 3), np.uint8), np.arange(5, dtype=np.int32) % 2
+    spec = DATASETS["digits"]
+
+    def of(images, labels):
+        return data_identity(Splits(*[Split(images, labels)] * 3), spec)["val"]
+
+    known, other = of(images, labels), images.copy()
+    other[4, 3, 3, 2] ^= 1
+    changed = {
+        of(other, labels),
+        of(images, np.roll(labels, 1)),
+        of(images[::-1], labels),
+        of(images.reshape(5, 2, 8, 3), labels),
+    }
+    assert known not in changed and len(changed) == 4
+    wide = np.zeros((5, 4, 8, 3), np.uint8)
+    wide[:, :, ::2] = images
+    assert of(wide[:, :, ::2], labels.astype(np.int64)) == known  # a view that is not contiguous
 
 
 # Resizing

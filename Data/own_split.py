@@ -1,0 +1,172 @@
+"""How an image folder without splits is divided: once for an experiment, and written down."""
+
+import json
+import logging
+from typing import NamedTuple
+
+import numpy as np
+
+from Data.pictures import first_ten, shown
+from Experiment.errors import UserError
+from Experiment.files import atomic_path, read_json
+from Experiment.locks import locked
+
+log = logging.getLogger("experiment")
+
+TEST_SHARE, VALIDATION_SHARE = 0.2, 0.1  # of an image folder without splits
+VALIDATION_OF_TRAIN = 0.2  # of the training images of one with train and test
+MOST_NEEDED = 1000  # images of a class: more are never the answer
+
+
+def divide(labels, whole, seed):
+    """Indices of train, val and, of `all`, test: stratified, in an order that the seed decides.
+
+    Args:
+        labels: int (N,).
+        whole: What is divided: `all`, or `train` which gives its validation images.
+        seed: The user's seed.
+
+    Raises:
+        ValueError: There are fewer images than classes in a part.
+    """
+    from sklearn.model_selection import train_test_split
+
+    def hold_out(index, share):
+        return train_test_split(index, test_size=share, stratify=labels[index], random_state=seed % 2**32)
+
+    index, parts = np.arange(len(labels)), {}
+    if whole == "all":
+        index, parts["test"] = hold_out(index, TEST_SHARE)
+        share = VALIDATION_SHARE / (1 - TEST_SHARE)
+    else:
+        share = VALIDATION_OF_TRAIN
+    parts["train"], parts["val"] = hold_out(index, share)
+    return parts
+
+
+def classes_missing(labels, parts):
+    """Classes without an image in one of the parts."""
+    return sorted({c for part in parts.values() for c in np.setdiff1d(labels, labels[part]).tolist()})
+
+
+def checked_division(labels, whole, seed, classes):
+    """`divide`, with every class in each part.
+
+    Raises:
+        UserError: A class is too small; it names those that are, and how many images they need.
+    """
+    counts = np.bincount(labels, minlength=len(classes))
+    try:
+        parts = divide(labels, whole, seed)
+        small = classes_missing(labels, parts)
+        if not small:
+            return parts
+    except ValueError:  # of scikit-learn: not even one image for each class
+        small = list(range(len(classes)))
+    for needed in range(2, MOST_NEEDED):
+        more = counts.copy()
+        more[small] = np.maximum(more[small], needed)
+        trial = np.repeat(np.arange(len(classes)), more)
+        try:
+            if not classes_missing(trial, divide(trial, whole, seed)):
+                break
+        except ValueError:
+            pass
+    named = [f"{shown(classes[c])} ({counts[c]})" for c in small if counts[c] < needed]
+    raise UserError(
+        f"too few images for a split with every class in each part: {first_ten(named, ', ')}; "
+        f"a class here needs {needed} images. Or make the splits yourself: train/, val/ and test/."
+    )
+
+
+class Recorded(NamedTuple):
+    """Files of a split in their order, and their SHA-256 as uint8 (N, 32), zeros where a file could not be opened."""
+
+    files: list
+    digests: np.ndarray
+
+
+def recorded_split(experiment):
+    """{split: Recorded} of an experiment whose folder was divided before; None where it was not.
+
+    Raises:
+        UserError: The record is not one.
+    """
+    path = experiment.split_file if experiment else None
+    if path is None or not path.exists():
+        return None
+    files = read_json(path).get("files")
+    try:
+        if not {"train", "val"} <= set(files) <= {"train", "val", "test"}:
+            raise ValueError
+        return {split: Recorded(list(of_split), from_hex(of_split.values())) for split, of_split in files.items()}
+    except (TypeError, ValueError, AttributeError):
+        raise UserError(f"{path} is not the record of a split: restore it, or use another --exp.") from None
+
+
+def from_hex(texts):
+    digests = np.zeros((len(texts), 32), np.uint8)
+    for digest, text in zip(digests, texts):
+        raw = bytes.fromhex(text)
+        if len(raw) != 32:
+            raise ValueError(text)
+        digest[:] = np.frombuffer(raw, np.uint8)
+    return digests
+
+
+def record_split(experiment, made, seed):
+    """Write down a division {split: Recorded}; returns that of another process instead, if one was first, or None."""
+    with locked(experiment.split_file):
+        before = recorded_split(experiment)
+        if before is None:
+            with atomic_path(experiment.split_file) as partial, open(partial, "w") as file:
+                file.write(f'{{"seed": {seed}, "files": {{')  # line by line: a dump would need the images' memory again
+                for i, (split, (files, digests)) in enumerate(made.items()):
+                    file.write(f'{"," * (i > 0)}\n"{split}": {{')
+                    for j, (name, digest) in enumerate(zip(files, digests)):
+                        file.write(f'{"," * (j > 0)}\n  {json.dumps(name)}: "{digest.tobytes().hex()}"')
+                    file.write("\n}")
+                file.write("\n}}\n")
+            log.info("the split is kept in %s for all stages of this experiment", experiment.split_file)
+    return before
+
+
+def check_files(experiment, recorded, there):
+    """Compare the files of a record with the list of those that are there.
+
+    Raises:
+        UserError: Files are gone or new; it says which, and what to do.
+    """
+    before, now = {file for of_split in recorded.values() for file in of_split.files}, set(there)
+    refuse_changes(experiment, {"gone": before - now, "new": now - before})
+
+
+def check_digests(experiment, recorded, read):
+    """Compare the files that were read, {split: Recorded} in the order of the record, with the record.
+
+    Raises:
+        UserError: Files have changed; it says which, and what to do.
+    """
+    refuse_changes(
+        experiment,
+        {
+            "changed": {
+                files[i]
+                for split, (files, digests) in read.items()
+                for i in np.flatnonzero((digests != recorded[split].digests).any(axis=1))
+            }
+        },
+    )
+
+
+def refuse_changes(experiment, changes):
+    told = [f"{len(files)} {what} ({first_three(files)})" for what, files in changes.items() if files]
+    if told:
+        raise UserError(
+            f"the images have changed since this experiment divided them: {'; '.join(told)}. "
+            f"Put them back, or use another --exp (the record is {experiment.split_file})."
+        )
+
+
+def first_three(files):
+    return ", ".join(map(shown, sorted(files)[:3])) + (", ..." if len(files) > 3 else "")

@@ -1,0 +1,293 @@
+"""Image files: which files are images, and their pixels as 8-bit RGB squares."""
+
+import hashlib
+import io
+import os
+import re
+import stat
+import struct
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageColor
+
+from Experiment.errors import UserError
+
+# What Pillow raises for files that are not the image they should be: there is no common class, and damage finds each.
+BROKEN_IMAGE = (OSError, ValueError, SyntaxError, EOFError, TypeError, LookupError, ArithmeticError, RuntimeError,
+                MemoryError, AttributeError, struct.error, Image.DecompressionBombError)  # fmt: skip
+WHITE = (255, 255, 255)
+HEADER = 32  # bytes that tell the format
+# (offset, bytes, Pillow's name). Formats without a signature are tried by suffix; EPS and WMF are programs, not images.
+SIGNATURES = (
+    (0, b"\x89PNG\r\n\x1a\n", "PNG"), (0, b"\xff\xd8\xff", "JPEG"), (0, b"GIF87a", "GIF"), (0, b"GIF89a", "GIF"),
+    (0, b"II*\0", "TIFF"), (0, b"MM\0*", "TIFF"), (0, b"II+\0", "TIFF"), (0, b"MM\0+", "TIFF"), (8, b"WEBP", "WEBP"),
+    (0, b"\xff\x4f\xff\x51", "JPEG2000"), (0, b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG2000"), (4, b"ftypavi", "AVIF"),
+    (4, b"ftypmif1avi", "AVIF"), (0, b"8BPS", "PSD"), (0, b"DDS ", "DDS"), (0, b"\x01\xda", "SGI"), (0, b"qoif", "QOI"),
+    (0, b"\0\0\1\0", "ICO"), (0, b"BM", "BMP"), (0, b"\x59\xa6\x6a\x95", "SUN"),
+    *((0, b"P%c%c" % (kind, space), "PPM") for kind in b"123456Ff" for space in b"\n \r\t"),
+)  # fmt: skip
+WEAK = {"BMP", "PPM", "SGI", "ICO"}  # whose signatures other files begin with as well: Pillow decides
+FORMAT_OF_SUFFIX = {".tga": "TGA", ".pcx": "PCX", ".xbm": "XBM"}
+# A file of these suffixes that cannot be opened is a broken image; any other one is no image.
+IMAGE_SUFFIXES = set(
+    ".png .apng .jpg .jpeg .jpe .jfif .bmp .gif .webp .tif .tiff .ppm .pgm .pbm .pnm .jp2 .j2k .tga .qoi".split()
+)
+PAGED = (
+    "GIF",
+    "TIFF",
+    "WEBP",
+    "PNG",
+    "AVIF",
+)  # whose further pages are images: a JPEG's (MPO) are previews, a PSD's layers
+ORIENTATION = 0x0112  # EXIF tag
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+CHUNK = 64  # images a task of the thread pool
+
+# Pillow tells of odd metadata, palettes and large images; what matters of it is an error here.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+
+class NotAnImage(Exception):
+    """The file is something else than an image."""
+
+
+def colour(text):
+    """A colour's name or #rrggbb as (red, green, blue), 0..255 each.
+
+    Raises:
+        ValueError: It is neither.
+    """
+    if text.lower() not in ImageColor.colormap and not re.fullmatch("#[0-9a-fA-F]{6}", text):
+        raise ValueError(f"must be the name of a colour or #rrggbb, received {text!r}")
+    return ImageColor.getrgb(text)
+
+
+def shown(name):
+    """A file's name as one line of plain text: what cannot be printed is escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in str(name))
+
+
+def in_chunks(work, count):
+    """Call `work(i)` for every i below `count`, on all cores; one task of the pool does many."""
+
+    def some(start):
+        for i in range(start, min(start + CHUNK, count)):
+            work(i)
+
+    Image.init()  # not safe to do for the first time in several threads at once
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for _ in pool.map(some, range(0, count, CHUNK)):
+            pass
+
+
+def formats_of(header, path):
+    """Names of the formats that a file's first bytes, or else its suffix, allow: a list for `Image.open`.
+
+    Raises:
+        NotAnImage: There is none.
+        ValueError: There is none, but the suffix promises an image.
+    """
+    found = [name for offset, magic, name in SIGNATURES if header[offset : offset + len(magic)] == magic]
+    suffix = os.path.splitext(path)[1].lower()
+    if suffix in FORMAT_OF_SUFFIX:
+        found.append(FORMAT_OF_SUFFIX[suffix])
+    if not found:
+        if suffix in IMAGE_SUFFIXES:
+            raise ValueError("it is empty" if not header else "its content is that of no image")
+        raise NotAnImage
+    return [*found, "MPO"] if "JPEG" in found else found
+
+
+def probe(path):
+    """Shorter side in px and number of pages of an image file, without decoding its pixels.
+
+    Raises:
+        NotAnImage: It is none.
+        BROKEN_IMAGE: It is a broken one.
+    """
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise NotAnImage  # reading from a pipe would wait for ever
+    with open(path, "rb") as file:
+        header = file.read(HEADER)
+        formats = formats_of(header, path)
+        try:
+            with Image.open(file, formats=formats) as image:
+                return min(image.size), pages(image)
+        except BROKEN_IMAGE:
+            promised = os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES
+            if promised or set(formats) - WEAK - set(FORMAT_OF_SUFFIX.values()):
+                raise
+            raise NotAnImage from None
+
+
+def pages(image):
+    try:
+        return getattr(image, "n_frames", 1) if image.format in PAGED else 1
+    except BROKEN_IMAGE:  # in a later page, which is not used
+        return 1
+
+
+def upright(rgb, image):
+    """`rgb`, made of `image`, as the orientation tag means it to be seen; a tag that cannot be read is none."""
+    try:
+        turn = TURNS.get(image.getexif().get(ORIENTATION))
+    except Exception:  # metadata is free text to Pillow: there is no list of what damaged ones raise
+        return rgb
+    return rgb if turn is None else rgb.transpose(turn)
+
+
+def deep_grey(image):
+    """A grey image of 12 or 16 bits as 8-bit grey (65535 is 255), and the mask of its transparent pixels or None."""
+    values = np.asarray(image).astype(np.uint32)
+    tags = getattr(image, "tag_v2", {})
+    white = 4095 if tags.get(258) == (12,) else 65535  # bits per sample
+    grey = ((values * 255 + white // 2) // white).clip(0, 255).astype(np.uint8)
+    if tags.get(262) == 0:  # photometric interpretation: 0 is white
+        grey = 255 - grey
+    transparent = image.info.get("transparency")
+    return Image.fromarray(grey), None if transparent is None else Image.fromarray(values == transparent)
+
+
+def to_rgb(image, background=WHITE):
+    """An image of any of Pillow's modes as RGB; transparent pixels show the background.
+
+    Raises:
+        ValueError: Its pixels are numbers of unknown range.
+    """
+    if image.mode.startswith("I;16") or image.mode == "I" and image.format in ("PNG", "PPM"):
+        grey, transparent = deep_grey(image)
+        rgb = grey.convert("RGB")
+        if transparent is not None:
+            rgb.paste(background, mask=transparent)
+        return rgb
+    if image.mode in ("I", "F"):
+        raise ValueError(f"its pixels are 32-bit numbers of unknown range (mode {image.mode}): store 8 or 16 bits")
+    if image.mode in ("La", "RGBa"):  # colours multiplied by their opacity
+        image = image.convert({"La": "LA", "RGBa": "RGBA"}[image.mode])
+    if image.mode in ("LA", "PA", "RGBA") or image.mode in ("1", "L", "P", "RGB") and image.has_transparency_data:
+        image = image.convert("RGBA")
+        if image.getextrema()[3][0] < 255:
+            image = Image.alpha_composite(Image.new("RGBA", image.size, (*background, 255)), image)
+    return image.convert("RGB")
+
+
+def decode(image):
+    """Load an open image, and mend the transparent colour that Pillow leaves in the file's own bit depth."""
+    raw_mode = image.tile[0][3] if image.tile else ""
+    image.load()
+    transparent = image.info.get("transparency")
+    if image.format == "PNG" and image.mode == "L" and raw_mode in ("L;2", "L;4"):
+        if isinstance(transparent, int):
+            image.info["transparency"] = transparent * {"L;2": 85, "L;4": 17}[raw_mode]
+    elif image.mode == "RGB" and isinstance(transparent, tuple) and max(transparent) > 255:
+        image.info["transparency"] = tuple(value >> 8 for value in transparent)
+    return image
+
+
+def square(image):
+    """The middle square of a PIL image."""
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    return image.crop((left, top, left + side, top + side))
+
+
+def resize(image, side, mode="antialias"):
+    """A square PIL image at another size.
+
+    Args:
+        image: The image.
+        side: New side, px.
+        mode: `bilinear` blends the four nearest pixels, as published: the right one for generated images, since it
+            undoes the bilinear enlargement that the backbone has learned from. `antialias` averages over all pixels
+            when it shrinks: for photographs, which have detail to lose.
+    """
+    if image.width == side:
+        return image
+    if mode == "antialias":
+        return image.resize((side, side), Image.BILINEAR)
+    scale = image.width / side
+    return image.transform((side, side), Image.AFFINE, (scale, 0, 0, 0, scale, 0), Image.BILINEAR)
+
+
+def read_image(path, side, mode="antialias", background=WHITE, digests=None, index=0):
+    """An image file as RGB uint8 (side, side, 3): turned upright, cut to its middle square, resized if need be.
+
+    Args:
+        path: The file; of several pages the first is read.
+        side: Side, px.
+        mode: How it is resized, see `resize`.
+        background: Colour behind transparent pixels.
+        digests: uint8 (N, 32), whose row `index` becomes the SHA-256 of the file.
+
+    Raises:
+        NotAnImage, BROKEN_IMAGE: It cannot be read.
+    """
+    raw = Path(path).read_bytes()
+    if digests is not None:
+        digests[index] = np.frombuffer(hashlib.sha256(raw).digest(), np.uint8)
+    with Image.open(io.BytesIO(raw), formats=formats_of(raw[:HEADER], path)) as image:
+        rgb = upright(to_rgb(decode(image), background), image)
+        return np.asarray(resize(square(rgb), side, mode))
+
+
+def readable_images(paths, side, mode="antialias", background=WHITE, root="", digests=None):
+    """Image files as uint8 (N, side, side, 3), read in parallel, and which cannot be read: {index: path and reason}.
+
+    Args:
+        paths: The files, relative to `root`.
+        digests: Zeros uint8 (N, 32), which become the SHA-256 of every file that can be opened.
+    """
+    images = np.empty((len(paths), side, side, 3), np.uint8)
+    broken = {}
+
+    def read(i):
+        path = os.path.join(root, paths[i])
+        try:
+            images[i] = read_image(path, side, mode, background, digests, i)
+        except (NotAnImage, *BROKEN_IMAGE) as error:
+            broken[i] = f"{shown(path)} ({shown(error) or 'not an image'})"
+
+    in_chunks(read, len(paths))
+    return images, dict(sorted(broken.items()))
+
+
+def read_images(paths, side, mode="antialias"):
+    """Image files as uint8 (N, side, side, 3), read in parallel.
+
+    Raises:
+        UserError: Files that cannot be read; it lists the first ten.
+    """
+    images, broken = readable_images(paths, side, mode)
+    if broken:
+        raise UserError(f"{len(broken)} images cannot be read: {first_ten(broken.values())}")
+    return images
+
+
+def first_ten(texts, separator="; "):
+    texts = list(texts)
+    return separator.join(texts[:10]) + (f"{separator}and {len(texts) - 10} more" if len(texts) > 10 else "")
+
+
+def resize_images(images, side, mode="antialias"):
+    """Resize uint8 images (N, H, H, 3) to (N, side, side, 3), in parallel, by the same filter as `read_images`."""
+    if images.shape[1:3] == (side, side):
+        return images
+    resized = np.empty((len(images), side, side, 3), np.uint8)
+
+    def one(i):
+        resized[i] = np.asarray(resize(Image.fromarray(images[i]), side, mode))
+
+    in_chunks(one, len(images))
+    return resized
