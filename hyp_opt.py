@@ -230,8 +230,6 @@ def objective(trial, context):
     import numpy as np
     import optuna
 
-    from Search.studies import sign_of_life
-
     args, rungs = context.args, context.rungs()
     steps, scale, epoch = suggest(trial, context)
     trial.set_user_attr("saved_epoch", epoch)
@@ -241,7 +239,6 @@ def objective(trial, context):
         if not np.isfinite(logs["loss"]):
             raise optuna.TrialPruned("the classifier's loss is not finite")
         trial.report(logs["val_accuracy"], epoch + 1)
-        sign_of_life(trial)
         if trial.should_prune():
             raise optuna.TrialPruned
 
@@ -503,7 +500,7 @@ def run_study(args, spec, experiment, folder, epochs, address, started):
     from optuna.trial import TrialState
 
     from plots import experiment_pipeline_bars, search_plots
-    from Search.studies import FINISHED, delete_study, open_study, pruner, trials
+    from Search.studies import FINISHED, delete_study, open_study, pruner, shown_address, trials
 
     # The study
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # each trial has its own line here
@@ -517,7 +514,7 @@ def run_study(args, spec, experiment, folder, epochs, address, started):
     study = open_study(
         address, name, args.seed, pruner(args.pruner, args.epochs), args.optimize, folder.parent / "study"
     )
-    claim_study(study, study_settings(args, epochs), address)
+    claim_study(study, study_settings(args, epochs), shown_address(address))
     log_to(folder)
     if args.select_on == "test":
         log.warning("settings are chosen on TEST images, as published: the accuracies below are too good")
