@@ -11,7 +11,8 @@ from Experiment.errors import UserError
 from Experiment.files import read_json
 
 PACKAGES = ("tensorflow", "keras", "keras-cv", "optuna", "numpy")
-PASSWORD = re.compile(r"(?<=://)([^:/@?]*:).*(?=@)|((?:password|passwd)=)[^&\s]*", re.IGNORECASE)
+# In an address USER:password@HOST or ...?password=...: what stands before it, and the password.
+PASSWORD = re.compile(r"((?<=[^/]//)[^:/@?]*:|(?:password|passwd)=)(.*(?=@)|(?<==)[^&\s]*)", re.IGNORECASE)
 
 
 def describe_run(args, started, **facts):
@@ -52,7 +53,7 @@ def finished_run(record_file, args, free):
 
 def masked(text):
     """A text that may be the address of a database, with *** in place of its password."""
-    return PASSWORD.sub(lambda found: f"{found[1] or found[2]}***", text)
+    return PASSWORD.sub(r"\1***", text)
 
 
 def describe_arguments(args):

@@ -6,6 +6,7 @@ import re
 import sys
 import time
 from pathlib import Path
+from urllib.parse import unquote
 
 import optuna
 import sqlalchemy.exc
@@ -16,7 +17,7 @@ from optuna.trial import TrialState
 
 from Experiment.errors import UserError
 from Experiment.locks import locked
-from Experiment.records import masked
+from Experiment.records import PASSWORD, masked
 from Search.workers import GRACE, HEARTBEAT, retry, runs_here, signing, sweep_stale_trials, this_worker, trials
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
@@ -64,11 +65,9 @@ def shown_address(address):
 def without_password(error, address):
     """What an error of the database says, without the password of the address that led to it."""
     said = str(error).replace(address, shown_address(address))
-    with contextlib.suppress(sqlalchemy.exc.ArgumentError, ValueError):
-        url = sqlalchemy.make_url(address)
-        for secret in (url.password, url.query.get("password")):
-            if secret:
-                said = re.sub(rf"(?<!\w){re.escape(str(secret))}(?!\w)", "***", said)
+    secrets = [found[2] for found in PASSWORD.finditer(address)]
+    for secret in {*secrets, *map(unquote, secrets)} - {""}:
+        said = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", "***", said)
     return masked(said)
 
 

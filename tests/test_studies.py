@@ -453,7 +453,7 @@ SECRET = "s3cret-Word"
 
 @pytest.mark.parametrize("address", [
     f"postgresql+psycopg://opt:{SECRET}@127.0.0.1:1/optuna", f"nodatabase://opt:{SECRET}@host/optuna",
-    f"postgresql+psycopg://127.0.0.1:1/optuna?user=opt&password={SECRET}", f"postgres//opt://x:{SECRET}@host",
+    f"postgresql+psycopg://127.0.0.1:1/optuna?user=opt&password={SECRET}", f"postgres//opt:{SECRET}@host",
 ])  # fmt: skip
 def test_passwords_are_not_told(address, tmp_path, monkeypatch):
     def refuse(*args, **kwargs):
@@ -468,3 +468,12 @@ def test_passwords_are_not_told(address, tmp_path, monkeypatch):
         refuse()
     told += [str(opened.value), str(used.value)]
     assert not [text for text in told if SECRET in text] and all("***" in text for text in told)
+
+
+def test_a_password_is_not_told_however_it_is_written():
+    with (
+        pytest.raises(DatabaseError, match="refuses: no ... for opt. What") as told,
+        database_errors("x://opt:a%20b@h"),
+    ):
+        raise optuna.exceptions.StorageInternalError("no a b for opt")
+    assert "x://opt:***@h" in str(told.value)
