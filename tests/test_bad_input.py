@@ -299,8 +299,9 @@ def test_the_first_ten_broken_images_are_listed(bad, capsys, monkeypatch, tmp_pa
 def test_a_second_process_is_told_of_the_first(script, argv, folder, capsys, monkeypatch, tmp_path):
     lock = tmp_path / folder / ".lock"
     lock.parent.mkdir(parents=True)
+    for name, text in ((".lock.guard", ""), (".lock.holder", "process 77 on laptop")):
+        (lock.parent / name).write_text(text)
     with FileLock(lock):
-        (lock.parent / ".lock.holder").write_text("process 77 on laptop")
         assert f"process 77 on laptop is writing in {lock.parent}" in refused(
             script, argv, capsys, monkeypatch, tmp_path
         )
