@@ -83,7 +83,7 @@ def plan(args):
     Raises:
         UserError: The run cannot begin: other arguments, a missing epoch, another process at work.
     """
-    spec = dataset_spec(args.dataset, args.skip_broken)
+    spec = dataset_spec(args.dataset, args.skip_broken, args.resolution, args.background)
     experiment = Experiment(args.root, args.exp, spec.name)
     folder = experiment.part_dir(args.train_model)
     if finished_run(folder / "training.json", args, FREE):
@@ -168,7 +168,7 @@ def adapt(args, known=None):
         return known.folder
     spec, experiment, folder = known.spec, known.experiment, known.folder
     backbone = BACKBONES[args.backbone]
-    train = load_splits(spec, args.data_dir, args.seed).train  # uint8 (N, H, H, 3), int32 (N,)
+    train = load_splits(spec, args.data_dir, args.seed, None, experiment).train  # uint8 (N, H, H, 3), int32 (N,)
     check_batch_size(args, backbone.training[args.train_model]["batch_size"], len(train.labels))
     make_repeatable(args.seed, args.deterministic)
     with precision(args.precision, learns=True) as used:

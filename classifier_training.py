@@ -88,7 +88,7 @@ def plan(args):
     Raises:
         UserError: The run cannot begin: other arguments, broken results, another process at work.
     """
-    spec = dataset_spec(args.dataset, args.skip_broken)
+    spec = dataset_spec(args.dataset, args.skip_broken, args.resolution, args.background)
     experiment = Experiment(args.root, args.exp, spec.name)
     source, cardinality = (size_name(args.take * spec.unit), f"x{args.take}") if args.synthetic else ("real", "real")
     known = Plan(spec, experiment, source, cardinality, experiment.classifier_dir(args.classifier, source))
@@ -226,7 +226,7 @@ def train_classifier(args, known=None):
     spec, folder = known.spec, known.folder
     log.info("classifier %s on %s, %s images -> %s", args.classifier, spec.name, known.source, folder)
     make_repeatable(args.seed, args.deterministic)
-    splits = load_splits(spec, args.data_dir, args.seed, spec.resolution)
+    splits = load_splits(spec, args.data_dir, args.seed, spec.resolution, known.experiment)
     classifier = Classifier(args.classifier, spec.resolution, spec.num_classes)
     learns = args.train and not known.trained
     if learns:

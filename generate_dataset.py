@@ -113,7 +113,7 @@ class Plan:
 
 def plan(args):
     """Names and places of what is to be made."""
-    spec = dataset_spec(args.dataset, args.skip_broken)
+    spec = dataset_spec(args.dataset, args.skip_broken, args.resolution, args.background)
     experiment = Experiment(args.root, args.exp, spec.name)
     total = args.img_total or args.img_class * spec.num_classes
     name = f"{size_name(total)}Enc{args.enc_epoch}Dif{args.dif_epoch}Is{args.inf_steps}Ugs{args.ugs:g}"

@@ -153,7 +153,7 @@ def plan(args):
     Raises:
         UserError: The search cannot begin: there are no weights, or the results are broken.
     """
-    spec = dataset_spec(args.dataset, args.skip_broken)
+    spec = dataset_spec(args.dataset, args.skip_broken, args.resolution, args.background)
     experiment = Experiment(args.root, args.exp, spec.name)
     folder, weights = experiment.search_dir(args.train_model), experiment.part_dir(args.train_model)
     epochs = saved_epochs(weights)
@@ -190,7 +190,7 @@ def search(args, known=None):
     with database_errors(known.address):
         # A first search tells all that may be wrong with its input before it writes anything.
         new = args.optimize and not known.folder.exists()
-        ready = prepare(args, known.spec, known.epochs, known.epoch_files) if new else None
+        ready = prepare(args, known.spec, known.experiment, known.epochs, known.epoch_files) if new else None
         study = begin_study(args, known)
 
         def finished_trials():
@@ -203,7 +203,7 @@ def search(args, known=None):
             announce(args, known, study)
             best_file = known.folder / "best.json"
             if args.optimize and (finished_trials() < args.n_trials or not best_file.exists()):
-                splits, context = ready or prepare(args, known.spec, known.epochs, known.epoch_files)
+                splits, context = ready or prepare(args, known.spec, known.experiment, known.epochs, known.epoch_files)
                 if not run_budget(args, known, study, context):
                     return None
                 measure_best(args, known, study, context, splits.test, started)

@@ -1,51 +1,83 @@
-"""Which process may write where, and what killed processes leave behind."""
+"""Which process may write where, and what killed processes leave behind.
+
+Locks are the operating system's, by way of filelock: they end with their process, however it ends.
+"""
 
 import contextlib
+import functools
+import hashlib
 import os
 import platform
+import uuid
 from pathlib import Path
+
+import psutil
+from filelock import FileLock, Timeout
 
 from Experiment.errors import UserError
 
-CLAIMED = {}  # lock files of `claim`, held open
+CLAIMED = {}  # {lock file: held lock} of `claim`
+CLAIMING = 60  # s: longest wait for another process that is just claiming the same folder; it takes milliseconds
+
+
+@functools.cache
+def machine():
+    """The name of this machine: that of the host, and a hash that tells containers and hosts of one name apart.
+
+    Two processes with the same name see the same processes, so that one can judge by its number whether the other runs.
+    Containers differ by their network address or by the moment when their first process began.
+    """
+    address = uuid.getnode()
+    if address >> 40 & 1:
+        address = 0  # there is no network card: it is random, another one in every process
+    try:
+        first = process_start(1)
+    except psutil.Error:
+        first = None  # not for us to see
+    return f"{platform.node()}-{hashlib.sha256(f'{address} {first}'.encode()).hexdigest()[:8]}"
+
+
+def process_start(pid):
+    """Seconds from this machine's start to a process's, which no change of the clock moves; None if it is gone."""
+    try:
+        process = psutil.Process(pid)
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return None
+        return round(process.create_time() - psutil.boot_time(), 2)
+    except psutil.NoSuchProcess:
+        return None
 
 
 def partial_path(path):
     """The name beside `path` under which this process writes it until it is whole."""
-    return path.with_name(f".partial-{platform.node()}-{os.getpid()}-{path.name}")
+    return path.with_name(f".partial-{machine()}-{os.getpid()}-{path.name}")
 
 
 def is_running(pid):
     """Whether a process of this machine with that number, given as text, is there."""
     try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return False
-    except (ValueError, OverflowError, PermissionError):
-        pass  # no number of ours to judge by, or another user's process
-    return True
+        return psutil.pid_exists(int(pid))
+    except (ValueError, OverflowError):
+        return True  # no number to judge by
 
 
 def writer_is_gone(partial):
     """Whether a temporary file was left by a process of this machine that was killed."""
-    ours = f".partial-{platform.node()}-"
+    ours = f".partial-{machine()}-"
     return partial.name.startswith(ours) and not is_running(partial.name.removeprefix(ours).split("-")[0])
 
 
 @contextlib.contextmanager
 def locked(path):
     """Hold a lock that belongs to `path` (in a file beside it), waiting for whoever else holds it."""
-    import fcntl
-
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path.with_name(f".{path.name}.lock"), "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with FileLock(path.with_name(f".{path.name}.lock"), poll_interval=0.02):
         yield
 
 
 def claim(folder, part="", create=True):
-    """Make this process the only one that writes in a folder, or in a part of it, until it ends, however it ends.
+    """Make this process the only one that writes in a folder, or in a part of it, until `release` or its end.
 
     Parts may be claimed side by side, but not beside the whole. Temporary files that an earlier process left in the folder
     when it was killed are removed.
@@ -53,35 +85,68 @@ def claim(folder, part="", create=True):
     Args:
         folder: The folder; made where it is missing.
         part: Name of the part, empty for the whole.
-        create: Whether to claim what nobody has claimed before. If not, nothing is made: so it can be told of another
-            process at once, before the input is known to be good.
+        create: Whether to claim what nobody has claimed before. If not, nothing is made: this reports a running process
+            early, before the input is known to be good.
+
+    Returns:
+        Whether the claim is new, so that it is the caller's to release.
 
     Raises:
         UserError: Another process writes there.
     """
-    import fcntl
-
     folder = Path(folder)
-    lock = folder / f".lock{part}"
-    if lock in CLAIMED or not (create or lock.exists()):
-        return
+    whole, ours = folder / ".lock", folder / f".lock{part}"
+    if ours in CLAIMED or not (create or ours.exists()):
+        return False
     folder.mkdir(parents=True, exist_ok=True)
-    locks = {".lock": fcntl.LOCK_SH, f".lock{part}": fcntl.LOCK_EX}  # one and the same where it is the whole
-    with contextlib.ExitStack() as stack:
-        files = {folder / name: stack.enter_context(open(folder / name, "a+")) for name in locks}
-        for file, kind in zip(files.values(), locks.values()):
-            try:
-                fcntl.flock(file, kind | fcntl.LOCK_NB)
-            except BlockingIOError:
-                file.seek(0)
-                holder = file.read() or "another process"
-                raise UserError(f"{holder} is writing in {folder}: wait for it, or use another --exp.") from None
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {platform.node()}")
-            file.flush()
-        CLAIMED.update(files)
-        stack.pop_all()  # closing them would give the folder up
+    # Claims of one folder are made one after the other, so that each sees those before it.
+    with FileLock(folder / ".lock.guard", timeout=CLAIMING):
+        parts = sorted(lock for lock in folder.glob(".lock?*") if lock.suffix not in (".guard", ".holder"))
+        for lock in [whole] if part else parts:
+            take(lock).release()
+        CLAIMED[ours] = take(ours)
+        holder_file(ours).write_text(f"process {os.getpid()} on {platform.node()}")
     remove_partial_files(folder, of_dead_only=bool(part))
+    return True
+
+
+def holder_file(lock):
+    """Where the holder of a lock names itself: not in the lock file, which only its holder can read on Windows."""
+    return lock.with_name(f"{lock.name}.holder")
+
+
+def take(lock):
+    """The lock of a lock file, held. Raises a UserError that names the holder if another process holds it."""
+    held = FileLock(lock, blocking=False, thread_local=False)
+    try:
+        held.acquire()
+    except Timeout:
+        holder = "another process"
+        with contextlib.suppress(OSError):
+            holder = holder_file(lock).read_text() or holder
+        raise UserError(f"{holder} is writing in {lock.parent}: wait for it, or use another --exp.") from None
+    return held
+
+
+def release(folder, part=""):
+    """Give up what `claim` has claimed, if it is ours."""
+    lock = Path(folder) / f".lock{part}"
+    held = CLAIMED.pop(lock, None)
+    if held:
+        with contextlib.suppress(OSError):  # the folder may be gone
+            holder_file(lock).unlink()
+        held.release()
+
+
+@contextlib.contextmanager
+def claimed(folder, part=""):
+    """Hold the claim to a folder, or to a part of it, for a block. What was claimed before it stays so after it."""
+    new = claim(folder, part)
+    try:
+        yield
+    finally:
+        if new:
+            release(folder, part)
 
 
 def check_claims(path):

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -10,6 +11,8 @@ from Experiment.errors import UserError
 from Experiment.files import read_json
 
 PACKAGES = ("tensorflow", "keras", "keras-cv", "optuna", "numpy")
+# In an address USER:password@HOST or ...?password=...: what stands before it, and the password.
+PASSWORD = re.compile(r"((?<=[^/]//)[^:/@?]*:|(?:password|passwd)=)(.*(?=@)|(?<==)[^&\s]*)", re.IGNORECASE)
 
 
 def describe_run(args, started, **facts):
@@ -48,8 +51,15 @@ def finished_run(record_file, args, free):
     return True
 
 
+def masked(text):
+    """A text that may be the address of a database, with *** in place of its password."""
+    return PASSWORD.sub(r"\1***", text)
+
+
 def describe_arguments(args):
-    return {k: str(v) if isinstance(v, Path) else v for k, v in sorted(vars(args).items())}
+    """The arguments as JSON has them, without passwords."""
+    plain = {k: str(v) if isinstance(v, Path) else v for k, v in sorted(vars(args).items())}
+    return {k: masked(v) if k == "storage" and v else v for k, v in plain.items()}
 
 
 def fixed_arguments(args, free):

@@ -1,30 +1,30 @@
-"""Optuna studies that several processes share: storages, a total budget of trials, and trials whose worker died."""
+"""Optuna studies that several processes share: storages, samplers, pruners and a total budget of trials."""
 
 import contextlib
-import os
+import logging
 import re
-import socket
+import sys
 import time
-import warnings
 from pathlib import Path
+from urllib.parse import unquote
 
 import optuna
 import sqlalchemy.exc
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.samplers import BaseSampler, TPESampler
-from optuna.storages import RetryHeartbeatStaleTrialCallback
+from optuna.storages import journal
 from optuna.trial import TrialState
 
 from Experiment.errors import UserError
 from Experiment.locks import locked
+from Experiment.records import PASSWORD, masked
+from Search.workers import GRACE, HEARTBEAT, retry, runs_here, signing, sweep_stale_trials, this_worker, trials
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
-HEARTBEAT, GRACE = 30, 120  # s: between signs of life of a trial, and without one before it counts as dead
-RETRIES = 3  # of a trial whose worker died
+RANDOM_TRIALS = 10  # that a search begins with
 POLL = 2  # s: between looks at the trials of other workers
 
-# Heartbeats and retries are "experimental" in Optuna since 2.8: nothing that a user could act on.
-warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
-retry = RetryHeartbeatStaleTrialCallback(max_retry=RETRIES)
+log = logging.getLogger("experiment")
 
 
 class DatabaseError(UserError):
@@ -51,10 +51,24 @@ def database_errors(address):
         ]
         if not refused or isinstance(error, UserError):
             raise
-        said = " ".join(str(refused[-1]).split())[:300]
+        said = " ".join(without_password(refused[-1], address).split())[:300]
         raise DatabaseError(
-            f"--storage {address} refuses: {said}. What it has recorded is kept; run again when it is back."
+            f"--storage {shown_address(address)} refuses: {said}. What it has recorded is kept; run again when it is back."
         ) from None
+
+
+def shown_address(address):
+    """The address of a storage as it may be shown: without the password."""
+    return masked(address)
+
+
+def without_password(error, address):
+    """What an error of the database says, without the password of the address that led to it."""
+    said = str(error).replace(address, shown_address(address))
+    secrets = [found[2] for found in PASSWORD.finditer(address)]
+    for secret in {*secrets, *map(unquote, secrets)} - {""}:
+        said = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", "***", said)
+    return masked(said)
 
 
 class SurplusTrial(Exception):
@@ -65,31 +79,37 @@ class AddressedTPESampler(BaseSampler):
     """TPE whose randomness is a function of (seed, trial number), not of what this process has drawn before.
 
     So a search that is continued, or shared by several processes, neither repeats suggestions nor depends on where it
-    was interrupted.
+    was interrupted. The first RANDOM_TRIALS of the study are random, those that run at the same time included; where none
+    has finished yet there is nothing to learn from, and more are.
     """
 
     def __init__(self, seed):
         self.seed, self.number, self.sampler = seed, None, None
 
-    def of(self, trial):
+    def of(self, study, trial):
         if trial.number != self.number:
-            self.number, self.sampler = trial.number, TPESampler(seed=(self.seed + 1000003 * trial.number) % 2**32)
+            begun = sum(t.number < trial.number for t in trials(study, *FINISHED, TrialState.RUNNING))
+            self.sampler = TPESampler(
+                seed=(self.seed + 1000003 * trial.number) % 2**32,
+                n_startup_trials=RANDOM_TRIALS if begun < RANDOM_TRIALS else 1,
+            )
+            self.number = trial.number
         return self.sampler
 
     def infer_relative_search_space(self, study, trial):
-        return self.of(trial).infer_relative_search_space(study, trial)
+        return self.of(study, trial).infer_relative_search_space(study, trial)
 
     def sample_relative(self, study, trial, search_space):
-        return self.of(trial).sample_relative(study, trial, search_space)
+        return self.of(study, trial).sample_relative(study, trial, search_space)
 
     def sample_independent(self, study, trial, param_name, param_distribution):
-        return self.of(trial).sample_independent(study, trial, param_name, param_distribution)
+        return self.of(study, trial).sample_independent(study, trial, param_name, param_distribution)
 
     def before_trial(self, study, trial):
-        self.of(trial).before_trial(study, trial)
+        self.of(study, trial).before_trial(study, trial)
 
     def after_trial(self, study, trial, state, values):
-        self.of(trial).after_trial(study, trial, state, values)
+        self.of(study, trial).after_trial(study, trial, state, values)
 
 
 def pruner(name, epochs):
@@ -121,7 +141,8 @@ def check_address(address, create):
         try:
             sqlalchemy.make_url(address)
         except sqlalchemy.exc.ArgumentError as error:
-            raise UserError(f"--storage {address} cannot be opened: {error}") from None
+            said = without_password(error, address)
+            raise UserError(f"--storage {shown_address(address)} cannot be opened: {said}") from None
     file = re.match(r"(?:journal:|sqlite:///)(.+)", address)
     if file and not create and not Path(file[1]).expanduser().exists():
         raise UserError(f"there is no study to report, for there is no file {file[1]}: run with --optimize.")
@@ -136,7 +157,9 @@ def open_storage(address):
     if address.startswith("journal:"):
         file = Path(address.removeprefix("journal:")).expanduser().resolve()
         file.parent.mkdir(parents=True, exist_ok=True)
-        return optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(file)))
+        # Symbolic links, which lock on old NFS too, are not for everybody to make on Windows.
+        lock = journal.JournalFileOpenLock if sys.platform == "win32" else journal.JournalFileSymlinkLock
+        return optuna.storages.JournalStorage(journal.JournalFileBackend(str(file), lock_obj=lock(str(file))))
     if address.startswith("sqlite:///"):
         Path(address.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -149,13 +172,16 @@ def open_storage(address):
         )
     except ImportError as error:
         hint = ' (pip install "psycopg[binary]")' if "psycopg" in str(error) else ""
-        raise UserError(f"--storage {address} needs a package that is not installed: {error}{hint}") from None
+        raise UserError(
+            f"--storage {shown_address(address)} needs a package that is not installed: {error}{hint}"
+        ) from None
     # What a database or its driver raises has no common type but Exception.
     except Exception as error:
         # The general class, which is none of its subclasses: the file is damaged, or no database. It stays so.
         passing = isinstance(error, sqlalchemy.exc.DBAPIError) and type(error) is not sqlalchemy.exc.DatabaseError
         kind = DatabaseError if passing else UserError
-        raise kind(f"--storage {address} cannot be opened: {error}") from None
+        said = without_password(error, address)
+        raise kind(f"--storage {shown_address(address)} cannot be opened: {said}") from None
 
 
 def open_study(address, name, seed, study_pruner, create, lock_file):
@@ -173,7 +199,9 @@ def open_study(address, name, seed, study_pruner, create, lock_file):
             try:
                 storage = open_storage(address)
                 if not create and name not in optuna.get_all_study_names(storage=storage):
-                    raise UserError(f"there is no study {name} in {address} to report: run with --optimize.")
+                    raise UserError(
+                        f"there is no study {name} in {shown_address(address)} to report: run with --optimize."
+                    )
                 study = optuna.create_study(
                     study_name=name,
                     storage=storage,
@@ -189,7 +217,7 @@ def open_study(address, name, seed, study_pruner, create, lock_file):
                     raise
                 time.sleep(1 + attempt)
             except (LookupError, ValueError, TypeError, AttributeError) as error:
-                raise UserError(f"the study {name} in {address} is damaged: {error}") from None
+                raise UserError(f"the study {name} in {shown_address(address)} is damaged: {error}") from None
 
 
 def delete_study(address, name, lock_file):
@@ -204,55 +232,14 @@ def delete_study(address, name, lock_file):
             return 0
         study = optuna.load_study(study_name=name, storage=storage)
         for trial in trials(study, TrialState.RUNNING):
-            worker = trial.user_attrs.get("worker", {})
-            if worker.get("host") == socket.gethostname() and process_start(worker["pid"]) == worker["started"]:
+            worker = trial.user_attrs.get("worker")
+            if runs_here(worker):
                 raise UserError(
                     f"process {worker['pid']} is at trial {trial.number} of the study {name}: stop it first."
                 )
         count = len(trials(study))
         optuna.delete_study(study_name=name, storage=storage)
         return count
-
-
-def trials(study, *states):
-    return study.get_trials(deepcopy=False, states=states or None)
-
-
-def this_worker():
-    return {"host": socket.gethostname(), "pid": os.getpid(), "started": process_start(os.getpid())}
-
-
-def process_start(pid):
-    """When a process of this machine began, in the kernel's ticks; None where there is no such process (or no /proc)."""
-    try:
-        return int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19])
-    except (OSError, IndexError):
-        return None
-
-
-def sign_of_life(trial):
-    """Note that a trial's worker is alive: for storages that have no heartbeat of their own."""
-    trial.set_user_attr("alive", time.time())
-
-
-def sweep_stale_trials(study):
-    """Give trials whose worker died back: they fail, and are repeated with the same settings.
-
-    A worker of this machine is dead if its process is gone; one of another if neither the storage's heartbeat nor
-    `sign_of_life` was heard for long.
-    """
-    optuna.storages.fail_stale_trials(study)
-    for trial in trials(study, TrialState.RUNNING):
-        worker = trial.user_attrs.get("worker")
-        began = trial.datetime_start.timestamp() if trial.datetime_start else time.time()
-        if worker and worker["host"] == socket.gethostname():
-            dead = process_start(worker["pid"]) != worker["started"]
-        else:
-            dead = time.time() - trial.user_attrs.get("alive", began) > 5 * GRACE
-        if dead and time.time() - began > POLL:  # one repeated just now still names the worker that died
-            with contextlib.suppress(ValueError):  # another worker has told it just now
-                study.tell(trial.number, state=TrialState.FAIL)
-                retry(study, study.trials[trial.number])
 
 
 def run_trials(study, objective, budget, timeout=None, on_trial=None):
@@ -266,22 +253,47 @@ def run_trials(study, objective, budget, timeout=None, on_trial=None):
     Returns:
         Whether the budget is complete.
     """
-    started = time.time()
+    started, seen = time.monotonic(), {}
 
     def within_budget(trial):
         trial.set_user_attr("worker", this_worker())
         before = [t for t in trials(study, *FINISHED, TrialState.RUNNING) if t.number < trial.number]
         if len(before) >= budget:
             raise SurplusTrial
-        return objective(trial)
+        with signing(study, trial):
+            return objective(trial)
 
     callbacks = [lambda study, trial: trial.state in FINISHED and on_trial and on_trial(study, trial)]
-    while timeout is None or time.time() - started < timeout:
-        sweep_stale_trials(study)
+    while timeout is None or time.monotonic() - started < timeout:
+        sweep_stale_trials(study, seen)
         if len(trials(study, *FINISHED)) >= budget:
             return True
         if len(trials(study, *FINISHED, TrialState.RUNNING)) >= budget:
             time.sleep(POLL)  # the last ones are others' work, and come back to us if their workers die
             continue
-        study.optimize(within_budget, n_trials=1, catch=(SurplusTrial,), callbacks=callbacks)
+        run_one_trial(study, within_budget, callbacks)
     return len(trials(study, *FINISHED)) >= budget
+
+
+def run_one_trial(study, objective, callbacks):
+    """Run one trial. It is none of our business any more if another worker, to whom ours seemed dead, took it away."""
+    number, raised = None, None
+
+    def noted(trial):
+        nonlocal number, raised
+        number = trial.number
+        try:
+            return objective(trial)
+        except BaseException as error:
+            raised = error
+            raise
+
+    try:
+        study.optimize(noted, n_trials=1, catch=(SurplusTrial,), callbacks=callbacks)
+    except (ValueError, AssertionError, UpdateFinishedTrialError) as error:
+        # Optuna 5.0.0 raises any of these when it is to tell the result of a trial that has failed already.
+        if error is raised or number is None or study.trials[number].state is not TrialState.FAIL:
+            raise
+        if not isinstance(raised, (UpdateFinishedTrialError, optuna.TrialPruned, SurplusTrial, type(None))):
+            raise raised from None
+        log.warning("trial %d was silent for too long and has been given to another worker", number)

@@ -18,7 +18,7 @@ from Models.backbones import BACKBONES
 from Models.classifier import Classifier
 from Models.runtime import make_repeatable, precision
 from Models.sampler import block_size, generate_images
-from Search.studies import sign_of_life, trials
+from Search.studies import shown_address, trials
 
 log = logging.getLogger("experiment")
 
@@ -109,17 +109,18 @@ class Context:
         return history
 
 
-def prepare(args, spec, epochs, epoch_files):
+def prepare(args, spec, experiment, epochs, epoch_files):
     """The dataset's splits, and what the trials share.
 
     Args:
         args: The script's arguments.
         spec: The dataset's.
+        experiment: Where everything lies.
         epochs: {epoch: file} of what is searched.
         epoch_files: Files of the epochs that stay as they are, for `load_diffusion`.
     """
     make_repeatable(args.seed, args.deterministic)
-    splits = load_splits(spec, args.data_dir, args.seed, spec.resolution)
+    splits = load_splits(spec, args.data_dir, args.seed, spec.resolution, experiment)
     classifier = Classifier(args.classifier, spec.resolution, spec.num_classes)
     backbone = BACKBONES[args.backbone]
     with precision(args.precision):
@@ -159,7 +160,6 @@ def objective(trial, context):
         if not np.isfinite(logs["loss"]):
             raise optuna.TrialPruned("the classifier's loss is not finite")
         trial.report(logs["val_accuracy"], epoch + 1)
-        sign_of_life(trial)
         if trial.should_prune():
             raise optuna.TrialPruned
 
@@ -193,7 +193,9 @@ def claim_study(study, args, epochs, address):
     before = study.user_attrs.get("settings", {})
     shown = ", ".join(f"{k} {before[k]} (now {v})" for k, v in settings.items() if k in before and before[k] != v)
     if shown and trials(study):
-        raise UserError(f"the study {study.study_name} in {address} has other settings: {shown}. Use another --exp.")
+        raise UserError(
+            f"the study {study.study_name} in {shown_address(address)} has other settings: {shown}. Use another --exp."
+        )
     study.set_user_attr("settings", settings)
 
 

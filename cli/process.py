@@ -10,7 +10,7 @@ from pathlib import Path
 
 from cli.startup import import_keras
 from Experiment.errors import UserError
-from Experiment.locks import claim
+from Experiment.locks import claimed
 
 log = logging.getLogger("experiment")
 
@@ -60,8 +60,7 @@ def telling_what_is_saved(saved):
 @contextlib.contextmanager
 def writing_in(folder, part="", saved=lambda: "nothing is lost that was saved before"):
     """Claim the run's folder, or a part of it, and log there. To be entered when all input has been found good."""
-    claim(folder, part)
-    with logging_to(folder), telling_what_is_saved(saved):
+    with claimed(folder, part), logging_to(folder), telling_what_is_saved(saved):
         yield
 
 

@@ -1,7 +1,6 @@
 """The pretrained parts: their files, and the mini backbone that is shipped."""
 
 import hashlib
-import platform
 from pathlib import Path
 
 import keras
@@ -11,6 +10,7 @@ import pytest
 from Data.loaders import load_splits, resize_images
 from Data.registry import DATASETS
 from Experiment.errors import UserError
+from Experiment.locks import machine
 from Models.backbones import BACKBONES, MINI_WEIGHTS
 from Models.runtime import precision
 from Models.weight_files import UNTRAINED, PublishedFile
@@ -47,7 +47,7 @@ def test_weights_dir_is_never_downloaded_into(tmp_path, monkeypatch):
 
 
 def test_a_missing_file_is_downloaded(cache, monkeypatch):
-    left = cache / f".partial-{platform.node()}-{2**22 + 1}-unet.h5"  # of a download that was killed
+    left = cache / f".partial-{machine()}-{2**22 + 1}-unet.h5"  # of a download that was killed
     left.parent.mkdir(parents=True, exist_ok=True)
     left.write_bytes(b"publ")
 

@@ -1,6 +1,5 @@
 """What users get wrong, through each script's own command line: one line on stderr, exit code 2, nothing written."""
 
-import fcntl
 import importlib
 import shutil
 import sys
@@ -9,6 +8,7 @@ import zlib
 import h5py
 import numpy as np
 import pytest
+from filelock import FileLock
 from PIL import Image
 
 from cli import process
@@ -302,10 +302,9 @@ def test_the_first_ten_broken_images_are_listed(bad, capsys, monkeypatch, tmp_pa
 def test_a_second_process_is_told_of_the_first(script, argv, folder, capsys, monkeypatch, tmp_path):
     lock = tmp_path / folder / ".lock"
     lock.parent.mkdir(parents=True)
-    with open(lock, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        file.write("process 77 on laptop")
-        file.flush()
+    for name, text in ((".lock.guard", ""), (".lock.holder", "process 77 on laptop")):
+        (lock.parent / name).write_text(text)
+    with FileLock(lock):
         assert f"process 77 on laptop is writing in {lock.parent}" in refused(
             script, argv, capsys, monkeypatch, tmp_path
         )

@@ -1,5 +1,6 @@
 """Paths, names, records, safe writing and addressed randomness."""
 
+import ast
 import json
 import os
 import platform
@@ -14,7 +15,7 @@ import pytest
 
 from Experiment.errors import UserError
 from Experiment.files import atomic_path, file_hash, merge_json, read_json, write_csv, write_json
-from Experiment.locks import claim
+from Experiment.locks import claim, claimed, machine, process_start, release
 from Experiment.paths import PUBLISHED_CAS, PUBLISHED_PIPELINE, REPOSITORY, Experiment, size_from_name, size_name
 from Experiment.randomness import STREAMS, random_stream
 from Experiment.records import describe_run, finished_run
@@ -88,7 +89,7 @@ def test_atomic_path_replaces_only_when_the_block_succeeds(tmp_path):
 def test_what_a_killed_process_was_writing_is_removed_by_the_next_writer(tmp_path):
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
-    host, name = platform.node(), "weights.h5"
+    host, name = machine(), "weights.h5"
     dead = tmp_path / f".partial-{host}-{ended.pid}-{name}"
     others = [tmp_path / f".partial-{host}-{os.getppid()}-{name}", tmp_path / f".partial-elsewhere-{ended.pid}-{name}",
               tmp_path / f".partial-{host}-{ended.pid}-other.h5"]  # alive, of another machine, another file  # fmt: skip
@@ -218,10 +219,7 @@ def claiming(*arguments):
 def test_parts_of_a_folder_have_writers_side_by_side_but_not_beside_the_whole(tmp_path):
     folder = tmp_path / "run"
     shard = claiming(folder, "-1-of-2")
-    alive, dead = (
-        folder / f".partial-{platform.node()}-{shard.pid}-a",
-        folder / f".partial-{platform.node()}-{2**22 + 1}-b",
-    )
+    alive, dead = (folder / f".partial-{machine()}-{shard.pid}-a", folder / f".partial-{machine()}-{2**22 + 1}-b")
     for path in (alive, dead):
         path.write_bytes(b"half")
     other = claiming(folder, "-2-of-2")
@@ -263,3 +261,141 @@ def test_a_folder_has_one_writer_until_that_ends(tmp_path):
     claim(tmp_path / "run")
     claim(tmp_path / "run")  # it is ours
     assert not any(path.exists() for path in left)
+
+
+def test_a_claim_ends_with_its_block(tmp_path):
+    with claimed(tmp_path / "run", "-1-of-2"):
+        with pytest.raises(UserError, match=f"process {os.getpid()} on {platform.node()} is writing in"):
+            claim(tmp_path / "run")
+        write_json(tmp_path / "run/a.json", {})
+    claiming(tmp_path / "run").kill()  # another process may have it now
+    with pytest.raises(ZeroDivisionError), claimed(tmp_path / "other"):
+        raise ZeroDivisionError
+    shutil.rmtree(tmp_path / "other")
+    write_json(tmp_path / "other/a.json", {})  # it is no claimed folder any more
+
+
+def test_a_block_leaves_what_was_claimed_before_it(tmp_path):
+    claim(tmp_path)
+    with claimed(tmp_path):
+        pass
+    code = "from Experiment import locks; locks.claim(__import__('sys').argv[1])"
+    second = subprocess.run([sys.executable, "-c", code, tmp_path], cwd=REPOSITORY, capture_output=True, text=True)
+    assert f"process {os.getpid()} on" in second.stderr
+    release(tmp_path)
+    release(tmp_path)
+    assert subprocess.run([sys.executable, "-c", code, tmp_path], cwd=REPOSITORY).returncode == 0
+
+
+def test_nothing_is_made_where_nothing_is_to_be_created(tmp_path):
+    assert not claim(tmp_path / "run", create=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_containers_of_one_name_are_told_apart(tmp_path, monkeypatch):
+    names = set()
+    for first_process, address in ((0.25, 2), (1462.15, 2), (0.25, 4), (None, 2), (0.25, 2)):
+        monkeypatch.setattr("Experiment.locks.process_start", lambda pid, began=first_process: began)
+        monkeypatch.setattr("uuid.getnode", lambda address=address: address)
+        machine.cache_clear()
+        names.add(machine())
+    machine.cache_clear()
+    assert len(names) == 4 and all(name.startswith(platform.node()) for name in names)
+    theirs = tmp_path / f".partial-{min(names)}-{2**22 + 1}-a.json"  # of a process that we cannot see
+    theirs.write_text("half")
+    write_json(tmp_path / "a.json", {})
+    assert theirs.exists()
+
+
+def test_random_addresses_do_not_name_a_machine(monkeypatch):
+    monkeypatch.setattr("uuid.getnode", lambda: 1 << 40 | int.from_bytes(os.urandom(4)))
+    names = [machine.__wrapped__() for _ in range(3)]
+    assert len(set(names)) == 1
+
+
+def test_when_a_process_began():
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    assert process_start(child.pid) == process_start(child.pid) > process_start(os.getpid())
+    child.communicate(b"\n")
+    assert process_start(child.pid) is None
+
+
+def test_an_ended_process_that_nobody_waits_for_is_gone():
+    child = subprocess.Popen([sys.executable, "-c", ""], stdout=subprocess.PIPE)
+    child.stdout.read()
+    for _ in range(1000):
+        if process_start(child.pid) is None:
+            break
+    child.wait()
+    assert process_start(child.pid) is None
+
+
+LINUX_ONLY = {"Models/runtime.py": {"/proc/"}}  # known, and to go
+
+
+def system_parts(source):
+    """What a module has that not every system has: imports, files below /proc, signal 0."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        names += [node.module] if isinstance(node, ast.ImportFrom) else []
+        found |= {"fcntl", "msvcrt", "resource", "pwd", "grp", "termios"} & set(names)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and "/proc/" in node.value:
+            found.add("/proc/")
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "os.kill":
+            found.add("os.kill")
+    return found
+
+
+def test_no_module_needs_what_only_some_systems_have():
+    modules = [path for path in REPOSITORY.rglob("*.py") if not path.is_relative_to(REPOSITORY / ".venv")]
+    names = [path.relative_to(REPOSITORY) for path in modules if not path.name.startswith(".")]
+    names = [name for name in names if name.parts[0] not in ("tests", "bench", "parity") and name.parts[0][0] != "."]
+    assert {"hyp_opt.py", "Experiment/locks.py", "Search/studies.py"} <= {name.as_posix() for name in names}
+    found = {name.as_posix(): system_parts((REPOSITORY / name).read_text()) for name in names}
+    assert {name: parts for name, parts in found.items() if parts} == LINUX_ONLY
+
+
+def test_locks_work_where_fcntl_and_proc_are_hidden(tmp_path):
+    """Our modules in a process in which they cannot import fcntl nor open anything below /proc."""
+    code = """
+import builtins, sys, pathlib
+import filelock, psutil
+ours = str(pathlib.Path.cwd())
+def from_us(frame):
+    return frame.f_code.co_filename.startswith(ours) and "site-packages" not in frame.f_code.co_filename
+really_import, really_open = builtins.__import__, builtins.open
+def checked_import(name, *args, **kwargs):
+    assert not (name in ("fcntl", "msvcrt", "resource") and from_us(sys._getframe(1))), name
+    return really_import(name, *args, **kwargs)
+def checked_open(file, *args, **kwargs):
+    assert not (str(file).startswith("/proc") and from_us(sys._getframe(1))), file
+    return really_open(file, *args, **kwargs)
+builtins.__import__, builtins.open = checked_import, checked_open
+from Experiment.files import merge_json
+from Experiment.locks import claimed
+from Search.studies import delete_study, open_study, pruner, run_trials
+address, lock = f"journal:{sys.argv[1]}/study.log", sys.argv[1] + "/study"
+study = open_study(address, "s", 1, pruner("none", 1), True, lock)
+run_trials(study, lambda trial: 1.0, 1)
+assert delete_study(address, "s", lock) == 1
+with claimed(sys.argv[1], "-1-of-2"):
+    merge_json(sys.argv[1] + "/a.json", {"a": 1})
+"""
+    done = subprocess.run([sys.executable, "-c", code, tmp_path], cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("address, shown", [
+    ("postgresql+psycopg://opt:se:cr/et@host:5432/optuna", "postgresql+psycopg://opt:***@host:5432/optuna"),
+    ("postgresql://opt:s@cret@host/optuna", "postgresql://opt:***@host/optuna"),
+    ("postgresql://:secret@host/optuna", "postgresql://:***@host/optuna"),
+    ("postgresql://host/optuna?user=opt&password=secret&sslmode=require",
+     "postgresql://host/optuna?user=opt&password=***&sslmode=require"),
+    ("postgresql://opt@host/optuna", "postgresql://opt@host/optuna"),
+    ("postgresql://host:5432/optuna", "postgresql://host:5432/optuna"),
+    ("sqlite:///out/study.db", "sqlite:///out/study.db"), ("journal:a@b/study.log", "journal:a@b/study.log"),
+])  # fmt: skip
+def test_records_hold_no_passwords(address, shown):
+    record = describe_run(Namespace(storage=address, root=Path("/out"), seed=5, exp=None), started=0)
+    assert record["arguments"] == {"exp": None, "root": str(Path("/out")), "seed": 5, "storage": shown}

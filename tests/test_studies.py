@@ -4,26 +4,33 @@ import os
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import optuna
+import psutil
 import pytest
 import sqlalchemy.exc
 from optuna.trial import TrialState
 
 from Experiment.errors import UserError
+from Experiment.locks import machine
+from Search import studies, workers
 from Search.studies import (
+    RANDOM_TRIALS,
     DatabaseError,
+    check_address,
     database_errors,
     delete_study,
     open_storage,
     open_study,
     pruner,
     run_trials,
-    sweep_stale_trials,
+    shown_address,
     trials,
 )  # fmt: skip
+from Search.workers import GRACE, retry, runs_here, signing, sweep_stale_trials, this_worker
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 WORKER = """
@@ -122,8 +129,7 @@ def test_a_killed_workers_trial_is_repeated(address, tmp_path):
     while not any(t.params and "worker" in t.user_attrs for t in trials(study, TrialState.RUNNING)):
         assert victim.poll() is None and time.time() < deadline
         time.sleep(0.1)
-    time.sleep(2.5)
-    sweep_stale_trials(study)
+    sweep_stale_trials(study, {})
     assert len(trials(study, TrialState.RUNNING)) == 1  # its worker lives
     victim.kill()
     victim.wait()
@@ -133,15 +139,202 @@ def test_a_killed_workers_trial_is_repeated(address, tmp_path):
     assert trials(study)[1].params == trials(study)[0].params
 
 
-def test_silence_of_another_host_counts_as_death(tmp_path):
+class Clock:
+    """An observer's own clock."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+def trial_elsewhere(study, alive):
+    """A running trial of a worker on another machine that signed at a moment of that machine's clock."""
+    trial = study.ask()
+    trial.set_user_attr("worker", {"host": "elsewhere", "pid": os.getpid(), "started": 1})
+    trial.set_user_attr("alive", alive)
+    return trial
+
+
+def states(study):
+    return [t.state.name for t in trials(study)]
+
+
+@pytest.mark.parametrize("skew", [0, -8 * 3600, 8 * 3600])
+def test_a_worker_elsewhere_is_dead_if_it_signs_no_more_whatever_its_clock_says(skew, tmp_path):
     study = new_study(f"journal:{tmp_path}/study.log", tmp_path)
-    for alive in (time.time(), time.time() - 3600):
-        trial = study.ask()
-        trial.set_user_attr("worker", {"host": "elsewhere", "pid": os.getpid(), "started": 1})
-        trial.set_user_attr("alive", alive)
-    time.sleep(2.1)
-    sweep_stale_trials(study)
-    assert [t.state.name for t in trials(study)] == ["RUNNING", "FAIL", "WAITING"]
+    signs, silent = (trial_elsewhere(study, time.time() + skew) for _ in range(2))
+    seen, clock = {}, Clock()
+    for _ in range(3):
+        sweep_stale_trials(study, seen, clock)
+        assert states(study) == ["RUNNING", "RUNNING"]
+        clock.now += GRACE / 3
+        signs.set_user_attr("alive", time.time() + skew)
+    clock.now += 1
+    sweep_stale_trials(study, seen, clock)
+    assert states(study) == ["RUNNING", "FAIL", "WAITING"]
+    assert not set(trials(study)[2].user_attrs) & {"worker", "alive"}
+    assert trials(study)[2].system_attrs["failed_trial"] == silent.number
+
+
+def test_a_first_look_declares_nobody_dead(tmp_path):
+    study = new_study(f"journal:{tmp_path}/study.log", tmp_path)
+    trial_elsewhere(study, time.time() - 86400)
+    sweep_stale_trials(study, {})
+    assert states(study) == ["RUNNING"]
+
+
+def test_a_database_trusts_its_heartbeats_alone(tmp_path):
+    study = new_study(f"sqlite:///{tmp_path}/study.db", tmp_path)
+    trial = trial_elsewhere(study, 0)
+    study._storage.record_heartbeat(trial._trial_id)
+    seen, clock = {}, Clock()
+    for _ in range(3):  # hours between its reports
+        sweep_stale_trials(study, seen, clock)
+        clock.now += 100 * GRACE
+    assert states(study) == ["RUNNING"]
+    with sqlite3.connect(tmp_path / "study.db") as database:
+        database.execute(f"UPDATE trial_heartbeats SET heartbeat = datetime('now', '-{GRACE + 60} seconds')")
+    sweep_stale_trials(study, seen, clock)
+    assert states(study) == ["FAIL", "WAITING"]
+
+
+def test_a_worker_that_died_before_it_named_itself_is_noticed(address, tmp_path):
+    study = new_study(address, tmp_path)
+    study.ask()
+    seen, clock = {}, Clock()
+    sweep_stale_trials(study, seen, clock)
+    assert states(study) == ["RUNNING"]
+    clock.now += GRACE + 1
+    sweep_stale_trials(study, seen, clock)
+    assert states(study) == ["FAIL", "WAITING"]
+
+
+def test_a_repeated_trial_does_not_bear_the_name_of_the_dead(address, tmp_path):
+    study = new_study(address, tmp_path)
+    trial = study.ask()
+    trial.suggest_float("x", 0, 1)
+    trial.set_user_attr("worker", this_worker() | {"pid": 2**22 + 1})
+    trial.set_user_attr("saved_epoch", 3)
+    sweep_stale_trials(study, {})
+    again = study.ask()  # has begun, and has not named itself yet
+    sweep_stale_trials(study, {})
+    assert states(study) == ["FAIL", "RUNNING"]
+    assert again.params == trial.params and again.user_attrs == {"saved_epoch": 3}
+
+
+def test_a_silent_objective_is_signed_by_a_thread(tmp_path, monkeypatch):
+    monkeypatch.setattr(workers, "HEARTBEAT", 0.02)
+    study = new_study(f"journal:{tmp_path}/study.log", tmp_path)
+    signs = set()
+
+    def silent(trial):
+        while len(signs) < 4:
+            signs.add(trials(study)[0].user_attrs.get("alive"))
+            time.sleep(0.005)
+        return 0.0
+
+    assert run_trials(study, silent, 1)
+    assert None not in signs and not [t for t in threading.enumerate() if t.name == "sign of life"]
+
+
+def test_a_database_needs_no_signatures(tmp_path):
+    study = new_study(f"sqlite:///{tmp_path}/study.db", tmp_path)
+    run_trials(study, square, 1)
+    assert set(trials(study)[0].user_attrs) == {"worker"}
+
+
+def test_signing_outlives_an_error_and_ends_with_the_trial(tmp_path, monkeypatch):
+    monkeypatch.setattr(workers, "HEARTBEAT", 0.01)
+    study = new_study(f"journal:{tmp_path}/study.log", tmp_path)
+    trial, calls = study.ask(), []
+    errors = iter([None, OSError("disk full"), None, optuna.exceptions.UpdateFinishedTrialError()])
+
+    def failing(trial):
+        calls.append(trial)
+        if error := next(errors):
+            raise error
+
+    monkeypatch.setattr(workers, "sign_of_life", failing)
+    with signing(study, trial):
+        (thread,) = [t for t in threading.enumerate() if t.name == "sign of life"]
+        thread.join(10)
+        assert not thread.is_alive() and len(calls) == 4
+
+
+def test_who_runs_here():
+    mine = this_worker()
+    assert mine["host"] == machine() and runs_here(mine)
+    assert runs_here(mine | {"pid": 2**22 + 1}) is False
+    assert runs_here(mine | {"started": mine["started"] - 5}) is False  # another process of the same number
+    assert runs_here(mine | {"host": "elsewhere"}) is None and runs_here(None) is None
+    assert runs_here({"host": "laptop", "pid": 1, "started": 12345}) is None  # as earlier versions wrote it
+
+
+def test_a_process_whose_start_is_hidden_counts_as_running(monkeypatch):
+    mine = this_worker()
+
+    def denied(pid):
+        raise psutil.AccessDenied(pid)
+
+    monkeypatch.setattr(workers, "process_start", denied)
+    assert runs_here(mine)
+
+
+def given_away(study, number):
+    """What a sweep of another host does."""
+    study.tell(number, state=TrialState.FAIL)
+    retry(study, study.trials[number])
+
+
+@pytest.mark.parametrize("ends", ["report", "value", "prune", "attribute"])
+def test_a_worker_goes_on_when_its_trial_was_given_away(ends, address, tmp_path):
+    study, other = new_study(address, tmp_path), new_study(address, tmp_path)
+    done = []
+
+    def objective(trial):
+        x = trial.suggest_float("x", 0, 1)
+        if trial.number == 1:
+            given_away(other, 1)
+            if ends == "report":
+                trial.report(x, 1)
+            if ends == "attribute":
+                trial.set_user_attr("saved_epoch", 1)
+            if ends == "prune":
+                raise optuna.TrialPruned
+        return x
+
+    assert run_trials(study, objective, 3, on_trial=lambda study, trial: done.append(trial.number))
+    assert states(study) == ["COMPLETE", "FAIL", "COMPLETE", "COMPLETE"] and done == [0, 2, 3]
+    assert trials(study)[2].params == trials(study)[1].params
+
+
+@pytest.mark.parametrize("error", [ValueError, ZeroDivisionError, KeyboardInterrupt])
+@pytest.mark.parametrize("lost", [False, True])
+def test_errors_of_the_objective_come_through(error, lost, address, tmp_path):
+    study, other = new_study(address, tmp_path), new_study(address, tmp_path)
+
+    def objective(trial):
+        if lost:
+            given_away(other, trial.number)
+        raise error("mine")
+
+    with pytest.raises(error, match="mine"):
+        run_trials(study, objective, 1)
+
+
+def test_a_process_whose_trial_was_given_away_goes_on(address, tmp_path):
+    process = worker(address, tmp_path, 2, 1)
+    study = new_study(address, tmp_path)
+    deadline = time.time() + 60
+    while not any(t.params for t in trials(study, TrialState.RUNNING)):
+        assert process.poll() is None and time.time() < deadline
+        time.sleep(0.05)
+    (number,) = [t.number for t in trials(study, TrialState.RUNNING)]
+    given_away(study, number)
+    assert process.wait(60) == 0, process.stderr.read()
+    assert sorted(states(study)) == ["COMPLETE", "COMPLETE", "FAIL"]
 
 
 def test_storages_that_cannot_be_opened(tmp_path):
@@ -178,7 +371,8 @@ def test_a_study_is_deleted_unless_someone_is_at_it(address, tmp_path):
     while not trials(new_study(address, tmp_path), TrialState.RUNNING):
         assert at_it.poll() is None
         time.sleep(0.1)
-    time.sleep(0.5)  # it names itself within its trial
+    while not trials(new_study(address, tmp_path), TrialState.RUNNING)[0].user_attrs.get("worker"):
+        time.sleep(0.1)
     with pytest.raises(UserError, match=f"process {at_it.pid} is at trial 0"):
         delete_study(address, "s", tmp_path / "study")
     at_it.kill()
@@ -212,3 +406,74 @@ def test_a_damaged_study_is_one_line(tmp_path):
         database.execute("UPDATE trials SET state = 'NONSENSE'")
     with pytest.raises(UserError, match="the study s in .* is damaged"):
         new_study(address, tmp_path)
+
+
+def test_a_study_of_a_killed_worker_is_deleted_without_proc(address, tmp_path, monkeypatch):
+    study = new_study(address, tmp_path)
+    study.ask().set_user_attr("worker", this_worker() | {"pid": 2**22 + 1})
+    study.ask().set_user_attr("worker", {"host": "laptop", "pid": os.getpid(), "started": None})  # of earlier versions
+    assert delete_study(address, "s", tmp_path / "study") == 2
+
+
+def random_trials(study):
+    """Numbers of the trials that TPE has drawn at random: it notes what it draws otherwise."""
+    return [t.number for t in trials(study) if not any(key.startswith("tpe:relative_params") for key in t.system_attrs)]
+
+
+def climbing(trial):
+    best, speed = trial.suggest_float("best", 0, 1), trial.suggest_float("speed", 0.5, 1)
+    for epoch in range(1, 40):
+        trial.report(best * (epoch / 39) ** speed, epoch)
+        if trial.should_prune():
+            raise optuna.TrialPruned
+    return best
+
+
+@pytest.mark.parametrize("name", ["hyperband", "none"])
+def test_ten_trials_at_most_are_random(name, tmp_path):
+    study = open_study(f"journal:{tmp_path}/study.log", "s", 1, pruner(name, 39), True, tmp_path / "study")
+    run_trials(study, climbing, 40)
+    assert random_trials(study) == list(range(RANDOM_TRIALS))
+
+
+def test_trials_that_run_side_by_side_are_random_ten_times_at_most_too(address, tmp_path):
+    study = open_study(address, "s", 1, pruner("hyperband", 39), True, tmp_path / "study")
+    running = []
+    for _ in range(24):  # as four workers have them
+        trial = study.ask()
+        trial.suggest_float("x", 0, 1)
+        running.append(trial)
+        if len(running) == 4:
+            study.tell(running.pop(0), 0.5)
+    assert random_trials(study) == list(range(RANDOM_TRIALS))
+
+
+SECRET = "s3cret-Word"
+
+
+@pytest.mark.parametrize("address", [
+    f"postgresql+psycopg://opt:{SECRET}@127.0.0.1:1/optuna", f"nodatabase://opt:{SECRET}@host/optuna",
+    f"postgresql+psycopg://127.0.0.1:1/optuna?user=opt&password={SECRET}", f"postgres//opt:{SECRET}@host",
+])  # fmt: skip
+def test_passwords_are_not_told(address, tmp_path, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise sqlalchemy.exc.OperationalError(address, {}, Exception(f"no {SECRET} at {address}"))
+
+    monkeypatch.setattr(studies.optuna.storages, "RDBStorage", refuse)
+    told = [shown_address(address)]
+    with pytest.raises(UserError) as opened:
+        check_address(address, create=True)
+        open_storage(address)
+    with pytest.raises(DatabaseError) as used, database_errors(address):
+        refuse()
+    told += [str(opened.value), str(used.value)]
+    assert not [text for text in told if SECRET in text] and all("***" in text for text in told)
+
+
+def test_a_password_is_not_told_however_it_is_written():
+    with (
+        pytest.raises(DatabaseError, match="refuses: no ... for opt. What") as told,
+        database_errors("x://opt:a%20b@h"),
+    ):
+        raise optuna.exceptions.StorageInternalError("no a b for opt")
+    assert "x://opt:***@h" in str(told.value)
