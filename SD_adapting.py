@@ -4,28 +4,34 @@ python SD_adapting.py --dataset cifar10 --train_model enc --exp 0001
 python SD_adapting.py --dataset cifar10 --train_model dif --exp 0001 --enc_epoch 31
 """
 
+import csv
 import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from cli.flags import add_model_flags, check_batch_size, finish_args, integer, new_parser, number
 from cli.process import run, writing_in
 from Data.latents import cached_moments
-from Data.loaders import class_names, load_splits
+from Data.loaders import Split, class_names, data_identity, load_splits
 from Data.registry import DatasetSpec, dataset_spec
-from Experiment.files import write_json
+from Experiment.disk import check_room, gigabytes
+from Experiment.errors import UserError
+from Experiment.files import read_json, write_json
 from Experiment.locks import claim
 from Experiment.paths import Experiment
-from Experiment.records import describe_run, finished_run, fixed_arguments
+from Experiment.records import DATA_FLAGS, describe_run, finished_run, identity
 from Models.backbones import BACKBONES
-from Models.weight_names import chosen_epochs, epoch_path, saved_epochs
+from Models.weight_cards import weights_hashes
+from Models.weight_names import chosen_epochs, remove_epochs, saved_epochs
 
 log = logging.getLogger("experiment")
 
-FREE = ("root", "data_dir", "weights_dir", "freq")  # arguments that do not change the result
-SHEETS = 2  # sample sheets over a run
-SHEET_STEPS, SHEET_SCALE, SHEET_BATCH = 20, 1.5, 80
+FREE = (*DATA_FLAGS, "weights_dir", "freq", "keep")  # arguments that do not change the result
+SHEETS = 2  # sample sheets over a run, beside that of the first epoch
+COLLAGE = 24  # images of a class in the published collages
 
 
 def parse_args(argv=None):
@@ -39,6 +45,9 @@ def parse_args(argv=None):
     parser.add_argument("--enc_epoch", default=0, type=integer(0), help="Class Encoder to start from; 0: fresh (0)")
     parser.add_argument("--dif_epoch", default=0, type=integer(0), help="UNet to start from; 0: pretrained (0)")
     parser.add_argument("--freq", default=1, type=integer(1), help="epochs between saved weights (1)")
+    parser.add_argument(
+        "--keep", type=integer(1), help="keep the last N epochs of this run only (all, since the search chooses)"
+    )
     parser.add_argument("--epochs", type=integer(1), help="epochs (enc 50, dif 10; mini: 12, 64)")
     parser.add_argument("--batch_size", type=integer(1), help="images a step (enc 64, dif 16; mini: 64, 32)")
     parser.add_argument(
@@ -66,14 +75,24 @@ class Plan:
         spec: The dataset's.
         experiment: Where everything lies.
         folder: Of the epochs.
+        record_file: The record that the run leaves.
+        offset: Epochs that earlier training had.
+        train: The training images.
         epochs: Files of the epochs to start from.
+        inputs: What the run reads, by content.
+        identity: What makes another run the same.
         done: A line where there is nothing to do.
     """
 
     spec: DatasetSpec
     experiment: Experiment
     folder: Path
-    epochs: dict = None
+    record_file: Path
+    offset: int
+    train: Split
+    epochs: dict
+    inputs: dict
+    identity: dict
     done: str = None
 
 
@@ -81,34 +100,54 @@ def plan(args):
     """Look at what is there.
 
     Raises:
-        UserError: The run cannot begin: other arguments, a missing epoch, another process at work.
+        UserError: The run cannot begin: other arguments or inputs, a missing epoch, another process at work.
     """
     spec = dataset_spec(args.dataset, args.skip_broken, args.resolution, args.background)
     experiment = Experiment(args.root, args.exp, spec.name)
     folder = experiment.part_dir(args.train_model)
-    if finished_run(folder / "training.json", args, FREE):
-        (folder / "state.npz").unlink(missing_ok=True)  # killed between the record and this
-        return Plan(spec, experiment, folder, done=f"finished already: {folder} (--restart trains again)")
+    offset = args.enc_epoch if args.train_model == "enc" else args.dif_epoch
+    record_file = folder / (f"training_from{offset}.json" if offset else "training.json")
     epochs = chosen_epochs(experiment, args.enc_epoch, args.dif_epoch)
-    claim(folder, create=False)
-    return Plan(spec, experiment, folder, epochs)
-
-
-def throw_away(folder, offset):
-    """Remove what an earlier run has left: its state, and its epochs, which are those after the `offset`th."""
-    # Not the published ones, which are no files of a run.
-    epochs = {
-        epoch: file
-        for epoch, file in saved_epochs(folder).items()
-        if epoch > offset and file == epoch_path(folder, epoch)
+    splits = load_splits(spec, args.data_dir, args.seed, None, experiment)
+    data = data_identity(splits, spec)
+    inputs = {
+        "classes": data["classes"],
+        "data": {name: data[name] for name in ("resolution", "train")},
+        "weights": weights_hashes(epochs, data["classes"]),
     }
-    if epochs:
-        log.info("throwing away the epochs %s in %s", ", ".join(map(str, epochs)), folder)
-    for file in (*epochs.values(), folder / "state.npz", folder / "training.json"):
-        file.unlink(missing_ok=True)
+    known = Plan(
+        spec, experiment, folder, record_file, offset, splits.train, epochs, inputs, identity(args, FREE, inputs)
+    )
+    if finished_run(record_file, args, FREE, inputs):
+        (folder / "state.npz").unlink(missing_ok=True)  # killed between the record and this
+        known.done = f"finished already: {folder} (--restart trains again)"
+    else:
+        claim(folder, create=False)
+        refuse_to_overwrite(args, known)
+    return known
 
 
-def dataset_moments(args, spec, experiment, backbone, images):
+def refuse_to_overwrite(args, known):
+    """Raise a UserError if epochs are there that this run would write, and that are not its own from before."""
+    begun = known.folder / "run.json"
+    there = [epoch for epoch in saved_epochs(known.folder) if known.offset < epoch <= known.offset + args.epochs]
+    if there and not args.restart and not (begun.exists() and read_json(begun) == known.identity):
+        raise UserError(
+            f"{known.folder} holds the epochs {', '.join(map(str, there[:10]))} of another run, which would be "
+            "overwritten. Use another --exp, or --restart to replace them."
+        )
+
+
+def earlier_history(folder, offset):
+    """Rows of the history up to the epoch that training goes on from."""
+    if not offset or not (folder / "history.csv").exists():
+        return []
+    with open(folder / "history.csv", newline="") as file:
+        rows = [{"epoch": int(row["epoch"]), "loss": float(row["loss"])} for row in csv.DictReader(file)]
+    return [row for row in rows if row["epoch"] <= offset]
+
+
+def dataset_moments(args, known, backbone):
     """VAE moments float32 (N, h, w, 8) of the training images, computed once and cached."""
     from Models.adapter import encode_moments
     from Models.runtime import precision
@@ -118,32 +157,9 @@ def dataset_moments(args, spec, experiment, backbone, images):
             image_encoder = backbone.image_encoder(args.weights_dir)
         return encode_moments(image_encoder, images, backbone.image_size)
 
-    name = f"{spec.name}_{backbone.name}_{backbone.image_size}"
-    return cached_moments(
-        experiment.latents_dir, name, images, backbone.weights_hash("image_encoder", args.weights_dir), encode
-    )
-
-
-def sheet_writer(args, spec, diffusion, folder):
-    """A function that draws samples of the model as it is: one row a class."""
-    import numpy as np
-
-    from Models.sampler import block_size, first_of_each_class, generate_images
-    from plots import MAX_SHEET_ROWS, sample_sheet
-
-    sampler, block = diffusion.sampler(), block_size(diffusion.backbone, SHEET_BATCH)
-    numbers, labels = first_of_each_class(spec.num_classes, 8 if spec.num_classes <= 20 else 2, MAX_SHEET_ROWS)
-
-    def write(epoch):
-        made = generate_images(
-            sampler, diffusion.encoder, numbers, num_steps=SHEET_STEPS, scale=SHEET_SCALE, seed=args.seed, block=block
-        )
-        images = np.concatenate([images for _, images in made])
-        path = folder / "samples" / f"epoch{epoch}.png"
-        sample_sheet(images, labels, class_names(spec), path, f"{spec.name}, {args.train_model} epoch {epoch}")
-        log.info("samples -> %s", path)
-
-    return write
+    name = f"{known.spec.name}_{backbone.name}_{backbone.image_size}"
+    weights = backbone.weights_hash("image_encoder", args.weights_dir)
+    return cached_moments(known.experiment.latents_dir, name, known.train.images, weights, encode)
 
 
 def adapt(args, known=None):
@@ -156,97 +172,115 @@ def adapt(args, known=None):
     Returns:
         The folder of the epochs.
     """
-    from Models.adapter import WholeNetwork, denoising_model, load_diffusion
-    from Models.faster_layers import checkpoint_gradients
+    from Models.adapter import WholeNetwork, load_diffusion
     from Models.fit_state import FitState
-    from Models.optimizer import paper_optimizer
     from Models.runtime import make_repeatable, precision
+    from Models.samples import sheet_writer
 
     started = time.time()
     known = known or plan(args)
     if known.done:
         return known.folder
-    spec, experiment, folder = known.spec, known.experiment, known.folder
-    backbone = BACKBONES[args.backbone]
-    train = load_splits(spec, args.data_dir, args.seed, None, experiment).train  # uint8 (N, H, H, 3), int32 (N,)
-    check_batch_size(args, backbone.training[args.train_model]["batch_size"], len(train.labels))
+    backbone, folder, classes = BACKBONES[args.backbone], known.folder, class_names(known.spec)
+    check_batch_size(args, backbone.training[args.train_model]["batch_size"], len(known.train.labels))
     make_repeatable(args.seed, args.deterministic)
     with precision(args.precision, learns=True) as used:
-        diffusion = load_diffusion(backbone, spec.num_classes, args.weights_dir, **known.epochs)
-        write_sheet = sheet_writer(args, spec, diffusion, folder)
-    moments = dataset_moments(args, spec, experiment, backbone, train.images)  # float32 (N, h, w, 8)
-    if args.gradient_checkpointing:
-        checkpoint_gradients(diffusion.unet)
-
-    # Only one part learns. Measured with mini on 2 cores: cut in two, the encoder learns 1.8 times as fast, the UNet no faster.
-    adapted = WholeNetwork(diffusion, args.train_model)
-    adapted.freeze_the_rest()
-    steps = -(-len(train.labels) // args.batch_size)
-    with precision(args.precision, learns=True):
-        model = denoising_model(
-            diffusion.unet,
-            diffusion.encoder,
-            backbone.latent_scale,
-            backbone.side_by_side if args.train_model == "enc" else 1,
-            backbone.schedule,
-            backbone.prediction_type,
-        )
-    # The encoder computes in float32 whatever the precision.
-    gradient_dtype = "bfloat16" if args.train_model == "dif" and used == "mixed_bfloat16" else "float32"
-    model.compile(paper_optimizer(args.lr, steps * args.epochs, gradient_dtype), "mse")
-    model.optimizer.build(model.trainable_variables)
+        diffusion = load_diffusion(backbone, len(classes), args.weights_dir, **known.epochs)
+        title = f"{known.spec.name}, {args.train_model} epoch {{}}"
+        write_sheet = sheet_writer(diffusion, classes, args.seed, folder, title)
+    moments = dataset_moments(args, known, backbone)  # float32 (N, h, w, 8)
+    adapted = WholeNetwork(diffusion, args.train_model, {"classes": classes, "dataset": known.spec.name})
+    model = compile_model(args, adapted, used, len(known.train.labels))
     variables = [*adapted.variables, *model.optimizer.variables]
-    state = FitState(folder / "state.npz", fixed_arguments(args, FREE), variables)
+    state = FitState(folder / "state.npz", known.identity, variables)
     done, history, _ = (0, {}, []) if args.restart else state.load()
+    needed = room(args, adapted)
+    check_room(folder, needed, "this run")
     with writing_in(folder, saved=lambda: f"{state.epoch} of {args.epochs} epochs are saved"):
         log.info(
-            "%s of %s on %s: %d images, %d parameters, %d epochs of %d steps, batch %d, lr %g, %s, seed %d -> %s",
-            args.train_model, backbone.name, spec.name, len(train.labels), adapted.network.count_params(), args.epochs,
-            steps, args.batch_size, args.lr, used, args.seed, folder,
+            "%s of %s on %s: %d images, %d parameters, epochs %d to %d of %d steps, batch %d, lr %g, %s, seed %d, "
+            "at most %s on disk -> %s",
+            args.train_model, backbone.name, known.spec.name, len(known.train.labels), adapted.network.count_params(),
+            known.offset + 1, known.offset + args.epochs, -(-len(known.train.labels) // args.batch_size),
+            args.batch_size, args.lr, used, args.seed, gigabytes(needed), folder,
         )  # fmt: skip
-        losses = train_epochs(args, spec, experiment, adapted, model, state, moments, train, done, history, write_sheet)
-        record = describe_run(args, started, precision_used=used, loss=losses[-1])
-        write_json(folder / "training.json", record)
+        losses = train(args, known, adapted, model, state, moments, done, history.get("loss", []), write_sheet)
+        write_json(known.record_file, describe_run(args, started, known.inputs, precision_used=used, loss=losses[-1]))
         log.info("loss %.4f after %d epochs, %.0f s -> %s", losses[-1], args.epochs, time.time() - started, folder)
         state.path.unlink(missing_ok=True)
     return folder
 
 
-def train_epochs(args, spec, experiment, adapted, model, state, moments, train, done, history, write_sheet):
-    """Train from epoch `done` on, and save epochs, history, sheets and loss curve. Returns the losses of all epochs."""
+def room(args, adapted):
+    """Bytes that a run writes at most: epochs, and a state of which there are two while it is replaced."""
+    epoch, state = adapted.bytes
+    saves = -(-args.epochs // args.freq) + 1
+    return epoch * min(saves, args.keep + 1 if args.keep else saves) + 2 * state
+
+
+def compile_model(args, adapted, used, images):
+    """The denoising model with the paper's optimizer, in which only the adapted part learns."""
+    from Models.adapter import denoising_model
+    from Models.faster_layers import checkpoint_gradients
+    from Models.optimizer import paper_optimizer
+    from Models.runtime import precision
+
+    diffusion, backbone = adapted.diffusion, adapted.diffusion.backbone
+    if args.gradient_checkpointing:
+        checkpoint_gradients(diffusion.unet)
+    adapted.freeze_the_rest()
+    # Measured with mini on 2 cores: cut in two, the encoder learns 1.8 times as fast, the UNet no faster.
+    side_by_side = backbone.side_by_side if args.train_model == "enc" else 1
+    with precision(args.precision, learns=True):
+        model = denoising_model(
+            diffusion.unet, diffusion.encoder, backbone.latent_scale, side_by_side, backbone.schedule,
+            backbone.prediction_type,
+        )  # fmt: skip
+    # The encoder computes in float32 whatever the precision.
+    gradient_dtype = "bfloat16" if args.train_model == "dif" and used == "mixed_bfloat16" else "float32"
+    steps = -(-images // args.batch_size) * args.epochs
+    model.compile(paper_optimizer(args.lr, steps, gradient_dtype), "mse")
+    model.optimizer.build(model.trainable_variables)
+    return model
+
+
+def train(args, known, adapted, model, state, moments, done, losses, write_sheet):
+    """Train from epoch `done` on, and save epochs, history, sheets and loss curve. Returns the losses of this run."""
     from Models.adapter import SaveEpochs
     from Models.feed import noisy_batches, with_targets
     from Models.runtime import fast_feed
     from plots import class_collages, loss_curve
 
-    folder = state.path.parent
-    offset = args.enc_epoch if args.train_model == "enc" else args.dif_epoch
+    spec, folder, offset, (images, labels) = known.spec, known.folder, known.offset, known.train
     if args.restart:
-        throw_away(folder, offset)
+        thrown_away = remove_epochs(folder, offset)
+        log.info("throwing away the epochs %s in %s", ", ".join(map(str, thrown_away)) or "none", folder)
+        for file in (state.path, known.record_file):
+            file.unlink(missing_ok=True)
+    write_json(folder / "run.json", known.identity)
     if done:
-        log.info("going on after epoch %d", done)
+        log.info("going on after epoch %d", offset + done)
     if args.train_model == "dif" and args.enc_epoch == 0:
         log.warning("the UNet is trained with a fresh Class Encoder: --enc_epoch names a trained one")
-    real = [train.images[train.labels == label] for label in range(spec.num_classes)]
-    class_collages(real, experiment.images_dir, "real")
+    shown = [images[np.flatnonzero(labels == label)[:COLLAGE]] for label in range(spec.num_classes)]
+    class_collages(shown, known.experiment.images_dir, "real")
     sheet_every = max(1, args.epochs // SHEETS)
 
     def on_save(epoch, last):
-        if last or (epoch - offset) % sheet_every == 0:
+        if last or (epoch - offset) % sheet_every == 0 or epoch - offset == 1:
             write_sheet(epoch)
 
-    losses = history.get("loss", [])
-    saver = SaveEpochs(adapted, folder, state, args.freq, args.epochs, offset, losses, on_save)
-    batches = noisy_batches(moments, train.labels, spec.num_classes, args.batch_size, args.seed, done)
-    model.fit(
-        fast_feed(with_targets(batches)),
-        steps_per_epoch=-(-len(train.labels) // args.batch_size),
-        epochs=args.epochs,
-        initial_epoch=done,
-        callbacks=[saver],
-        shuffle=False,
-        verbose=2,
+    earlier = earlier_history(folder, offset)
+    saver = SaveEpochs(adapted, folder, state, args.freq, args.epochs, offset, losses, on_save, earlier, args.keep)
+    schedule = adapted.diffusion.backbone.schedule
+    # Noise is addressed by the epoch: one that continues draws its own.
+    batches = noisy_batches(
+        moments, labels, spec.num_classes, args.batch_size, args.seed, offset + done, schedule.num_timesteps
     )
+    model.fit(
+        fast_feed(with_targets(batches)), steps_per_epoch=-(-len(labels) // args.batch_size), epochs=args.epochs,
+        initial_epoch=done, callbacks=[saver], shuffle=False, verbose=2,
+    )  # fmt: skip
     loss_curve(saver.history, folder / "loss.png", f"{spec.name}, {args.train_model}")
     return saver.losses
 

@@ -4,51 +4,106 @@ import os
 import platform
 import re
 import time
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from Experiment.errors import UserError
 from Experiment.files import read_json
 
+# Flags that say where the data lie and how they are read: what they are is an input, known by its content.
+DATA_FLAGS = ("root", "data_dir", "dataset", "skip_broken", "background", "resolution")
 PACKAGES = ("tensorflow", "keras", "keras-cv", "optuna", "numpy")
 # In an address USER:password@HOST or ...?password=...: what stands before it, and the password.
 PASSWORD = re.compile(r"((?<=[^/]//)[^:/@?]*:|(?:password|passwd)=)(.*(?=@)|(?<==)[^&\s]*)", re.IGNORECASE)
 
 
-def describe_run(args, started, **facts):
-    """What a run's record holds: arguments, seed and versions, how long it took, and the caller's facts."""
+def describe_run(args, started, inputs=None, **facts):
+    """What a run's record holds: arguments, inputs, versions, how long it took, and the caller's facts."""
     return {
         "arguments": describe_arguments(args),
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "inputs": inputs or {},
+        "versions": installed_versions(),
         "machine": {"system": platform.platform(), "cores": os.cpu_count()},
         "seconds": round(time.time() - started, 1),
         **facts,
     }
 
 
-def finished_run(record_file, args, free):
-    """Whether an earlier run with the same arguments has finished here.
+def installed_versions():
+    """Versions of Python and of the packages that decide results; None for one that is not installed."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def finished_run(record_file, args, free, inputs=None):
+    """Whether an earlier run with the same arguments and inputs has finished here.
 
     Args:
         record_file: The record that a finished run leaves.
         args: This run's arguments; with `restart` an earlier run is not looked at.
         free: Names of arguments that do not change the result.
+        inputs: What this run reads, nested names to hashes or values. A record of an earlier version has none: then
+            they are not compared.
 
     Raises:
-        UserError: An earlier run finished here with other arguments; it shows both values.
+        UserError: An earlier run finished here with others; it shows both values.
     """
     if args.restart or not record_file.exists():
         return False
-    before = read_json(record_file).get("arguments")
-    if not isinstance(before, dict):
+    record = read_json(record_file)
+    arguments, inputs_before = record.get("arguments"), record.get("inputs", {})
+    if not isinstance(arguments, dict) or not isinstance(inputs_before, dict):
         raise UserError(f"{record_file} is not the record of a run: --restart replaces it.")
-    shown = changed_arguments(before, {k: v for k, v in fixed_arguments(args, free).items() if k in before})
-    if shown:
+    before = {f"--{name}": value for name, value in arguments.items()} | flattened(inputs_before)
+    now = {name: value for name, value in identity(args, free, inputs).items() if name in before}
+    if shown := changes(before, now):
         raise UserError(
-            f"{record_file.parent} holds a finished run with other arguments: {shown}. Use another --exp, "
-            "or --restart to replace it."
+            f"{record_file.parent} holds a finished run with {shown}. Use another --exp, or --restart to replace it."
         )
     return True
+
+
+def identity(args, free, inputs=None):
+    """What makes two runs the same: {"--flag": value, "name of an input": hash or value}, flat.
+
+    Args:
+        args: The arguments.
+        free: Names of arguments that do not change the result.
+        inputs: What the run reads, nested names to hashes or values: content, not places.
+    """
+    return {f"--{name}": value for name, value in fixed_arguments(args, free).items()} | flattened(inputs or {})
+
+
+def flattened(tree, prefix=""):
+    """{"a": {"b": 1}} -> {"a.b": 1}; lists become text, as JSON gives them back as other objects."""
+    flat = {}
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            flat |= flattened(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
+    return flat
+
+
+def changes(before, now):
+    """What differs between two identities, as one text with both values; empty where nothing does."""
+    differing = [name for name in now if before.get(name) != now[name]]
+    if not differing:
+        return ""
+    kinds = {"other arguments" if name.startswith("--") else "other inputs" for name in differing}
+    shown = ", ".join(f"{name} {short(before.get(name))} (now {short(now[name])})" for name in differing)
+    return f"{' and '.join(sorted(kinds))}: {shown}"
+
+
+def short(value):
+    """A value as a message shows it: of a hash the first digits."""
+    text = str(value)
+    return text[:8] if re.fullmatch(r"[0-9a-f]{32,}", text) else text[:200]
 
 
 def masked(text):
@@ -65,8 +120,3 @@ def describe_arguments(args):
 def fixed_arguments(args, free):
     """The arguments that decide a run's result: all but those named in `free`, --restart and --deterministic."""
     return {k: v for k, v in describe_arguments(args).items() if k not in (*free, "restart", "deterministic")}
-
-
-def changed_arguments(before, now):
-    """The flags of `now` that differ from `before`, with both values, as one text; empty where none does."""
-    return ", ".join(f"--{k} {before.get(k)} (now {v})" for k, v in now.items() if before.get(k) != v)

@@ -1,5 +1,6 @@
 """The adaptation step (paper, steps 1 and 3) as a stock keras.Model: fit() is the whole training loop."""
 
+import logging
 from dataclasses import dataclass
 
 import keras
@@ -13,8 +14,11 @@ from Models.class_encoder import class_encoder
 from Models.diffusion import PREDICTION_TYPES, add_noise, alpha_bar_at, sample_latents, timestep_embedding
 from Models.noise_schedule import STABLE_DIFFUSION
 from Models.sampler import Sampler
-from Models.weight_names import epoch_path
+from Models.weight_cards import card_path, write_card
+from Models.weight_names import epoch_path, saved_epochs
 from Models.weights import check_weights, load_weights, save_weights
+
+log = logging.getLogger("experiment")
 
 
 @dataclass
@@ -67,10 +71,11 @@ class WholeNetwork:
     Args:
         diffusion: A `Diffusion`.
         part: `enc` or `dif`.
+        facts: What the card beside an epoch's file says of it, such as the `classes`.
     """
 
-    def __init__(self, diffusion, part):
-        self.part, self.diffusion = part, diffusion
+    def __init__(self, diffusion, part, facts=None):
+        self.part, self.diffusion, self.facts = part, diffusion, facts or {}
         self.network = diffusion.encoder if part == "enc" else diffusion.unet
 
     @property
@@ -92,8 +97,15 @@ class WholeNetwork:
         load_weights(self.network, path)
 
     def save(self, path):
-        """Save an epoch file, atomically (UserError where a weight is not finite)."""
+        """Save an epoch file, atomically, and its card (UserError where a weight is not finite)."""
         save_weights(self.network, path)
+        write_card(path, self.facts)
+
+    @property
+    def bytes(self):
+        """Size of an epoch file, and of the state of an interrupted run with both moments of Adam."""
+        size = 4 * self.network.count_params()
+        return size, 3 * size
 
 
 class NoisyLatents(keras.layers.Layer):
@@ -232,18 +244,22 @@ class SaveEpochs(keras.callbacks.Callback):
         last: Number of the last epoch of this run, counted from 1.
         offset: Added to the numbers in file names: epochs that earlier training had.
         losses: Losses of the epochs before this process.
-        on_save: Called with the number of each saved epoch and whether it is the last.
+        on_save: Called with the number of each saved epoch and whether it is the last. It draws pictures: what goes
+            wrong in it is a warning, and the training goes on.
+        earlier: Rows of the history of earlier training.
+        keep: How many epochs of this run stay on the disk, from the last one back; None: all.
     """
 
-    def __init__(self, adapted, folder, state, freq, last, offset, losses, on_save):
+    def __init__(self, adapted, folder, state, freq, last, offset, losses, on_save, earlier=(), keep=None):
         super().__init__()
         self.adapted, self.folder, self.state, self.freq, self.last = adapted, folder, state, freq, last
-        self.offset, self.on_save, self.losses = offset, on_save, losses
+        self.offset, self.on_save, self.losses, self.earlier, self.keep = offset, on_save, losses, earlier, keep
 
     @property
     def history(self):
         """Rows of epoch and loss."""
-        return [{"epoch": self.offset + i, "loss": loss} for i, loss in enumerate(self.losses, start=1)]
+        own = [{"epoch": self.offset + i, "loss": loss} for i, loss in enumerate(self.losses, start=1)]
+        return [*self.earlier, *own]
 
     def on_epoch_end(self, epoch, logs=None):
         done = epoch + 1
@@ -256,6 +272,18 @@ class SaveEpochs(keras.callbacks.Callback):
         if done % self.freq == 0 or done in (1, self.last):
             self.adapted.save(epoch_path(self.folder, number))
             write_csv(self.folder / "history.csv", self.history)
-            self.on_save(number, done == self.last)
-            # Last: a run that goes on after it misses nothing.
             self.state.save(done, {"loss": self.losses})
+            self.drop_early_epochs()
+            try:
+                self.on_save(number, done == self.last)
+            # Whatever a picture may fail for, memory above all, is no reason to lose a training of days.
+            except Exception as error:
+                log.warning("epoch %d cannot be drawn: %s", number, " ".join(str(error).split())[:300])
+
+    def drop_early_epochs(self):
+        """Remove the epochs of this run that are no longer to be kept."""
+        own = [number for number in saved_epochs(self.folder) if number > self.offset]
+        for number in own[: -self.keep] if self.keep else []:
+            path = epoch_path(self.folder, number)
+            path.unlink(missing_ok=True)
+            card_path(path).unlink(missing_ok=True)

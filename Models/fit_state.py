@@ -8,7 +8,7 @@ import numpy as np
 
 from Experiment.errors import UserError
 from Experiment.files import atomic_path, plain_arrays
-from Experiment.records import changed_arguments
+from Experiment.records import changes
 
 
 class FitState:
@@ -16,7 +16,7 @@ class FitState:
 
     Args:
         path: The file.
-        settings: {name: value} of the arguments that a continued run must share with the interrupted one.
+        settings: What a continued run must share with the interrupted one, as `identity` gives it.
         variables: Variables of what learns and of its optimizer.
         followers: Objects that count or compare, and the names of their attributes that do: [(object, names)].
     """
@@ -94,10 +94,9 @@ class FitState:
                 setattr(follower, name, value)
 
     def refuse_other_settings(self, before):
-        if shown := changed_arguments(before, self.settings):
+        if shown := changes(before, self.settings):
             raise UserError(
-                f"{self.path.parent} holds an interrupted run with other arguments: {shown}. "
-                "Give those, or --restart to replace it."
+                f"{self.path.parent} holds an interrupted run with {shown}. Give those, or --restart to replace it."
             )
 
 

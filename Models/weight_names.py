@@ -44,6 +44,18 @@ def epoch_file(folder, epoch, part):
     return epochs[epoch]
 
 
+def remove_epochs(folder, offset):
+    """Remove the epochs after the `offset`th and their cards. Returns their numbers.
+
+    Published ones, which have another suffix, stay: they are no files of a run.
+    """
+    files = {n: file for n, file in saved_epochs(folder).items() if n > offset and file == epoch_path(folder, n)}
+    for file in files.values():
+        file.unlink()
+        file.with_name(file.name + ".json").unlink(missing_ok=True)
+    return list(files)
+
+
 def chosen_epochs(experiment, enc_epoch, dif_epoch):
     """Files of the epochs to start from: {"enc": path, "dif": path}, None for epoch 0: fresh or pretrained.
 

@@ -1,0 +1,39 @@
+"""Sheets of samples of a model as it is."""
+
+import logging
+
+import numpy as np
+
+from Models.sampler import block_size, first_of_each_class, generate_images
+from plots import MAX_SHEET_ROWS, sample_sheet
+
+log = logging.getLogger("experiment")
+
+STEPS, SCALE = 20, 1.5
+COLUMNS, FEW_COLUMNS, MANY_CLASSES = 8, 2, 20
+
+
+def sheet_writer(diffusion, names, seed, folder, title):
+    """A function of an epoch's number that draws `samples/epoch<number>.png`, one row a class.
+
+    Args:
+        diffusion: A `Diffusion`.
+        names: Names of the classes.
+        seed: Of the initial noise: the same for every sheet, so that epochs can be compared.
+        folder: Of the epochs.
+        title: Format of the title, with a place for the number.
+    """
+    sampler, block = diffusion.sampler(), block_size(diffusion.backbone, diffusion.backbone.block)
+    columns = COLUMNS if len(names) <= MANY_CLASSES else FEW_COLUMNS
+    numbers, labels = first_of_each_class(len(names), columns, MAX_SHEET_ROWS)
+
+    def write(epoch):
+        made = generate_images(
+            sampler, diffusion.encoder, numbers, num_steps=STEPS, scale=SCALE, seed=seed, block=block
+        )
+        images = np.concatenate([images for _, images in made])
+        path = folder / "samples" / f"epoch{epoch}.png"
+        sample_sheet(images, labels, names, path, title.format(epoch))
+        log.info("samples -> %s", path)
+
+    return write
