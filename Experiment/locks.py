@@ -149,6 +149,12 @@ def claimed(folder, part=""):
             release(folder, part)
 
 
+def refuse_if_claimed(folder, part=""):
+    """Report early that another process writes in a folder (UserError). Nothing is made, and nothing stays claimed."""
+    if claim(folder, part, create=False):
+        release(folder, part)
+
+
 def check_claims(path):
     """Raise a UserError if `path` is to be written in a claimed folder that somebody has deleted or replaced since."""
     for lock in CLAIMED:

@@ -1,24 +1,18 @@
 """The adaptation step (paper, steps 1 and 3) as a stock keras.Model: fit() is the whole training loop."""
 
-import logging
 from dataclasses import dataclass
 
 import keras
 import numpy as np
 from keras import ops
 
-from Experiment.errors import UserError
-from Experiment.files import write_csv
 from Models.backbones import Backbone
 from Models.class_encoder import class_encoder
 from Models.diffusion import PREDICTION_TYPES, add_noise, alpha_bar_at, sample_latents, timestep_embedding
 from Models.noise_schedule import STABLE_DIFFUSION
 from Models.sampler import Sampler
-from Models.weight_cards import card_path, write_card
-from Models.weight_names import epoch_path, saved_epochs
+from Models.weight_cards import write_card
 from Models.weights import check_weights, load_weights, save_weights
-
-log = logging.getLogger("experiment")
 
 
 @dataclass
@@ -231,59 +225,3 @@ def encode_moments(image_encoder, images, side, batch_size=64):
         padded = batch[np.resize(np.arange(len(batch)), batch_size)].astype("float32")
         resized = ops.image.resize(padded, (side, side), "bilinear", antialias=side < padded.shape[1])
         yield np.asarray(image_encoder.predict_on_batch(resized / 127.5 - 1.0))[: len(batch)].astype("float32")
-
-
-class SaveEpochs(keras.callbacks.Callback):
-    """Weights every `freq` epochs, at the first and the last; history and state with each.
-
-    Args:
-        adapted: What learns: a `WholeNetwork` or another adaptation.
-        folder: Where its epochs go.
-        state: A `FitState`.
-        freq: Epochs between saves.
-        last: Number of the last epoch of this run, counted from 1.
-        offset: Added to the numbers in file names: epochs that earlier training had.
-        losses: Losses of the epochs before this process.
-        on_save: Called with the number of each saved epoch and whether it is the last. It draws pictures: what goes
-            wrong in it is a warning, and the training goes on.
-        earlier: Rows of the history of earlier training.
-        keep: How many epochs of this run stay on the disk, from the last one back; None: all.
-    """
-
-    def __init__(self, adapted, folder, state, freq, last, offset, losses, on_save, earlier=(), keep=None):
-        super().__init__()
-        self.adapted, self.folder, self.state, self.freq, self.last = adapted, folder, state, freq, last
-        self.offset, self.on_save, self.losses, self.earlier, self.keep = offset, on_save, losses, earlier, keep
-
-    @property
-    def history(self):
-        """Rows of epoch and loss."""
-        own = [{"epoch": self.offset + i, "loss": loss} for i, loss in enumerate(self.losses, start=1)]
-        return [*self.earlier, *own]
-
-    def on_epoch_end(self, epoch, logs=None):
-        done = epoch + 1
-        number = self.offset + done
-        self.losses.append(float(logs["loss"]))
-        if not np.isfinite(logs["loss"]):
-            raise UserError(
-                f"the loss of epoch {number} is {logs['loss']}: try a smaller --lr, or --precision float32."
-            )
-        if done % self.freq == 0 or done in (1, self.last):
-            self.adapted.save(epoch_path(self.folder, number))
-            write_csv(self.folder / "history.csv", self.history)
-            self.state.save(done, {"loss": self.losses})
-            self.drop_early_epochs()
-            try:
-                self.on_save(number, done == self.last)
-            # Whatever a picture may fail for, memory above all, is no reason to lose a training of days.
-            except Exception as error:
-                log.warning("epoch %d cannot be drawn: %s", number, " ".join(str(error).split())[:300])
-
-    def drop_early_epochs(self):
-        """Remove the epochs of this run that are no longer to be kept."""
-        own = [number for number in saved_epochs(self.folder) if number > self.offset]
-        for number in own[: -self.keep] if self.keep else []:
-            path = epoch_path(self.folder, number)
-            path.unlink(missing_ok=True)
-            card_path(path).unlink(missing_ok=True)

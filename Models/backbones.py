@@ -8,9 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from Experiment import presets
-from Experiment.files import file_hash
 from Models.noise_schedule import STABLE_DIFFUSION, NoiseSchedule
-from Models.weight_files import UNTRAINED_HASH, PackagedFile, PublishedFile
+from Models.weight_files import PackagedFile, PublishedFile
 
 MINI_WEIGHTS = Path(__file__).parent / "mini_weights"
 SD1_URL = "https://huggingface.co/fchollet/stable-diffusion/resolve/main/"
@@ -65,8 +64,7 @@ class Backbone:
 
     def weights_hash(self, part, weights_dir=None):
         """What identifies the pretrained weights of a part."""
-        file = self.files[part]
-        return UNTRAINED_HASH if file.left_out else file_hash(file.path(weights_dir))
+        return self.files[part].hash(weights_dir)
 
     def image_encoder(self, weights_dir=None):
         """Images (B, H, W, 3) in -1..1 -> mean and log-variance of the latents (B, h, w, 8)."""

@@ -35,7 +35,7 @@ class GroupNormalization(keras.layers.GroupNormalization):
         return ops.reshape(ops.cast(x, self.compute_dtype), shape)
 
 
-class Convolution(keras.layers.Conv2D):
+class Conv2D(keras.layers.Conv2D):
     """A matrix product where there are many weights and few pixels, as in the middle of the full-size UNet.
 
     The library behind TensorFlow's convolution brings the weights into another order at every call. At 2x2 pixels, with
@@ -95,7 +95,7 @@ class GEGLU(diffusion_model.GEGLU):
 
 # The names of the classes stay the same too: Keras builds the paths in weight files from them.
 FASTER = {
-    keras.layers.Conv2D: Convolution,
+    keras.layers.Conv2D: Conv2D,
     keras.layers.GroupNormalization: GroupNormalization,
     diffusion_model.CrossAttention: CrossAttention,
     diffusion_model.GEGLU: GEGLU,

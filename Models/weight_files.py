@@ -32,6 +32,10 @@ class PublishedFile:
         """Whether the test-only variable asks for a model without pretrained numbers."""
         return os.environ.get(UNTRAINED) == "1"
 
+    def hash(self, weights_dir=None):
+        """What identifies the weights, without reading them: `path` refuses a file of another hash."""
+        return UNTRAINED_HASH if self.left_out else self.sha256
+
     def path(self, weights_dir=None):
         """Where the file lies: in `weights_dir`, or downloaded into Keras's cache; its hash is checked.
 
@@ -84,6 +88,10 @@ class PackagedFile:
     name: str
     folder: Path
     left_out = False
+
+    def hash(self, weights_dir=None):
+        """SHA-256 of the file."""
+        return file_hash(self.path(weights_dir))
 
     def path(self, weights_dir=None):
         """Where the file lies: in `weights_dir`, or in the project.

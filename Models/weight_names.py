@@ -1,8 +1,10 @@
 """Names of weight files: what is there, found without reading any."""
 
+import csv
 import re
 
 from Experiment.errors import UserError
+from Experiment.files import read_json
 
 # Ours and the published ones; a Keras 2 file has another layout, told apart by its suffix.
 EPOCH_FILE = re.compile(r"epoch(\d+)\.(weights\.h5|hdf5)")
@@ -42,6 +44,32 @@ def epoch_file(folder, epoch, part):
             f"--{part}_epoch {epoch}: there is no {KIND[part]} of that epoch in {folder}. Epochs there: {there}"
         )
     return epochs[epoch]
+
+
+def refuse_to_overwrite(folder, first, last, identity):
+    """Raise a UserError if epochs are there that a run would write and that are not its own, of an earlier start.
+
+    Args:
+        folder: Of the epochs. `run.json` in it holds the identity of the run that wrote there last.
+        first, last: Numbers of the run's epochs.
+        identity: The run's.
+    """
+    begun = folder / "run.json"
+    there = [epoch for epoch in saved_epochs(folder) if first <= epoch <= last]
+    if there and not (begun.exists() and read_json(begun) == identity):
+        raise UserError(
+            f"{folder} holds the epochs {', '.join(map(str, there[:10]))} of another run, which would be overwritten. "
+            "Use another --exp, or --restart to replace them."
+        )
+
+
+def earlier_history(folder, last):
+    """Rows of a folder's history up to an epoch: [{"epoch": int, "loss": float}]."""
+    if not last or not (folder / "history.csv").exists():
+        return []
+    with open(folder / "history.csv", newline="") as file:
+        rows = [{"epoch": int(row["epoch"]), "loss": float(row["loss"])} for row in csv.DictReader(file)]
+    return [row for row in rows if row["epoch"] <= last]
 
 
 def remove_epochs(folder, offset):

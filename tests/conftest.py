@@ -65,9 +65,48 @@ def tiny_unet():
         latent = keras.Input((4, 4, 4), name="latent")
         time = keras.Input((320,), name="timestep_embedding")
         context = keras.Input((2, 3), name="context")
-        condition = layers.Concatenate()([time, layers.Flatten()(context)])
-        shift = layers.Reshape((1, 1, 4))(layers.Dense(4, activation="tanh")(condition))
+        # Added, not concatenated: in sampling one time serves the whole batch.
+        condition = layers.Dense(4)(time) + layers.Dense(4)(layers.Flatten()(context))
+        shift = layers.Reshape((1, 1, 4))(layers.Activation("tanh")(condition))
         noise = layers.Conv2D(4, 3, padding="same")(layers.Add()([latent, shift]))
         return keras.Model([latent, time, context], noise, name="tiny_unet")
 
     return build
+
+
+def tiny_part(part):
+    """Networks of a few weights with the shapes of a diffusion model for 8 px images."""
+
+    def build(backbone):
+        import keras
+        from keras import layers
+
+        if part == "image_encoder":
+            return keras.Sequential([keras.Input((8, 8, 3)), layers.Conv2D(8, 2, strides=2)], name=part)  # (B, 4, 4, 8)
+        if part == "decoder":
+            return keras.Sequential([keras.Input((4, 4, 4)), layers.UpSampling2D(2), layers.Conv2D(3, 1)], name=part)
+        inputs = [keras.Input((4, 4, 4)), keras.Input((320,)), keras.Input(backbone.context_shape)]
+        condition = layers.Dense(4)(inputs[1]) + layers.Dense(4)(layers.GlobalAveragePooling1D()(inputs[2]))
+        shift = layers.Reshape((1, 1, 4))(condition)
+        return keras.Model(inputs, layers.Conv2D(4, 3, padding="same")(inputs[0]) + shift, name=part)
+
+    return build
+
+
+@pytest.fixture
+def tiny(monkeypatch, tmp_path):
+    """A backbone of a few weights that is known for the time of a test."""
+    from Models.backbones import BACKBONES, Backbone
+    from Models.weight_files import PackagedFile
+
+    parts = ("image_encoder", "unet", "decoder")
+    backbone = Backbone(
+        name="tiny", image_size=8, downsampling=2, latent_scale=1.0, context_shape=(2, 3), hidden_units=5, block=8,
+        build={part: tiny_part(part) for part in parts},
+        files={part: PackagedFile(f"{part}.weights.h5", tmp_path) for part in parts},
+        training={"enc": {"epochs": 1, "batch_size": 100, "lr": 0.1}, "dif": {"epochs": 1, "batch_size": 100, "lr": 0.1}},
+    )  # fmt: skip
+    for part in parts:
+        backbone.build[part](backbone).save_weights(tmp_path / f"{part}.weights.h5")
+    monkeypatch.setitem(BACKBONES, "tiny", backbone)
+    return backbone

@@ -1,11 +1,13 @@
 """The adaptation step: its arithmetic, what learns, and resuming it."""
 
+import logging
+
 import keras
 import numpy as np
 import pytest
 
 from Experiment.errors import UserError
-from Models.adapter import Diffusion, NoisyLatents, SaveEpochs, WholeNetwork, denoising_model
+from Models.adapter import Diffusion, NoisyLatents, WholeNetwork, denoising_model
 from Models.class_encoder import class_encoder
 from Models.diffusion import PREDICTION_TYPES, sample_latents, timestep_embedding
 from Models.faster_layers import checkpoint_gradients
@@ -14,6 +16,8 @@ from Models.fit_state import FitState
 from Models.mini_backbone import mini_unet
 from Models.noise_schedule import STABLE_DIFFUSION
 from Models.optimizer import SequentialAdam, paper_optimizer
+from Models.training import SaveEpochs
+from Models.weight_names import remove_epochs
 from Models.weights import load_weights
 
 SCALE = 0.18215
@@ -169,7 +173,7 @@ def adaptation(parts, name):
 
 def state_of(model, part, folder, settings=None):
     variables = [*part.variables, *model.optimizer.variables]
-    return FitState(folder / "state.npz", settings or {"lr": 0.1}, variables)
+    return FitState(folder / "state.npz", settings or {"--lr": 0.1}, variables)
 
 
 def weights_of(part):
@@ -215,7 +219,8 @@ def test_epochs_are_saved_at_the_frequency_and_at_both_ends(tiny_unet, tmp_path)
     encoder, history, saved = train(tiny_unet, tmp_path, 4, seed=1, freq=3, offset=10)
     assert saved == [(11, False), (13, False), (14, True)] and [row["epoch"] for row in history] == [11, 12, 13, 14]
     files = {path.name for path in tmp_path.iterdir()}
-    assert files == {f"epoch{n}.weights.h5" for n in (11, 13, 14)} | {"state.npz", "history.csv"}
+    epochs = {f"epoch{n}.weights.h5" for n in (11, 13, 14)}
+    assert files == epochs | {f"{name}.json" for name in epochs} | {"state.npz", "history.csv"}
     loaded = load_weights(class_encoder(3, 4, (2, 3)), tmp_path / "epoch14.weights.h5")
     assert all(np.array_equal(a, b) for a, b in zip(weights_of(loaded), weights_of(encoder), strict=True))
 
@@ -239,7 +244,7 @@ def test_a_state_of_other_arguments_is_refused(tiny_unet, tmp_path):
     model, parts = build(tiny_unet, "enc")
     state_of(model, parts["enc"], tmp_path).save(1, {"loss": [0.5]})
     with pytest.raises(UserError, match=r"--lr 0.1 \(now 0.2\)"):
-        state_of(model, parts["enc"], tmp_path, {"lr": 0.2}).load()
+        state_of(model, parts["enc"], tmp_path, {"--lr": 0.2}).load()
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_saves_nothing(tiny_unet, tmp_path):
@@ -250,21 +255,40 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_saves_nothing(tiny_unet, tmp
     assert list(tmp_path.iterdir()) == []
 
 
-def test_restart_throws_away_what_the_run_made_and_no_more(tmp_path):
-    from SD_adapting import throw_away
+def test_the_last_epochs_are_kept(tiny_unet, tmp_path):
+    """Not those of earlier training, which end at the offset."""
+    (tmp_path / "epoch1.weights.h5").touch()
+    model, parts = build(tiny_unet, "enc")
+    state = state_of(model, parts["enc"], tmp_path)
+    saver = SaveEpochs(adaptation(parts, "enc"), tmp_path, state, 1, 4, 1, [], lambda *call: None, keep=2)
+    model.fit(batches(), steps_per_epoch=STEPS, epochs=4, callbacks=[saver], shuffle=False, verbose=0)
+    there = {path.name for path in tmp_path.glob("epoch*.h5*")}
+    assert there == {"epoch1.weights.h5"} | {f"epoch{n}.weights.h5{end}" for n in (4, 5) for end in ("", ".json")}
 
-    for name in (
-        "epoch1.weights.h5",
-        "epoch2.hdf5",
-        "epoch3.weights.h5",
-        "epoch4.weights.h5",
-        "state.npz",
-        "training.json",
-        "log.txt",
-    ):
+
+def test_a_sheet_that_fails_ends_no_training(tiny_unet, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("experiment"), "propagate", True)
+    model, parts = build(tiny_unet, "enc")
+    state = state_of(model, parts["enc"], tmp_path)
+    found = []
+
+    def draw(epoch, last):
+        found.append((epoch, state.epoch))
+        raise MemoryError("no room for 80 images")
+
+    saver = SaveEpochs(adaptation(parts, "enc"), tmp_path, state, 1, 2, 0, [], draw)
+    model.fit(batches(), steps_per_epoch=STEPS, epochs=2, callbacks=[saver], shuffle=False, verbose=0)
+    assert found == [(1, 1), (2, 2)]  # the state is saved before a picture is tried
+    assert "epoch 1 cannot be drawn: no room for 80 images" in caplog.text
+
+
+def test_restart_removes_what_the_run_made_and_no_more(tmp_path):
+    names = [f"epoch{n}.weights.h5" for n in (1, 3, 4)]
+    for name in ("epoch2.hdf5", "log.txt", *names, *(f"{name}.json" for name in names)):
         (tmp_path / name).touch()
-    throw_away(tmp_path, 2)  # the run went on from epoch 2
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["epoch1.weights.h5", "epoch2.hdf5", "log.txt"]
+    assert remove_epochs(tmp_path, 2) == [3, 4]  # the run went on from epoch 2
+    left = sorted(p.name for p in tmp_path.iterdir())
+    assert left == ["epoch1.weights.h5", "epoch1.weights.h5.json", "epoch2.hdf5", "log.txt"]
 
 
 @pytest.mark.parametrize("scale", [0.01, 100.0])

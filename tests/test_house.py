@@ -1,0 +1,138 @@
+"""The house: floors, sizes, and that a new thing goes into one place."""
+
+import ast
+
+import numpy as np
+import pytest
+
+from Experiment.paths import REPOSITORY
+from Models.noise_schedule import STABLE_DIFFUSION
+from Models.sampler import Sampler
+
+SCRIPTS = ("SD_adapting", "hyp_opt", "generate_dataset", "classifier_training")
+# From the ground up. A room imports rooms of lower floors, and itself.
+FLOORS = {
+    "Experiment": 0,
+    "plots": 1,
+    "Data": 1,
+    "Models": 2,
+    "Search": 3,
+    "cli": 3,
+    **dict.fromkeys(SCRIPTS, 4),
+    "demo": 5,
+}
+# What stands above its room: a training of its own that draws its corpus from Data.
+ABOVE = {"Models/mini_pretraining.py"}
+
+
+def sources():
+    for path in sorted(REPOSITORY.rglob("*.py")):
+        inside = path.relative_to(REPOSITORY)
+        if not inside.parts[0].startswith((".", "tests", "bench", "parity")):
+            yield inside, ast.parse(path.read_text(encoding="utf-8"))
+
+
+def imported(tree):
+    """First names of all modules that a tree imports, at whatever level."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            yield node.module.split(".")[0]
+        elif isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+
+
+@pytest.mark.parametrize("path, tree", list(sources()), ids=lambda x: str(x) if not isinstance(x, ast.AST) else "")
+def test_imports_go_down(path, tree):
+    room = path.parts[0].removesuffix(".py")
+    for other in imported(tree):
+        if other in FLOORS and other != room and str(path) not in ABOVE:
+            assert FLOORS[other] < FLOORS[room], f"{path} imports {other}"
+    if room == "Models" and str(path) not in ABOVE:
+        assert "Data" not in set(imported(tree))
+    if str(path) not in ("Models/backbones.py", "Models/mini_backbone.py", "Models/faster_layers.py"):
+        assert "keras_cv" not in set(imported(tree))
+
+
+@pytest.mark.parametrize("path, tree", list(sources()), ids=lambda x: str(x) if not isinstance(x, ast.AST) else "")
+def test_what_a_reader_holds_in_the_head(path, tree):
+    lines = (REPOSITORY / path).read_text(encoding="utf-8").count("\n")
+    assert lines <= (220 if path.stem in SCRIPTS else 330)
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            assert node.end_lineno - node.lineno < 60, node.name
+
+
+def test_the_classifier_needs_no_kerascv(monkeypatch):
+    import subprocess
+    import sys
+
+    code = "import sys; sys.modules['keras_cv'] = None; from Models.classifier import Classifier; Classifier('resnet20_16', 8, 3)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True).returncode == 0
+
+
+# A new backbone is an entry of BACKBONES
+
+
+def test_a_new_backbone_goes_through_the_stages_called_as_functions(tiny, tmp_path):
+    import generate_dataset
+    import SD_adapting
+
+    common = ["--dataset", "digits", "--exp", "x", "--backbone", "tiny", "--root", str(tmp_path / "out")]
+    for part, flags in (("enc", []), ("dif", ["--enc_epoch", "1"])):
+        folder = SD_adapting.adapt(SD_adapting.parse_args([*common, "--train_model", part, *flags]))
+        assert (folder / "epoch1.weights.h5").exists()
+    flags = ["--img_total", "11", "--enc_epoch", "1", "--dif_epoch", "1", "--inf_steps", "2", "--ugs", "1.5"]
+    folder = generate_dataset.generate(generate_dataset.parse_args([*common, *flags]))
+    assert len(list(folder.glob("class_*/*.png"))) == 11
+    # Nothing is left claimed or logged to: another stage may write there.
+    import logging
+
+    from Experiment.locks import CLAIMED
+
+    assert not CLAIMED and not any(isinstance(h, logging.FileHandler) for h in logging.getLogger("experiment").handlers)
+
+
+# A new solver is a class
+
+
+class Momentum:
+    """A solver with a state of two tensors: DDIM whose noise is averaged with that of the step before."""
+
+    @staticmethod
+    def coefficients(schedule, timesteps):
+        alpha_bar = schedule.alphas_cumprod[timesteps]
+        return {"alpha_bar": alpha_bar, "next": np.append(alpha_bar[1:], np.float32(1.0))}
+
+    @staticmethod
+    def first_state(latents):
+        return latents, 0 * latents
+
+    @staticmethod
+    def latents(state):
+        return state[0]
+
+    @staticmethod
+    def step(state, noise, coefficients):
+        now, after = coefficients["alpha_bar"], coefficients["next"]
+        noise = 0.75 * noise + 0.25 * state[1]
+        clean = (state[0] - (1 - now) ** 0.5 * noise) / now**0.5
+        return after**0.5 * clean + (1 - after) ** 0.5 * noise, noise
+
+
+def test_a_new_solver_carries_its_state(tiny_unet):
+    unet, rng = tiny_unet(), np.random.default_rng(1)
+    latents, contexts = (
+        rng.standard_normal((3, 4, 4, 4), dtype="float32"),
+        rng.standard_normal((2, 2, 3), dtype="float32"),
+    )
+    found = Sampler(unet, solver=Momentum).sample(latents, contexts, [0, 0, 0], 4, 1.0)
+    from Models.diffusion import timestep_embedding
+
+    timesteps = STABLE_DIFFUSION.sampling_timesteps(4)
+    coefficients = Momentum.coefficients(STABLE_DIFFUSION, timesteps)
+    state = Momentum.first_state(latents)
+    for i, timestep in enumerate(timesteps):
+        time = np.repeat(timestep_embedding(timestep[None]), 3, axis=0)
+        noise = unet.predict_on_batch([state[0], time, np.repeat(contexts[:1], 3, axis=0)])
+        state = Momentum.step(state, noise, {name: values[i] for name, values in coefficients.items()})
+    assert np.abs(found - state[0]).max() < 1e-5

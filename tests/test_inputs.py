@@ -1,0 +1,176 @@
+"""Results follow their inputs: identities of runs, cards of weights, continued adaptation."""
+
+import csv
+import json
+import os
+import shutil
+from argparse import Namespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import SD_adapting
+from Experiment.disk import check_room
+from Experiment.errors import UserError
+from Experiment.files import write_json
+from Experiment.records import changes, describe_run, finished_run, flattened, identity
+from Models import weight_cards
+from Models.adapter import Diffusion, WholeNetwork
+from Models.class_encoder import class_encoder
+from Models.weight_cards import card_path, read_card, weights_hashes, write_card
+from Models.weights import save_weights
+
+INPUTS = {"classes": ["cat", "dog"], "data": {"train": "a" * 64}, "weights": {"enc": "b" * 64}}
+
+
+def arguments(**others):
+    return Namespace(**({"lr": 0.1, "root": "/out", "restart": False} | others))
+
+
+@pytest.fixture
+def record(tmp_path):
+    write_json(tmp_path / "training.json", describe_run(arguments(), 0, INPUTS))
+    return tmp_path / "training.json"
+
+
+def test_an_identity_is_flat_and_survives_json():
+    made = identity(arguments(), ["root"], INPUTS)
+    assert made == {"--lr": 0.1, "classes": "cat, dog", "data.train": "a" * 64, "weights.enc": "b" * 64}
+    assert json.loads(json.dumps(made)) == made and flattened(json.loads(json.dumps(INPUTS))) == flattened(INPUTS)
+
+
+def test_the_same_run_is_finished(record):
+    assert finished_run(record, arguments(root="/elsewhere"), ["root"], INPUTS)
+    assert not finished_run(record, arguments(restart=True), ["root"], INPUTS)
+
+
+@pytest.mark.parametrize("changed, message", [
+    ({"data": {"train": "c" * 64}}, r"other inputs: data.train aaaaaaaa \(now cccccccc\). Use another --exp, or --restart"),
+    ({"weights": {"enc": "c" * 64}}, r"weights.enc bbbbbbbb \(now cccccccc\)"),
+    ({"classes": ["cat", "cow"]}, r"classes cat, dog \(now cat, cow\)"),
+])  # fmt: skip
+def test_a_run_with_other_inputs_is_not_finished(record, changed, message):
+    with pytest.raises(UserError, match=message):
+        finished_run(record, arguments(), ["root"], INPUTS | changed)
+
+
+def test_a_record_without_inputs_is_compared_by_its_arguments(tmp_path):
+    write_json(tmp_path / "training.json", {"arguments": {"lr": 0.1}})
+    assert finished_run(tmp_path / "training.json", arguments(), ["root"], INPUTS)
+
+
+def test_changes_name_both_kinds():
+    said = changes({"--lr": 1, "data.train": "x"}, {"--lr": 2, "data.train": "y"})
+    assert said == "other arguments and other inputs: --lr 1 (now 2), data.train x (now y)"
+
+
+# Cards
+
+
+@pytest.fixture
+def weights(tmp_path):
+    WholeNetwork(Diffusion(None, class_encoder(2, 3, (2, 2)), None), "enc", {"classes": ["cat", "dog"]}).save(
+        tmp_path / "epoch1.weights.h5"
+    )
+    return tmp_path / "epoch1.weights.h5"
+
+
+def test_the_hash_is_written_with_the_weights_and_not_computed_again(weights, monkeypatch):
+    monkeypatch.setattr(weight_cards, "file_hash", None)
+    assert len(read_card(weights)["sha256"]) == 64 and read_card(weights)["classes"] == ["cat", "dog"]
+
+
+def test_a_copy_keeps_what_is_known_and_other_weights_do_not(weights, tmp_path):
+    known = read_card(weights)
+    os.utime(weights, ns=(1, 1))  # as a copy has another time
+    assert read_card(weights)["classes"] == ["cat", "dog"]
+    save_weights(class_encoder(2, 3, (2, 2)), weights)
+    assert "classes" not in read_card(weights) and read_card(weights)["sha256"] != known["sha256"]
+
+
+def test_published_weights_get_a_card_where_there_is_room_for_one(weights, monkeypatch):
+    card_path(weights).write_text("{damaged")
+    known = read_card(weights)
+    monkeypatch.setattr(weight_cards, "file_hash", None)
+    assert read_card(weights) == known
+
+
+def test_weights_of_other_classes_are_refused(weights):
+    assert set(weights_hashes({"enc": weights, "dif": None}, ["cat", "dog"])) == {"enc"}
+    with pytest.raises(UserError, match="was trained on other classes: cat, dog. The dataset has cat, cow"):
+        weights_hashes({"enc": weights}, ["cat", "cow"])
+    write_card(weights, {})
+    assert weights_hashes({"enc": weights}, ["cat", "cow"])  # nothing is known of it
+
+
+def test_a_disk_that_is_too_small_is_refused_before_the_run(tmp_path):
+    check_room(tmp_path / "not" / "there", 1000, "this run")
+    with pytest.raises(UserError, match="this run takes 1000000000000.0 GB, and .* left"):
+        check_room(tmp_path / "not" / "there", 1e21, "this run")
+
+
+# Adaptation
+
+
+@pytest.fixture(autouse=True)
+def no_sheets(monkeypatch):
+    monkeypatch.setattr("Models.samples.sheet_writer", lambda *about: lambda epoch: None)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two classes of noise, without splits."""
+    rng = np.random.default_rng(1)
+    for name in ("cat", "dog"):
+        (tmp_path / "pets" / name).mkdir(parents=True)
+        for i in range(20):
+            Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).save(tmp_path / "pets" / name / f"{i}.png")
+    return tmp_path / "pets"
+
+
+def adapted(folder, root, *flags):
+    common = ["--dataset", str(folder), "--exp", "x", "--backbone", "tiny", "--root", str(root), "--batch_size", "28"]
+    args = SD_adapting.parse_args([*common, "--precision", "float32", *map(str, flags)])
+    return SD_adapting.plan(args), args
+
+
+def test_the_same_data_elsewhere_is_the_same_run_and_other_data_is_not(tiny, folder, tmp_path):
+    known, args = adapted(folder, tmp_path / "out", "--epochs", 1)
+    SD_adapting.adapt(args, known)
+    copy = shutil.copytree(folder, tmp_path / "elsewhere" / "pets")
+    assert "finished already" in adapted(copy, tmp_path / "out", "--epochs", 1, "--seed", 1234)[0].done
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(folder / "cat" / "0.png")
+    with pytest.raises(UserError, match="0.png"):
+        adapted(folder, tmp_path / "out", "--epochs", 1)
+
+
+def test_the_split_belongs_to_the_experiment(tiny, folder, tmp_path):
+    first = adapted(folder, tmp_path / "out", "--epochs", 1)[0].inputs
+    assert adapted(folder, tmp_path / "out", "--epochs", 1, "--seed", 7)[0].inputs == first
+    assert adapted(folder, tmp_path / "other", "--epochs", 1, "--seed", 7)[0].inputs["data"] != first["data"]
+
+
+def test_continuing_is_a_plain_command(tiny, folder, tmp_path):
+    """It keeps the history, draws new noise, has its own record, and overwrites nothing."""
+    for flags in (["--epochs", 2], ["--enc_epoch", 2, "--epochs", 1]):
+        known, args = adapted(folder, tmp_path / "out", *flags)
+        SD_adapting.adapt(args, known)
+    rows = list(csv.DictReader((known.folder / "history.csv").open()))
+    assert [row["epoch"] for row in rows] == ["1", "2", "3"]
+    assert {path.name for path in known.folder.glob("training*.json")} == {"training.json", "training_from2.json"}
+    for flags in (["--epochs", 2], ["--enc_epoch", 2, "--epochs", 1]):
+        assert "finished already" in adapted(folder, tmp_path / "out", *flags)[0].done
+    with pytest.raises(UserError, match="holds the epochs 2 of another run, which would be overwritten"):
+        adapted(folder, tmp_path / "out", "--enc_epoch", 1, "--epochs", 1)
+
+
+def test_continued_epochs_draw_their_own_noise(tiny, folder, tmp_path, monkeypatch):
+    from Models import feed
+
+    begun = []
+    monkeypatch.setattr(feed, "noisy_batches", lambda *a, made=feed.noisy_batches: begun.append(a[5]) or made(*a))
+    for flags in (["--epochs", 2], ["--enc_epoch", 2, "--epochs", 1]):
+        known, args = adapted(folder, tmp_path / "out", *flags)
+        SD_adapting.adapt(args, known)
+    assert begun == [0, 2]
