@@ -166,10 +166,12 @@ def test_continuing_is_a_plain_command(tiny, folder, tmp_path):
 
 
 def test_continued_epochs_draw_their_own_noise(tiny, folder, tmp_path, monkeypatch):
-    from Models import feed
+    from Models import training
 
     begun = []
-    monkeypatch.setattr(feed, "noisy_batches", lambda *a, made=feed.noisy_batches: begun.append(a[5]) or made(*a))
+    monkeypatch.setattr(
+        training, "noisy_batches", lambda *a, made=training.noisy_batches: begun.append(a[5]) or made(*a)
+    )
     for flags in (["--epochs", 2], ["--enc_epoch", 2, "--epochs", 1]):
         known, args = adapted(folder, tmp_path / "out", *flags)
         SD_adapting.adapt(args, known)
