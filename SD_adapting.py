@@ -134,7 +134,7 @@ def adapt(args, known=None):
     backbone, folder, classes = BACKBONES[args.backbone], known.folder, class_names(known.spec)
     check_batch_size(args, backbone.training[args.train_model]["batch_size"], len(known.train.labels))
     make_repeatable(args.seed, args.deterministic)
-    with precision(args.precision, learns=True) as used:
+    with precision(args.precision, trainable=True) as used:
         diffusion = load_diffusion(backbone, len(classes), args.weights_dir, **known.epochs)
         title = f"{known.spec.name}, {args.train_model} epoch {{}}"
         write_sheet = sheet_writer(diffusion, classes, args.seed, folder, title)

@@ -177,7 +177,7 @@ def search_plots(study, folder):
         "timeline": lambda: optuna_plots.plot_timeline(study),
     }
     for name, draw in plots.items():
-        # Optuna sets the ggplot style for the whole process: the next figures shall not have it.
+        # Optuna sets the ggplot style for the whole process: keep it away from the next figures.
         with matplotlib.rc_context(), warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
             warnings.filterwarnings("ignore", "Attempting to set identical")  # a range of one value
             try:

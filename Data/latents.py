@@ -28,7 +28,7 @@ def cached_moments(folder, name, images, weights_hash, encode):
     if not path.exists():
         log.info("encoding %d images with the VAE, once", len(images))
         batches = encode(images)
-        first, done = next(batches), 0  # what is wrong with the encoder is told before anything is written
+        first, done = next(batches), 0  # a broken encoder fails before anything is written
         with atomic_path(path) as partial:
             moments = np.lib.format.open_memmap(partial, "w+", "float32", (len(images), *first.shape[1:]))
             for batch in itertools.chain([first], batches):

@@ -54,7 +54,7 @@ TURNS = {
 }
 CHUNK = 64  # images a task of the thread pool
 
-# Pillow tells of odd metadata, palettes and large images; what matters of it is an error here.
+# Pillow warns of odd metadata, palettes and large images; what matters of it is an error here.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 

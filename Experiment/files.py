@@ -98,7 +98,7 @@ def plain_arrays(path):
 def merge_json(path, content):
     """Add nested `content` to a JSON file; other runs' entries stay, also those written at the same time.
 
-    A file that is broken is kept aside under another name: hours of training shall not be lost for it.
+    A broken file is set aside under another name, so that it does not cost hours of training.
     """
 
     def merge(old, new):

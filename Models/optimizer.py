@@ -3,7 +3,7 @@
 import keras
 
 from Experiment import presets
-from Models.runtime import after
+from Models.runtime import ordered_after
 
 
 class SequentialAdam(keras.optimizers.Adam):
@@ -38,7 +38,7 @@ class SequentialAdam(keras.optimizers.Adam):
             step = keras.ops.cast(self.iterations + 1, "float32")
             numbers = (self.beta_1**step, self.beta_2**step, rate, self.beta_1, self.beta_2, self.epsilon)
             self.numbers = rate * self.decay, [keras.ops.convert_to_tensor(n, "float32") for n in numbers]
-        with after(*self.last):
+        with ordered_after(*self.last):
             decay, numbers = self.numbers
             self.assign_sub(variable, variable * decay)
             gradient = keras.ops.cast(gradient, "float32") * self.factor

@@ -39,18 +39,18 @@ def resolve_precision(name):
 
 
 @contextlib.contextmanager
-def precision(name, learns=False):
+def precision(name, trainable=False):
     """Build networks with this arithmetic within the block; yields its resolved name.
 
     Weights on disk, losses, normalisations and the sampler's update stay float32.
 
     Args:
         name: `auto`, `float32` or `mixed_bfloat16`.
-        learns: Whether a network that is built will be trained. If none is, weights are held in bfloat16, to which each
+        trainable: Whether a network that is built will be trained. If none is, weights are held in bfloat16, to which each
             use casts them anyway: half of the memory, and no cast.
     """
     before, resolved = keras.config.dtype_policy(), resolve_precision(name)
-    keras.config.set_dtype_policy(resolved if learns else resolved.removeprefix("mixed_"))
+    keras.config.set_dtype_policy(resolved if trainable else resolved.removeprefix("mixed_"))
     try:
         yield resolved
     finally:
@@ -69,7 +69,7 @@ def make_repeatable(seed, deterministic=False):
         tf.config.experimental.enable_op_determinism()
 
 
-def after(*results):
+def ordered_after(*results):
     """A context whose TensorFlow operations wait for results; other backends order theirs themselves."""
     if keras.backend.backend() != "tensorflow":
         return contextlib.nullcontext()

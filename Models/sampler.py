@@ -9,7 +9,7 @@ from Experiment.randomness import random_stream
 from Models.diffusion import PREDICTION_TYPES, timestep_embedding
 from Models.faster_layers import shared_contexts
 from Models.noise_schedule import STABLE_DIFFUSION
-from Models.runtime import after, on_gpu
+from Models.runtime import on_gpu, ordered_after
 from Models.solvers import DDIM
 
 
@@ -66,7 +66,7 @@ class Sampler(keras.Model):
             coefficients = {name: values[i] for name, values in inputs["coefficients"].items()}
             passes = ops.concatenate([latents, latents], axis=0) if guided else latents  # (B or 2B, h, w, 4)
             # TensorFlow would begin ten steps at once with what needs no latents: as many copies of weights cast to bfloat16.
-            with after(latents):
+            with ordered_after(latents):
                 time = timestep_embedding(inputs["timesteps"][i][None])  # (1, 320): one for the whole batch
                 noise = ops.cast(self.unet([passes, time, context]), "float32")
             noise = self.prediction.to_noise(noise, passes, coefficients["alpha_bar"])

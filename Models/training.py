@@ -34,7 +34,7 @@ def compile_model(adapted, lr, steps, precision_name, gradient_checkpointing=Fal
     adapted.freeze_the_rest()
     # Measured with mini on 2 cores: cut in two, the encoder learns 1.8 times as fast, the UNet no faster.
     side_by_side = backbone.side_by_side if adapted.part == "enc" else 1
-    with precision(precision_name, learns=True):
+    with precision(precision_name, trainable=True):
         model = denoising_model(
             diffusion.unet, diffusion.encoder, backbone.latent_scale, side_by_side, backbone.schedule,
             backbone.prediction_type,

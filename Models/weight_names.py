@@ -6,7 +6,7 @@ import re
 from Experiment.errors import UserError
 from Experiment.files import read_json
 
-# Ours and the published ones; a Keras 2 file has another layout, told apart by its suffix.
+# Ours and the published ones. A Keras 2 file has another layout; its suffix says so.
 EPOCH_FILE = re.compile(r"epoch(\d+)\.(weights\.h5|hdf5)")
 KIND = {"enc": "Class Encoder", "dif": "UNet"}
 
@@ -75,7 +75,7 @@ def earlier_history(folder, last):
 def remove_epochs(folder, offset):
     """Remove the epochs after the `offset`th and their cards. Returns their numbers.
 
-    Published ones, which have another suffix, stay: they are no files of a run.
+    Published ones, which have another suffix, stay: no run has written them.
     """
     files = {n: file for n, file in saved_epochs(folder).items() if n > offset and file == epoch_path(folder, n)}
     for file in files.values():

@@ -39,7 +39,7 @@ def load_weights(model, path):
         UserError: The file is not whole, or its layers or shapes are not the model's.
     """
     check_weights(model, path)
-    with told_as_misfit(model, path):
+    with refusing_misfits(model, path):
         model.load_weights(path)
     return model
 
@@ -51,7 +51,7 @@ def check_weights(model, path):
         UserError: It is no HDF5 file, or has other shapes.
     """
     check_hdf5(path)
-    with told_as_misfit(model, path), h5py.File(path) as file:
+    with refusing_misfits(model, path), h5py.File(path) as file:
         check_heaps(file)
         in_file, expected = stored_shapes(file), sorted(tuple(w.shape) for w in model.weights)
         if sorted(in_file) != expected:
@@ -59,7 +59,7 @@ def check_weights(model, path):
 
 
 @contextlib.contextmanager
-def told_as_misfit(model, path):
+def refusing_misfits(model, path):
     try:
         yield
     except UserError:

@@ -95,7 +95,7 @@ def our_training(part, batch_size, precision, *flags):
     from Models.optimizer import paper_optimizer
 
     sd1, batch_size = BACKBONES["sd1"], int(batch_size)
-    with runtime.precision(precision, learns=True) as used:
+    with runtime.precision(precision, trainable=True) as used:
         diffusion = load_diffusion(sd1, CLASSES, decoder=False)
         if flags:
             checkpoint_gradients(diffusion.unet)

@@ -150,7 +150,7 @@ def test_a_folder_without_mini_weights_is_refused(tmp_path):
     ("float32", {"float32"}), ("mixed_bfloat16", {"mixed_bfloat16"}), ("auto", {"float32", "mixed_bfloat16"}),
 ])  # fmt: skip
 def test_precision_holds_within_its_block(name, expected):
-    with precision(name, learns=True) as used:
+    with precision(name, trainable=True) as used:
         assert used in expected and keras.config.dtype_policy().name == used
         with precision(name) as again:
             assert again == used and keras.config.dtype_policy().name == used.removeprefix("mixed_")
