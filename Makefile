@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.installed
 
-.PHONY: setup demo test test-slow bench chaos fuzz parity lock clean
+.PHONY: setup demo test test-slow style format bench chaos fuzz parity lock clean
 
 setup: $(READY)
 
@@ -21,8 +21,17 @@ demo: setup
 	$(RUN) demo.py --seed $(SEED) --root $(DEMO_ROOT)
 
 # Two processes: the scripts, most of whose time is start-up, leave a core to the rest.
-test: setup
+test: setup style
 	$(RUN) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not slow" tests/test_scripts.py tests
+
+# Rules and layout of the code, in ruff.toml.
+style: setup
+	$(RUN) -m ruff check --quiet .
+	$(RUN) -m ruff format --quiet --check .
+
+format: setup
+	$(RUN) -m ruff check --quiet --fix .
+	$(RUN) -m ruff format --quiet .
 
 test-slow: setup
 	$(RUN) -m pytest -q -s -m slow

@@ -42,7 +42,7 @@ def resolve_precision(name):
 def precision(name, trainable=False):
     """Build networks with this arithmetic within the block; yields its resolved name.
 
-    Weights on disk, losses, normalisations and the sampler's update stay float32.
+    Weights on disk, losses, the statistics of normalisations and the sampler's update stay float32.
 
     Args:
         name: `auto`, `float32` or `mixed_bfloat16`.
