@@ -114,7 +114,13 @@ def compare(args, folder):
         if run([python, HERE / "published_side.py", folder], published):
             return "the published side failed"
     with step("our side: the same files, loaded as released checkpoints are"):
-        return run([sys.executable, HERE / "our_side.py", folder], environment)
+        if code := run([sys.executable, HERE / "our_side.py", folder], environment):
+            return code
+    with step("the published training step, in a small network of the same blocks"):
+        if run([python, HERE / "published_training.py", folder], published):
+            return "the published training failed"
+    with step("our training step, from the same weights and numbers"):
+        return run([sys.executable, HERE / "our_training.py", folder], environment)
 
 
 def main():
