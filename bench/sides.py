@@ -135,8 +135,8 @@ def writing(images="1000"):
     def to_disk():
         writer = SyntheticWriter(Path(tempfile.mkdtemp(dir=everything.name)), balanced_counts(int(images), CLASSES))
         writer.begin()
-        for numbers, images, _ in made():
-            for image in zip(numbers, images):
+        for numbers, batch, _ in made():
+            for image in zip(numbers, batch):
                 writer.write(*image)
         writer.finish({})
         writer.close()
