@@ -19,7 +19,7 @@ CLASSIFIER = "resnet20_16"  # a quarter of the paper's width, for speed
 
 
 def parse_args():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.splitlines()[0])
     parser.add_argument("--root", type=Path, default=REPOSITORY / "demo", help="folder of all outputs (demo)")
     parser.add_argument("--seed", type=int, default=1234)
     return parser.parse_args()

@@ -262,7 +262,7 @@ def write_images(args, known, diffusion, writer, size):
     )
     try:
         with tqdm(total=whole, initial=there, unit="image", smoothing=0.05) as progress:
-            for numbers, images in made:  # (n,), uint8 (n, H, H, 3)
+            for numbers, images, *good in made:  # (n,), uint8 (n, H, H, 3)
                 for image in zip(numbers, resize_images(images, size, "bilinear")):
                     writer.write(*image)
                 progress.update(len(images))

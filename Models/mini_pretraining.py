@@ -174,7 +174,7 @@ def sample_picture(unet, decoder, context_encoder, path, seed, columns=20):
     noise = initial_noise(seed, captions[:, 0], rows, unet.input_shape[0][1:])
     said_and_unsaid = np.concatenate([captions, 0 * captions[:1]])
     contexts = np.asarray(context_encoder.predict_on_batch(said_and_unsaid), "float32")
-    images = Sampler(unet, decoder).sample(noise, contexts, rows, num_steps=25, scale=2.0)
+    images, _ = Sampler(unet, decoder).sample(noise, contexts, rows, num_steps=25, scale=2.0)
     return save_image(grid(np.asarray(images), columns), path)
 
 
@@ -242,7 +242,7 @@ def main(args):
 
 
 def parse_args():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.splitlines()[0])
     parser.add_argument(
         "--out", type=Path, default=Path(__file__).parent / "mini_weights", help="folder of the weights"
     )

@@ -4,7 +4,6 @@ import keras
 import numpy as np
 from keras import ops
 
-from Experiment.errors import UserError
 from Experiment.randomness import random_stream
 from Models.diffusion import PREDICTION_TYPES, timestep_embedding
 from Models.faster_layers import shared_contexts
@@ -48,13 +47,14 @@ class Sampler(keras.Model):
                 `timesteps` (T,) and `coefficients`, a dict of (T,), of which the first `num_steps` () are visited.
 
         Returns:
-            Images uint8 (B, H, W, 3), or latents.
+            Images uint8 (B, H, W, 3), or latents; and bool (B,): whether all numbers that an image is made of are finite.
         """
         by_image = [name for name in ("latents", "null_rows", "rows") if name in inputs]
         # No part is of one image, which takes other code paths; a size that is not known is that of a second kind of batch.
         parts = max(1, min(self.side_by_side, (inputs["latents"].shape[0] or 0) // 2))
         shares = zip(*(ops.array_split(inputs[name], parts) for name in by_image))
-        return ops.concatenate([self.loop({**inputs, **dict(zip(by_image, share))}) for share in shares], axis=0)
+        made = [self.loop({**inputs, **dict(zip(by_image, share))}) for share in shares]
+        return tuple(ops.concatenate(arrays, axis=0) for arrays in zip(*made))
 
     def loop(self, inputs):
         """What `call` returns for a part of the batch."""
@@ -80,9 +80,10 @@ class Sampler(keras.Model):
             state = ops.fori_loop(0, inputs["num_steps"], step, self.solver.first_state(inputs["latents"]))
         latents = self.solver.latents(state)
         if self.decoder is None:
-            return latents
+            return latents, all_finite(latents)
         images = ops.cast(self.decoder(latents), "float32")
-        return ops.cast(ops.clip((images + 1.0) * 127.5, 0.0, 255.0), "uint8")  # truncates, as published
+        # Clip and cast would hide what is not finite. The cast truncates, as published.
+        return ops.cast(ops.clip((images + 1.0) * 127.5, 0.0, 255.0), "uint8"), all_finite(images)
 
     def sample(self, latents, contexts, rows, num_steps, scale, spacing="leading"):
         """Run the loop on one batch of NumPy arrays, with only the passes that the scale needs.
@@ -92,6 +93,9 @@ class Sampler(keras.Model):
             contexts: float32 (R, tokens, width); the last one is unconditional.
             rows: int (B,): which context each image is conditioned on.
             num_steps, scale, spacing: As in `generate_images`.
+
+        Returns:
+            Images uint8 (B, H, W, 3), or latents; and bool (B,), as in `call`.
         """
         timesteps = self.schedule.sampling_timesteps(num_steps, spacing)
         pad = (0, self.schedule.num_timesteps - len(timesteps))  # one shape for every number of steps
@@ -109,6 +113,11 @@ class Sampler(keras.Model):
         if scale != 1:
             inputs["null_rows"] = np.full(len(latents), len(contexts) - 1, "int32")
         return self.predict_on_batch(inputs)
+
+
+def all_finite(images):
+    """Whether every number of an image is finite: (B, H, W, channels) -> bool (B,)."""
+    return ops.all(ops.isfinite(images), axis=(1, 2, 3))
 
 
 def initial_noise(seed, labels, indices, latent_shape):
@@ -137,7 +146,7 @@ def block_size(backbone, batch_size):
 
 
 def generate_images(sampler, encoder, numbers, *, num_steps, scale, seed, block, spacing="leading"):
-    """Yield (numbers, images) block by block: one loop for the dataset on disk and for the search.
+    """Yield (numbers, images, good) block by block: one loop for the dataset on disk and for the search.
 
     Image n is image n // C of class n % C, of C classes: the first images are balanced, however many are wanted.
     Images are computed in blocks of consecutive numbers, from 0 on, each of them whole even if one of its images is
@@ -154,8 +163,9 @@ def generate_images(sampler, encoder, numbers, *, num_steps, scale, seed, block,
         block: Images of a block, 2 or more.
         spacing: `leading` as published, or `linspace`.
 
-    Raises:
-        UserError: A whole block of images is constant: the weights or the precision are broken.
+    Yields:
+        numbers int (n,); images uint8 (n, H, W, 3), or latents; good bool (n,): whether an image is finite and not of one
+        value throughout. What becomes of those that are not is the caller's to decide.
     """
     contexts, numbers = class_contexts(encoder), np.asarray(numbers)
     num_classes = len(contexts) - 1
@@ -167,11 +177,10 @@ def generate_images(sampler, encoder, numbers, *, num_steps, scale, seed, block,
         # The classes of this block, in a table that always has the same size.
         used, rows = np.unique(labels, return_inverse=True)
         table = contexts[[*np.resize(used, min(block, num_classes)), -1]]
-        images = np.asarray(sampler.sample(latents, table, rows, num_steps, scale, spacing))
-        if sampler.decoder is not None and (images.max(axis=(1, 2, 3)) == images.min(axis=(1, 2, 3))).all():
-            raise UserError("a whole batch of generated images is constant: check the weights and --precision")
+        images, finite = map(np.asarray, sampler.sample(latents, table, rows, num_steps, scale, spacing))
+        good = finite & (images.max(axis=(1, 2, 3)) != images.min(axis=(1, 2, 3)))
         wanted = numbers[begin:end]
-        yield wanted, images[wanted - first]
+        yield wanted, images[wanted - first], good[wanted - first]
 
 
 def first_of_each_class(num_classes, columns, most_classes):

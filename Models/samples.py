@@ -31,7 +31,7 @@ def sheet_writer(diffusion, names, seed, folder, title):
         made = generate_images(
             sampler, diffusion.encoder, numbers, num_steps=STEPS, scale=SCALE, seed=seed, block=block
         )
-        images = np.concatenate([images for _, images in made])
+        images = np.concatenate([images for _, images, _ in made])  # bad ones too: they are to be seen
         path = folder / "samples" / f"epoch{epoch}.png"
         sample_sheet(images, labels, names, path, title.format(epoch))
         log.info("samples -> %s", path)

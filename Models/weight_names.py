@@ -77,11 +77,30 @@ def remove_epochs(folder, offset):
 
     Published ones, which have another suffix, stay: no run has written them.
     """
-    files = {n: file for n, file in saved_epochs(folder).items() if n > offset and file == epoch_path(folder, n)}
-    for file in files.values():
+    files = {epoch: file for epoch, file in own_epochs(folder).items() if epoch > offset}
+    remove_files(files.values())
+    return list(files)
+
+
+def own_epochs(folder):
+    """{epoch: file} of the epochs that a run has saved; published ones have another suffix."""
+    return {epoch: file for epoch, file in saved_epochs(folder).items() if file == epoch_path(folder, epoch)}
+
+
+def remove_files(files):
+    """Remove epoch files and their cards."""
+    for file in files:
         file.unlink()
         file.with_name(file.name + ".json").unlink(missing_ok=True)
-    return list(files)
+
+
+def enc_epochs_in_use(experiment):
+    """Epochs of the Class Encoder that the experiment's fine-tunings have started from, as their records say."""
+    folder, found = experiment.part_dir("dif"), set()
+    for record in sorted([*folder.glob("training*.json"), *folder.glob("run.json")]):
+        content = read_json(record)
+        found |= {content.get("--enc_epoch"), content.get("arguments", {}).get("enc_epoch")}
+    return found - {None, 0}
 
 
 def chosen_epochs(experiment, enc_epoch, dif_epoch):

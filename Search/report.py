@@ -2,6 +2,7 @@
 
 import logging
 import time
+from statistics import mean
 
 import numpy as np
 
@@ -12,7 +13,10 @@ from Experiment.files import write_csv
 from Models.classifier import accuracies
 from Models.sampler import first_of_each_class
 from plots import MAX_SHEET_ROWS, side_by_side
-from Search.studies import FINISHED, trials
+from Search.repeats import recorded
+from Search.studies import FINISHED
+from Search.trials import settings_of
+from Search.workers import trials
 
 log = logging.getLogger("experiment")
 
@@ -21,8 +25,9 @@ SHEET_COLUMNS = 8
 
 def trial_line(trial):
     """Number, settings and result of a trial."""
-    p, rung = trial.params, trial.user_attrs.get("rung", "1")
-    result = {"COMPLETE": f"{trial.value or 0:.4f}", "PRUNED": f"pruned on rung {rung}, epoch {trial.last_step or 1}"}
+    p, rung, why = trial.params, trial.user_attrs.get("rung", "1"), trial.user_attrs.get("pruned_because")
+    pruned = f"pruned on rung {rung}, epoch {trial.last_step or 1}" + (f": {why}" if why else "")
+    result = {"COMPLETE": f"{trial.value or 0:.4f}", "PRUNED": pruned}
     settings = f"steps {p['is']:2d}, scale {p['ugs']:4.2f}, epoch {p['epoch']:2d}" if p else "not begun"
     return f"trial {trial.number:3d}: {settings} -> {result.get(trial.state.name, trial.state.name.lower())}"
 
@@ -51,14 +56,11 @@ def measure(args, context, test, best):
         {"no_opt": {...}, "opt": {...}} in the published schema.
 
     Raises:
-        UserError: A classifier's loss is not finite.
+        UserError: An image is not finite or of one value, or a classifier's loss is not finite.
     """
     first = args.train_model == "enc"
     default = (presets.INFERENCE_STEPS, presets.GUIDANCE_SCALE) if first else (args.is_1, args.ugs_1)
-    settings = {
-        "no_opt": (*default, max(context.epochs)),
-        "opt": (best.params["is"], best.params["ugs"], best.user_attrs["saved_epoch"]),
-    }
+    settings = {"no_opt": (*default, max(context.epochs)), "opt": settings_of(best)}
     results, count = {}, args.test_imgs
     for name, (steps, scale, epoch) in settings.items():
         context.load(epoch)
@@ -77,8 +79,8 @@ def measure(args, context, test, best):
     return results
 
 
-def contact_sheet(context, study, folder):
-    """Samples of the best and of the worst trial, one row a class. Returns the file."""
+def contact_sheet(context, study, best, folder):
+    """Samples of the best and of the worst trial, one row a class, bad images too. Returns the file."""
 
     def last_value(trial):
         return -1.0 if trial.value is None else trial.value  # of a pruned trial: the last it reported
@@ -86,15 +88,25 @@ def contact_sheet(context, study, folder):
     worst = min(trials(study, *FINISHED), key=last_value)
     numbers, labels = first_of_each_class(context.spec.num_classes, SHEET_COLUMNS, MAX_SHEET_ROWS)
     sheets, titles = [], []
-    for kind, trial in (("best", study.best_trial), ("worst", worst)):
-        steps, scale, epoch = trial.params["is"], trial.params["ugs"], trial.user_attrs["saved_epoch"]
+    for kind, trial in (("best", best), ("worst", worst)):
+        steps, scale, epoch = settings_of(trial)
         context.load(epoch)
-        sheets.append(context.images(steps, scale, numbers))
+        sheets.append(context.images(steps, scale, numbers, bad_too=True))
         titles.append(
             f"{kind}: trial {trial.number}, {steps} steps, scale {scale:.2f}, epoch {epoch}: "
             f"{last_value(trial):.3f}{' when pruned' * (trial.state.name == 'PRUNED')}"
         )
     return side_by_side(*sheets, labels, class_names(context.spec), folder / "best_and_worst.png", titles)
+
+
+def repeats_of(study, trial):
+    """Columns of the table: values of a trial's repeats, and their mean with that of its first run."""
+    values = recorded(study, trial)
+    numbers = [] if None in values else [trial.value, *values]
+    return {
+        "repeats": " ".join("none" if value is None else str(value) for value in values),
+        "mean": mean(numbers) if len(numbers) > 1 else "",
+    }
 
 
 def write_trials(study, folder):
@@ -108,6 +120,8 @@ def write_trials(study, folder):
             "accuracy": "" if t.value is None else t.value,
             "epochs_trained": t.last_step or "",
             "rung": t.user_attrs.get("rung", ""),
+            "pruned_because": t.user_attrs.get("pruned_because", ""),
+            **repeats_of(study, t),
             "seconds": round(t.duration.total_seconds(), 1) if t.duration else "",
         }
         for t in study.get_trials(deepcopy=False)

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import optuna
 
-from Data.loaders import load_splits, resize_images
+from Data.loaders import resize_images
 from Data.registry import DatasetSpec
 from Experiment import presets
 from Experiment.errors import UserError
@@ -18,16 +18,12 @@ from Models.backbones import BACKBONES
 from Models.classifier import Classifier
 from Models.runtime import make_repeatable, precision
 from Models.sampler import block_size, generate_images
-from Search.studies import shown_address, trials
 
 log = logging.getLogger("experiment")
 
-# Arguments that two runs must share to be one study.
-SETTINGS = (
-    "dataset", "backbone", "seed", "num_imgs", "batch_size", "epochs", "classifier", "is_min", "is_max", "ugs_max",
-    "enc_epoch", "select_on", "resize", "timestep_spacing", "rungs", "pruner", "precision", "test_imgs", "is_1", "ugs_1",
-    "skip_broken",
-)  # fmt: skip
+
+class Unusable(UserError):
+    """Settings that give no accuracy: images that are not finite or of one value, or a classifier that diverges."""
 
 
 @dataclass
@@ -66,19 +62,38 @@ class Context:
         """The number of images of the whole blocks that hold the first `count`."""
         return -(-count // self.block) * self.block
 
-    def images(self, steps, scale, numbers):
-        """Images of the loaded weights as the classifier sees them, uint8 (N, px, px, 3)."""
+    def images(self, steps, scale, numbers, seed=None, bad_too=False):
+        """Images of the loaded weights as the classifier sees them, uint8 (N, px, px, 3).
+
+        Args:
+            steps, scale: Settings of the sampler.
+            numbers: int (N,), ascending: which images.
+            seed: Of the initial noise; without it the user's.
+            bad_too: Whether images may be of one value or hold NaN.
+
+        Raises:
+            Unusable: One is, or does.
+        """
         made = generate_images(
             self.sampler,
             self.adapted.diffusion.encoder,
             numbers,
             num_steps=steps,
             scale=scale,
-            seed=self.args.seed,
+            seed=self.args.seed if seed is None else seed,
             block=self.block,
             spacing=self.args.timestep_spacing,
         )
-        return np.concatenate([resize_images(images, self.spec.resolution, self.args.resize) for _, images in made])
+        parts, count = [], 0
+        for _, images, good in made:
+            count += len(good)
+            if not (good.all() or bad_too):
+                raise Unusable(
+                    f"{np.sum(~good)} of the first {count} images with {steps} steps and scale {scale:g} hold NaN or are "
+                    "of one value: look at --precision and the weights"
+                )
+            parts.append(resize_images(images, self.spec.resolution, self.args.resize))
+        return np.concatenate(parts)
 
     def labels(self, count):
         """Labels (count,) of the first images."""
@@ -96,12 +111,11 @@ class Context:
 
     def train(self, images, labels, **how):
         """Train the classifier on synthetic images; returns its history, with the real validation accuracy."""
-        how = {"epochs": self.args.epochs, **how}
+        how = {"epochs": self.args.epochs, "seed": self.args.seed, **how}
         history, _ = self.classifier.fit(
             (images, labels),
             self.chosen_on,
             batch_size=self.args.batch_size,
-            seed=self.args.seed,
             patience=presets.TRIAL_PATIENCE,
             verbose=0,
             **how,
@@ -109,28 +123,28 @@ class Context:
         return history
 
 
-def prepare(args, spec, experiment, epochs, epoch_files):
-    """The dataset's splits, and what the trials share.
+def prepare(args, known):
+    """What the trials share: a `Context`.
 
     Args:
         args: The script's arguments.
-        spec: The dataset's.
-        experiment: Where everything lies.
-        epochs: {epoch: file} of what is searched.
-        epoch_files: Files of the epochs that stay as they are, for `load_diffusion`.
+        known: What is known of the search: `spec`, `splits`, `epochs` {epoch: file} of what is searched, and `epoch_files`,
+            those of the epochs that stay as they are, for `load_diffusion`.
+
+    Raises:
+        UserError: Weights do not fit.
     """
     make_repeatable(args.seed, args.deterministic)
-    splits = load_splits(spec, args.data_dir, args.seed, spec.resolution, experiment)
+    spec, backbone = known.spec, BACKBONES[args.backbone]
     classifier = Classifier(args.classifier, spec.resolution, spec.num_classes)
-    backbone = BACKBONES[args.backbone]
     with precision(args.precision):
-        diffusion = load_diffusion(backbone, spec.num_classes, args.weights_dir, **epoch_files)
+        diffusion = load_diffusion(backbone, spec.num_classes, args.weights_dir, **known.epoch_files)
     adapted = WholeNetwork(diffusion, args.train_model)
-    for file in epochs.values():
+    for file in known.epochs.values():
         adapted.check(file)
-    chosen_on = splits.test if args.select_on == "test" else splits.val
+    chosen_on = known.splits.test if args.select_on == "test" else known.splits.val
     block = block_size(backbone, args.gen_batch_size)
-    return splits, Context(args, spec, adapted, diffusion.sampler(), block, classifier, epochs, chosen_on)
+    return Context(args, spec, adapted, diffusion.sampler(), block, classifier, known.epochs, chosen_on)
 
 
 def suggest(trial, context):
@@ -142,77 +156,119 @@ def suggest(trial, context):
     return steps, scale, context.nearest_epoch(epoch)
 
 
-def objective(trial, context):
-    """Best validation accuracy of a classifier trained on images of the suggested settings.
+def climb(context, settings, seed, on_rung, on_epoch):
+    """Best accuracy on `context.chosen_on` of a classifier trained on images of some settings.
 
-    A trial climbs rungs: the classifier begins on a quarter of the images, goes on with half of them, then all; the
-    images of the next rung are made when it is reached. An epoch has as many steps on every rung, so that accuracies
-    after equal epochs can be compared, and bad settings are pruned before most of their images exist.
+    It climbs rungs: the classifier begins on a quarter of the images, goes on with half of them, then all; the images of
+    the next rung are made when it is reached. An epoch has as many steps on every rung, so that accuracies after equal
+    epochs can be compared, and bad settings are pruned before most of their images exist.
 
-    Real images are read from the validation split alone (with --select_on test, as published, from the test split).
+    Args:
+        context: A `Context`.
+        settings: Inference steps, guidance scale, epoch.
+        seed: Of the images and of the classifier's batches.
+        on_rung: Called with a rung's name when it begins.
+        on_epoch: Called with the number and the logs of every epoch.
+
+    Raises:
+        Unusable: An image is bad, or the loss is not finite.
     """
-    args, rungs = context.args, context.rungs()
-    steps, scale, epoch = suggest(trial, context)
-    trial.set_user_attr("saved_epoch", epoch)
+    steps, scale, epoch = settings
+    rungs = context.rungs()
     context.load(epoch)
 
-    def report(epoch, logs):
+    def check(epoch, logs):
         if not np.isfinite(logs["loss"]):
-            raise optuna.TrialPruned("the classifier's loss is not finite")
-        trial.report(logs["val_accuracy"], epoch + 1)
-        if trial.should_prune():
-            raise optuna.TrialPruned
+            raise Unusable("the classifier's loss is not finite")
+        on_epoch(epoch, logs)
 
     parts, accuracies, made, done = [], [], 0, 0
     for rung, (last_epoch, count) in enumerate(rungs, start=1):
-        trial.set_user_attr("rung", f"{rung}/{len(rungs)}")
+        on_rung(f"{rung}/{len(rungs)}")
         whole = context.whole_blocks(count)
         if whole > made:
-            parts.append(context.images(steps, scale, np.arange(made, whole)))
+            parts.append(context.images(steps, scale, np.arange(made, whole), seed))
         images = np.concatenate(parts)[:count]
         history = context.train(
             images,
             context.labels(count),
+            seed=seed,
             epochs=last_epoch,
             first_epoch=done,
-            steps=-(-args.num_imgs // args.batch_size),
-            callbacks=[keras.callbacks.LambdaCallback(on_epoch_end=report)],
+            steps=-(-context.args.num_imgs // context.args.batch_size),
+            callbacks=[keras.callbacks.LambdaCallback(on_epoch_end=check)],
         )
         accuracies += history["val_accuracy"]
         made, done = whole, last_epoch
     return max(accuracies)
 
 
-def claim_study(study, args, epochs, address):
-    """Note the settings in a study without trials, or compare them with those of one that has some.
+def objective(trial, context):
+    """Best validation accuracy of a trial, see `climb`.
+
+    The pruner sees the best accuracy so far: one bad epoch prunes no good trial. A trial whose images are bad or whose
+    classifier diverges is pruned, with the reason in its attribute `pruned_because`.
+
+    Real images are read from the validation split alone (with --select_on test, as published, from the test split).
+    """
+    steps, scale, epoch = suggest(trial, context)
+    trial.set_user_attr("saved_epoch", epoch)
+    best = 0.0
+
+    def report(epoch, logs):
+        nonlocal best
+        best = max(best, logs["val_accuracy"])
+        trial.report(best, epoch + 1)
+        if trial.should_prune():
+            raise optuna.TrialPruned
+
+    try:
+        return climb(
+            context, (steps, scale, epoch), context.args.seed, lambda name: trial.set_user_attr("rung", name), report
+        )
+    except Unusable as error:
+        trial.set_user_attr("pruned_because", str(error))
+        raise optuna.TrialPruned(str(error)) from None
+
+
+def settings_of(trial):
+    """Inference steps, guidance scale and epoch of a trial."""
+    return trial.params["is"], trial.params["ugs"], trial.user_attrs["saved_epoch"]
+
+
+def accuracy_again(context, trial, seed):
+    """Best accuracy of a trial's settings with another seed: other images, and another order of them in training.
 
     Raises:
-        UserError: They differ; it shows both.
+        Unusable: It gives none.
     """
-    settings = {name: getattr(args, name) for name in SETTINGS} | {"last_epoch": max(epochs)}
-    before = study.user_attrs.get("settings", {})
-    shown = ", ".join(f"{k} {before[k]} (now {v})" for k, v in settings.items() if k in before and before[k] != v)
-    if shown and trials(study):
-        raise UserError(
-            f"the study {study.study_name} in {shown_address(address)} has other settings: {shown}. Use another --exp."
-        )
-    study.set_user_attr("settings", settings)
+    return climb(context, settings_of(trial), seed, lambda name: None, lambda epoch, logs: None)
 
 
-def warm_start(args, study, epochs):
-    """Let the search begin with the settings that the paper found, within the bounds of this search.
+def warm_start(args, study, epochs, dataset):
+    """Let the search begin with settings that the paper found, within the bounds of this search.
 
-    A dataset that is not the paper's begins with the median of the paper's six. After fine-tuning, the first search's
-    settings are tried too: the final ones are then better than those, or they are those.
+    They are the median of the paper's datasets. Those that it found for this very dataset are left out, for they were
+    chosen on its test images: with --select_on test, as published, they are taken instead. After fine-tuning, the first
+    search's settings are tried too: the final ones are then better than those, or they are those.
+
+    Args:
+        args: The script's arguments.
+        study: A study without trials.
+        epochs: Numbers of the saved epochs.
+        dataset: Name of the dataset.
     """
     known = presets.SEARCH_RESULTS[args.train_model]
-    found = [known.get(args.dataset) or [median(values) for values in zip(*known.values())]]
+    if args.select_on == "test" and dataset in known:
+        found = [known[dataset]]
+    else:
+        found = [[median(values) for values in zip(*(known[name] for name in known if name != dataset))]]
     if args.train_model == "dif":
         found.append((1, args.is_1, args.ugs_1))
     for share, steps, scale in found:
         settings = {
             "is": min(max(round(steps), args.is_min), args.is_max),
-            "ugs": round(min(scale, args.ugs_max), 4),
+            "ugs": min(round(scale, 4), args.ugs_max),
             "epoch": max(1, round(share * max(epochs))),
         }
         study.enqueue_trial(settings, skip_if_exists=True)

@@ -407,7 +407,7 @@ def print_table(results):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.splitlines()[0])
     parser.add_argument("--topics", nargs="+", default=list(TOPICS), choices=TOPICS)
     parser.add_argument("--rounds", type=int, default=3, help="counted turns of each job (3)")
     parser.add_argument("--peer", type=Path, help="a Python with torch and diffusers (else .venv-peer is made)")

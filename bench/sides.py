@@ -135,8 +135,8 @@ def writing(images="1000"):
     def to_disk():
         writer = SyntheticWriter(Path(tempfile.mkdtemp(dir=everything.name)), balanced_counts(int(images), CLASSES))
         writer.begin()
-        for batch in made():
-            for image in zip(*batch):
+        for numbers, batch, _ in made():
+            for image in zip(numbers, batch):
                 writer.write(*image)
         writer.finish({})
         writer.close()
@@ -222,7 +222,7 @@ def precision(seeds=(1234, 1, 2, 3, 4)):
 
     def cas(sampler, encoder, seed):
         made = generate_images(sampler, encoder, numbers, num_steps=12, scale=1.5, seed=seed, block=mini.block)
-        images = np.concatenate([resize_images(images, spec.resolution, "bilinear") for _, images in made])
+        images = np.concatenate([resize_images(images, spec.resolution, "bilinear") for _, images, _ in made])
         network.fit((images, labels), splits.val, epochs=40, batch_size=64, seed=seed, patience=(10, 25), verbose=0)
         return accuracies(network.probabilities(splits.test.images), splits.test.labels)["top_1_accuracy"]
 

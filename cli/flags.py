@@ -85,7 +85,10 @@ def colour_name(text):
 
 
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line; the usage is what --help is for."""
+    """Says what is wrong in one line; the usage is what --help is for. Flags are not abbreviated."""
+
+    def __init__(self, **how):
+        super().__init__(allow_abbrev=False, **how)
 
     def error(self, message):
         self.exit(2, f"{self.prog}: error: {' '.join(message.split())} (--help lists the flags)\n")

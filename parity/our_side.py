@@ -101,7 +101,7 @@ def main(folder):
     good += [compare("UNet", noise, expected["noise"])]
 
     steps, scale = int(expected["steps"]), float(expected["scale"])
-    images = Sampler(unet, decoder).sample(expected["initial_noise"], contexts, labels, steps, scale)
+    images, _ = Sampler(unet, decoder).sample(expected["initial_noise"], contexts, labels, steps, scale)
     images, published = np.asarray(images), expected["generated"]
     if images.shape != published.shape or images.dtype != published.dtype:
         raise ValueError(f"images must be {published.dtype} {published.shape}. Received: {images.dtype} {images.shape}")

@@ -27,7 +27,9 @@ PUBLISHED_PYTHON = "3.11"
 
 
 def parse_args():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--tmp", type=Path, help="make the temporary folder in this one (the system's)")
     parser.add_argument("--keep", action="store_true", help="leave the temporary folder")
     parser.add_argument("--python", help="the published stack's Python 3.11 (this one, or python3.11)")

@@ -378,7 +378,7 @@ while True:
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=600, help="time for all readers together (600)")
     parser.add_argument("--readers", default=",".join(READERS), help="which of them, by name")
     parser.add_argument("--worker", nargs=4, help=argparse.SUPPRESS)

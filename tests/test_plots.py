@@ -380,9 +380,30 @@ def test_a_search_plot_that_fails_does_not_lose_the_others(tmp_path, monkeypatch
             monkeypatch.setattr(optuna.visualization.matplotlib, name, lambda study, params=None: plt.subplots()[1])
     monkeypatch.setattr(optuna.visualization.matplotlib, "plot_rank", cannot)
     monkeypatch.setattr(logging.getLogger("experiment"), "propagate", True)  # a script run before may have ended it
-    files = {file.name for file in plots.search_plots(study_of(0.5), tmp_path)}
+    files = {file.name for file in plots.search_plots(study_of(0.3, 0.5, 0.4, 0.6), tmp_path)}
     assert len(files) == 9 and "rank.png" not in files
-    assert "rank cannot be drawn: too few trials" in caplog.text
+    assert "rank is not drawn: too few trials" in caplog.text
+
+
+@pytest.mark.parametrize("values, alike, why", [
+    ((0.5, 0.4, 0.6), False, "contour_is_ugs is not drawn: 3 completed trials are fewer than 4"),
+    ((0.5, 0.4, 0.6, 0.7), True, "contour_is_epoch is not drawn: all completed trials have the same is"),
+    ((0.5,), False, "param_importances is not drawn: The number of trials is too small"),
+])  # fmt: skip
+def test_a_search_plot_that_would_be_empty_is_left_out_and_nothing_else_is_said(
+    values, alike, why, tmp_path, monkeypatch, caplog, recwarn
+):
+    monkeypatch.setattr(logging.getLogger("experiment"), "propagate", True)
+    study = study_of(*values)
+    if alike:
+        trials = [optuna.trial.create_trial(params={**t.params, "is": 9}, distributions=t.distributions, value=t.value,
+                                            intermediate_values=t.intermediate_values) for t in study.trials]  # fmt: skip
+        study = optuna.create_study(direction="maximize")
+        study.add_trials(trials)
+    files = {file.name for file in plots.search_plots(study, tmp_path)}
+    left_out = {"contour_is_ugs.png", "contour_is_epoch.png"} | (set() if alike else {"contour_epoch_ugs.png"})
+    assert why in caplog.text and not files & left_out and {"history.png", "slice.png", "timeline.png"} <= files
+    assert not list(recwarn)
 
 
 # The notebook

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 from keras import layers, ops
 
-from Experiment.errors import UserError
 from Models.backbones import BACKBONES
 from Models.class_encoder import class_encoder
 from Models.sampler import (
@@ -51,13 +50,15 @@ def contexts(means, null_mean):
 def test_published_latents(sampler, diffusion_golden, num_steps, scale):
     table = contexts(np.ravel(diffusion_golden["context_mean"]), diffusion_golden["unconditional_context_mean"].item())
     noise = diffusion_golden["initial_noise"]
-    latents = sampler.sample(noise, table, np.resize(np.arange(len(table) - 1), len(noise)), num_steps, scale)
+    latents, finite = sampler.sample(noise, table, np.resize(np.arange(len(table) - 1), len(noise)), num_steps, scale)
     assert np.abs(latents - diffusion_golden[f"final_latent_steps{num_steps}_ugs{scale}"]).max() < 1e-4
+    assert finite.tolist() == [True] * len(noise)
 
 
 def test_linspace_starts_at_another_timestep(sampler, diffusion_golden):
     arguments = diffusion_golden["initial_noise"], contexts([0.1], 0.0), [0, 0, 0], 5, 1.2
-    assert np.abs(sampler.sample(*arguments) - sampler.sample(*arguments, spacing="linspace")).max() > 1e-2
+    leading, linspace = sampler.sample(*arguments)[0], sampler.sample(*arguments, spacing="linspace")[0]
+    assert np.abs(leading - linspace).max() > 1e-2
 
 
 @pytest.mark.parametrize("scales, batch", [([0, 0, 0], 3), ([1, 1, 1], 3), ([1.2, 7.5, 0.5], 6)])
@@ -83,7 +84,7 @@ class Levels(layers.Layer):
 
 def test_pixels_are_clipped_and_truncated_as_published():
     latent = keras.Input((4, 4, 4))
-    images = Sampler(closed_form_unet(4), keras.Model(latent, Levels()(latent))).sample(
+    images, _ = Sampler(closed_form_unet(4), keras.Model(latent, Levels()(latent))).sample(
         np.zeros((2, 4, 4, 4), "float32"), contexts([0.1], 0.0), [0, 0], 2, 1.5
     )
     assert images.dtype == np.uint8 and images[1, 0, :, 0].tolist() == [0, 0, 127, 191, 254, 255, 255]
@@ -119,7 +120,7 @@ def generate(encoder):
 
     def generate(numbers, block=4, seed=5):
         made = generate_images(sampler, encoder, numbers, num_steps=3, scale=1.5, seed=seed, block=block)
-        return [np.concatenate(arrays) for arrays in zip(*made)]
+        return [np.concatenate(arrays) for arrays in zip(*made)][:2]
 
     return generate
 
@@ -129,7 +130,7 @@ def test_generated_images_come_in_order_with_their_own_noise_and_context(generat
     assert np.array_equal(numbers, NUMBERS)
     labels, indices = NUMBERS % 3, NUMBERS // 3
     noise = initial_noise(5, labels, indices, (4, 4, 4))
-    expected = Sampler(closed_form_unet(4)).sample(noise, class_contexts(encoder), labels, 3, 1.5)
+    expected, _ = Sampler(closed_form_unet(4)).sample(noise, class_contexts(encoder), labels, 3, 1.5)
     assert np.abs(latents - expected).max() < 1e-6
 
 
@@ -148,7 +149,7 @@ def test_an_image_does_not_depend_on_how_the_work_is_divided(encoder, chosen):
 
     def generate(numbers):
         made = generate_images(sampler, encoder, numbers, num_steps=3, scale=1.5, seed=5, block=4)
-        return np.concatenate([images for _, images in made])
+        return np.concatenate([images for _, images, _ in made])
 
     whole = generate(NUMBERS)
     assert not np.array_equal(whole[0], whole[3]) and np.array_equal(generate(np.array(chosen)), whole[chosen])
@@ -160,7 +161,7 @@ def test_every_block_is_computed_whole(generate):
     batches.clear()
     encoder = class_encoder(3, 4, (2, 3))
     made = list(generate_images(Sampler(unet), encoder, [2, 9], num_steps=1, scale=1, seed=5, block=4))
-    assert [numbers.tolist() for numbers, _ in made] == [[2], [9]] and batches == [4]
+    assert [numbers.tolist() for numbers, *_ in made] == [[2], [9]] and batches == [4]
 
 
 def test_the_first_of_each_class():
@@ -179,11 +180,29 @@ def test_other_seeds_give_other_images(generate):
     assert not np.allclose(generate(NUMBERS)[1], generate(NUMBERS, seed=6)[1])
 
 
-def test_constant_images_are_an_error(encoder):
+class Breaks(layers.Layer):
+    """A decoder of blocks of four: the image at the second place holds one NaN, that at the third is of one value."""
+
+    def call(self, latents):
+        place, corner = ops.arange(4)[:, None, None, None], ops.reshape(ops.arange(64) == 0, (1, 4, 4, 4))
+        latents = ops.where(ops.logical_and(place == 1, corner), float("nan"), latents)
+        return ops.where(place == 2, 0.25, latents)
+
+
+def test_each_image_is_told_good_or_bad(encoder):
     latent = keras.Input((4, 4, 4))
-    broken = Sampler(closed_form_unet(4), keras.Model(latent, layers.Rescaling(float("nan"))(latent)))
-    with pytest.raises(UserError, match="constant"):
-        list(generate_images(broken, encoder, NUMBERS, num_steps=1, scale=1, seed=5, block=4))
+    sampler = Sampler(closed_form_unet(4), keras.Model(latent, Breaks()(latent)))
+    made = list(generate_images(sampler, encoder, NUMBERS, num_steps=1, scale=1, seed=5, block=4))
+    assert [good.tolist() for *_, good in made] == [[True, False, False, True], [True, False, False]]
+    assert all(images.dtype == np.uint8 for _, images, _ in made)  # in which a NaN cannot be seen any more
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_latents_are_told_finite_or_not_in_every_part_of_a_batch(parts):
+    noise = np.random.default_rng(1).standard_normal((4, 4, 4, 4), dtype="float32")
+    noise[1, 0, 0, 0], noise[3, 2, 1, 0] = np.nan, np.inf
+    _, finite = Sampler(closed_form_unet(4), side_by_side=parts).sample(noise, contexts([0.1], 0.0), [0] * 4, 1, 1)
+    assert finite.tolist() == [True, False, True, False]
 
 
 @pytest.mark.parametrize("batch", [2, 3, 4, 7])
@@ -192,7 +211,7 @@ def test_parts_of_a_batch_are_the_batch(batch):
     unet = closed_form_unet(4)
     noise = np.random.default_rng(1).standard_normal((batch, 4, 4, 4), dtype="float32")
     arguments = noise, contexts([0.1, 0.4, 0.9], 0.0), np.arange(batch) % 3, 5, 1.2
-    whole = Sampler(unet).sample(*arguments)
+    whole, _ = Sampler(unet).sample(*arguments)
     unet.layers[-1].batches.clear()
-    assert np.abs(Sampler(unet, side_by_side=2).sample(*arguments) - whole).max() < 1e-6
+    assert np.abs(Sampler(unet, side_by_side=2).sample(*arguments)[0] - whole).max() < 1e-6
     assert sum(unet.layers[-1].batches) == 2 * batch and min(unet.layers[-1].batches) >= 4

@@ -110,13 +110,19 @@ def test_adapting_unet_does_not_touch_the_encoder(root, tmp_path):
 
 def test_search_writes_best_settings_results_and_ten_plots(root):
     folder = root / "optimization_plots/smoke/digits/enc"
-    assert {p.stem for p in folder.glob("*.png")} == PLOTS | {"best_and_worst"}
+    contours = {name for name in PLOTS if name.startswith("contour")}  # of three trials they would be empty
+    assert PLOTS - contours - {"param_importances"} | {"best_and_worst"} <= {p.stem for p in folder.glob("*.png")}
+    assert not {p.stem for p in folder.glob("*.png")} & contours
     rows = list(csv.DictReader((folder / "trials.csv").open()))
     assert [row["trial"] for row in rows] == ["0", "1", "2"] and {row["state"] for row in rows} <= {
         "COMPLETE",
         "PRUNED",
     }
     best = json.loads((folder / "best.json").read_text())
+    completed = [row for row in rows if row["state"] == "COMPLETE"]
+    assert set(best["repeats"]) == {row["trial"] for row in completed} == {row["trial"] for row in rows if row["mean"]}
+    assert best["val_accuracy"] == np.mean([best["first_value"], *best["repeats"][str(best["trial"])]])
+    assert max(float(row["mean"]) for row in completed) == best["val_accuracy"]
     assert 5 <= best["is"] <= 6 and 0 <= best["ugs"] <= 7.5 and best["epoch"] in (1, 2)
     results = json.loads((root / "CAS Results/pipeline_optimization_expsmoke.json").read_text())["digits"]
     assert set(results) == {"After Transfer Learning", "After Fine-Tuning"}
@@ -137,13 +143,43 @@ def test_search_continues_to_a_larger_budget_and_adds_nothing_when_complete(root
         succeed("hyp_opt.py", *flags, trials)
         assert len(optuna.load_study(**study).trials) == 4
     other = run("hyp_opt.py", *flags[:-1], "--n_trials", 5, "--ugs_max", 3)
-    assert other.returncode == 2 and "ugs_max 7.5 (now 3.0)" in other.stderr
-    assert "best of 4 trials" in succeed("hyp_opt.py", *flags, 9, "--no-optimize").stdout
+    assert other.returncode == 2 and "--ugs_max 7.5 (now 3.0)" in other.stderr
+    reported = succeed("hyp_opt.py", *flags, 9, "--no-optimize").stdout
+    assert "best of 4 trials" in reported and "(mean of 2 runs)" in reported.splitlines()[-1]
     assert (
         "throwing away the study digits_expsmoke_study_enc with 4 trials"
         in succeed("hyp_opt.py", *flags, 1, "--restart").stdout
     )
     assert len(optuna.load_study(**study).trials) == 1
+
+
+def test_a_search_follows_its_weights_and_removes_the_epochs_that_it_has_not_chosen(root, tmp_path):
+    adapted = tmp_path / "Checkpoints/DDPM/Exp_smoke/digits"
+    shutil.copytree(root / "Checkpoints/DDPM/Exp_smoke/digits/MyEmbedding", adapted / "MyEmbedding")
+    flags = ("--dataset", "digits", "--exp", "smoke", *MINI, "--root", tmp_path, "--n_trials", 2, "--num_imgs", 20,
+             "--is_max", 6, "--epochs", 2, "--classifier", "resnet20_16", "--repeats", 0)  # fmt: skip
+    unfinished = run("hyp_opt.py", *flags, "--prune")
+    assert unfinished.returncode == 2 and "there is no study to report" in unfinished.stderr
+    succeed("hyp_opt.py", *flags)
+    before = tree(tmp_path / "optimization_plots")
+    epochs = adapted / "MyEmbedding"
+    weights, card = (epochs / name for name in ("epoch1.weights.h5", "epoch1.weights.h5.json"))
+    kept = weights.read_bytes(), card.read_bytes()
+    shutil.copy(epochs / "epoch2.weights.h5", weights)  # as if it had been trained again
+    stale = run("hyp_opt.py", *flags)
+    assert stale.returncode == 2 and "other inputs: enc epoch 1 " in stale.stderr, stale.stderr
+    assert len(stale.stderr.splitlines()) == 1 and "--restart to search afresh" in stale.stderr
+    weights.write_bytes(kept[0])
+    assert "finished already" in succeed("hyp_opt.py", *flags).stdout
+    best = json.loads((tmp_path / "optimization_plots/smoke/digits/enc/best.json").read_text())
+    gone = 3 - best["epoch"]
+    said = succeed("hyp_opt.py", *flags, "--prune").stdout
+    assert f"epoch {best['epoch']} is chosen: removing the epochs {gone} in" in said and f"{len(kept[0])} bytes" in said
+    assert [p.name for p in sorted(epochs.glob("epoch*"))] == [
+        f"epoch{best['epoch']}.weights.h5{suffix}" for suffix in ("", ".json")
+    ]
+    assert "finished already" in succeed("hyp_opt.py", *flags).stdout
+    assert before.keys() == tree(tmp_path / "optimization_plots").keys()
 
 
 def test_search_never_reads_the_test_images(tmp_path):

@@ -1,15 +1,27 @@
 """The objective of the search: rungs, pruning, and what the settings may be."""
 
+import logging
 from argparse import Namespace
+from types import SimpleNamespace
 
 import numpy as np
 import optuna
 import pytest
 
+from Data.loaders import Split, Splits
+from Data.registry import DatasetSpec
+from Experiment import presets
 from Experiment.errors import UserError
+from Experiment.files import read_json, write_json
+from Experiment.paths import Experiment
 from hyp_opt import parse_args
-from Search.report import trial_line
-from Search.trials import Context, claim_study, objective, warm_start
+from Models.weight_cards import write_card
+from Search import stage, trials
+from Search.inputs import claim_study, search_inputs
+from Search.repeats import chosen, missing_repeats, ranked, run_missing_repeats
+from Search.report import measure, trial_line, write_trials
+from Search.trials import Context, Unusable, objective, warm_start
+from Search.workers import this_worker
 
 ARGS = ["--dataset", "digits", "--num_imgs", "41", "--epochs", "8", "--batch_size", "10"]
 
@@ -20,15 +32,18 @@ class Scripted(Context):
     def __init__(self, args, accuracies, loss=1.0):
         super().__init__(args, Namespace(num_classes=10), None, None, 1, None, {3: "three", 9: "nine"}, None)
         self.accuracies, self.loss, self.made, self.trained, self.loaded = accuracies, loss, [], [], []
+        self.seeds = []
 
     def load(self, epoch):
         self.loaded.append(epoch)
 
-    def images(self, steps, scale, numbers):
+    def images(self, steps, scale, numbers, seed=None, bad_too=False):
+        self.seeds.append(seed)
         self.made.append((int(numbers[0]), int(numbers[-1]) + 1))
         return np.zeros((len(numbers), 8, 8, 3), np.uint8)
 
-    def train(self, images, labels, *, epochs, first_epoch, steps, callbacks):
+    def train(self, images, labels, *, epochs, first_epoch, steps, seed, callbacks):
+        assert seed == self.seeds[-1]
         self.trained.append((len(images), first_epoch, epochs, steps))
         assert len(images) == len(labels)
         for epoch in range(first_epoch, epochs):
@@ -45,7 +60,9 @@ def run(context, **options):
 def test_a_trial_climbs_rungs_and_its_best_epoch_counts():
     context = Scripted(parse_args(ARGS), [0.1, 0.2, 0.3, 0.7, 0.5, 0.6, 0.4, 0.2])
     trial = run(context)
-    assert trial.value == 0.7 and trial.intermediate_values == dict(enumerate(context.accuracies, start=1))
+    best_so_far = np.maximum.accumulate(context.accuracies)  # which is what the pruner judges
+    assert trial.value == 0.7 and trial.intermediate_values == dict(enumerate(best_so_far, start=1))
+    assert set(context.seeds) == {1234}
     assert context.made == [(0, 10), (10, 20), (20, 41)]  # each image once
     assert context.trained == [(10, 0, 2, 5), (20, 2, 4, 5), (41, 4, 8, 5)]
     assert context.loaded == [trial.user_attrs["saved_epoch"]] and trial.user_attrs["rung"] == "3/3"
@@ -72,8 +89,54 @@ def test_a_pruned_trial_has_made_few_images():
     assert "pruned on rung 1/3, epoch 2" in trial_line(trial)
 
 
-def test_a_classifier_that_diverges_is_a_pruned_trial():
-    assert run(Scripted(parse_args(ARGS), [0.1] * 8, loss=float("nan"))).state.name == "PRUNED"
+def test_one_bad_epoch_prunes_no_good_trial():
+    context = Scripted(parse_args(ARGS), [0.6, 0.7, 0.1, 0.7, 0.7, 0.7, 0.7, 0.8])
+    trial = run(context, pruner=optuna.pruners.ThresholdPruner(lower=0.5))
+    assert trial.state.name == "COMPLETE" and trial.value == 0.8
+
+
+def test_a_classifier_that_diverges_is_a_pruned_trial(tmp_path):
+    trial = run(Scripted(parse_args(ARGS), [0.1] * 8, loss=float("nan")))
+    assert trial.state.name == "PRUNED" and "loss is not finite" in trial.user_attrs["pruned_because"]
+    assert trial_line(trial).endswith("pruned on rung 1/3, epoch 1: the classifier's loss is not finite")
+
+
+def with_bad_images(monkeypatch, bad, args=ARGS):
+    """A context that generates blocks of ten images of which those numbered in `bad` are bad."""
+
+    def generate(sampler, encoder, numbers, **how):
+        for part in np.array_split(numbers, range(10, len(numbers), 10)):
+            yield part, np.zeros((len(part), 8, 8, 3), np.uint8), ~np.isin(part, bad)
+
+    context = Scripted(parse_args(args), [0.1] * 8)
+    context.spec.resolution, context.adapted = 8, SimpleNamespace(diffusion=SimpleNamespace(encoder=None))
+    context.images = lambda *args, **how: (context.seeds.append(1234), Context.images(context, *args, **how))[1]
+    monkeypatch.setattr(trials, "generate_images", generate)
+    return context
+
+
+def test_a_bad_image_prunes_its_trial_alone_and_says_why(monkeypatch, tmp_path):
+    context = with_bad_images(monkeypatch, [12, 14])
+    study = optuna.create_study(direction="maximize")
+    study.optimize(lambda trial: objective(trial, context), n_trials=1)
+    monkeypatch.undo()
+    good = Scripted(parse_args(ARGS), [0.1] * 8)
+    study.optimize(lambda trial: objective(trial, good), n_trials=1)
+    bad, fine = study.trials
+    assert [bad.state.name, fine.state.name] == ["PRUNED", "COMPLETE"]
+    assert bad.user_attrs["pruned_because"].startswith("2 of the first 10 images with ")
+    assert "pruned on rung 2/3, epoch 2: 2 of the first 10 images" in trial_line(bad)
+    assert "2 of the first 10 images" in write_trials(study, tmp_path).read_text()
+
+
+def test_a_bad_image_in_the_measurement_is_an_error_and_on_a_sheet_it_is_drawn(monkeypatch):
+    context = with_bad_images(monkeypatch, [33])
+    best = SimpleNamespace(params={"is": 5, "ugs": 1.0}, user_attrs={"saved_epoch": 3})
+    with pytest.raises(
+        UserError, match="1 of the first 40 images with 50 steps and scale 7.5 hold NaN or are of one value"
+    ):
+        measure(context.args, context, None, best)
+    assert context.images(5, 1.0, np.arange(41), bad_too=True).shape == (41, 8, 8, 3)
 
 
 @pytest.mark.parametrize("flags, low, high, scale", [
@@ -91,15 +154,27 @@ def test_ranges(flags, low, high, scale):
 
 def queued(*flags, epochs=(5, 10)):
     study = optuna.create_study()
-    warm_start(parse_args([*ARGS, *flags]), study, epochs)
+    args = parse_args([*ARGS, *flags])
+    warm_start(args, study, epochs, args.dataset)
     return [tuple(t.system_attrs["fixed_params"].values()) for t in study.trials]
 
 
 def test_warm_start():
-    assert queued("--dataset", "cifar10") == [(31, 1.19, 6)]
+    assert queued("--dataset", "cifar10", "--select_on", "test") == [(31, 1.19, 6)]
     assert queued() == [(40, 1.57, 6)]  # the median of the paper's
     assert queued("--train_model", "dif", "--is_1", "20", "--ugs_1", "2.5") == [(20, 1.615, 10), (20, 2.5, 10)]
     assert queued("--is_max", "12", "--ugs_max", "1") == [(12, 1.0, 6)]
+    assert queued("--ugs_max", "1.00006") == [(40, 1.00006, 6)]  # rounded, it would be beyond the range
+
+
+@pytest.mark.parametrize("part", ["enc", "dif"])
+@pytest.mark.parametrize("dataset", presets.SEARCH_RESULTS["enc"])
+def test_what_was_selected_on_a_datasets_test_images_does_not_enter_its_search(part, dataset, monkeypatch):
+    flags = ["--dataset", dataset, "--train_model", part, "--is_1", "50"]
+    before, on_test = queued(*flags), queued(*flags, "--select_on", "test")
+    monkeypatch.setitem(presets.SEARCH_RESULTS[part], dataset, (0.1, 6, 7.1))
+    assert queued(*flags) == before  # whatever the paper found there
+    assert queued(*flags, "--select_on", "test")[0] == (6, 7.1, 1) != on_test[0]
 
 
 def test_whole_blocks_are_made_and_kept_for_the_next_rung():
@@ -110,12 +185,298 @@ def test_whole_blocks_are_made_and_kept_for_the_next_rung():
     assert [images for images, *_ in context.trained] == [10, 20, 41]
 
 
-def test_another_search_under_the_same_name_is_refused():
-    study = optuna.create_study(study_name="s")
-    first, second = (parse_args([*ARGS, *flags]) for flags in ([], ["--num_imgs", "50", "--rungs", "2"]))
-    claim_study(study, second, {4: ""}, "there")
-    claim_study(study, first, {4: ""}, "there")  # it had no trials: its settings were a mistake
+SPEC = DatasetSpec("own", "npz", 2, 8, 4, 4, ("cat", "dog"))
+
+
+def splits_of(first_pixel=0):
+    images = np.zeros((4, 8, 8, 3), np.uint8)
+    images[0, 0, 0, 0] = first_pixel
+    return Splits(*(Split(images, np.array([0, 1, 0, 1], np.int32)) for _ in range(3)))
+
+
+def epoch_files(folder, contents=("one", "two", "three"), classes=("cat", "dog")):
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {}
+    for epoch, content in enumerate(contents, start=1):
+        files[epoch] = folder / f"epoch{epoch}.weights.h5"
+        files[epoch].write_text(content)
+        write_card(files[epoch], {"classes": list(classes)})
+    return files
+
+
+def known_of(epochs, data=0, encoder=None, **more):
+    inputs, hashes = search_inputs(splits_of(data), SPEC, epochs, {"enc": encoder, "dif": None})
+    return SimpleNamespace(
+        spec=SPEC, splits=splits_of(data), epochs=epochs, inputs=inputs, hashes=hashes, address="there", **more
+    )
+
+
+def claimed_study(args, known, precision="float32"):
+    study = optuna.create_study(study_name="s", direction="maximize")
+    claim_study(study, args, known, precision)
     study.enqueue_trial({})
-    claim_study(study, first, {4: ""}, "there")
-    with pytest.raises(UserError, match=r"num_imgs 41 \(now 50\), rungs 3 \(now 2\)"):
-        claim_study(study, second, {4: ""}, "there")
+    return study
+
+
+def test_another_search_under_the_same_name_is_refused(tmp_path):
+    study, known = optuna.create_study(study_name="s"), known_of(epoch_files(tmp_path))
+    first, second = (parse_args([*ARGS, *flags]) for flags in ([], ["--num_imgs", "50", "--rungs", "2"]))
+    claim_study(study, second, known, "float32")
+    claim_study(study, first, known, "float32")  # it had no trials: its settings were a mistake
+    study.enqueue_trial({})
+    claim_study(study, first, known, "float32")
+    with pytest.raises(UserError, match=r"other arguments: --num_imgs 41 \(now 50\), --rungs 3 \(now 2\)"):
+        claim_study(study, second, known, "float32")
+
+
+def test_a_search_ends_where_the_weights_have_changed(tmp_path):
+    args, files = parse_args(ARGS), epoch_files(tmp_path)
+    study = claimed_study(args, known_of(files))
+    epoch_files(tmp_path, ("one", "again", "three"))
+    with pytest.raises(
+        UserError, match=r"other inputs: enc epoch 2 \w{8} \(now \w{8}\)\. Use another --exp, or --restart"
+    ):
+        claim_study(study, args, known_of(files), "float32")
+    epoch_files(tmp_path, "123456")
+    with pytest.raises(UserError, match=r"enc epoch 1 .* and 3 more epochs"):
+        claim_study(study, args, known_of(epoch_files(tmp_path, "123456")), "float32")
+
+
+def test_a_search_ends_where_the_encoder_the_data_or_the_precision_has_changed(tmp_path):
+    args, files, encoder = parse_args(ARGS), epoch_files(tmp_path / "dif"), epoch_files(tmp_path / "enc")[1]
+    study = claimed_study(args, known_of(files, encoder=encoder))
+    with pytest.raises(UserError, match=r"other inputs: data.val \w{8} \(now \w{8}\), data.test "):
+        claim_study(study, args, known_of(files, data=1, encoder=encoder), "float32")
+    with pytest.raises(UserError, match=r"precision_used float32 \(now mixed_bfloat16\)"):
+        claim_study(study, args, known_of(files, encoder=encoder), "mixed_bfloat16")
+    encoder.write_text("trained again")
+    with pytest.raises(UserError, match=r"other inputs: weights.enc \w{8} \(now \w{8}\)"):
+        claim_study(study, args, known_of(files, encoder=encoder), "float32")
+
+
+def test_a_copy_elsewhere_shares_the_study(tmp_path):
+    here, there = (
+        parse_args([*ARGS[2:], "--dataset", str(tmp_path / name)])
+        for name in ("a", "b")
+        if not (tmp_path / name).mkdir()
+    )
+    study = claimed_study(here, known_of(epoch_files(tmp_path / "here")))
+    claim_study(study, there, known_of(epoch_files(tmp_path / "there")), "float32")
+
+
+def test_a_study_of_an_earlier_version_is_compared_in_the_keys_that_it_has(tmp_path):
+    args, known = parse_args(ARGS), known_of(epoch_files(tmp_path))
+    study = optuna.create_study(study_name="s")
+    study.set_user_attr("settings", {"dataset": "digits", "precision": "auto", "num_imgs": 41, "last_epoch": 3})
+    study.enqueue_trial({})
+    claim_study(study, args, known, "float32")
+    for name, value in (("precision", "float32"), ("dataset", "cifar10"), ("num_imgs", 40)):
+        study.set_user_attr("settings", {"precision": "auto", "num_imgs": 41, name: value})
+        with pytest.raises(UserError, match=f"other arguments: --{name} {value}"):
+            claim_study(study, args, known, "float32")
+
+
+def test_weights_of_other_classes_are_refused(tmp_path):
+    with pytest.raises(UserError, match="trained on other classes: fish, dog"):
+        known_of(epoch_files(tmp_path, classes=("fish", "dog")))
+
+
+# The best again
+
+
+class Lucky(Scripted):
+    """A context whose accuracies depend on the trial and on the seed: {(steps, seed): accuracy}; None: bad images."""
+
+    def __init__(self, args, values):
+        super().__init__(args, [])
+        self.values, self.asked = values, []
+
+    def load(self, epoch):
+        pass
+
+    def images(self, steps, scale, numbers, seed=None, bad_too=False):
+        self.now = self.values[steps, seed]
+        if not self.asked or self.asked[-1] != (steps, seed):
+            self.asked.append((steps, seed))
+        if self.now is None:
+            raise Unusable("3 of the first 10 images hold NaN")
+        return super().images(steps, scale, numbers, seed)
+
+    def train(self, images, labels, *, epochs, first_epoch, **how):
+        self.accuracies = [self.now] * epochs
+        return super().train(images, labels, epochs=epochs, first_epoch=first_epoch, **how)
+
+
+def study_of(*values):
+    """A study whose trials have 10, 11, ... steps and these values."""
+    study = optuna.create_study(direction="maximize")
+    ranges = {"is": optuna.distributions.IntDistribution(1, 50), "ugs": optuna.distributions.FloatDistribution(0, 7.5),
+              "epoch": optuna.distributions.IntDistribution(1, 9)}  # fmt: skip
+    for i, value in enumerate(values):
+        settings = {"is": 10 + i, "ugs": 1.0, "epoch": 3}
+        study.add_trial(optuna.trial.create_trial(params=settings, distributions=ranges, value=value,
+                                                  user_attrs={"saved_epoch": 3}))  # fmt: skip
+    return study
+
+
+def test_the_best_three_are_run_again_and_the_mean_decides(tmp_path):
+    study = study_of(0.5, 0.9, 0.7, 0.8)
+    context = Lucky(parse_args(ARGS), {(11, 1235): 0.5, (13, 1235): 0.75, (12, 1235): 0.7})
+    run_missing_repeats(study, context, 1)
+    assert context.asked == [(11, 1235), (13, 1235), (12, 1235)]
+    trial, values = chosen(study, 1)
+    assert trial.number == 3 and values == [0.8, 0.75]
+    assert [t.number for t, _ in ranked(study, 1)] == [3, 1, 2]
+    table = write_trials(study, tmp_path).read_text().splitlines()
+    assert table[0].endswith("repeats,mean,seconds") and ",0.75,0.775," in table[4] and ",,," in table[1]
+
+
+def test_each_repeat_is_run_once_however_often_the_search_is_interrupted():
+    study, values = study_of(0.5, 0.6), {(10, 1235): 0.4, (11, 1235): 0.3, (10, 1236): 0.2, (11, 1236): 0.1}
+    interrupted = Lucky(parse_args(ARGS), {(11, 1235): 0.3})
+    with pytest.raises(KeyError):
+        run_missing_repeats(study, interrupted, 2)
+    assert [(t.number, i) for t, i in missing_repeats(study, 2)] == [(0, 1), (1, 2), (0, 2)]
+    assert chosen(study, 2)[0].number == 1  # as long as one is missing, the first values decide
+    rest = Lucky(parse_args(ARGS), values)
+    run_missing_repeats(study, rest, 2)
+    assert rest.asked == [(10, 1235), (11, 1236), (10, 1236)] and not missing_repeats(study, 2)
+    assert chosen(study, 2)[0].number == 0
+
+
+def test_a_trial_without_accuracy_in_a_repeat_is_not_chosen():
+    study = study_of(0.5, 0.9)
+    run_missing_repeats(study, Lucky(parse_args(ARGS), {(11, 1235): None, (10, 1235): 0.4}), 1)
+    assert chosen(study, 1)[0].number == 0
+    nothing = study_of(0.5)
+    run_missing_repeats(nothing, Lucky(parse_args(ARGS), {(10, 1235): None}), 1)
+    with pytest.raises(UserError, match="none of the best 3 trials gave an accuracy"):
+        chosen(nothing, 1)
+
+
+def test_without_repeats_the_best_single_value_counts():
+    study, context = study_of(0.5, 0.9, 0.7), Lucky(parse_args(ARGS), {})
+    run_missing_repeats(study, context, 0)
+    trial, values = chosen(study, 0)
+    assert (trial.number, values, context.asked) == (1, [0.9], []) and trial.number == study.best_trial.number
+
+
+def test_how_often_the_best_are_repeated():
+    assert parse_args(ARGS).repeats == 1 and parse_args([*ARGS, "--repeats", "0"]).repeats == 0
+    on_test = [*ARGS, "--select_on", "test"]
+    assert parse_args(on_test).repeats == 0 and parse_args([*on_test, "--repeats", "2"]).repeats == 2
+
+
+@pytest.fixture
+def searched(tmp_path, monkeypatch):
+    """A search whose trials are there: arguments, what is known, a study of values; the look at test is counted."""
+    looks = []
+    results = {name: {"top_1": 0.5, "top_5": 0.9} for name in ("no_opt", "opt")}
+    monkeypatch.setattr(stage, "measure", lambda args, context, test, best: looks.append(best.number) or results)
+    monkeypatch.setattr(logging.getLogger("experiment"), "propagate", True)
+
+    def searched(*values, flags=()):
+        args = parse_args([*ARGS, "--root", str(tmp_path), "--n_trials", str(len(values)), *flags])
+        experiment = Experiment(tmp_path, "0001", "own")
+        folder = experiment.search_dir("enc")
+        known = known_of(epoch_files(experiment.part_dir("enc")), experiment=experiment, folder=folder,
+                         best_file=folder / "best.json")  # fmt: skip
+        return args, known, study_of(*values), looks
+
+    return searched
+
+
+REPEATS = {(11, 1235): 0.5, (12, 1235): 0.7, (10, 1235): 0.5, (12, 1236): 0.1, (11, 1236): 0.9, (10, 1236): 0.1}
+
+
+def test_the_mean_of_the_runs_is_decided_before_the_one_look_at_test(searched, caplog):
+    args, known, study, looks = searched(0.5, 0.9, 0.8)
+    caplog.set_level(logging.INFO)
+    for _ in range(2):
+        stage.measure_best(args, known, study, Lucky(args, REPEATS), 0.0)
+    assert looks == [2]  # once
+    best = read_json(known.best_file)
+    assert best["trial"] == 2 and best["val_accuracy"] == pytest.approx(0.75) and best["first_value"] == 0.8
+    assert best["repeats"] == {"0": [0.5], "1": [0.5], "2": [0.7]}
+    assert best["run"]["inputs"]["epoch"] == known.hashes["3"] and best["run"]["precision_used"]
+    assert "trial   1 again, seed 1235 -> 0.5000 (mean of 2 runs 0.7000)" in caplog.text
+    caplog.clear()
+    args.optimize = False
+    stage.report(args, known, study, 0.0)
+    assert "validation accuracy 0.7500 (mean of 2 runs)" in caplog.text
+    assert "trial   2 again -> 0.7000 (mean of 2 runs 0.7500)" in caplog.text
+
+
+def test_more_repeats_of_a_finished_search_look_at_test_only_for_another_trial(searched):
+    args, known, study, looks = searched(0.5, 0.9, 0.8)
+    stage.measure_best(args, known, study, Lucky(args, REPEATS), 0.0)
+    assert stage.is_finished(args, known, study)
+    args.repeats = 2
+    assert not stage.is_finished(args, known, study)
+    stage.measure_best(args, known, study, Lucky(args, REPEATS), 0.0)
+    assert looks == [2, 1] and read_json(known.best_file)["repeats"]["1"] == [0.5, 0.9]
+    args.repeats = 0  # what is known is not forgotten
+    assert stage.is_finished(args, known, study) and chosen(study, 2)[0].number == 1
+
+
+def test_a_search_that_an_earlier_version_has_finished_stays_so(searched):
+    args, known, study, _ = searched(0.5, 0.9, 0.8)
+    assert not stage.is_finished(args, known, study)
+    write_json(known.best_file, {"trial": 1, "is": 11})
+    assert stage.is_finished(args, known, study)
+
+
+# Removing epochs
+
+
+def test_epochs_that_are_not_chosen_are_removed_and_the_search_stays_finished(searched, caplog):
+    args, known, study, _ = searched(0.5, 0.9, 0.8)
+    caplog.set_level(logging.INFO)
+    claim_study(optuna.create_study(), args, known, "float32")
+    study.set_user_attr("settings", claimed_study(args, known).user_attrs["settings"])
+    study.set_user_attr("epochs", known.hashes)
+    with pytest.raises(UserError, match="--prune needs a finished search: 3 of 3 trials are finished, .* is missing"):
+        stage.remove_unchosen(args, known, study)
+    stage.measure_best(args, known, study, Lucky(args, REPEATS), 0.0)
+    folder = known.experiment.part_dir("enc")
+    (folder / "epoch7.hdf5").write_text("published")
+    stage.remove_unchosen(args, known, study)
+    assert "epoch 3 is chosen: removing the epochs 1, 2 in" in caplog.text and ", 6 bytes" in caplog.text
+    names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+    assert names == {"epoch3.weights.h5", "epoch3.weights.h5.json", "epoch7.hdf5"}
+    (folder / "epoch7.hdf5").unlink()
+    left = known_of({3: known.epochs[3]})
+    claim_study(study, args, left, "float32")
+    assert stage.is_finished(args, known, study)
+    with pytest.raises(UserError, match="--prune has removed the epochs 1, 2"):
+        stage.check_epochs(left, study)
+    stage.check_epochs(known, study)  # they are back
+    known.epochs[3].write_text("trained again")
+    with pytest.raises(UserError, match="other inputs: enc epoch 3"):
+        claim_study(study, args, known_of({3: known.epochs[3]}), "float32")
+
+
+def test_an_encoder_that_was_fine_tuned_with_and_the_epochs_of_a_running_search_stay(searched):
+    args, known, study, _ = searched(0.5, 0.9, 0.8)
+    stage.measure_best(args, known, study, Lucky(args, REPEATS), 0.0)
+    write_json(known.experiment.part_dir("dif") / "training.json", {"arguments": {"enc_epoch": 2}})
+    running = study.ask()
+    running.set_user_attr("worker", this_worker())
+    with pytest.raises(UserError, match="trial 3 of the study .* is running"):
+        stage.remove_unchosen(args, known, study)
+    study.tell(running, state=optuna.trial.TrialState.FAIL)
+    stage.remove_unchosen(args, known, study)
+    assert [epoch for epoch, file in known.epochs.items() if file.exists()] == [2, 3]
+
+
+def test_prune_only_reports(capsys):
+    assert not parse_args([*ARGS, "--prune"]).optimize and not parse_args([*ARGS, "--prune", "--no-optimize"]).optimize
+    with pytest.raises(SystemExit):
+        parse_args([*ARGS, "--prune", "--restart"])
+    assert "--restart: not allowed with --prune" in capsys.readouterr().err
+
+
+def test_flags_are_not_abbreviated(capsys):
+    with pytest.raises(SystemExit):
+        parse_args(["--epoch", "31"])
+    assert "unrecognized arguments: --epoch 31" in capsys.readouterr().err

@@ -1,0 +1,94 @@
+"""What a study is a study of: its settings, and the content of the data and of the weights that it reads."""
+
+from Data.loaders import data_identity
+from Experiment.errors import UserError
+from Experiment.records import changes, flattened, masked
+from Models.weight_cards import weights_hashes
+
+# Arguments that two runs must share to be one study.
+SETTINGS = (
+    "backbone", "seed", "num_imgs", "batch_size", "epochs", "classifier", "is_min", "is_max", "ugs_max", "enc_epoch",
+    "select_on", "resize", "timestep_spacing", "rungs", "pruner", "test_imgs", "is_1", "ugs_1",
+)  # fmt: skip
+PLACES = ("dataset", "skip_broken", "precision")  # what stands for the inputs in studies of earlier versions
+MOST_EPOCHS_SHOWN = 3
+
+
+def search_inputs(splits, spec, epochs, epoch_files):
+    """What a search reads, by content: a copy elsewhere is the same.
+
+    Args:
+        splits: The dataset's `Splits`.
+        spec: Its `DatasetSpec`.
+        epochs: {epoch: file} of what is searched.
+        epoch_files: {part: file or None} of the epochs that stay as they are.
+
+    Returns:
+        {"classes": [...], "data": {...}, "weights": {part: SHA-256}}, and {epoch: SHA-256} of what is searched, the
+        epochs as text, as JSON has them.
+
+    Raises:
+        UserError: Weights were trained on other classes.
+    """
+    data = data_identity(splits, spec)
+    classes = data["classes"]
+    hashes = weights_hashes({str(epoch): file for epoch, file in epochs.items()}, classes)
+    inputs = {
+        "classes": classes,
+        "data": {name: data[name] for name in ("resolution", "val", "test")},
+        "weights": weights_hashes(epoch_files, classes),
+    }
+    return inputs, hashes
+
+
+def claim_study(study, args, known, precision):
+    """Note settings and inputs in a study without trials, or compare them with those of one that has some.
+
+    A study of an earlier version is compared in the keys that it has. Epochs that --prune has removed need not be there.
+
+    Args:
+        study: The study.
+        args: The script's arguments.
+        known: What is known of the search: `inputs` and `hashes`, as `search_inputs` returns them, and the `address`.
+        precision: The arithmetic in use, not `auto`.
+
+    Raises:
+        UserError: They differ; it shows both.
+    """
+    removed = removed_epochs(study)
+    last = max(map(int, {*known.hashes, *removed}))
+    settings = {name: getattr(args, name) for name in SETTINGS} | {"last_epoch": last, "precision_used": precision}
+    settings |= flattened(known.inputs)
+    if not study.get_trials(deepcopy=False):
+        study.set_user_attr("settings", settings)
+        study.set_user_attr("epochs", known.hashes)
+        return
+    before = study.user_attrs.get("settings", {})
+    if "data.val" not in before:
+        settings |= {name: getattr(args, name) for name in PLACES}
+    now = as_identity({name: value for name, value in settings.items() if name in before})
+    before, more = as_identity(before), 0
+    if "epochs" in study.user_attrs:
+        epochs = study.user_attrs["epochs"]
+        numbers = sorted({*epochs, *known.hashes} - (removed - set(known.hashes)), key=int)
+        differing = [number for number in numbers if epochs.get(number) != known.hashes.get(number)]
+        more = len(differing[MOST_EPOCHS_SHOWN:])
+        for number in differing[:MOST_EPOCHS_SHOWN]:
+            name = f"{args.train_model} epoch {number}"
+            before[name], now[name] = epochs.get(number), known.hashes.get(number)
+    if shown := changes(before, now):
+        shown += f" and {more} more epochs" if more else ""
+        raise UserError(
+            f"the study {study.study_name} in {masked(known.address)} has {shown}. "
+            "Use another --exp, or --restart to search afresh."
+        )
+
+
+def as_identity(settings):
+    """Settings of a study by the names that messages show: --flags, and inputs."""
+    return {f"--{name}" if name in (*SETTINGS, *PLACES) else name: value for name, value in settings.items()}
+
+
+def removed_epochs(study):
+    """Numbers, as text, of the epochs that --prune has removed."""
+    return set(map(str, study.user_attrs.get("removed", [])))

@@ -1,0 +1,196 @@
+"""The parts of the stage: begin a study, run its trials, repeat the best, look at test, report, remove what is not chosen."""
+
+import logging
+import time
+from statistics import mean
+
+from optuna.trial import TrialState
+
+from Experiment.errors import UserError
+from Experiment.files import merge_json, read_json, write_json
+from Experiment.locks import claimed, locked
+from Experiment.records import describe_run
+from Models.runtime import resolve_precision
+from Models.weight_names import enc_epochs_in_use, own_epochs, remove_files
+from plots import experiment_pipeline_bars, search_plots
+from Search.inputs import claim_study, removed_epochs
+from Search.repeats import (
+    chosen,
+    missing_repeats,
+    ranked,
+    recorded,
+    run_missing_repeats,
+    said_mean,
+    wanted_repeats,
+)  # fmt: skip
+from Search.report import contact_sheet, measure, progress_lines, trial_line, write_trials
+from Search.studies import FINISHED, delete_study, open_study, pruner, run_trials
+from Search.trials import objective, settings_of, warm_start
+from Search.workers import sweep_stale_trials, trials
+
+SELECTED = {"val": "validation", "test": "TEST"}
+STAGE_NAMES = {"enc": "After Transfer Learning", "dif": "After Fine-Tuning"}
+
+log = logging.getLogger("experiment")
+
+
+def begin_study(args, known):
+    """Open the study, afresh with --restart, and see that its settings and inputs are these.
+
+    Raises:
+        UserError: They are others.
+    """
+    name, lock = known.experiment.study_name(args.train_model), known.folder.parent / "study"
+    if args.restart:
+        thrown_away = delete_study(known.address, name, lock)
+        log.info("throwing away the study %s with %d trials", name, thrown_away)
+        known.best_file.unlink(missing_ok=True)
+    study = open_study(known.address, name, args.seed, pruner(args.pruner, args.epochs), args.optimize, lock)
+    claim_study(study, args, known, resolve_precision(args.precision))
+    return study
+
+
+def announce(args, known, study):
+    """One line: what is searched, how much of it is there, where to."""
+    if args.select_on == "test":
+        log.warning("settings are chosen on TEST images, as published: the accuracies below are too good")
+    log.info(
+        "search %s: %d of %d trials there, steps %d..%d, scale 0..%g, epoch 1..%d, %d images a trial, %s, seed %d -> %s",
+        study.study_name, len(trials(study, *FINISHED)), args.n_trials, args.is_min, args.is_max, args.ugs_max,
+        max(known.epochs), args.num_imgs, resolve_precision(args.precision), args.seed, known.folder,
+    )  # fmt: skip
+
+
+def is_finished(args, known, study):
+    """Whether the budget of trials is complete, the best are repeated, and the chosen one is measured on test."""
+    if len(trials(study, *FINISHED)) < args.n_trials or not known.best_file.exists():
+        return False
+    best, repeats = read_json(known.best_file), wanted_repeats(study, args)
+    if "repeats" not in best:
+        return True  # of an earlier version, which repeated nothing
+    return not missing_repeats(study, repeats) and chosen(study, repeats)[0].number == best.get("trial")
+
+
+def check_epochs(known, study):
+    """Raise a UserError if --prune has removed an epoch that trials may need."""
+    if gone := sorted(removed_epochs(study) - {str(epoch) for epoch in known.epochs}, key=int):
+        raise UserError(
+            f"--prune has removed the epochs {', '.join(gone)}, among which a search that goes on would choose: "
+            "train them again, or use another --exp."
+        )
+
+
+def run_budget(args, known, study, context):
+    """Run the trials that are missing. Returns whether the budget is complete.
+
+    Raises:
+        UserError: No trial was completed.
+    """
+    if args.warm_start and not trials(study):
+        warm_start(args, study, known.epochs, known.spec.name)
+    lines = progress_lines(study, args.n_trials)
+    if not run_trials(study, lambda trial: objective(trial, context), args.n_trials, args.timeout, lines):
+        finished, budget = len(trials(study, *FINISHED)), args.n_trials
+        log.info(
+            "%g s are over: %d of %d trials are finished, the same command goes on", args.timeout, finished, budget
+        )
+        return False
+    if not trials(study, TrialState.COMPLETE):
+        raise UserError(f"none of the {args.n_trials} trials was completed: all were pruned. Raise --n_trials.")
+    return True
+
+
+def measure_best(args, known, study, context, started):
+    """Repeat the best trials on validation, then look at the test images, once: of several workers one does so.
+
+    Raises:
+        UserError: A result that is measured is none: see `chosen` and `measure`.
+    """
+    with locked(known.best_file):
+        repeats = wanted_repeats(study, args)
+        run_missing_repeats(study, context, repeats)
+        best, values = chosen(study, repeats)
+        runs = {str(trial.number): recorded(study, trial)[:repeats] for trial, _ in ranked(study, repeats) if repeats}
+        earlier = read_json(known.best_file) if known.best_file.exists() else {}
+        if earlier.get("trial") == best.number and earlier.get("repeats", {}) == runs:
+            return
+        results = earlier.get("test") if earlier.get("trial") == best.number else None
+        if not results:
+            results = measure(args, context, known.splits.test, best)
+            stage = {known.spec.name: {STAGE_NAMES[args.train_model]: results}}
+            merge_json(known.experiment.pipeline_file, stage)
+            experiment_pipeline_bars(args.root, args.exp)
+            if args.save_plots:
+                log.info("  %s", contact_sheet(context, study, best, known.folder))
+        steps, scale, epoch = settings_of(best)
+        inputs = {**known.inputs, "epoch": known.hashes[str(epoch)]}
+        found = {
+            "trial": best.number,
+            "is": steps,
+            "ugs": scale,
+            "epoch": epoch,
+            f"{args.select_on}_accuracy": mean(values),
+            "first_value": best.value,
+            "repeats": runs,
+            "test": results,
+            "run": describe_run(args, started, inputs, precision_used=resolve_precision(args.precision)),
+        }
+        write_json(known.best_file, found)
+
+
+def report(args, known, study, started):
+    """Table, plots, and a line with the best settings.
+
+    Raises:
+        UserError: No trial is complete.
+    """
+    if not trials(study, TrialState.COMPLETE):
+        raise UserError(f"the study {study.study_name} has no completed trial yet.")
+    repeats = wanted_repeats(study, args)
+    best, values = chosen(study, repeats)
+    table = write_trials(study, known.folder)
+    if not args.optimize:
+        for trial in trials(study):
+            log.info(trial_line(trial))
+        for trial, of_trial in ranked(study, repeats):
+            for value in of_trial[1:]:
+                said = "no accuracy" if value is None else f"{value:.4f}"
+                log.info("trial %3d again -> %s%s", trial.number, said, said_mean(of_trial))
+    if args.save_plots:
+        for plot in search_plots(study, known.folder):
+            log.info("  %s", plot)
+    log.info("all trials -> %s", table)
+    steps, scale, epoch = settings_of(best)
+    log.info(
+        "best of %d trials: --inf_steps %d --ugs %g --%s_epoch %d, %s accuracy %.4f%s, %.0f s -> %s",
+        len(trials(study, *FINISHED)), steps, scale, args.train_model, epoch, SELECTED[args.select_on], mean(values),
+        f" (mean of {len(values)} runs)" if len(values) > 1 else "", time.time() - started, known.best_file,
+    )  # fmt: skip
+
+
+def remove_unchosen(args, known, study):
+    """Remove the epochs that a finished search has not chosen, after saying which.
+
+    Published ones, and encoders that a fine-tuning has started from, stay.
+
+    Raises:
+        UserError: The search is not finished, or somebody is at it, or trains.
+    """
+    if not is_finished(args, known, study):
+        raise UserError(
+            f"--prune needs a finished search: {len(trials(study, *FINISHED))} of {args.n_trials} trials are finished, "
+            f"{known.best_file} is {'there' if known.best_file.exists() else 'missing'}. "
+            "Run the same command without --prune first."
+        )
+    sweep_stale_trials(study, {})
+    if running := trials(study, TrialState.RUNNING):
+        raise UserError(f"trial {running[0].number} of the study {study.study_name} is running: wait for its end.")
+    best, weights = read_json(known.best_file)["epoch"], known.experiment.part_dir(args.train_model)
+    keep = {best} | (enc_epochs_in_use(known.experiment) if args.train_model == "enc" else set())
+    with claimed(weights):
+        files = {epoch: file for epoch, file in own_epochs(weights).items() if epoch not in keep}
+        numbers, size = ", ".join(map(str, files)) or "none", sum(file.stat().st_size for file in files.values())
+        log.info("epoch %d is chosen: removing the epochs %s in %s, %d bytes", best, numbers, weights, size)
+        # Noted first: if this process is killed now, the study still knows why epochs are missing.
+        study.set_user_attr("removed", sorted({*map(int, removed_epochs(study)), *files}))
+        remove_files(files.values())
