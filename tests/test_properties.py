@@ -14,7 +14,7 @@ from hypothesis.extra import numpy as hnp
 from cli import flags
 from Data.loaders import load_splits
 from Data.registry import NPZ_KEYS, dataset_spec
-from Data.synthetic import MANIFEST, SyntheticWriter, balanced_counts, find_synthetic, image_file, synthetic_files
+from Data.synthetic import MANIFEST, SyntheticWriter, balanced_counts, find_synthetic, synthetic_files
 from Experiment.errors import UserError
 from Experiment.files import read_json
 from Experiment.paths import size_from_name, size_name
@@ -143,9 +143,11 @@ def test_a_size_can_be_read_from_its_name(count):
 def test_shards_divide_what_is_missing(counts, parts, there, tmp_path_factory):
     writer = SyntheticWriter(tmp_path_factory.mktemp("set"), counts)
     every = [(label, index) for label, count in enumerate(counts) for index in range(count)]
+    writer.begin()
     for number in there:
         if number < len(every):
-            image_file(writer.folder, *every[number]).touch()
+            label, index = every[number]
+            writer.file(index * len(counts) + label).touch()
     made = [tuple(pair) for part in range(1, parts + 1) for pair in writer.missing((part, parts)).T.tolist()]
     assert len(made) == len(set(made)) and set(made) == {pair for i, pair in enumerate(every) if i not in there}
     writer.close()
