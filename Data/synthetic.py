@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import itertools
 import os
 import re
 from collections import deque
@@ -169,32 +170,43 @@ def image_side(files):
         return image.width
 
 
-def sort_by_index(paths):
-    """Image files in the order of their numbers, then names: img_2 before img_10."""
-    return sorted(paths, key=lambda p: (int(p.stem.split("_")[-1]) if p.stem.split("_")[-1].isdigit() else 0, p.name))
+def number_in(name):
+    """What image files are sorted by: their number, then their name: img_2 before img_10."""
+    number = os.path.splitext(name)[0].rpartition("_")[2]
+    return int(number) if number.isdecimal() else 0, name
 
 
-def synthetic_files(folder, num_classes):
-    """The image files of a synthetic dataset: one list a class, in label order.
+def image_names(folder, num_classes):
+    """Names of the images below the folder of a synthetic dataset, `class_00/img_0.png`: one list a class, in order.
+
+    They are text, not paths: of 400,000 images those would take more memory than the images of 8 px.
 
     Raises:
         UserError: Class folders are missing or too many, or the manifest counts other images than there are.
     """
-    folder, expected = Path(folder), class_folders(folder, num_classes)
-    names = {p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")}
-    if difference := sorted(names ^ {path.name for path in expected}):
+    folder, expected = Path(folder), [path.name for path in class_folders(folder, num_classes)]
+    there = {p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")}
+    if difference := sorted(there ^ set(expected)):
         raise UserError(
-            f"{folder} must hold the folders {expected[0].name}..{expected[-1].name}. Missing or too many: "
+            f"{folder} must hold the folders {expected[0]}..{expected[-1]}. Missing or too many: "
             f"{', '.join(difference[:10])}"
         )
-    files = [sort_by_index(path.glob("[!.]*.png")) for path in expected]
+    images = []
+    for name in expected:
+        files = [file for file in os.listdir(folder / name) if file.endswith(".png") and not file.startswith(".")]
+        images.append([f"{name}/{file}" for file in sorted(files, key=number_in)])
     manifest = read_manifest(folder)
-    if manifest and manifest.get("counts") != [len(of_class) for of_class in files]:
+    if manifest and manifest.get("counts") != [len(of_class) for of_class in images]:
         raise UserError(
             f"{folder / MANIFEST} counts {manifest.get('counts')} images a class, but there are "
-            f"{[len(f) for f in files]}: the command that made the set makes what is missing."
+            f"{[len(of_class) for of_class in images]}: the command that made the set makes what is missing."
         )
-    return files
+    return images
+
+
+def synthetic_files(folder, num_classes):
+    """Paths of the images of a synthetic dataset: one list a class, in label order. Raises what `image_names` raises."""
+    return [[Path(folder) / name for name in of_class] for of_class in image_names(folder, num_classes)]
 
 
 def read_manifest(folder):
@@ -259,7 +271,7 @@ def find_synthetic(root, num_classes, wanted):
         if manifest := read_manifest(folder):
             sizes[folder] = manifest["total"]
         elif size_from_name(folder.name) and any(folder.glob("class_*")) and not (folder / "generation.json").exists():
-            sizes[folder] = sum(len(files) for files in synthetic_files(folder, num_classes))
+            sizes[folder] = sum(map(len, image_names(folder, num_classes)))
     fitting = {folder: size for folder, size in sizes.items() if size >= wanted}
     if not fitting:
         there = ", ".join(f"{folder.name} ({size} images)" for folder, size in sizes.items()) or "none"
@@ -291,19 +303,18 @@ def load_synthetic(folder, num_classes, side, wanted, seed, mode="bilinear", cac
     Raises:
         UserError: A class has too few images, or images cannot be read.
     """
-    files = synthetic_files(folder, num_classes)
-    rows, labels, first = [], [], 0  # rows: places in the list of all files
+    images = image_names(folder, num_classes)
+    rows, labels, first = [], [], 0  # rows: places in the list of all images
     for label, count in enumerate(balanced_counts(wanted, num_classes)):
-        if count > len(files[label]):
-            raise UserError(f"{folder}: class {label} has {len(files[label])} images, {count} are needed.")
-        chosen = random_stream(seed, "subset", label).permutation(len(files[label]))[:count]
+        if count > len(images[label]):
+            raise UserError(f"{folder}: class {label} has {len(images[label])} images, {count} are needed.")
+        chosen = random_stream(seed, "subset", label).permutation(len(images[label]))[:count]
         rows.append(np.sort(chosen) + first)
         labels.append(np.full(count, label, np.int32))
-        first += len(files[label])
-    rows, paths = np.concatenate(rows), [path for of_class in files for path in of_class]
+        first += len(images[label])
+    rows, names = np.concatenate(rows), list(itertools.chain(*images))
     if cache and (manifest := read_manifest(folder)):
         key = content_hash(folder, num_classes, manifest)
-        images = decoded_rows(cache, f"{Path(folder).name}_{side}_{mode}_{key[:16]}", paths, side, mode, rows)
-    else:
-        images = read_images([paths[row] for row in rows], side, mode)
-    return images, np.concatenate(labels)
+        file = cache / f"{Path(folder).name}_{side}_{mode}_{key[:16]}.npy"
+        return decoded_rows(file, folder, names, side, mode, rows), np.concatenate(labels)
+    return read_images([names[row] for row in rows], side, mode, folder), np.concatenate(labels)
