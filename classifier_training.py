@@ -14,12 +14,11 @@ from Data.loaders import Splits, data_identity, load_splits
 from Data.registry import DatasetSpec, dataset_spec
 from Data.synthetic import find_synthetic, load_synthetic, recipe, set_identity
 from Experiment import presets
-from Experiment.errors import UserError
 from Experiment.files import read_json, write_json
 from Experiment.locks import claim
 from Experiment.paths import Experiment, size_name
 from Experiment.records import DATA_FLAGS, describe_run, finished_run, identity
-from Experiment.results import CAS_SCHEMA, TESTED, entry_recipe, other_recipes, read_results
+from Experiment.results import CAS_SCHEMA, TESTED, check_recipe, read_results
 
 log = logging.getLogger("experiment")
 
@@ -116,7 +115,7 @@ def plan(args):
         if not args.test or cardinality in results and (folder / TESTED).exists():
             known.done = f"finished already: {folder} (--restart trains again)"
             return known
-    refuse_mixed_curve(args, results, cardinality, known.origin)
+    check_recipe(results, cardinality, known.origin, asked_for=bool(args.synthetic_dir))
     claim(folder, create=False)
     return known
 
@@ -134,19 +133,6 @@ def origin(args, folder, set_folder, trained):
         return {"training": training}
     made = {"folder": set_folder.name, **recipe(set_folder)}
     return {"set": made, "training": {**training, "resize": args.resize}}
-
-
-def refuse_mixed_curve(args, results, cardinality, made):
-    """One curve, one recipe.
-
-    Raises:
-        UserError: Other sizes of the curve come from other settings, and --synthetic_dir does not ask for it.
-    """
-    other = other_recipes(results, cardinality, entry_recipe(made))
-    if other and not args.synthetic_dir:
-        raise UserError(f"{other}. Use another --exp, or name the folder with --synthetic_dir to mix them.")
-    if other:
-        log.warning("one curve of several settings: %s", other)
 
 
 def training_images(args, known):

@@ -11,16 +11,12 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from cli.flags import add_model_flags, add_spacing_flag, finish_args, integer, new_parser, number
 from cli.process import run, writing_in
 from Data.generation import begin_folder, check_folder, draw_pictures, finish_set, is_complete, move_sheet
-from Data.pictures import first_ten, resize_images
 from Data.registry import class_names, dataset_spec
 from Data.synthetic import SyntheticWriter, balanced_counts
 from Experiment import presets
-from Experiment.errors import UserError
 from Experiment.files import write_json
 from Experiment.locks import claim
 from Experiment.paths import Experiment, size_name
@@ -165,7 +161,7 @@ def generate(args, known=None):
     with writing_in(folder, known.part, saved=lambda: "{} of {} images are saved".format(*writer.progress(args.shard))):
         begin_folder(folder, settings, args.restart)
         writer.begin()
-        made = write_images(args, known, settings, diffusion, writer)
+        made = write_images(args, known, settings["precision"], diffusion, writer)
         others = [f"{i}/{parts}" for i in range(1, parts + 1) if writer.missing((i, parts)).size]
         if others:
             log.info(
@@ -180,45 +176,19 @@ def generate(args, known=None):
     return folder
 
 
-def write_images(args, known, settings, diffusion, writer):
-    """Generate and write the images of this shard that are missing. Returns their number.
+def write_images(args, known, precision, diffusion, writer):
+    """Generate and write the images of this shard that are missing. Returns their number."""
+    from Models.written import write_generated
 
-    Raises:
-        UserError: Some are not finite or constant; all others are written.
-    """
-    from tqdm import tqdm
-
-    from Models.sampler import block_size, generate_images
-
-    missing, broken = writer.missing(args.shard), []  # int (n,), ascending
     there, whole = writer.progress(args.shard)
     log.info(
         "%d images of %s with %s, %d there, %d inference steps, guidance scale %g, %s, seed %d -> %s",
-        whole, known.name, diffusion.backbone.name, there, args.inf_steps, args.ugs, settings["precision"], args.seed,
-        known.folder,
+        whole, known.name, diffusion.backbone.name, there, args.inf_steps, args.ugs, precision, args.seed, known.folder,
     )  # fmt: skip
-    made = generate_images(
-        diffusion.sampler(), diffusion.encoder, missing, num_steps=args.inf_steps, scale=args.ugs, seed=args.seed,
-        block=block_size(diffusion.backbone, args.batch_size), spacing=args.timestep_spacing,
+    return write_generated(
+        diffusion, writer, args.shard, known.settings["image_size"], args.batch_size, num_steps=args.inf_steps,
+        scale=args.ugs, seed=args.seed, spacing=args.timestep_spacing,
     )  # fmt: skip
-    try:
-        with tqdm(total=whole, initial=there, unit="image", smoothing=0.05) as progress:
-            for numbers, images, *good in made:  # (n,), uint8 (n, H, H, 3), bool (n,)
-                good = good[0] if good else np.ones(len(images), bool)
-                broken += [writer.file(n) for n in numbers[~good]]
-                for image in zip(numbers[good], resize_images(images[good], settings["image_size"], "bilinear")):
-                    writer.write(*image)
-                progress.update(len(images))
-        writer.drain()
-    finally:
-        writer.close()
-    if broken:
-        names = first_ten([f"{path.parent.name}/{path.name}" for path in broken], ", ")
-        raise UserError(
-            f"{len(broken)} of {len(missing)} images are not finite or of one colour, and not written: {names}. "
-            "Check the weights, or try --precision float32 in another --exp."
-        )
-    return len(missing)
 
 
 if __name__ == "__main__":

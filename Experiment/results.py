@@ -1,9 +1,12 @@
 """Schemas of the result files, which are the published ones."""
 
+import logging
 import re
 
 from Experiment.errors import UserError
 from Experiment.files import read_json
+
+log = logging.getLogger("experiment")
 
 # Schemas of results: two levels of names, a third one that fits the expression, and the accuracies.
 CAS_SCHEMA = (r"real|x[1-9]\d{0,3}", ("top_1_accuracy", "top_5_accuracy"))  # classifier, dataset, size
@@ -56,18 +59,26 @@ def told(key, value):
     return f"{key} " + (" ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value))
 
 
-def other_recipes(results, size, recipe):
-    """Which results of a curve come from another recipe than that of the result of `size` to be: one line, or empty.
+def check_recipe(results, size, entry, asked_for):
+    """One curve, one recipe: where results of other sizes come from other settings, refuse, or warn if it is asked for.
 
     Args:
         results: {"real" | "x1" | "x2" ...: entry} of a classifier and dataset.
-        size: Such as `x4`.
-        recipe: As `entry_recipe` gives it.
+        size: Of the result to be, such as `x4`.
+        entry: What will stand beside its accuracies.
+        asked_for: Whether the user has named the set.
+
+    Raises:
+        UserError: They do, and it is not asked for.
     """
-    theirs = {key: entry_recipe(entry) for key, entry in results.items() if key not in ("real", size)}
+    recipe = entry_recipe(entry)
+    theirs = {key: entry_recipe(other) for key, other in results.items() if key not in ("real", size)}
     others = {key: other for key, other in theirs.items() if recipe and other and other != recipe}
     if not others:
-        return ""
-    first = next(iter(others))
-    before, now = told_apart([others[first], recipe])
-    return f"{', '.join(others)} in the results {'come' if len(others) > 1 else 'comes'} from other settings: {before} (now {now})"
+        return
+    before, now = told_apart([next(iter(others.values())), recipe])
+    come = "comes" if len(others) == 1 else "come"
+    message = f"{', '.join(others)} in the results {come} from other settings: {before} (now {now})."
+    if not asked_for:
+        raise UserError(f"{message} Use another --exp, or name the folder with --synthetic_dir to mix them.")
+    log.warning("one curve of several settings: %s", message)
