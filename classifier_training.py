@@ -92,12 +92,13 @@ def plan(args):
     # Reject broken results before hours of training.
     results = read_results(experiment.cas_file, CAS_SCHEMA) if args.test and experiment.cas_file.exists() else {}
     results, set_folder = results.get(args.classifier, {}).get(spec.name, {}), None
-    wanted = args.take * spec.unit if args.synthetic else spec.train_size
+    wanted = args.take * spec.unit
     source, cardinality = (size_name(wanted), f"x{args.take}") if args.synthetic else ("real", "real")
     folder = experiment.classifier_dir(args.classifier, source)
     if args.synthetic and args.train:
         set_folder = args.synthetic_dir or find_synthetic(experiment.synthetic_root, spec.num_classes, wanted)
     splits = load_splits(spec, args.data_dir, args.seed, spec.resolution, experiment)
+    wanted = wanted if args.synthetic else len(splits.train.labels)
     data = data_identity(splits, spec)
     read = ("resolution", "val", "test") if args.synthetic else ("resolution", "train", "val", "test")
     inputs = {"classes": data["classes"], "data": {name: data[name] for name in read}}
