@@ -8,47 +8,34 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from cli.flags import add_classifier_flags, boolean, check_batch_size, finish_args, integer, new_parser
 from cli.process import run, writing_in
-from Data.loaders import class_names, load_splits
+from Data.loaders import Splits, data_identity, load_splits
 from Data.registry import DatasetSpec, dataset_spec
-from Data.synthetic import find_synthetic, load_synthetic
+from Data.synthetic import find_synthetic, load_synthetic, recipe, set_identity
 from Experiment import presets
-from Experiment.errors import UserError
-from Experiment.files import merge_json, write_csv, write_json
+from Experiment.files import read_json, write_json
 from Experiment.locks import claim
 from Experiment.paths import Experiment, size_name
-from Experiment.records import describe_run, finished_run, fixed_arguments
-from Experiment.results import CAS_SCHEMA, read_results
+from Experiment.records import DATA_FLAGS, describe_run, finished_run, identity
+from Experiment.results import CAS_SCHEMA, TESTED, check_recipe, read_results
 
 log = logging.getLogger("experiment")
 
-TESTED = "class_accuracies.csv"  # written last
-FREE = ("root", "data_dir", "backbone", "test")  # arguments that do not change the result
-# Column of model_history.csv, and Keras's name.
-HISTORY = {
-    "loss": "loss", "accuracy": "accuracy", "val_loss": "val_loss", "val_accuracy": "val_accuracy", "learning_rate": "lr"
-}  # fmt: skip
+FREE = (*DATA_FLAGS, "backbone", "test", "synthetic_dir")  # arguments that do not change the result
 
 
 def parse_args(argv=None):
     parser = new_parser(__doc__)
-    parser.add_argument(
-        "--synthetic",
-        default=True,
-        type=boolean,
-        metavar="{True,False}",
-        help="train on synthetic images, else on the real training images (True)",
-    )
-    parser.add_argument("--take", default=1, type=integer(1, 1000), help="size of the synthetic set, in real sizes (1)")
-    parser.add_argument("--synthetic_dir", type=Path, help="folder of the synthetic set (else the experiment's)")
-    parser.add_argument("--epochs", default=presets.CLASSIFIER_EPOCHS, type=integer(1), help="most epochs (100)")
+    add, yes = parser.add_argument, {"default": True, "type": boolean, "metavar": "{True,False}"}
+    add("--synthetic", **yes, help="train on synthetic images, else on the real training images (True)")
+    add("--take", default=1, type=integer(1, 1000), help="size of the synthetic set, in real sizes (1)")
+    add("--synthetic_dir", type=Path, help="folder of the synthetic set (else the experiment's)")
+    add("--epochs", default=presets.CLASSIFIER_EPOCHS, type=integer(1), help="most epochs (100)")
     add_classifier_flags(parser)
-    parser.add_argument("--train", default=True, type=boolean, metavar="{True,False}", help="train it (True)")
-    parser.add_argument("--test", default=True, type=boolean, metavar="{True,False}", help="test it (True)")
-    parser.add_argument("--restart", action="store_true", help="train again what an earlier run has finished")
+    add("--train", **yes, help="train it (True)")
+    add("--test", **yes, help="test it (True)")
+    add("--restart", action="store_true", help="train again what an earlier run has finished")
     args = finish_args(parser, argv)
     if args.synthetic_dir:
         args.synthetic_dir = args.synthetic_dir.expanduser().resolve()
@@ -65,19 +52,31 @@ class Plan:
 
     Attributes:
         spec: The dataset's.
+        classes: Names of its classes.
         experiment: Where everything lies.
+        splits: The real images; without those of training where they are not needed.
+        wanted: Number of images to train on.
         source: `real`, or the size of the synthetic set: names the folder.
         cardinality: `real` or `x1`, `x2` ...: names the result.
         folder: Of the classifier.
+        set_folder: Of the synthetic set; None where none is trained on.
+        inputs: What the run reads, by content.
+        origin: Of the result: which set it comes from, and how the classifier is trained.
         trained: Whether an earlier run has trained it.
         done: A line where there is nothing to do.
     """
 
     spec: DatasetSpec
+    classes: list
     experiment: Experiment
+    splits: Splits
+    wanted: int
     source: str
     cardinality: str
     folder: Path
+    set_folder: Path
+    inputs: dict
+    origin: dict
     trained: bool = False
     done: str = None
 
@@ -86,123 +85,66 @@ def plan(args):
     """Look at what is there.
 
     Raises:
-        UserError: The run cannot begin: other arguments, broken results, another process at work.
+        UserError: The run cannot begin: other arguments or inputs, no fitting set, broken results, another process at work.
     """
     spec = dataset_spec(args.dataset, args.skip_broken, args.resolution, args.background)
     experiment = Experiment(args.root, args.exp, spec.name)
-    source, cardinality = (size_name(args.take * spec.unit), f"x{args.take}") if args.synthetic else ("real", "real")
-    known = Plan(spec, experiment, source, cardinality, experiment.classifier_dir(args.classifier, source))
-    known.trained = args.train and finished_run(known.folder / "training.json", args, FREE)
-    result = None
-    if args.test and experiment.cas_file.exists():
-        results = read_results(experiment.cas_file, CAS_SCHEMA)  # reject a broken file before hours of training
-        result = results.get(args.classifier, {}).get(spec.name, {}).get(cardinality)
-    if known.trained:
-        (known.folder / "state.npz").unlink(missing_ok=True)  # killed between the record and this
-        if not args.test or result and (known.folder / TESTED).exists():
-            known.done = f"finished already: {known.folder} (--restart trains again)"
-    if not known.done:
-        claim(known.folder, create=False)
+    # Reject broken results before hours of training.
+    results = read_results(experiment.cas_file, CAS_SCHEMA) if args.test and experiment.cas_file.exists() else {}
+    results, set_folder = results.get(args.classifier, {}).get(spec.name, {}), None
+    wanted = args.take * spec.unit
+    source, cardinality = (size_name(wanted), f"x{args.take}") if args.synthetic else ("real", "real")
+    folder = experiment.classifier_dir(args.classifier, source)
+    if args.synthetic and args.train:
+        set_folder = args.synthetic_dir or find_synthetic(experiment.synthetic_root, spec.num_classes, wanted)
+    splits = load_splits(spec, args.data_dir, args.seed, spec.resolution, experiment)
+    wanted = wanted if args.synthetic else len(splits.train.labels)
+    data = data_identity(splits, spec)
+    read = ("resolution", "val", "test") if args.synthetic else ("resolution", "train", "val", "test")
+    inputs = {"classes": data["classes"], "data": {name: data[name] for name in read}}
+    if set_folder:
+        inputs["set"] = set_identity(set_folder, data["classes"])
+    trained = args.train and finished_run(folder / "training.json", args, FREE, inputs)
+    if args.synthetic:
+        splits = splits._replace(train=None)  # memory
+    known = Plan(
+        spec, data["classes"], experiment, splits, wanted, source, cardinality, folder, set_folder, inputs,
+        origin(args, folder, set_folder, trained), trained,
+    )  # fmt: skip
+    if trained:
+        (folder / "state.npz").unlink(missing_ok=True)  # killed between the record and this
+        if not args.test or cardinality in results and (folder / TESTED).exists():
+            known.done = f"finished already: {folder} (--restart trains again)"
+            return known
+    check_recipe(results, cardinality, known.origin, asked_for=bool(args.synthetic_dir))
+    claim(folder, create=False)
     return known
 
 
-def training_images(args, known, splits):
-    """What the classifier learns from, images and labels, and the folder or split it comes from."""
+def origin(args, folder, set_folder, trained):
+    """What a result says of where it comes from: {"set": {setting: value}, "training": {setting: value}}, or less.
+
+    Of a classifier that is trained already it is what its record says; a published one has none.
+    """
+    if trained or not args.train:
+        record = read_json(folder / "training.json") if (folder / "training.json").exists() else {}
+        return {key: record[key] for key in ("set", "training") if isinstance(record.get(key), dict)}
+    training = {name: getattr(args, name) for name in ("seed", "epochs", "batch_size")}
+    if not set_folder:
+        return {"training": training}
+    made = {"folder": set_folder.name, **recipe(set_folder)}
+    return {"set": made, "training": {**training, "resize": args.resize}}
+
+
+def training_images(args, known):
+    """What the classifier learns from, images uint8 (N, H, H, 3) and labels int32 (N,)."""
     if not args.synthetic:
-        return splits.train, "real training images"
-    spec = known.spec
-    wanted = args.take * spec.unit
-    folder = args.synthetic_dir or find_synthetic(known.experiment.synthetic_root, spec.num_classes, wanted)
-    log.info("reading %d images of %s", wanted, folder)
-    return load_synthetic(folder, spec.num_classes, spec.resolution, wanted, args.seed, args.resize), str(folder)
-
-
-def throw_away(folder):
-    """Remove what an earlier run has left."""
-    names = (TESTED, "training.json", "state.npz", "best_model.weights.h5")
-    there = [folder / name for name in names if (folder / name).exists()]
-    if there:
-        log.info("throwing away %s in %s", ", ".join(path.name for path in there), folder)
-    for path in there:
-        path.unlink()
-
-
-def train(args, classifier, images, splits, folder):
-    """Train, and write best_model, model_history.csv and training_info.csv. Returns the best validation accuracy."""
-    from Models.resnet import multiply_accumulates
-    from Models.weights import save_weights
-
-    if args.restart:
-        throw_away(folder)
-    history, seconds = classifier.fit(
-        images,
-        splits.val,
-        epochs=args.epochs,
-        batch_size=args.batch_size,
-        seed=args.seed,
-        patience=presets.CLASSIFIER_PATIENCE,
-        state_file=folder / "state.npz",
-        settings=fixed_arguments(args, FREE),
-    )
-    if not np.isfinite(history["loss"]).all():
-        raise UserError(f"the loss is not finite after {len(seconds)} epochs: nothing is saved.")
-    save_weights(classifier.model, folder / "best_model.weights.h5")
-    rows = [{column: history[key][i] for key, column in HISTORY.items()} for i in range(len(seconds))]
-    write_csv(folder / "model_history.csv", rows)
-    start = time.perf_counter()
-    classifier.probabilities(splits.val.images)
-    best = int(np.argmax(history["val_accuracy"]))
-    info = {
-        "Total Training Time (s)": sum(seconds),
-        "Average Epoch Time (s)": np.mean(seconds),
-        "Best Epoch": best + 1,
-        "Best Score": history["val_accuracy"][best],
-        "Inference Time (s)": time.perf_counter() - start,
-        "Number of Parameters": classifier.model.count_params(),
-        "Number of MACs": multiply_accumulates(classifier.model),
-    }
-    write_csv(folder / "training_info.csv", [info])
-    return history["val_accuracy"][best]
-
-
-def load_best(classifier, folder):
-    """Load the trained weights: ours, or a published best_model.h5, some of which lie one folder deeper.
-
-    Raises:
-        UserError: There are none.
-    """
-    from Models.weights import load_weights
-
-    names = ["best_model.weights.h5", "best_model.h5/best_model.h5", "best_model.h5"]
-    found = [folder / name for name in names if (folder / name).is_file()]
-    if not found:
-        raise UserError(f"there is no trained classifier in {folder} ({' or '.join(names)}): run with --train True.")
-    load_weights(classifier.model, found[0])
-
-
-def measure(args, known, classifier, images, labels):
-    """Test on real images that nothing has been selected on: accuracies as JSON and CSV, and pictures.
-
-    Returns:
-        {"top_1_accuracy": 0..1, "top_5_accuracy": 0..1}
-    """
-    from Models.classifier import accuracies
-    from plots import confusion_matrix, experiment_cas_curve
-
-    spec, experiment, folder = known.spec, known.experiment, known.folder
-    result = accuracies(classifier.probabilities(images), labels)
-    top = {key: result[key] for key in ("top_1_accuracy", "top_5_accuracy")}
-    names = class_names(spec)
-    merge_json(experiment.cas_file, {args.classifier: {spec.name: {known.cardinality: top}}})
-    title = f"{spec.name}, trained on {known.cardinality}: top-1 {top['top_1_accuracy']:.4f}"
-    picture = confusion_matrix(result["confusion"], names, folder / "confusion_matrix.png", title)
-    experiment_cas_curve(experiment)
-    by_class = [{"class": name, "accuracy": value} for name, value in zip(names, result["class_accuracies"])]
-    write_csv(folder / TESTED, by_class)
-    for row in by_class:
-        log.info("  %-24s %.4f", row["class"], row["accuracy"])
-    log.info("test accuracy: top-1 %.4f, top-5 %.4f -> %s, %s", *top.values(), experiment.cas_file, picture)
-    return top
+        return known.splits.train
+    log.info("reading %d images of %s", known.wanted, known.set_folder)
+    return load_synthetic(
+        known.set_folder, known.spec.num_classes, known.spec.resolution, known.wanted, args.seed, args.resize,
+        known.experiment.decoded_dir,
+    )  # fmt: skip
 
 
 def train_classifier(args, known=None):
@@ -213,33 +155,39 @@ def train_classifier(args, known=None):
         known: What `plan` has found, if it was asked before.
 
     Returns:
-        Test accuracies, as `measure` returns them; None with `--test False` or where there is nothing to do.
+        {"top_1_accuracy": 0..1, "top_5_accuracy": 0..1} on test; None with `--test False` or where nothing is to be done.
     """
     from Models.classifier import Classifier
     from Models.fit_state import saved_epochs
     from Models.runtime import make_repeatable
+    from Models.trained import load_best, measure, throw_away, train_and_save
 
     started = time.time()
     known = known or plan(args)
     if known.done:
         return None
-    spec, folder = known.spec, known.folder
+    spec, folder, val = known.spec, known.folder, known.splits.val
     log.info("classifier %s on %s, %s images -> %s", args.classifier, spec.name, known.source, folder)
     make_repeatable(args.seed, args.deterministic)
-    splits = load_splits(spec, args.data_dir, args.seed, spec.resolution, known.experiment)
     classifier = Classifier(args.classifier, spec.resolution, spec.num_classes)
     learns = args.train and not known.trained
     if learns:
-        images, origin = training_images(args, known, splits)  # (uint8 (N, H, H, 3), int32 (N,))
-        check_batch_size(args, presets.CLASSIFIER_BATCH, len(images[1]))
+        check_batch_size(args, presets.CLASSIFIER_BATCH, known.wanted)
+        images = training_images(args, known)  # (uint8 (N, H, H, 3), int32 (N,))
     else:
         load_best(classifier, folder)
 
     state_file = folder / "state.npz"
     with writing_in(folder, saved=lambda: f"{saved_epochs(state_file)} of {args.epochs} epochs are saved"):
         if learns:
-            best = train(args, classifier, images, splits, folder)
-            record = describe_run(args, started, trained_on=origin, images=len(images[1]), val_accuracy=best)
+            if args.restart:
+                throw_away(folder)
+            best = train_and_save(
+                classifier, images, val, folder, identity(args, FREE, known.inputs), epochs=args.epochs,
+                batch_size=args.batch_size, seed=args.seed,
+            )  # fmt: skip
+            facts = {"trained_on": str(known.set_folder or "real training images"), "images": len(images[1])}
+            record = describe_run(args, started, known.inputs, **facts, val_accuracy=best, **known.origin)
             write_json(folder / "training.json", record)
             state_file.unlink(missing_ok=True)
             log.info("best validation accuracy %.4f", best)
@@ -248,7 +196,8 @@ def train_classifier(args, known=None):
         if not args.test:
             return None
         load_best(classifier, folder)
-        return measure(args, known, classifier, *splits.test)
+        names = (args.classifier, spec.name, known.cardinality)
+        return measure(classifier, known.splits.test, known.classes, folder, known.experiment, names, known.origin)
 
 
 if __name__ == "__main__":

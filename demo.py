@@ -187,7 +187,7 @@ def print_table(demo, seconds, pictures):
         print(f"{stage:34} {value:7.0f}")
     print(f"{'all':34} {seconds:7.0f}\n\npictures:")
     for pattern in (
-        "Data/Synthetic/Exp_demo/digits/*/samples.png",
+        "Data/Synthetic/Exp_demo/digits/*.samples.png",
         "optimization_plots/demo/digits/*/history.png",
         "optimization_plots/demo/top_1.png",
         "CAS Results/CAS_plots/expdemo/digits.png",

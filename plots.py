@@ -21,7 +21,7 @@ from Experiment.paths import (
     PUBLISHED_PIPELINE_PLOTS,
     Experiment,
 )
-from Experiment.results import CAS_SCHEMA, PIPELINE_SCHEMA, read_results
+from Experiment.results import CAS_SCHEMA, PIPELINE_SCHEMA, entry_recipe, read_results, told_apart
 
 COLLAGE_COLUMNS, COLLAGE_ROWS = 8, 3  # as published
 MAX_SHEET_ROWS = 100
@@ -30,6 +30,7 @@ FEWEST_CONTOUR_TRIALS = 4
 SCORES = ("top_1", "top_5")
 # Colours of Okabe and Ito, which colour-blind readers tell apart; the markers do the same in grey print.
 SOURCE_STYLES = [("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D")]
+RECIPE_FILLS = ("full", "none", "left", "bottom")  # of markers
 # Name, keys in the results, colour: a hue for what was trained, dark once it was optimised.
 PIPELINE_STEPS = [
     ("1 transfer learning", "After Transfer Learning", "no_opt", "#A6CEE9"),
@@ -224,23 +225,39 @@ def accuracy_limits(values, least=0.04):
     return low - margin, high + margin
 
 
+def plot_points(axis, results, score, label, **style):
+    """The line of one source. Points from sets of other settings than the first have another marker and legend line."""
+    sizes = sorted(int(key[1:]) for key in results if key != "real")
+    heights = [results[f"x{size}"][score] for size in sizes]
+    recipes = [entry_recipe(results[f"x{size}"]) for size in sizes]
+    kinds = [recipe for i, recipe in enumerate(recipes) if recipe not in recipes[:i]]
+    names = [f" ({name})" for name in told_apart(kinds)] if len(kinds) > 1 else [""] * len(kinds)
+    for i, (kind, name) in enumerate(zip(kinds, names)):
+        places = [place for place, recipe in enumerate(recipes) if recipe == kind]
+        style |= {"fillstyle": RECIPE_FILLS[i % len(RECIPE_FILLS)], "label": label + name, "ms": 5}
+        if i == 0:  # the line, with the markers of the first kind
+            axis.plot(sizes, heights, markevery=None if len(kinds) == 1 else places, **style)
+        else:
+            axis.plot([sizes[p] for p in places], [heights[p] for p in places], linestyle="", **style)
+    return sizes
+
+
 def cas_curve(sources, path, title=""):
     """Test accuracy by size of the synthetic training set, top-1 left and top-5 right; real training data dashed.
 
     Args:
         sources: {label: {"real" | "x1" | "x2" ...: {"top_1_accuracy": 0..1, "top_5_accuracy": 0..1}}}. Any entry may
-            be missing.
+            be missing. Where the entries of a source come from sets of several settings (`set`), markers and legend say
+            which.
     """
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.8), layout="constrained")
     largest = 10  # the published sizes are 1x to 10x
     for axis, score in zip(axes, ("top_1_accuracy", "top_5_accuracy")):
         for i, (label, results) in enumerate(sources.items()):
             colour, marker = SOURCE_STYLES[i % len(SOURCE_STYLES)]
-            sizes = sorted(int(key[1:]) for key in results if key != "real")
-            if sizes:
-                heights = [results[f"x{size}"][score] for size in sizes]
-                axis.plot(sizes, heights, color=colour, marker=marker, ms=5, label=f"{label}, trained on synthetic")
-                largest = max(largest, sizes[-1])
+            name = f"{label}, trained on synthetic"
+            sizes = plot_points(axis, results, score, name, color=colour, marker=marker)
+            largest = max([largest, *sizes])
             if "real" in results:
                 dashes = (5 * i, (5, 5))  # the second source's fill the gaps of the first's where the two coincide
                 axis.axhline(results["real"][score], color=colour, linestyle=dashes, label=f"{label}, trained on real")

@@ -263,13 +263,13 @@ def readable_images(paths, side, mode="antialias", background=WHITE, root="", di
     return images, dict(sorted(broken.items()))
 
 
-def read_images(paths, side, mode="antialias"):
-    """Image files as uint8 (N, side, side, 3), read in parallel.
+def read_images(paths, side, mode="antialias", root=""):
+    """Image files, relative to `root`, as uint8 (N, side, side, 3), read in parallel.
 
     Raises:
         UserError: Files that cannot be read; it lists the first ten.
     """
-    images, broken = readable_images(paths, side, mode)
+    images, broken = readable_images(paths, side, mode, root=root)
     if broken:
         raise UserError(f"{len(broken)} images cannot be read: {first_ten(broken.values())}")
     return images

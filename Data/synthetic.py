@@ -2,7 +2,9 @@
 
 import hashlib
 import io
+import itertools
 import os
+import re
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,15 +12,20 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from Data.loaders import read_images
+from Data.decoded import decoded_rows
+from Data.pictures import first_ten, in_chunks, read_images
 from Experiment.errors import UserError
-from Experiment.files import read_json, write_json
+from Experiment.files import file_hash, read_json, write_json
 from Experiment.locks import partial_path
 from Experiment.paths import size_from_name
 from Experiment.randomness import random_stream
+from Experiment.records import short
 
 MANIFEST = "manifest.json"
 WAITING_WRITES = 512  # bound of the queue between sampler and disk
+# What images are made with, their number aside: sets that agree in it are of one recipe.
+RECIPE = ("enc_epoch", "dif_epoch", "inf_steps", "ugs", "seed", "weights", "backbone", "precision", "image_size",
+          "timestep_spacing")  # fmt: skip
 
 
 def balanced_counts(total, num_classes):
@@ -26,12 +33,19 @@ def balanced_counts(total, num_classes):
     return [total // num_classes + (label < total % num_classes) for label in range(num_classes)]
 
 
-def class_folder(folder, label):
-    return folder / f"class_{label:02d}"
+def class_folders(folder, num_classes):
+    """Paths of the class folders, whose names sort as labels do: class_00, and class_000 for more than 100 classes.
+
+    Published folders of more than 100 classes have two digits (class_100 after class_99): one that is there stays so.
+    """
+    folder, digits = Path(folder), max(2, len(str(num_classes - 1)))
+    if (folder / "class_00").is_dir():
+        digits = 2
+    return [folder / f"class_{label:0{digits}d}" for label in range(num_classes)]
 
 
-def image_file(folder, label, index):
-    return class_folder(folder, label) / f"img_{index}.png"
+def image_name(index):
+    return f"img_{index}.png"
 
 
 class SyntheticWriter:
@@ -47,19 +61,25 @@ class SyntheticWriter:
 
     def __init__(self, folder, counts, block=1):
         self.folder, self.counts, self.block = Path(folder), counts, block
+        self.class_folders = class_folders(folder, len(counts))
         self.pool = ThreadPoolExecutor(max(2, os.cpu_count() // 2))
         self.waiting = deque()
         self.hashes = {}
 
     def begin(self):
         """Make the class folders. Later ones are not made: a folder that is deleted in mid-run is an error."""
-        for label in range(len(self.counts)):
-            class_folder(self.folder, label).mkdir(parents=True, exist_ok=True)
+        for folder in self.class_folders:
+            folder.mkdir(parents=True, exist_ok=True)
 
     def place(self, number):
         """Label and index of an image."""
         index, label = divmod(int(number), len(self.counts))
         return label, index
+
+    def file(self, number):
+        """Path of an image."""
+        label, index = self.place(number)
+        return self.class_folders[label] / image_name(index)
 
     def shard(self, shard=(1, 1)):
         """Numbers, int64 (n,), ascending, of the images of a shard (I, N): the Ith of N equal runs of blocks."""
@@ -72,7 +92,9 @@ class SyntheticWriter:
 
     def missing(self, shard=(1, 1)):
         """Numbers, int64 (n,), ascending, of the images of a shard that are not there yet."""
-        return np.array([n for n in self.shard(shard) if not image_file(self.folder, *self.place(n)).exists()], int)
+        there = [set(os.listdir(folder)) if folder.is_dir() else () for folder in self.class_folders]
+        places = ((number, *self.place(number)) for number in self.shard(shard))
+        return np.array([number for number, label, index in places if image_name(index) not in there[label]], int)
 
     def progress(self, shard=(1, 1)):
         """How many images of a shard are there, and how many it has."""
@@ -81,17 +103,17 @@ class SyntheticWriter:
 
     def write(self, number, image):
         """Queue one image uint8 (H, W, 3); waits only when the disk is far behind."""
-        self.waiting.append(self.pool.submit(self._save, *self.place(number), image))
+        self.waiting.append(self.pool.submit(self._save, number, image))
         while len(self.waiting) > WAITING_WRITES:
             self.waiting.popleft().result()
 
-    def _save(self, label, index, image):
-        path = image_file(self.folder, label, index)
+    def _save(self, number, image):
+        path = self.file(number)
         partial = partial_path(path)
         memory = io.BytesIO()
         # Level 1 is several times faster than the default, for a few per cent of size.
         Image.fromarray(image).save(memory, format="PNG", compress_level=1)
-        self.hashes[label, index] = hashlib.sha256(memory.getbuffer()).digest()
+        self.hashes[self.place(number)] = hashlib.sha256(memory.getbuffer()).digest()
         try:
             with open(partial, "wb") as file:
                 file.write(memory.getbuffer())
@@ -108,21 +130,38 @@ class SyntheticWriter:
             self.waiting.popleft().result()
 
     def finish(self, settings):
-        """Write the manifest: settings, counts and, for each class, a hash of its files' hashes."""
+        """Write the manifest: settings, counts and, for each class, a hash of its files' hashes. Returns the hashes."""
         self.drain()
-        digests = []
-        for label, count in enumerate(self.counts):
-            digest = hashlib.sha256()
-            for index in range(count):
-                known = self.hashes.get((label, index))
-                digest.update(known or hashlib.sha256(image_file(self.folder, label, index).read_bytes()).digest())
-            digests.append(digest.hexdigest())
-        write_json(
-            self.folder / MANIFEST, {"total": sum(self.counts), "counts": self.counts, "sha256": digests, **settings}
-        )
+        files = [
+            [folder / image_name(index) for index in range(n)] for folder, n in zip(self.class_folders, self.counts)
+        ]
+        digests = class_hashes(files, self.hashes)
+        manifest = {"total": sum(self.counts), "counts": self.counts, "sha256": digests, **settings}
+        write_json(self.folder / MANIFEST, manifest)
+        return digests
 
     def close(self):
         self.pool.shutdown(cancel_futures=True)
+
+
+def class_hashes(files, known=None):
+    """For each class, a SHA-256 of its files' SHA-256, in their order.
+
+    Args:
+        files: One list of paths a class.
+        known: {(label, index): digest of a file}; the other files are read.
+    """
+    hashes = []
+    for label, of_class in enumerate(files):
+        digests = [(known or {}).get((label, index)) for index in range(len(of_class))]
+        unread = [index for index, digest in enumerate(digests) if digest is None]
+
+        def read(i, of_class=of_class, digests=digests, unread=unread):
+            digests[unread[i]] = bytes.fromhex(file_hash(of_class[unread[i]]))
+
+        in_chunks(read, len(unread))
+        hashes.append(hashlib.sha256(b"".join(digests)).hexdigest())
+    return hashes
 
 
 def image_side(files):
@@ -131,34 +170,92 @@ def image_side(files):
         return image.width
 
 
-def sort_by_index(paths):
-    """Image files in the order of their numbers, then names: img_2 before img_10."""
-    return sorted(paths, key=lambda p: (int(p.stem.split("_")[-1]) if p.stem.split("_")[-1].isdigit() else 0, p.name))
+def number_in(name):
+    """What image files are sorted by: their number, then their name: img_2 before img_10."""
+    number = os.path.splitext(name)[0].rpartition("_")[2]
+    return int(number) if number.isdecimal() else 0, name
 
 
-def synthetic_files(folder, num_classes):
-    """The image files of a synthetic dataset: one list a class, in label order.
+def image_names(folder, num_classes):
+    """Names of the images below the folder of a synthetic dataset, `class_00/img_0.png`: one list a class, in order.
+
+    They are text, not paths: of 400,000 images those would take more memory than the images of 8 px.
 
     Raises:
         UserError: Class folders are missing or too many, or the manifest counts other images than there are.
     """
-    folder = Path(folder)
-    names = {p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")}
-    expected = {class_folder(folder, label).name for label in range(num_classes)}
-    if names != expected:
-        difference = sorted(names ^ expected)
+    folder, expected = Path(folder), [path.name for path in class_folders(folder, num_classes)]
+    there = {p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")}
+    if difference := sorted(there ^ set(expected)):
         raise UserError(
-            f"{folder} must hold the folders class_00..class_{num_classes - 1:02d}. Missing or too many: "
+            f"{folder} must hold the folders {expected[0]}..{expected[-1]}. Missing or too many: "
             f"{', '.join(difference[:10])}"
         )
-    files = [sort_by_index(class_folder(folder, label).glob("[!.]*.png")) for label in range(num_classes)]
-    if (folder / MANIFEST).exists():
-        counts = read_json(folder / MANIFEST).get("counts")
-        if counts != [len(of_class) for of_class in files]:
-            raise UserError(
-                f"{folder / MANIFEST} counts {counts} images a class, but there are {[len(f) for f in files]}."
-            )
-    return files
+    images = []
+    for name in expected:
+        files = [file for file in os.listdir(folder / name) if file.endswith(".png") and not file.startswith(".")]
+        images.append([f"{name}/{file}" for file in sorted(files, key=number_in)])
+    manifest = read_manifest(folder)
+    if manifest and manifest.get("counts") != [len(of_class) for of_class in images]:
+        raise UserError(
+            f"{folder / MANIFEST} counts {manifest.get('counts')} images a class, but there are "
+            f"{[len(of_class) for of_class in images]}: the command that made the set makes what is missing."
+        )
+    return images
+
+
+def synthetic_files(folder, num_classes):
+    """Paths of the images of a synthetic dataset: one list a class, in label order. Raises what `image_names` raises."""
+    return [[Path(folder) / name for name in of_class] for of_class in image_names(folder, num_classes)]
+
+
+def read_manifest(folder):
+    """The manifest of a folder, None for a published one, which has none.
+
+    Raises:
+        UserError: It is not what generate_dataset.py writes.
+    """
+    file = Path(folder) / MANIFEST
+    manifest = read_json(file) if file.exists() else None
+    if manifest is not None and not isinstance(manifest.get("total"), int):
+        raise UserError(f"{file} says no total: the folder is not what generate_dataset.py made.")
+    return manifest
+
+
+def recipe(folder):
+    """What the images of a folder are made with, {setting: value}; of a published one its name without the size."""
+    folder, manifest = Path(folder), read_manifest(folder)
+    if manifest is None:
+        return {"name": re.sub(r"^\d+(\.\d+)?k?(?=Enc)", "", folder.name)}
+    found = {key: manifest.get(key) for key in RECIPE}
+    if isinstance(found["weights"], dict):  # an earlier version has the pretrained UNet beside the one in its place
+        left_out = "unet" if "dif" in found["weights"] else ""
+        found["weights"] = {part: short(value) for part, value in found["weights"].items() if part != left_out}
+    return found
+
+
+def set_identity(folder, classes):
+    """What identifies a set wherever it lies: {"sha256": hash of its content, setting: value}.
+
+    A manifest knows settings and the hashes of its files; a published folder's files are read.
+
+    Raises:
+        UserError: It is of other classes.
+    """
+    manifest = read_manifest(folder) or {}
+    theirs = manifest.get("classes", list(classes))
+    if theirs != list(classes):
+        named = first_ten(map(str, theirs), ", ") if isinstance(theirs, list) else theirs
+        raise UserError(f"{folder} is of other classes: {named}. The dataset has {first_ten(classes, ', ')}.")
+    return {"sha256": content_hash(folder, len(classes), manifest), **(recipe(folder) if manifest else {})}
+
+
+def content_hash(folder, num_classes, manifest):
+    """A hash of all images, the same with and without a manifest."""
+    hashes = manifest.get("sha256")
+    if not isinstance(hashes, list) or len(hashes) != num_classes:
+        hashes = class_hashes(synthetic_files(folder, num_classes))
+    return hashlib.sha256("\n".join(map(str, hashes)).encode()).hexdigest()
 
 
 def find_synthetic(root, num_classes, wanted):
@@ -167,43 +264,57 @@ def find_synthetic(root, num_classes, wanted):
     A folder counts by its manifest; a published one, which has none, by its files.
 
     Raises:
-        UserError: There is none, or two of the same size fit; it names those that are there.
+        UserError: There is none, or those that fit are of several recipes; it names those that are there.
     """
     sizes = {}
-    for folder in sorted(root.iterdir()) if root.is_dir() else []:
-        if (folder / MANIFEST).exists():
-            sizes[folder] = read_json(folder / MANIFEST).get("total")
-            if not isinstance(sizes[folder], int):
-                raise UserError(f"{folder / MANIFEST} says no total: the folder is not what generate_dataset.py made.")
+    for folder in sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []:
+        if manifest := read_manifest(folder):
+            sizes[folder] = manifest["total"]
         elif size_from_name(folder.name) and any(folder.glob("class_*")) and not (folder / "generation.json").exists():
-            sizes[folder] = sum(len(files) for files in synthetic_files(folder, num_classes))
+            sizes[folder] = sum(map(len, image_names(folder, num_classes)))
     fitting = {folder: size for folder, size in sizes.items() if size >= wanted}
-    best = [folder for folder, size in fitting.items() if size == min(fitting.values())]
-    if len(best) == 1:
-        return best[0]
-    there = ", ".join(f"{folder.name} ({size} images)" for folder, size in sizes.items()) or "none"
-    if best:
+    if not fitting:
+        there = ", ".join(f"{folder.name} ({size} images)" for folder, size in sizes.items()) or "none"
         raise UserError(
-            f"several synthetic datasets fit: {', '.join(f.name for f in best)}; choose with --synthetic_dir."
+            f"no synthetic dataset in {root} has {wanted} images. There: {there}. Run generate_dataset.py, "
+            "or name a folder with --synthetic_dir."
         )
-    raise UserError(
-        f"no synthetic dataset in {root} has {wanted} images. There: {there}. Run generate_dataset.py, "
-        "or name a folder with --synthetic_dir."
-    )
+    best = [folder for folder, size in fitting.items() if size == min(fitting.values())]
+    if len(best) > 1 or any(recipe(folder) != recipe(best[0]) for folder in fitting):
+        raise UserError(
+            "several synthetic datasets, of different settings or of one size, fit: "
+            f"{', '.join(folder.name for folder in fitting)}; choose with --synthetic_dir."
+        )
+    return best[0]
 
 
-def load_synthetic(folder, num_classes, side, wanted, seed, mode="bilinear"):
+def load_synthetic(folder, num_classes, side, wanted, seed, mode="bilinear", cache=None):
     """A class-balanced subset of a synthetic dataset, drawn by seed: images uint8 (wanted, side, side, 3), labels.
 
+    Args:
+        folder: Of the dataset.
+        num_classes: Number of classes.
+        side: Side of the images, px.
+        wanted: Number of images.
+        seed: Of the subset.
+        mode: How images are resized, see `Data.pictures.resize`.
+        cache: Folder where the whole set is kept decoded, if it has a manifest; None: only what is wanted is decoded.
+
     Raises:
-        UserError: A class has too few images.
+        UserError: A class has too few images, or images cannot be read.
     """
-    files = synthetic_files(folder, num_classes)
-    paths, labels = [], []
+    images = image_names(folder, num_classes)
+    rows, labels, first = [], [], 0  # rows: places in the list of all images
     for label, count in enumerate(balanced_counts(wanted, num_classes)):
-        if count > len(files[label]):
-            raise UserError(f"{folder}: class {label} has {len(files[label])} images, {count} are needed.")
-        chosen = random_stream(seed, "subset", label).permutation(len(files[label]))[:count]
-        paths += [files[label][i] for i in sorted(chosen)]
-        labels += [label] * count
-    return read_images(paths, side, mode), np.array(labels, np.int32)
+        if count > len(images[label]):
+            raise UserError(f"{folder}: class {label} has {len(images[label])} images, {count} are needed.")
+        chosen = random_stream(seed, "subset", label).permutation(len(images[label]))[:count]
+        rows.append(np.sort(chosen) + first)
+        labels.append(np.full(count, label, np.int32))
+        first += len(images[label])
+    rows, names = np.concatenate(rows), list(itertools.chain(*images))
+    if cache and (manifest := read_manifest(folder)):
+        key = content_hash(folder, num_classes, manifest)
+        file = cache / f"{Path(folder).name}_{side}_{mode}_{key[:16]}.npy"
+        return decoded_rows(file, folder, names, side, mode, rows), np.concatenate(labels)
+    return read_images([names[row] for row in rows], side, mode, folder), np.concatenate(labels)

@@ -95,15 +95,20 @@ def plain_arrays(path):
         raise UserError(f"{path} is not a readable npz file of plain arrays: {error}") from None
 
 
-def merge_json(path, content):
+def merge_json(path, content, levels=99):
     """Add nested `content` to a JSON file; other runs' entries stay, also those written at the same time.
 
     A broken file is set aside under another name, so that it does not cost hours of training.
+
+    Args:
+        path: The file.
+        content: Nested objects.
+        levels: How many levels of names are merged; below them what is there is replaced.
     """
 
-    def merge(old, new):
-        both_nested = isinstance(old, dict) and isinstance(new, dict)
-        return {**old, **{k: merge(old.get(k), v) for k, v in new.items()}} if both_nested else new
+    def merge(old, new, levels):
+        both_nested = levels and isinstance(old, dict) and isinstance(new, dict)
+        return {**old, **{k: merge(old.get(k), v, levels - 1) for k, v in new.items()}} if both_nested else new
 
     path = Path(path)
     with locked(path):
@@ -113,7 +118,7 @@ def merge_json(path, content):
             before, aside = {}, path.with_name(f"{path.stem}.broken-{time.time_ns()}{path.suffix}")
             os.replace(path, aside)
             log.warning("%s It is kept as %s", error, aside)
-        write_json(path, merge(before, content))
+        write_json(path, merge(before, content, levels))
 
 
 def write_csv(path, rows):

@@ -42,6 +42,11 @@ class Experiment:
         return self.root / "Data" / "Latents"
 
     @property
+    def decoded_dir(self):
+        """Synthetic sets as arrays of decoded images."""
+        return self.root / "Data" / "Decoded"
+
+    @property
     def split_file(self):
         """Which of the user's own images are train, val and test, in an experiment of a folder without splits."""
         return self.root / "Data" / "Splits" / f"Exp_{self.exp}" / f"{self.dataset}.json"

@@ -1,13 +1,17 @@
 """Schemas of the result files, which are the published ones."""
 
+import logging
 import re
 
 from Experiment.errors import UserError
 from Experiment.files import read_json
 
+log = logging.getLogger("experiment")
+
 # Schemas of results: two levels of names, a third one that fits the expression, and the accuracies.
 CAS_SCHEMA = (r"real|x[1-9]\d{0,3}", ("top_1_accuracy", "top_5_accuracy"))  # classifier, dataset, size
 PIPELINE_SCHEMA = (r"no_opt|opt", ("top_1", "top_5"))  # dataset, stage, before or after the search
+TESTED = "class_accuracies.csv"  # in a classifier's folder: written last of all that a test leaves
 
 
 def read_results(path, schema):
@@ -35,3 +39,46 @@ def read_results(path, schema):
     if not fits(results, 3):
         raise UserError(f"{path} does not hold accuracies in 0..1 in the published schema: repair it or move it away.")
     return results
+
+
+def entry_recipe(entry):
+    """What the images behind a CAS result are made with, {setting: value}; None where it is not recorded."""
+    made = entry.get("set")
+    return {key: value for key, value in made.items() if key != "folder"} if isinstance(made, dict) else None
+
+
+def told_apart(recipes):
+    """A text for each recipe (or None) that says what tells it from the others."""
+    keys = dict.fromkeys(key for recipe in recipes for key in recipe or {})
+    differing = [key for key in keys if any((r or {}).get(key) != (recipes[0] or {}).get(key) for r in recipes)]
+    return [", ".join(told(key, recipe[key]) for key in differing if key in recipe) if recipe else "settings not recorded"
+            for recipe in recipes]  # fmt: skip
+
+
+def told(key, value):
+    return f"{key} " + (" ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value))
+
+
+def check_recipe(results, size, entry, asked_for):
+    """One curve, one recipe: where results of other sizes come from other settings, refuse, or warn if it is asked for.
+
+    Args:
+        results: {"real" | "x1" | "x2" ...: entry} of a classifier and dataset.
+        size: Of the result to be, such as `x4`.
+        entry: What will stand beside its accuracies.
+        asked_for: Whether the user has named the set.
+
+    Raises:
+        UserError: They do, and it is not asked for.
+    """
+    recipe = entry_recipe(entry)
+    theirs = {key: entry_recipe(other) for key, other in results.items() if key not in ("real", size)}
+    others = {key: other for key, other in theirs.items() if recipe and other and other != recipe}
+    if not others:
+        return
+    before, now = told_apart([next(iter(others.values())), recipe])
+    come = "comes" if len(others) == 1 else "come"
+    message = f"{', '.join(others)} in the results {come} from other settings: {before} (now {now})."
+    if not asked_for:
+        raise UserError(f"{message} Use another --exp, or name the folder with --synthetic_dir to mix them.")
+    log.warning("one curve of several settings: %s", message)

@@ -51,7 +51,7 @@ def load_diffusion(backbone, num_classes, weights_dir=None, enc=None, dif=None, 
     encoder = class_encoder(num_classes, backbone.hidden_units, backbone.context_shape)
     if enc:
         load_weights(encoder, enc)
-    unet = backbone.unet(weights_dir)
+    unet = backbone.unet(weights_dir, pretrained=not dif)
     if dif:
         load_weights(unet, dif)
     return Diffusion(backbone, encoder, unet, backbone.decoder(weights_dir) if decoder else None)

@@ -63,28 +63,32 @@ class Backbone:
         return 2 if self.small and not on_gpu() else 1
 
     def weights_hash(self, part, weights_dir=None):
-        """What identifies the pretrained weights of a part."""
+        """What identifies the pretrained weights of a part. A published file is checked when it is loaded, not here."""
         return self.files[part].hash(weights_dir)
 
     def image_encoder(self, weights_dir=None):
         """Images (B, H, W, 3) in -1..1 -> mean and log-variance of the latents (B, h, w, 8)."""
         return self._part("image_encoder", weights_dir)
 
-    def unet(self, weights_dir=None):
-        """`latent` (B, h, w, 4), `timestep_embedding` (B or 1, 320), `context` (B, tokens, width) -> noise (B, h, w, 4)."""
-        return self._part("unet", weights_dir)
+    def unet(self, weights_dir=None, pretrained=True):
+        """`latent` (B, h, w, 4), `timestep_embedding` (B or 1, 320), `context` (B, tokens, width) -> noise (B, h, w, 4).
+
+        Without `pretrained` its file is neither read nor downloaded: the caller loads an epoch.
+        """
+        return self._part("unet", weights_dir, pretrained)
 
     def decoder(self, weights_dir=None):
         """Latents (B, h, w, 4) -> images (B, H, W, 3), about -1..1."""
         return self._part("decoder", weights_dir)
 
-    def _part(self, part, weights_dir):
+    def _part(self, part, weights_dir, pretrained=True):
         from Models.faster_layers import use_faster_layers
         from Models.runtime import on_gpu
         from Models.weights import load_weights
 
         file = self.files[part]
-        path = None if file.left_out else file.path(weights_dir)  # first: the build takes a minute at full size
+        # First: the build takes a minute at full size.
+        path = file.path(weights_dir) if pretrained and not file.left_out else None
         model = use_faster_layers(self.build[part](self), on_gpu())
         return load_weights(model, path) if path else model
 

@@ -158,8 +158,9 @@ def classifier():
     images = rng.integers(0, 256, (count, side, side, 3), np.uint8)
     folder = tempfile.TemporaryDirectory()
     writer = SyntheticWriter(Path(folder.name), balanced_counts(count, CLASSES))
-    for n, (label, image) in enumerate(zip(labels, images)):
-        writer.write(label, n % (count // CLASSES), image)
+    writer.begin()
+    for label, (place, image) in zip(labels, enumerate(images)):
+        writer.write(place % (count // CLASSES) * CLASSES + label, image)
     writer.finish({})
     writer.close()
     network = Classifier("resnet20_16", side, CLASSES)

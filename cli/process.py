@@ -72,6 +72,12 @@ def terminate(signum, frame):
     raise Terminated
 
 
+def batch_flags(args):
+    """The flags of a script that say how much is computed at a time, as a message names them."""
+    names = [name for name in ("gen_batch_size", "batch_size") if hasattr(args, name)]
+    return " or ".join(f"--{name}" for name in names or ["batch_size"])
+
+
 def run(stage, parse_args, plan):
     """Run a script: a user's mistake ends in one line on stderr and exit code 2, Ctrl-C in 130, SIGTERM in 143.
 
@@ -86,7 +92,7 @@ def run(stage, parse_args, plan):
     """
     signal.signal(signal.SIGTERM, terminate)
     start_logging()
-    name, again = Path(sys.argv[0]).name, "the same command"
+    name, again, args = Path(sys.argv[0]).name, "the same command", None
     try:
         args = parse_args()
         if getattr(args, "restart", False):
@@ -102,7 +108,7 @@ def run(stage, parse_args, plan):
         lacking = isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError"
         if not isinstance(error, (UserError, OSError)) and not lacking:
             raise
-        message = "out of memory: try a smaller --batch_size" if lacking else " ".join(str(error).split())
+        message = f"out of memory: try a smaller {batch_flags(args)}" if lacking else " ".join(str(error).split())
         print(f"{name}: error: {message}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as stop:

@@ -110,3 +110,47 @@ def tiny(monkeypatch, tmp_path):
         backbone.build[part](backbone).save_weights(tmp_path / f"{part}.weights.h5")
     monkeypatch.setitem(BACKBONES, "tiny", backbone)
     return backbone
+
+
+@pytest.fixture
+def tiny_experiment(golden, tmp_path, monkeypatch, float32_after):
+    """Flags of an experiment on digits below `tmp_path` with encoder epoch 31, a published file, and UNet epoch 10.
+
+    Its backbone is small enough for the encoder; `TinyBackbone.built` says of each UNet whether it was pretrained.
+    """
+    import shutil
+    from dataclasses import dataclass, field
+
+    import keras
+
+    from Models import backbones
+
+    @dataclass(frozen=True)
+    class TinyBackbone(backbones.Backbone):
+        """One whose Class Encoder has the shape of the published golden file."""
+
+        built: list = field(default_factory=list)
+
+        def unet(self, weights_dir=None, pretrained=True):
+            self.built.append(pretrained)
+            latent, time = keras.Input((4, 4, 4)), keras.Input((320,))
+            context = keras.Input((5, 8))
+            shift = keras.layers.Reshape((1, 1, 4))(keras.layers.Dense(4)(keras.layers.Flatten()(context)))
+            return keras.Model([latent, time, context], keras.layers.Add()([latent, shift]))
+
+        def decoder(self, weights_dir=None):
+            latent = keras.Input((4, 4, 4))
+            return keras.Model(latent, keras.layers.Conv2D(3, 1)(keras.layers.UpSampling2D(4)(latent)))
+
+        def weights_hash(self, part, weights_dir=None):
+            return f"hash of {part}"
+
+    tiny = TinyBackbone("mini", 16, 4, 1.0, (5, 8), 12, 4, {}, {})
+    monkeypatch.setitem(backbones.BACKBONES, "mini", tiny)
+    folder = tmp_path / "Checkpoints/DDPM/Exp_0001/digits"
+    (folder / "MyEmbedding").mkdir(parents=True)
+    (folder / "DiffusionFt").mkdir()
+    shutil.copy(golden / "class_encoder_units12_tokens5_dim8_classes10.hdf5", folder / "MyEmbedding/epoch31.hdf5")
+    tiny.unet().save_weights(folder / "DiffusionFt/epoch10.weights.h5")
+    tiny.built.clear()
+    return ["--dataset", "digits", "--exp", "0001", "--backbone", "mini", "--root", str(tmp_path)]

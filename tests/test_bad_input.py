@@ -337,3 +337,16 @@ def test_pretrained_vae(script, argv, part, bad, capsys, monkeypatch, tmp_path, 
 @pytest.mark.parametrize("script, argv, message", STATES)
 def test_what_is_there(script, argv, message, root, capsys, monkeypatch, float32_after):
     assert message in refused(script, argv, capsys, monkeypatch, root)
+
+
+@pytest.mark.parametrize("script, named", [("adapt", "--batch_size"), ("classify", "--batch_size"), ("generate", "--batch_size"),
+                                           ("search", "--gen_batch_size or --batch_size")])  # fmt: skip
+def test_out_of_memory_names_the_flags_of_the_script(script, named, capsys, monkeypatch, tmp_path):
+    module = importlib.import_module(SCRIPTS[script])
+
+    def lacking(args):
+        raise MemoryError
+
+    monkeypatch.setattr(module, "plan", lacking)
+    argv = GENERATE if script == "generate" else []
+    assert refused(script, argv, capsys, monkeypatch, tmp_path).endswith(f"out of memory: try a smaller {named}")

@@ -165,6 +165,25 @@ def test_cas_curve_of_several_sources(tmp_path, drawn):
     assert len(set(colours.values())) == 3
 
 
+def test_points_of_other_settings_are_marked(tmp_path, drawn):
+    made = {"folder": "20Enc1", "ugs": 1.5, "seed": 5, "weights": {"enc": "12345678"}}
+    other = {**made, "folder": "40Enc1", "weights": {"enc": "87654321"}}
+    curve = {
+        "x1": scores(0.5) | {"set": made},
+        "x2": scores(0.6) | {"set": other},
+        "x3": scores(0.7) | {"set": {**made, "folder": "b"}},
+    }
+    plots.cas_curve({"ours": curve, "a": {"x1": scores(0.4), "x2": scores(0.3)}}, tmp_path / "c.png")
+    for axis in drawn[0].axes:
+        ours, open_points, theirs = axis.get_lines()
+        assert ours.get_label() == "ours, trained on synthetic (weights enc 12345678)"
+        assert open_points.get_label() == "ours, trained on synthetic (weights enc 87654321)"
+        assert list(ours.get_xdata()) == [1, 2, 3] and ours.get_markevery() == [0, 2]
+        assert list(open_points.get_xdata()) == [2] and open_points.get_linestyle() == "None"
+        assert (ours.get_fillstyle(), open_points.get_fillstyle(), theirs.get_fillstyle()) == ("full", "none", "full")
+        assert ours.get_color() == open_points.get_color() and theirs.get_label() == "a, trained on synthetic"
+
+
 @pytest.mark.parametrize("values, height", [
     ([0.79, 0.86], 0.07), ([1.0, 1.0], 0.04), ([0.99, 1.0], 0.04), ([0.0], 0.04),
 ])  # fmt: skip

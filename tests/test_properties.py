@@ -14,7 +14,7 @@ from hypothesis.extra import numpy as hnp
 from cli import flags
 from Data.loaders import load_splits
 from Data.registry import NPZ_KEYS, dataset_spec
-from Data.synthetic import MANIFEST, SyntheticWriter, balanced_counts, find_synthetic, image_file, synthetic_files
+from Data.synthetic import MANIFEST, SyntheticWriter, balanced_counts, find_synthetic, synthetic_files
 from Experiment.errors import UserError
 from Experiment.files import read_json
 from Experiment.paths import size_from_name, size_name
@@ -147,7 +147,8 @@ def test_shards_divide_what_is_missing(counts, parts, block, there, tmp_path_fac
     every = [(label, index) for label, count in enumerate(counts) for index in range(count)]
     for i in there:
         if i < len(every):
-            image_file(writer.folder, *every[i]).touch()
+            label, index = every[i]
+            writer.file(index * len(counts) + label).touch()
     shards = [writer.missing((part, parts)).tolist() for part in range(1, parts + 1)]
     made = [writer.place(number) for shard in shards for number in shard]
     assert len(made) == len(set(made)) and set(made) == {pair for i, pair in enumerate(every) if i not in there}

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -11,10 +10,8 @@ from PIL import Image
 import classifier_training
 import generate_dataset
 import hyp_opt
-from Data import loaders
 from Data.loaders import Split, Splits
-from Models import backbones, classifier
-from Models.backbones import Backbone
+from Models.classifiers import CLASSIFIERS, resnet20_of
 
 
 @pytest.mark.parametrize("name", ["best_model.h5/best_model.h5", "best_model.h5"])
@@ -24,63 +21,29 @@ def test_released_classifier_is_tested_as_it_is(golden, tmp_path, monkeypatch, n
     labels = probabilities.argmax(axis=1).astype(np.int32)
     labels[:3] = (labels[:3] + 1) % 10  # so that 5 of 8 are right
     split = Split(images, labels)
-    monkeypatch.setattr(loaders, "load_splits", lambda *_: Splits(split, split, split))
-    monkeypatch.setitem(classifier.CLASSIFIERS, "resnet20", 8)
+    monkeypatch.setattr(classifier_training, "load_splits", lambda *_: Splits(split, split, split))
+    monkeypatch.setitem(CLASSIFIERS, "resnet20", resnet20_of(8))
     weights = tmp_path / "Checkpoints/Classifiers/Exp_0001/resnet20/cifar10/400k" / name
     weights.parent.mkdir(parents=True)
     shutil.copy(golden / "resnet20_filters8_classes10_res32.h5", weights)
 
     flags = ["--dataset", "cifar10", "--exp", "0001", "--take", "10", "--train", "False", "--root", str(tmp_path)]
-    classifier_training.main(classifier_training.parse_args(flags))
+    classifier_training.train_classifier(classifier_training.parse_args(flags))
     results = json.loads((tmp_path / "CAS Results/test_accuracies_exp0001.json").read_text())
     assert results["resnet20"]["cifar10"]["x10"]["top_1_accuracy"] == 5 / 8
 
 
-@pytest.fixture
-def released_epochs(golden, tmp_path, monkeypatch, float32_after):
-    """Flags of an experiment whose encoder is a published file, beside a backbone small enough for it."""
-    import keras
-
-    @dataclass(frozen=True)
-    class TinyBackbone(Backbone):
-        """One whose Class Encoder has the shape of the published golden file."""
-
-        def unet(self, weights_dir=None):
-            latent, time = keras.Input((4, 4, 4)), keras.Input((320,))
-            context = keras.Input((5, 8))
-            shift = keras.layers.Reshape((1, 1, 4))(keras.layers.Dense(4)(keras.layers.Flatten()(context)))
-            return keras.Model([latent, time, context], keras.layers.Add()([latent, shift]))
-
-        def decoder(self, weights_dir=None):
-            latent = keras.Input((4, 4, 4))
-            return keras.Model(latent, keras.layers.Conv2D(3, 1)(keras.layers.UpSampling2D(4)(latent)))
-
-        def weights_file(self, part, weights_dir):
-            return golden / "class_encoder_golden.npz"  # any file: its hash goes into the manifest
-
-    tiny = TinyBackbone("mini", 16, 4, 1.0, (5, 8), 12, {})
-    monkeypatch.setitem(backbones.BACKBONES, "mini", tiny)
-    common = ["--dataset", "digits", "--exp", "0001", "--backbone", "mini", "--root", str(tmp_path)]
-    folder = tmp_path / "Checkpoints/DDPM/Exp_0001/digits"
-    (folder / "MyEmbedding").mkdir(parents=True)
-    (folder / "DiffusionFt").mkdir()
-    shutil.copy(golden / "class_encoder_units12_tokens5_dim8_classes10.hdf5", folder / "MyEmbedding/epoch31.hdf5")
-    tiny.unet().save_weights(folder / "DiffusionFt/epoch10.weights.h5")
-
-    return common
-
-
-def test_released_epochs_generate_images(released_epochs, tmp_path):
+def test_released_epochs_generate_images(tiny_experiment, tmp_path):
     flags = ["--img_total", "12", "--enc_epoch", "31", "--dif_epoch", "10", "--inf_steps", "2", "--ugs", "1.5"]
-    generate_dataset.main(generate_dataset.parse_args(released_epochs + flags))
+    generate_dataset.generate(generate_dataset.parse_args(tiny_experiment + flags))
     made = tmp_path / "Data/Synthetic/Exp_0001/digits/12Enc31Dif10Is2Ugs1.5"
     assert json.loads((made / "manifest.json").read_text())["counts"] == [2, 2, *[1] * 8]
 
 
-def test_released_epoch_is_searched(released_epochs, tmp_path, monkeypatch):
-    monkeypatch.setitem(classifier.CLASSIFIERS, "resnet20", 4)
+def test_released_epoch_is_searched(tiny_experiment, tmp_path, monkeypatch):
+    monkeypatch.setitem(CLASSIFIERS, "resnet20", resnet20_of(4))
     flags = ["--n_trials", "1", "--num_imgs", "10", "--is_max", "5", "--epochs", "1"]
-    hyp_opt.main(hyp_opt.parse_args(released_epochs + flags))
+    hyp_opt.search(hyp_opt.parse_args(tiny_experiment + flags))
     best = json.loads((tmp_path / "optimization_plots/0001/digits/enc/best.json").read_text())
     assert best["epoch"] == 31  # the only one there, whatever epoch was suggested
 
@@ -97,9 +60,9 @@ def test_released_synthetic_tree_trains_a_classifier(tmp_path, monkeypatch):
         for i in range(11):
             noise = rng.integers(0, 50, (128, 128, 3)) + 200 * label
             Image.fromarray(noise.astype(np.uint8)).save(folder / f"img_{i}.png")
-    monkeypatch.setitem(classifier.CLASSIFIERS, "resnet20", 4)
+    monkeypatch.setitem(CLASSIFIERS, "resnet20", resnet20_of(4))
     flags = ["--dataset", str(tmp_path / "two.npz"), "--exp", "0001", "--epochs", "12", "--batch_size", "4",
              "--root", str(tmp_path)]  # fmt: skip
-    classifier_training.main(classifier_training.parse_args(flags))
+    classifier_training.train_classifier(classifier_training.parse_args(flags))
     results = json.loads((tmp_path / "CAS Results/test_accuracies_exp0001.json").read_text())
     assert results["resnet20"]["two"]["x1"]["top_1_accuracy"] > 0.9

@@ -224,7 +224,7 @@ def test_generation_writes_exact_totals_and_a_manifest(root):
     assert manifest["total"] == 1003 and manifest["seed"] == 1234
     with Image.open(folder / "class_09/img_99.png") as image:
         assert image.size == (32, 32) and image.mode == "RGB"
-    assert (folder / "samples.png").exists()
+    assert folder.with_name(f"{folder.name}.samples.png").exists()
     assert len(list((root / "Images/digits/synth").glob("class*_synth.png"))) == 10
     assert len(list((root / "Images/digits/real").glob("class*.png"))) == 10
 

@@ -1,20 +1,27 @@
 """Synthetic datasets on disk: writing, resuming, finding, drawing subsets."""
 
 import json
+import os
+import subprocess
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from Data import decoded
+from Data.generation import sheet_file
 from Data.synthetic import (
     MANIFEST,
     SyntheticWriter,
     balanced_counts,
     find_synthetic,
-    image_file,
     load_synthetic,
+    recipe,
+    set_identity,
     synthetic_files,
-)  # fmt: skip
+)
+from Experiment import disk
 from Experiment.errors import UserError
 
 SETTINGS = {"seed": 5, "ugs": 1.5}
@@ -23,18 +30,18 @@ SETTINGS = {"seed": 5, "ugs": 1.5}
 def picture(label, index):
     """An image that says which one it is, and is not of one colour."""
     image = np.random.default_rng([label, index]).integers(0, 256, (4, 4, 3), np.uint8)
-    image[0, 0] = label, index, 0
+    image[0, 0] = label % 256, index, 0
     return image
 
 
-def write_dataset(folder, counts, finish=True):
+def write_dataset(folder, counts, finish=True, settings=SETTINGS):
     writer = SyntheticWriter(folder, counts)
     writer.begin()
     numbers = writer.missing()
     for number in numbers:
         writer.write(number, picture(*writer.place(number)))
     if finish:
-        writer.finish(SETTINGS)
+        writer.finish(settings)
     writer.drain()
     writer.close()
     return sorted(writer.place(number) for number in numbers)
@@ -69,7 +76,7 @@ def test_resuming_gives_the_same_manifest(tmp_path):
     write_dataset(tmp_path, [3, 2])
     manifest = (tmp_path / MANIFEST).read_text()
     for label, index in [(0, 1), (1, 0)]:
-        image_file(tmp_path, label, index).unlink()
+        (tmp_path / f"class_0{label}/img_{index}.png").unlink()
     (tmp_path / "class_00" / ".partial-1-img_1.png").write_text("what a killed run leaves")
     (tmp_path / MANIFEST).unlink()
     assert write_dataset(tmp_path, [3, 2]) == [(0, 1), (1, 0)]  # only these
@@ -80,7 +87,7 @@ def test_resuming_gives_the_same_manifest(tmp_path):
 def test_manifest_tells_other_images_apart(tmp_path):
     for name in ("a", "b"):
         write_dataset(tmp_path / name, [2, 2])
-    Image.fromarray(picture(9, 9)).save(image_file(tmp_path / "b", 1, 1))
+    Image.fromarray(picture(9, 9)).save(tmp_path / "b/class_01/img_1.png")
     write_dataset(tmp_path / "b", [2, 2])
     a, b = (json.loads((tmp_path / name / MANIFEST).read_text())["sha256"] for name in ("a", "b"))
     assert a[0] == b[0] and a[1] != b[1]
@@ -103,13 +110,23 @@ def test_files_are_in_the_order_of_their_numbers(tmp_path):
     assert names == [f"img_{i}.png" for i in range(12)]
 
 
-def test_more_than_100_classes(tmp_path):
-    write_dataset(tmp_path, [1] * 102)
-    assert [files[0].parent.name for files in synthetic_files(tmp_path, 102)][99:] == [
-        "class_99",
-        "class_100",
-        "class_101",
-    ]
+@pytest.mark.parametrize("classes, first, last", [(2, "class_00", "class_01"), (100, "class_00", "class_99"),
+                                                  (101, "class_000", "class_100"), (1000, "class_000", "class_999")])  # fmt: skip
+def test_class_folders_sort_as_labels_do(tmp_path, classes, first, last):
+    write_dataset(tmp_path, [1] * classes)
+    names = [files[0].parent.name for files in synthetic_files(tmp_path, classes)]
+    assert names == sorted(names) and (names[0], names[-1]) == (first, last)
+
+
+def test_published_folders_of_more_than_100_classes_are_read_and_continued(tmp_path):
+    for label in range(102):
+        (tmp_path / f"class_{label:02d}").mkdir()
+        Image.fromarray(picture(label, 0)).save(tmp_path / f"class_{label:02d}/img_0.png")
+    names = [files[0].parent.name for files in synthetic_files(tmp_path, 102)]
+    assert names[99:] == ["class_99", "class_100", "class_101"]
+    assert SyntheticWriter(tmp_path, [1] * 102).missing().tolist() == []
+    images, labels = load_synthetic(tmp_path, 102, 4, 102, seed=1)
+    assert images[:, 0, 0, 0].tolist() == labels.tolist() == list(range(102))
 
 
 @pytest.mark.parametrize("counts, classes, reason", [
@@ -124,19 +141,159 @@ def test_other_class_folders_are_refused(tmp_path, counts, classes, reason):
 
 def test_a_manifest_that_contradicts_the_files_is_refused(tmp_path):
     write_dataset(tmp_path, [2, 2])
-    image_file(tmp_path, 1, 0).unlink()
+    (tmp_path / "class_01/img_0.png").unlink()
     with pytest.raises(UserError, match=r"counts \[2, 2\] images a class, but there are \[2, 1\]"):
         synthetic_files(tmp_path, 2)
 
 
-@pytest.mark.parametrize("wanted, name", [(1, "4"), (4, "4"), (5, "6Enc1Dif2Is5Ugs1"), (7, "8")])
-def test_the_smallest_dataset_that_suffices_is_found(tmp_path, wanted, name):
-    published_dataset(tmp_path / "8", [4, 4])
-    write_dataset(tmp_path / "6Enc1Dif2Is5Ugs1", [3, 3])
-    write_dataset(tmp_path / "4", [2, 2])
+@pytest.mark.parametrize("wanted, name", [(1, "4Enc1Dif2Is5Ugs1"), (4, "4Enc1Dif2Is5Ugs1"), (5, "6Enc1Dif2Is5Ugs1"),
+                                          (7, "8Enc1Dif2Is5Ugs1")])  # fmt: skip
+@pytest.mark.parametrize("make", [write_dataset, published_dataset])
+def test_the_smallest_dataset_that_suffices_is_found(tmp_path, wanted, name, make):
+    for total in (8, 6, 4):
+        make(tmp_path / f"{total}Enc1Dif2Is5Ugs1", [total // 2] * 2)
     (tmp_path / "notes").mkdir()
     (tmp_path / ".DS_Store").touch()
+    (tmp_path / "4Enc1Dif2Is5Ugs1.samples.png").touch()
     assert find_synthetic(tmp_path, 2, wanted) == tmp_path / name
+
+
+def test_sets_of_several_settings_are_not_chosen_among(tmp_path):
+    write_dataset(tmp_path / "4Enc1Dif2Is5Ugs1", [2, 2])
+    write_dataset(tmp_path / "8Enc1Dif2Is5Ugs3", [4, 4], settings={"seed": 5, "ugs": 3})
+    published_dataset(tmp_path / "12", [6, 6])
+    with pytest.raises(UserError, match="4Enc1Dif2Is5Ugs1, 8Enc1Dif2Is5Ugs3; choose with --synthetic_dir") as error:
+        find_synthetic(tmp_path, 2, 3)
+    assert "12" in str(error.value)
+    with pytest.raises(UserError, match="12, 8Enc1Dif2Is5Ugs3; choose"):
+        find_synthetic(tmp_path, 2, 5)
+    assert find_synthetic(tmp_path, 2, 9) == tmp_path / "12"
+
+
+# What a set is
+
+
+def test_content_is_the_same_wherever_it_lies(tmp_path):
+    write_dataset(tmp_path / "a", [2, 2])
+    copied = published_dataset(tmp_path / "elsewhere" / "b", [2, 2])
+    known, read = set_identity(tmp_path / "a", ["cat", "dog"]), set_identity(copied, ["cat", "dog"])
+    assert known["sha256"] == read["sha256"] and known["ugs"] == 1.5 and read.keys() == {"sha256"}
+    Image.fromarray(picture(9, 9)).save(copied / "class_01/img_1.png")
+    assert set_identity(copied, ["cat", "dog"]) != read
+
+
+def test_a_set_of_other_classes_is_refused(tmp_path):
+    write_dataset(tmp_path, [2, 2], settings={"classes": ["cat", "fish"]})
+    with pytest.raises(UserError, match="is of other classes: cat, fish. The dataset has cat, dog"):
+        set_identity(tmp_path, ("cat", "dog"))
+    assert set_identity(tmp_path, ("cat", "fish"))["sha256"]
+
+
+def test_a_recipe_is_that_of_an_earlier_version(tmp_path):
+    """It recorded the pretrained UNet beside the epoch in its place, and where the data lie."""
+    weights = {"decoder": "c" * 64, "dif": "d" * 64}
+    write_dataset(tmp_path / "a", [1], settings={**SETTINGS, "weights": {"unet": "f" * 64, **weights}, "dataset": "/x"})
+    write_dataset(tmp_path / "b", [1], settings={**SETTINGS, "weights": weights, "classes": ["cat"]})
+    assert recipe(tmp_path / "a") == recipe(tmp_path / "b")
+    assert recipe(tmp_path / "a")["weights"] == {"decoder": "c" * 8, "dif": "d" * 8}
+
+
+# Decoded once
+
+
+@pytest.mark.parametrize("mode", ["bilinear", "antialias"])
+def test_decoded_images_are_the_same_and_are_decoded_once(tmp_path, monkeypatch, mode):
+    write_dataset(tmp_path / "set", [20, 20, 20])
+    plain = load_synthetic(tmp_path / "set", 3, 3, 17, 1, mode)
+    first = load_synthetic(tmp_path / "set", 3, 3, 17, 1, mode, tmp_path / "cache")
+    (file,) = (tmp_path / "cache").glob("*.npy")
+    assert np.load(file, mmap_mode="r").shape == (60, 3, 3, 3)
+    monkeypatch.setattr(decoded, "read_images", None)
+    again = load_synthetic(tmp_path / "set", 3, 3, 17, 1, mode, tmp_path / "cache")
+    more = load_synthetic(tmp_path / "set", 3, 3, 60, 2, mode, tmp_path / "cache")
+    for images, labels in (first, again):
+        assert np.array_equal(images, plain[0]) and np.array_equal(labels, plain[1])
+    assert np.array_equal(more[0], load_synthetic(tmp_path / "set", 3, 3, 60, 2, mode)[0])
+
+
+@pytest.mark.parametrize("damage", ["deleted", "cut", "text", "other shape"])
+def test_a_damaged_file_of_decoded_images_is_made_again(tmp_path, damage):
+    write_dataset(tmp_path / "set", [5, 5])
+    whole = load_synthetic(tmp_path / "set", 2, 4, 10, 1, cache=tmp_path / "cache")[0]
+    (file,) = (tmp_path / "cache").glob("*.npy")
+    before = file.read_bytes()
+    file.unlink()
+    if damage == "other shape":
+        np.save(file, whole[:3])
+    elif damage != "deleted":
+        file.write_bytes({"cut": before[:-1], "text": b"no array"}[damage])
+    assert np.array_equal(load_synthetic(tmp_path / "set", 2, 4, 10, 1, cache=tmp_path / "cache")[0], whole)
+    assert file.read_bytes() == before
+    assert [path.suffix for path in (tmp_path / "cache").iterdir() if not path.name.startswith(".")] == [".npy"]
+
+
+def test_other_content_sizes_and_modes_have_their_own_file(tmp_path):
+    write_dataset(tmp_path / "set", [5, 5])
+    for side, mode in ((4, "bilinear"), (3, "bilinear"), (3, "antialias")):
+        load_synthetic(tmp_path / "set", 2, side, 10, 1, mode, tmp_path / "cache")
+    Image.fromarray(picture(9, 9)).save(tmp_path / "set/class_01/img_1.png")
+    write_dataset(tmp_path / "set", [5, 5])
+    images = load_synthetic(tmp_path / "set", 2, 4, 10, 1, cache=tmp_path / "cache")[0]
+    assert np.array_equal(images[6], picture(9, 9)) and len(list((tmp_path / "cache").glob("*.npy"))) == 4
+
+
+def test_what_has_no_manifest_or_no_room_is_decoded_each_time(tmp_path, monkeypatch):
+    published_dataset(tmp_path / "40k", [5, 5])
+    load_synthetic(tmp_path / "40k", 2, 4, 10, 1, cache=tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
+    write_dataset(tmp_path / "set", [5, 5])
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: SimpleNamespace(free=10))
+    assert len(load_synthetic(tmp_path / "set", 2, 4, 6, 1, cache=tmp_path / "cache")[0]) == 6
+    assert not list((tmp_path / "cache").glob("*.npy"))
+
+
+def test_broken_images_are_named_and_nothing_is_kept(tmp_path):
+    write_dataset(tmp_path / "set", [5, 5])
+    (tmp_path / "set/class_01/img_3.png").write_bytes(b"spoilt")
+    with pytest.raises(UserError, match="1 images cannot be read: .*img_3.png"):
+        load_synthetic(tmp_path / "set", 2, 4, 2, 1, cache=tmp_path / "cache")
+    assert not list((tmp_path / "cache").glob("*.npy"))
+
+
+# Other readers
+
+
+@pytest.mark.parametrize("classes", [3, 102])
+def test_keras_reads_a_set_with_its_labels(tmp_path, classes):
+    import keras
+
+    folder = tmp_path / "set"
+    write_dataset(folder, [2] * classes)
+    for name in ("generation.json", "run.json", "log.txt", ".lock"):
+        (folder / name).write_text("{}")
+    Image.fromarray(picture(0, 0)).save(sheet_file(folder))
+    read = keras.utils.image_dataset_from_directory(folder, image_size=(4, 4), shuffle=False, batch_size=None)
+    assert len(read.file_paths) == 2 * classes
+    labels = [int(label) for _, label in read]
+    assert labels == [int(image[0, 0, 0]) for image, _ in read] == np.repeat(range(classes), 2).tolist()
+
+
+@pytest.mark.skipif("READERS" not in os.environ, reason="READERS names the Python of an environment with `datasets`")
+@pytest.mark.parametrize("classes", [3, 102])
+def test_hugging_face_reads_a_set_with_its_labels(tmp_path, classes):
+    folder = tmp_path / "set"
+    write_dataset(folder, [2] * classes)
+    for name in ("generation.json", "run.json", "log.txt", ".lock"):
+        (folder / name).write_text("{}")
+    Image.fromarray(picture(0, 0)).save(sheet_file(folder))
+    code = (
+        "import datasets, numpy as np\n"
+        f"read = datasets.load_dataset('imagefolder', data_dir={str(folder)!r}, cache_dir={str(tmp_path / 'c')!r})['train']\n"
+        "print([(row['label'], int(np.asarray(row['image'])[0, 0, 0])) for row in read])"
+    )
+    offline = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+    done = subprocess.run([os.environ["READERS"], "-c", code], capture_output=True, text=True, env=offline)
+    assert done.stdout.strip() == str([(label, label) for label in range(classes) for _ in range(2)]), done.stderr
 
 
 def test_a_published_folder_is_counted_by_its_files(tmp_path):

@@ -1,0 +1,70 @@
+"""A synthetic set decoded once: its images in one file, of which later runs read the rows that they take."""
+
+import logging
+import tokenize
+
+import numpy as np
+
+from Data.pictures import read_images
+from Experiment.disk import check_room
+from Experiment.errors import UserError
+from Experiment.files import atomic_path
+from Experiment.locks import locked
+
+log = logging.getLogger("experiment")
+
+PIECE = 1024  # images that are decoded at a time
+ROWS = 256  # images that are read at a time: a page that is touched brings 15 others into the process's memory
+
+
+def decoded_rows(path, root, names, side, mode, rows):
+    """Some images of a set, uint8 (len(rows), side, side, 3), from the file of them all, which is made if need be.
+
+    Memory beyond that array is that of `PIECE` images. Where the disk lacks room for the file, only the images that are
+    wanted are decoded.
+
+    Args:
+        path: Of the file: its name is a function of the set's content, `side` and `mode`.
+        root, names: All images of the set, in order: `names` relative to `root`.
+        side, mode: As in `read_images`.
+        rows: int (n,): which of them are wanted.
+
+    Raises:
+        UserError: Images cannot be read.
+    """
+    shape = (len(names), side, side, 3)
+    with locked(path):
+        if open_decoded(path, shape) is None:
+            try:
+                check_room(path.parent, int(np.prod(shape, dtype=np.int64)), "keeping the decoded images")
+            except UserError as error:
+                log.warning("%s They are decoded again by every run.", error)
+                return read_images([names[row] for row in rows], side, mode, root)
+            log.info("decoding %d images, once -> %s", len(names), path)
+            write_decoded(path, shape, root, names, mode)
+    images = np.empty((len(rows), *shape[1:]), np.uint8)
+    for start in range(0, len(rows), ROWS):
+        stored = open_decoded(path, shape)  # anew: what is mapped counts as memory of the process until it is closed
+        if stored is None:
+            raise UserError(f"{path} has been deleted or changed meanwhile: run the same command again.")
+        images[start : start + ROWS] = stored[rows[start : start + ROWS]]
+    return images
+
+
+def open_decoded(path, shape):
+    """The memory-mapped array of a file, None if there is none of this shape."""
+    try:
+        stored = np.load(path, mmap_mode="r", allow_pickle=False)
+    # NumPy reads the header as Python source.
+    except (ValueError, TypeError, OSError, EOFError, SyntaxError, OverflowError, tokenize.TokenError):
+        return None
+    return stored if getattr(stored, "shape", None) == shape and stored.dtype == np.uint8 else None
+
+
+def write_decoded(path, shape, root, names, mode):
+    """Decode all images into a file, piece by piece."""
+    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    with atomic_path(path) as partial, open(partial, "wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        for start in range(0, len(names), PIECE):
+            file.write(read_images(names[start : start + PIECE], shape[1], mode, root).data)

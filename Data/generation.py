@@ -1,0 +1,113 @@
+"""A folder in which a synthetic set is generated: what it is made with, whether it is complete, and its pictures."""
+
+import logging
+import os
+import shutil
+
+import numpy as np
+
+from Data.pictures import read_images
+from Data.synthetic import MANIFEST, SyntheticWriter, balanced_counts, image_side, synthetic_files
+from Experiment.errors import UserError
+from Experiment.files import read_json, write_json
+from Experiment.locks import locked
+from Experiment.records import flattened, short
+
+log = logging.getLogger("experiment")
+
+RECORD = "generation.json"
+OWN_FILES = (".lock", "log.txt", ".partial", ".generation")  # what is there before the images are begun
+SHEET_COLUMNS = 8
+
+
+def sheet_file(folder):
+    """The sample sheet lies beside the folder: readers of image folders would take it for an image of the set."""
+    return folder.with_name(f"{folder.name}.samples.png")
+
+
+def move_sheet(folder):
+    """Move the sheet of a set that an earlier version has made, which lies among the class folders."""
+    if (folder / "samples.png").exists():
+        os.replace(folder / "samples.png", sheet_file(folder))
+
+
+def check_folder(folder, settings):
+    """Check that what lies in the folder is of the same settings.
+
+    Args:
+        folder: Of the images; it need not be there.
+        settings: What decides the images. A record of an earlier version lacks some: then they are not compared.
+
+    Raises:
+        UserError: The folder holds images of other settings, or something else.
+    """
+    record = folder / RECORD
+    if record.exists():
+        before, now = flattened(read_json(record)), flattened(settings)
+        differing = [key for key in now if key in before and before[key] != now[key]]
+        if differing:
+            shown = "; ".join(f"{key}: {short(before[key])} there, {short(now[key])} now" for key in differing)
+            raise UserError(f"{folder} holds images of other settings ({shown}). Use another --exp, or --restart.")
+    elif folder.exists() and any(not path.name.startswith(OWN_FILES) for path in folder.iterdir()):
+        raise UserError(f"{folder} holds something that generate_dataset.py has not begun: move it away.")
+
+
+def is_complete(folder, total, num_classes):
+    """Whether the set has its manifest and all of its files. What is in them is not looked at."""
+    if not (folder / MANIFEST).exists():
+        return False
+    writer = SyntheticWriter(folder, balanced_counts(total, num_classes))
+    return not writer.missing().size
+
+
+def begin_folder(folder, settings, restart):
+    """Say in the folder what is generated there; with `restart`, throw away what is there.
+
+    Raises:
+        UserError: A shard that began at the same moment has other settings.
+    """
+    record = folder / RECORD
+    if restart:
+        there = sum(1 for _ in folder.glob("class_*/img_*.png"))
+        log.info("throwing away the %d images in %s", there, folder)
+        (folder / MANIFEST).unlink(missing_ok=True)  # first: what has a manifest is complete
+        for path in folder.iterdir():
+            if not path.name.startswith(OWN_FILES) and path != record:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        sheet_file(folder).unlink(missing_ok=True)
+    with locked(record):
+        if not restart:
+            check_folder(folder, settings)
+        write_json(record, settings)
+
+
+def finish_set(writer, settings):
+    """Write the manifest. Warns where a class is no longer what an earlier manifest says of it."""
+    file = writer.folder / MANIFEST
+    before = read_json(file).get("sha256") if file.exists() else None
+    hashes = writer.finish(settings)
+    if before and before != hashes:
+        differing = [path.name for path, old, new in zip(writer.class_folders, before, hashes) if old != new]
+        log.warning("images in %s are not those of the earlier manifest; the new one is of what is there now",
+                    ", ".join(differing[:10]))  # fmt: skip
+
+
+def draw_pictures(folder, classes, title, images_dir):
+    """The sample sheet of a set and the published collages. Returns the sheet.
+
+    Args:
+        folder: Of the images.
+        classes: Names of the classes.
+        title: Of the sheet.
+        images_dir: Folder of the collages.
+    """
+    from plots import COLLAGE_COLUMNS, COLLAGE_ROWS, class_collages, sample_sheet
+
+    files = synthetic_files(folder, len(classes))
+    side = image_side(files)
+    shown = [read_images(of_class[: COLLAGE_COLUMNS * COLLAGE_ROWS], side) for of_class in files]
+    class_collages(shown, images_dir, "synth")
+    labels = np.concatenate([np.full(min(len(images), SHEET_COLUMNS), label) for label, images in enumerate(shown)])
+    images = np.concatenate([images[:SHEET_COLUMNS] for images in shown])
+    move_sheet(folder)
+    return sample_sheet(images, labels, classes, sheet_file(folder), title)

@@ -1,0 +1,117 @@
+"""A trained classifier's folder: its best weights, history and facts, and how it is read again."""
+
+import logging
+import time
+
+import numpy as np
+
+from Experiment import presets
+from Experiment.errors import UserError
+from Experiment.files import merge_json, write_csv
+from Experiment.results import TESTED
+from Models.classifier import accuracies
+from Models.resnet import multiply_accumulates
+from Models.weights import load_weights, save_weights
+
+log = logging.getLogger("experiment")
+
+# Column of model_history.csv, and Keras's name.
+HISTORY = {
+    "loss": "loss", "accuracy": "accuracy", "val_loss": "val_loss", "val_accuracy": "val_accuracy", "learning_rate": "lr"
+}  # fmt: skip
+
+
+def throw_away(folder):
+    """Remove what an earlier run has left."""
+    names = (TESTED, "training.json", "state.npz", "best_model.weights.h5")
+    there = [folder / name for name in names if (folder / name).exists()]
+    if there:
+        log.info("throwing away %s in %s", ", ".join(path.name for path in there), folder)
+    for path in there:
+        path.unlink()
+
+
+def train_and_save(classifier, images, val, folder, settings, *, epochs, batch_size, seed):
+    """Train, and write best_model.weights.h5, model_history.csv and training_info.csv.
+
+    Args:
+        classifier: A `Classifier`.
+        images, val: (uint8 (N, H, H, 3), int32 (N,)) each.
+        folder: Of the files; an interrupted run of the same settings goes on from its state there.
+        settings: What makes another run the same, as `identity` gives it.
+        epochs, batch_size, seed: As in `Classifier.fit`.
+
+    Returns:
+        The best validation accuracy.
+
+    Raises:
+        UserError: The loss is not finite.
+    """
+    history, seconds = classifier.fit(
+        images, val, epochs=epochs, batch_size=batch_size, seed=seed, patience=presets.CLASSIFIER_PATIENCE,
+        state_file=folder / "state.npz", settings=settings,
+    )  # fmt: skip
+    if not np.isfinite(history["loss"]).all():
+        raise UserError(f"the loss is not finite after {len(seconds)} epochs: nothing is saved.")
+    save_weights(classifier.model, folder / "best_model.weights.h5")
+    rows = [{column: history[key][i] for key, column in HISTORY.items()} for i in range(len(seconds))]
+    write_csv(folder / "model_history.csv", rows)
+    start = time.perf_counter()
+    classifier.probabilities(val.images)
+    best = int(np.argmax(history["val_accuracy"]))
+    info = {
+        "Total Training Time (s)": sum(seconds),
+        "Average Epoch Time (s)": np.mean(seconds),
+        "Best Epoch": best + 1,
+        "Best Score": history["val_accuracy"][best],
+        "Inference Time (s)": time.perf_counter() - start,
+        "Number of Parameters": classifier.model.count_params(),
+        "Number of MACs": multiply_accumulates(classifier.model),
+    }
+    write_csv(folder / "training_info.csv", [info])
+    return history["val_accuracy"][best]
+
+
+def load_best(classifier, folder):
+    """Load the trained weights: ours, or a published best_model.h5, some of which lie one folder deeper.
+
+    Raises:
+        UserError: There are none.
+    """
+    names = ["best_model.weights.h5", "best_model.h5/best_model.h5", "best_model.h5"]
+    found = [folder / name for name in names if (folder / name).is_file()]
+    if not found:
+        raise UserError(f"there is no trained classifier in {folder} ({' or '.join(names)}): run with --train True.")
+    load_weights(classifier.model, found[0])
+
+
+def measure(classifier, test, classes, folder, experiment, names, origin):
+    """Test on real images that nothing has been selected on: accuracies as JSON and CSV, and pictures.
+
+    Args:
+        classifier: A `Classifier`.
+        test: Images uint8 (N, H, H, 3) and labels int32 (N,).
+        classes: Names of the classes.
+        folder: Of the classifier.
+        experiment: The `Experiment` whose results the accuracies join.
+        names: (classifier, dataset, size), under which they stand there.
+        origin: Where they come from: entries that stand beside them.
+
+    Returns:
+        {"top_1_accuracy": 0..1, "top_5_accuracy": 0..1}
+    """
+    from plots import confusion_matrix, experiment_cas_curve
+
+    kind, dataset, size = names
+    result = accuracies(classifier.probabilities(test.images), test.labels)
+    top = {key: result[key] for key in ("top_1_accuracy", "top_5_accuracy")}
+    merge_json(experiment.cas_file, {kind: {dataset: {size: top | origin}}}, levels=3)
+    title = f"{dataset}, trained on {size}: top-1 {top['top_1_accuracy']:.4f}"
+    picture = confusion_matrix(result["confusion"], classes, folder / "confusion_matrix.png", title)
+    experiment_cas_curve(experiment)
+    by_class = [{"class": name, "accuracy": value} for name, value in zip(classes, result["class_accuracies"])]
+    write_csv(folder / TESTED, by_class)
+    for row in by_class:
+        log.info("  %-24s %.4f", row["class"], row["accuracy"])
+    log.info("test accuracy: top-1 %.4f, top-5 %.4f -> %s, %s", *top.values(), experiment.cas_file, picture)
+    return top

@@ -1,0 +1,228 @@
+"""The classifier follows its inputs: synthetic set, real data, classes; and one curve is of one recipe."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import classifier_training
+import plots
+from Data.synthetic import SyntheticWriter, balanced_counts
+from Experiment.errors import UserError
+from Experiment.results import CAS_SCHEMA, read_results
+from Models.classifiers import CLASSIFIERS
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+SETTINGS = {"enc_epoch": 1, "dif_epoch": 2, "inf_steps": 5, "ugs": 1.5, "seed": 5, "backbone": "mini",
+            "precision": "float32", "classes": ["0", "1"], "weights": {"enc": "e" * 64, "dif": "d" * 64}}  # fmt: skip
+
+
+def npz(path, value=200):
+    labels = np.arange(20, dtype=np.int32) % 2
+    images = (labels[:, None, None, None] * np.full((20, 8, 8, 3), value)).astype(np.uint8)
+    arrays = {f"{split}_images": images for split in ("train", "val", "test")}
+    np.savez(path, **arrays, **{f"{split}_labels": labels[:, None] for split in ("train", "val", "test")})
+
+
+def make_set(folder, total=20, level=50, manifest=True, **changes):
+    writer = SyntheticWriter(folder, balanced_counts(total, 2))
+    writer.begin()
+    for number in writer.missing():
+        noise = np.random.default_rng(number).integers(0, level, (8, 8, 3)) + 200 * (number % 2)
+        writer.write(number, noise.astype(np.uint8))
+    writer.drain()
+    if manifest:
+        writer.finish({**SETTINGS, **changes})
+    writer.close()
+    return folder
+
+
+def one_layer(resolution, num_classes):
+    import keras
+
+    image = keras.Input((resolution, resolution, 3))
+    flat = keras.layers.Flatten()(image)
+    return keras.Model(image, keras.layers.Dense(num_classes, activation="softmax")(flat))
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    monkeypatch.setitem(CLASSIFIERS, "resnet20", one_layer)
+    npz(tmp_path / "two.npz")
+    return tmp_path
+
+
+def sets(root):
+    return root / "Data/Synthetic/Exp_0001/two"
+
+
+def parse(root, *flags):
+    common = ["--dataset", root / "two.npz", "--epochs", 1, "--batch_size", 10, "--root", root]
+    return classifier_training.parse_args([str(flag) for flag in (*common, *flags)])
+
+
+def train(root, *flags):
+    return classifier_training.train_classifier(parse(root, *flags))
+
+
+def results(root):
+    return read_results(root / "CAS Results/test_accuracies_exp0001.json", CAS_SCHEMA)["resnet20"]["two"]
+
+
+def test_a_result_says_where_it_comes_from(root):
+    make_set(sets(root) / "20Enc1Dif2Is5Ugs1.5")
+    train(root)
+    entry = results(root)["x1"]
+    assert entry["training"] == {"seed": 1234, "epochs": 1, "batch_size": 10, "resize": "bilinear"}
+    assert entry["set"].items() >= {
+        **{key: SETTINGS[key] for key in ("enc_epoch", "dif_epoch", "inf_steps", "ugs", "seed", "backbone", "precision")},
+        "folder": "20Enc1Dif2Is5Ugs1.5", "weights": {"enc": "e" * 8, "dif": "d" * 8},
+    }.items()  # fmt: skip
+    train(root, "--synthetic", "False")
+    assert results(root)["real"]["training"] == {"seed": 1234, "epochs": 1, "batch_size": 10}
+    assert "set" not in results(root)["real"]
+
+
+def test_what_a_trained_classifier_comes_from_is_in_its_record(root):
+    make_set(sets(root) / "20Enc1Dif2Is5Ugs1.5")
+    train(root, "--test", "False")
+    shutil.rmtree(sets(root))
+    train(root, "--train", "False")
+    assert (
+        results(root)["x1"]["set"]["folder"] == "20Enc1Dif2Is5Ugs1.5" and results(root)["x1"]["training"]["epochs"] == 1
+    )
+
+
+def test_nothing_of_an_earlier_entry_stays(root):
+    folder = make_set(sets(root) / "20Enc1Dif2Is5Ugs1.5")
+    train(root)
+    shutil.rmtree(folder)
+    make_set(sets(root) / "20", manifest=False)
+    train(root, "--restart")
+    assert results(root)["x1"]["set"] == {"folder": "20", "name": "20"}
+
+
+def test_a_set_that_was_made_again_is_not_finished(root):
+    folder = make_set(sets(root) / "20Enc1Dif2Is5Ugs1.5")
+    train(root)
+    assert "finished already" in classifier_training.plan(parse(root)).done
+    shutil.rmtree(folder)
+    make_set(folder, level=40, ugs=2.5)
+    with pytest.raises(
+        UserError, match=r"other inputs: set.sha256 \w{8} \(now \w{8}\), set.ugs 1.5 \(now 2.5\). Use another"
+    ):
+        classifier_training.plan(parse(root))
+
+
+def test_an_interrupted_run_on_another_set_is_refused(root):
+    from Models.fit_state import FitState
+
+    folder = make_set(sets(root) / "20Enc1Dif2Is5Ugs1.5")
+    classifier = root / "Checkpoints/Classifiers/Exp_0001/resnet20/two/20"
+    kept, save = [], FitState.save
+
+    def keep(state, *args):
+        save(state, *args)
+        kept.append(state.path.read_bytes())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FitState, "save", keep)
+        train(root, "--test", "False")
+    shutil.rmtree(folder)
+    make_set(folder, level=40)
+    (classifier / "training.json").unlink()
+    (classifier / "state.npz").write_bytes(kept[-1])
+    with pytest.raises(UserError, match="interrupted run with other inputs: set.sha256"):
+        train(root)
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_other_real_images_are_not_finished(root, split):
+    make_set(sets(root) / "20Enc1Dif2Is5Ugs1.5")
+    train(root)
+    arrays = dict(np.load(root / "two.npz"))
+    arrays[f"{split}_images"] = arrays[f"{split}_images"] // 2
+    np.savez(root / "two.npz", **arrays)
+    with pytest.raises(UserError, match=rf"other inputs: data.{split} \w{{8}} \(now \w{{8}}\)"):
+        classifier_training.plan(parse(root))
+
+
+def test_a_copy_elsewhere_is_the_same(root):
+    folder = make_set(sets(root) / "20Enc1Dif2Is5Ugs1.5")
+    train(root)
+    elsewhere = root / "elsewhere"
+    elsewhere.mkdir()
+    shutil.copy(root / "two.npz", elsewhere)
+    shutil.move(folder, elsewhere / "a set")
+    (elsewhere / "a set/manifest.json").unlink()  # it is then read like a published one
+    flags = ("--dataset", elsewhere / "two.npz", "--synthetic_dir", elsewhere / "a set")
+    assert classifier_training.plan(parse(root, *flags)).done
+
+
+def test_a_set_of_other_classes_is_refused(root):
+    make_set(sets(root) / "20Enc1Dif2Is5Ugs1.5", classes=["cat", "dog"])
+    with pytest.raises(UserError, match="is of other classes: cat, dog. The dataset has 0, 1"):
+        classifier_training.plan(parse(root))
+
+
+def test_a_curve_of_several_recipes_is_asked_for_by_name(root, caplog, monkeypatch):
+    make_set(sets(root) / "20Enc1Dif2Is5Ugs1.5")
+    train(root)
+    folder = make_set(sets(root) / "40Enc1Dif2Is5Ugs3", 40, ugs=3.0)
+    with pytest.raises(UserError, match=r"x1 in the results comes from other settings: ugs 1.5 \(now ugs 3.0\)"):
+        classifier_training.plan(parse(root, "--take", 2))
+    figures, save = [], plots.save_figure
+    monkeypatch.setattr(plots, "save_figure", lambda figure, path: figures.append(figure) or save(figure, path))
+    with caplog.at_level("WARNING", logger="experiment"):
+        train(root, "--take", 2, "--synthetic_dir", folder)
+    assert "one curve of several settings: x1 in the results comes from other settings" in caplog.text
+    labels = [text.get_text() for text in figures[-1].legends[0].get_texts()]
+    assert [label.split(", ")[1] for label in labels] == [
+        "trained on synthetic (ugs 1.5)",
+        "trained on synthetic (ugs 3.0)",
+    ]
+    assert classifier_training.plan(parse(root, "--take", 2)).done  # what is finished stays finished
+
+
+def test_sizes_of_one_recipe_make_one_curve(root):
+    for total in (20, 40):
+        make_set(sets(root) / f"{total}Enc1Dif2Is5Ugs1.5", total)
+    train(root)
+    train(root, "--take", 2)
+    assert results(root)["x1"]["set"]["folder"].startswith("20") and results(root)["x2"]["set"]["folder"].startswith(
+        "40"
+    )
+
+
+def test_a_finished_classifier_says_so_without_tensorflow(root):
+    make_set(sets(root) / "20Enc1Dif2Is5Ugs1.5")
+    train(root)
+    code = (
+        "import sys, classifier_training as c; print(c.plan(c.parse_args(sys.argv[1:])).done, 'keras' in sys.modules)"
+    )
+    flags = ["--dataset", root / "two.npz", "--epochs", "1", "--batch_size", "10", "--root", root]
+    done = subprocess.run([sys.executable, "-c", code, *flags], cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.stdout.startswith("finished already") and done.stdout.strip().endswith("False"), done.stderr
+
+
+def test_the_set_is_decoded_once_for_all_sizes(root):
+    make_set(sets(root) / "40Enc1Dif2Is5Ugs1.5", 40)
+    train(root)
+    (decoded,) = (root / "Data/Decoded").glob("*.npy")
+    before = decoded.stat().st_mtime_ns
+    train(root, "--take", 2)
+    assert decoded.stat().st_mtime_ns == before
+
+
+def test_results_of_an_earlier_version_are_no_recipe(root):
+    file = root / "CAS Results/test_accuracies_exp0001.json"
+    file.parent.mkdir()
+    scores = {"top_1_accuracy": 0.5, "top_5_accuracy": 1.0}
+    file.write_text(json.dumps({"resnet20": {"two": {"x1": scores, "x3": scores | {"set": "odd"}}}}))
+    make_set(sets(root) / "40Enc1Dif2Is5Ugs1.5", 40)
+    train(root, "--take", 2)
+    assert set(results(root)) == {"x1", "x2", "x3"}
