@@ -15,7 +15,7 @@ from Data.registry import DatasetSpec, dataset_spec
 from Data.synthetic import find_synthetic, load_synthetic, recipe, set_identity
 from Experiment import presets
 from Experiment.files import read_json, write_json
-from Experiment.locks import claim
+from Experiment.locks import refuse_if_claimed
 from Experiment.paths import Experiment, size_name
 from Experiment.records import DATA_FLAGS, describe_run, finished_run, identity
 from Experiment.results import CAS_SCHEMA, TESTED, check_recipe, read_results
@@ -117,7 +117,7 @@ def plan(args):
             known.done = f"finished already: {folder} (--restart trains again)"
             return known
     check_recipe(results, cardinality, known.origin, asked_for=bool(args.synthetic_dir))
-    claim(folder, create=False)
+    refuse_if_claimed(folder)
     return known
 
 

@@ -32,8 +32,8 @@ class Demo:
         self.experiment, self.seconds, self.codes = Experiment(root.resolve(), "demo", "digits"), {}, {}
         self.common = ["--dataset", "digits", "--exp", "demo", "--root", str(self.experiment.root), "--seed", str(seed)]
 
-    def run(self, stage, script, *flags):
-        self.together((stage, script, *flags))
+    def run(self, stage, command):
+        self.together((stage, command))
 
     def together(self, *stages):
         """Run stages that do not need each other at the same time: much of their start-up uses one core only."""
@@ -48,8 +48,9 @@ class Demo:
 
     def follow(self, stage, several):
         """Run one stage and pass its output on, marked with its name where others are running."""
-        name, script, *flags = stage
-        command = [script, *self.common, *map(str, flags)]
+        name, line = stage
+        script, *flags = line.split()
+        command = [script, *self.common, *flags]
         print(f"\n[{name}] python {shlex.join(command)}", flush=True)
         start = time.time()
         output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True} if several else {}
@@ -66,75 +67,28 @@ def main(args):
     start = time.time()
     share_cores("mini")  # for all stages, which inherit it: the digits classifier is small as well
     demo = Demo(args.root, args.seed)
-    mini = ["--backbone", "mini"]
-    search = [
-        *mini,
-        "--classifier",
-        CLASSIFIER,
-        "--num_imgs",
-        300,
-        "--test_imgs",
-        1000,
-        "--batch_size",
-        64,
-        "--is_min",
-        8,
-        "--epochs",
-        32,
-        "--warm_start",
-        "--save_plots",
-    ]
+    mini, small = "--backbone mini", f"--classifier {CLASSIFIER} --batch_size 64"
+    search = (
+        f"{mini} {small} --num_imgs 300 --test_imgs 1000 --is_min 8 --epochs 32 --warm_start --save_plots --n_trials 5"
+    )
 
-    demo.run("1 transfer learning", "SD_adapting.py", *mini, "--train_model", "enc", "--freq", 4)
-    demo.run(
-        "2 first search", "hyp_opt.py", *search, "--train_model", "enc", "--n_trials", 5, "--is_max", 12, "--ugs_max", 4
-    )
+    demo.run("1 transfer learning", f"SD_adapting.py {mini} --train_model enc --freq 4")
+    demo.run("2 first search", f"hyp_opt.py {search} --train_model enc --is_max 12 --ugs_max 4")
     first = demo.best("enc")
-    demo.run(
-        "3 fine-tuning", "SD_adapting.py", *mini, "--train_model", "dif", "--enc_epoch", first["epoch"], "--freq", 8
-    )
-    demo.run(
-        "4 final search",
-        "hyp_opt.py",
-        *search,
-        "--train_model",
-        "dif",
-        "--enc_epoch",
-        first["epoch"],
-        "--is_1",
-        first["is"],
-        "--ugs_1",
-        first["ugs"],
-        "--n_trials",
-        5,
-    )
+    epoch = f"--enc_epoch {first['epoch']}"
+    demo.run("3 fine-tuning", f"SD_adapting.py {mini} --train_model dif {epoch} --freq 8")
+    bounds = f"--is_1 {first['is']} --ugs_1 {first['ugs']}"
+    demo.run("4 final search", f"hyp_opt.py {search} --train_model dif {epoch} {bounds}")
     final = demo.best("dif")
-    classifier = ["--classifier", CLASSIFIER, "--batch_size", 64, "--epochs"]
-    generation = [
-        (
-            f"5 generation, {size}x",
-            "generate_dataset.py",
-            *mini,
-            "--img_total",
-            1000 * size,
-            "--enc_epoch",
-            first["epoch"],
-            "--dif_epoch",
-            final["epoch"],
-            "--inf_steps",
-            final["is"],
-            "--ugs",
-            final["ugs"],
-        )
-        for size in (1, 4)
-    ]
-    real = ("6 classifier, real", "classifier_training.py", *classifier, 40, "--synthetic", False)
-    demo.together(*generation, real)
+    settings = f"{epoch} --dif_epoch {final['epoch']} --inf_steps {final['is']} --ugs {final['ugs']}"
     demo.together(
-        *[
-            (f"6 classifier, {size}x", "classifier_training.py", *classifier, epochs, "--take", size)
-            for size, epochs in ((1, 40), (4, 20))
-        ]
+        ("5 generation, 1x", f"generate_dataset.py {mini} --img_total 1000 {settings}"),
+        ("5 generation, 4x", f"generate_dataset.py {mini} --img_total 4000 {settings}"),
+        ("6 classifier, real", f"classifier_training.py {small} --epochs 40 --synthetic False"),
+    )
+    demo.together(
+        ("6 classifier, 1x", f"classifier_training.py {small} --epochs 40 --take 1"),
+        ("6 classifier, 4x", f"classifier_training.py {small} --epochs 20 --take 4"),
     )
 
     pictures = [real_beside_synthetic(demo)]

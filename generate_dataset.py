@@ -9,6 +9,7 @@ import logging
 import re
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from cli.flags import add_model_flags, add_spacing_flag, finish_args, integer, new_parser, number
@@ -18,7 +19,7 @@ from Data.registry import class_names, dataset_spec
 from Data.synthetic import SyntheticWriter, balanced_counts
 from Experiment import presets
 from Experiment.files import write_json
-from Experiment.locks import claim
+from Experiment.locks import refuse_if_claimed
 from Experiment.paths import Experiment, size_name
 from Experiment.records import DATA_FLAGS, describe_run, fixed_arguments
 from Models.backbones import BACKBONES
@@ -126,7 +127,7 @@ def plan(args):
             move_sheet(folder)
             known.done = f"finished already: {folder} (--restart makes the images again)"
             return known
-    claim(folder, part, create=False)
+    refuse_if_claimed(folder, part)
     return known
 
 
@@ -185,8 +186,9 @@ def write_images(args, known, precision, diffusion, writer):
         "%d images of %s with %s, %d there, %d inference steps, guidance scale %g, %s, seed %d -> %s",
         whole, known.name, diffusion.backbone.name, there, args.inf_steps, args.ugs, precision, args.seed, known.folder,
     )  # fmt: skip
+    resize = partial(resize_images, side=known.settings["image_size"], mode="bilinear")
     return write_generated(
-        diffusion, writer, args.shard, known.settings["image_size"], args.batch_size, num_steps=args.inf_steps,
+        diffusion, writer, args.shard, resize, args.batch_size, num_steps=args.inf_steps,
         scale=args.ugs, seed=args.seed, spacing=args.timestep_spacing,
     )  # fmt: skip
 

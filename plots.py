@@ -25,8 +25,6 @@ from Experiment.results import CAS_SCHEMA, PIPELINE_SCHEMA, entry_recipe, read_r
 
 COLLAGE_COLUMNS, COLLAGE_ROWS = 8, 3  # as published
 MAX_SHEET_ROWS = 100
-MOST_LEGEND_TRIALS = 10
-FEWEST_CONTOUR_TRIALS = 4
 SCORES = ("top_1", "top_5")
 # Colours of Okabe and Ito, which colour-blind readers tell apart; the markers do the same in grey print.
 SOURCE_STYLES = [("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D")]
@@ -156,63 +154,6 @@ def confusion_matrix(confusion, classes, path, title=""):
                 color="white" if shares[row, column] > 0.5 else "black",
             )
     return save_figure(figure, path)
-
-
-def too_few_for_contour(study, params):
-    """Why a contour over two parameters would be empty, or None.
-
-    Args:
-        study: The study.
-        params: Names of the parameters.
-    """
-    completed = [trial.params for trial in study.get_trials(deepcopy=False) if trial.state.name == "COMPLETE"]
-    if len(completed) < FEWEST_CONTOUR_TRIALS:
-        return f"{len(completed)} completed trials are fewer than {FEWEST_CONTOUR_TRIALS}"
-    same = [name for name in params if len({trial.get(name) for trial in completed}) < 2]
-    return f"all completed trials have the same {' and the same '.join(same)}" if same else None
-
-
-def search_plots(study, folder):
-    """The ten published plots of a study; one that cannot be drawn does not lose the others. Yields their files.
-
-    One that would be empty, since the trials are so few or so alike, is left out.
-    """
-    import logging
-    import warnings
-
-    import optuna.visualization.matplotlib as optuna_plots
-
-    def contour(*params):
-        if why := too_few_for_contour(study, params):
-            raise ValueError(why)
-        return optuna_plots.plot_contour(study, params=list(params))
-
-    plots = {
-        "history": lambda: optuna_plots.plot_optimization_history(study),
-        "contour_is_ugs": lambda: contour("is", "ugs"),
-        "contour_is_epoch": lambda: contour("is", "epoch"),
-        "contour_epoch_ugs": lambda: contour("epoch", "ugs"),
-        "intermediate_values": lambda: optuna_plots.plot_intermediate_values(study),
-        "parallel_coordinate": lambda: optuna_plots.plot_parallel_coordinate(study),
-        "param_importances": lambda: optuna_plots.plot_param_importances(study),
-        "rank": lambda: optuna_plots.plot_rank(study),
-        "slice": lambda: optuna_plots.plot_slice(study),
-        "timeline": lambda: optuna_plots.plot_timeline(study),
-    }
-    for name, draw in plots.items():
-        # Optuna sets the ggplot style for the whole process: keep it away from the next figures. Users can
-        # act on no warning of Matplotlib and pandas, except that of bars that mean nothing.
-        with matplotlib.rc_context(), warnings.catch_warnings(action="ignore"):
-            warnings.filterwarnings("error", ".*Parameter importances will be equal")
-            try:
-                axis = np.ravel(draw())[0]
-                if name == "intermediate_values" and len(study.trials) > MOST_LEGEND_TRIALS:
-                    axis.get_legend().remove()  # one entry a trial would dwarf the picture
-                file = save_figure(axis.figure, folder / f"{name}.png")
-            except (ValueError, RuntimeError, ZeroDivisionError, UserWarning) as error:
-                logging.getLogger("experiment").warning("%s is not drawn: %s", name, error)
-                continue
-        yield file
 
 
 def accuracy_limits(values, least=0.04):

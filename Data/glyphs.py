@@ -109,6 +109,16 @@ def look_up(fields, y, x):
     return top * (1 - fy) + bottom * fy
 
 
+def scanned(ink, small):
+    """Ink (s, s) as it looks at a resolution of `small` px, enlarged to (SIZE, SIZE)."""
+    side = len(ink)
+    if side % small == 0:  # a box filter, as a scanner counts ink
+        glyph = ink.reshape(small, side // small, small, side // small).mean((1, 3))
+    else:
+        glyph = np.asarray(Image.fromarray(ink).resize((small, small), Image.BOX))
+    return np.asarray(Image.fromarray(glyph.astype("float32")).resize((SIZE, SIZE), Image.BILINEAR))
+
+
 def draw(fields, font_words, rng, count):
     """Draw captioned glyphs: images uint8 (count, 32, 32, 3) and captions int32 (count, 8), in the order of WORDS."""
     is_digit = rng.random(count) < DIGIT_SHARE
@@ -142,13 +152,7 @@ def draw(fields, font_words, rng, count):
     levels = rng.uniform(0, 1, (count, 2, 3)).astype("float32")
     contrast = rng.uniform(0.8, 1.0, count)
     for i in range(count):
-        small = RESOLUTIONS[resolution[i]]
-        block = side // small if side % small == 0 else 0
-        if block:  # a box filter, as a scanner counts ink
-            glyph = ink[i].reshape(small, block, small, block).mean((1, 3))
-        else:
-            glyph = np.asarray(Image.fromarray(ink[i]).resize((small, small), Image.BOX))
-        glyph = np.asarray(Image.fromarray(glyph.astype("float32")).resize((SIZE, SIZE), Image.BILINEAR))
+        glyph = scanned(ink[i], RESOLUTIONS[resolution[i]])
         if palette[i] == 2:
             low, high = levels[i]
         else:

@@ -226,7 +226,7 @@ def recipe(folder):
     """What the images of a folder are made with, {setting: value}; of a published one its name without the size."""
     folder, manifest = Path(folder), read_manifest(folder)
     if manifest is None:
-        return {"name": re.sub(r"^\d+(\.\d+)?k?(?=Enc)", "", folder.name)}
+        return {"name": re.sub(r"^\d+(\.\d+)?k?(?=Enc|$)", "", folder.name)}
     found = {key: manifest.get(key) for key in RECIPE}
     if isinstance(found["weights"], dict):  # an earlier version has the pretrained UNet beside the one in its place
         left_out = "unet" if "dif" in found["weights"] else ""

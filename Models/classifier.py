@@ -67,6 +67,21 @@ class KeepState(keras.callbacks.Callback):
         self.due = start + (time.monotonic() - start) / self.share
 
 
+def watchers(patience):
+    """Callbacks that look at validation accuracy: what lowers the learning rate, and what ends the training.
+
+    Args:
+        patience: Epochs without progress before either.
+    """
+    lowers, ends = patience
+    return (
+        keras.callbacks.ReduceLROnPlateau(
+            "val_accuracy", factor=0.1, patience=lowers, min_lr=presets.LEARNING_RATE_FLOOR, mode="max"
+        ),
+        keras.callbacks.EarlyStopping("val_accuracy", patience=ends, restore_best_weights=True, mode="max"),
+    )
+
+
 class Classifier:
     """A compiled ResNet20 that can be trained again and again from the same first weights.
 
@@ -147,13 +162,7 @@ class Classifier:
         if not first_epoch:
             for variable, value in zip(self.variables, self.first):
                 variable.assign(value)
-        times = EpochTimes()
-        plateau = keras.callbacks.ReduceLROnPlateau(
-            "val_accuracy", factor=0.1, patience=patience[0], min_lr=presets.LEARNING_RATE_FLOOR, mode="max"
-        )
-        stopping = keras.callbacks.EarlyStopping(
-            "val_accuracy", patience=patience[1], restore_best_weights=True, mode="max"
-        )
+        times, plateau, stopping = EpochTimes(), *watchers(patience)
         callbacks = [keras.callbacks.TerminateOnNaN(), plateau, stopping, times, *callbacks]
         history = {}
         if state_file:

@@ -1,21 +1,19 @@
 """Generated images on their way to the disk."""
 
-import numpy as np
 from tqdm import tqdm
 
-from Data.pictures import first_ten, resize_images
 from Experiment.errors import UserError
 from Models import sampler
 
 
-def write_generated(diffusion, writer, shard, side, batch_size, **settings):
+def write_generated(diffusion, writer, shard, resize, batch_size, **settings):
     """Generate and write the images of a shard that are missing.
 
     Args:
         diffusion: A `Diffusion`.
         writer: A `SyntheticWriter`; it is closed.
         shard: (I, N).
-        side: Of the images on disk, px.
+        resize: Function of images uint8 (n, H, H, 3) that gives them the size that they have on disk.
         batch_size: Most images at a time.
         settings: Further ones of `generate_images`.
 
@@ -31,17 +29,16 @@ def write_generated(diffusion, writer, shard, side, batch_size, **settings):
     made = sampler.generate_images(diffusion.sampler(), diffusion.encoder, missing, block=block, **settings)
     try:
         with tqdm(total=whole, initial=there, unit="image", smoothing=0.05) as progress:
-            for numbers, images, *good in made:  # (n,), uint8 (n, H, H, 3), bool (n,)
-                good = good[0] if good else np.ones(len(images), bool)
+            for numbers, images, good in made:  # (n,), uint8 (n, H, H, 3), bool (n,)
                 broken += [writer.file(number) for number in numbers[~good]]
-                for image in zip(numbers[good], resize_images(images[good], side, "bilinear")):
+                for image in zip(numbers[good], resize(images[good])):
                     writer.write(*image)
                 progress.update(len(images))
         writer.drain()
     finally:
         writer.close()
     if broken:
-        names = first_ten([f"{path.parent.name}/{path.name}" for path in broken], ", ")
+        names = ", ".join(f"{path.parent.name}/{path.name}" for path in broken[:10])
         raise UserError(
             f"{len(broken)} of {len(missing)} images are not finite or of one colour, and not written: {names}. "
             "Check the weights, or try --precision float32 in another --exp."

@@ -12,8 +12,9 @@ from Experiment.locks import claimed, locked
 from Experiment.records import describe_run
 from Models.runtime import resolve_precision
 from Models.weight_names import enc_epochs_in_use, own_epochs, remove_files
-from plots import experiment_pipeline_bars, search_plots
+from plots import experiment_pipeline_bars
 from Search.inputs import claim_study, removed_epochs
+from Search.pictures import search_plots
 from Search.repeats import (
     chosen,
     missing_repeats,

@@ -23,6 +23,7 @@ from Experiment.paths import (
     REPOSITORY,
     Experiment,
 )
+from Search.pictures import search_plots
 
 PUBLISHED_DATASETS = ["cifar10", "cifar100", "pathmnist", "dermamnist", "bloodmnist", "retinamnist"]
 
@@ -380,7 +381,7 @@ def study_of(*values):
 
 def test_search_plots_are_the_ten_published_ones(tmp_path):
     style = matplotlib.rcParams.copy()
-    files = list(plots.search_plots(study_of(0.3, 0.5, 0.4, 0.6), tmp_path / "enc"))
+    files = list(search_plots(study_of(0.3, 0.5, 0.4, 0.6), tmp_path / "enc"))
     assert [file.name for file in files] == [f"{name}.png" for name in (
         "history", "contour_is_ugs", "contour_is_epoch", "contour_epoch_ugs", "intermediate_values",
         "parallel_coordinate", "param_importances", "rank", "slice", "timeline",
@@ -399,7 +400,7 @@ def test_a_search_plot_that_fails_does_not_lose_the_others(tmp_path, monkeypatch
             monkeypatch.setattr(optuna.visualization.matplotlib, name, lambda study, params=None: plt.subplots()[1])
     monkeypatch.setattr(optuna.visualization.matplotlib, "plot_rank", cannot)
     monkeypatch.setattr(logging.getLogger("experiment"), "propagate", True)  # a script run before may have ended it
-    files = {file.name for file in plots.search_plots(study_of(0.3, 0.5, 0.4, 0.6), tmp_path)}
+    files = {file.name for file in search_plots(study_of(0.3, 0.5, 0.4, 0.6), tmp_path)}
     assert len(files) == 9 and "rank.png" not in files
     assert "rank is not drawn: too few trials" in caplog.text
 
@@ -419,7 +420,7 @@ def test_a_search_plot_that_would_be_empty_is_left_out_and_nothing_else_is_said(
                                             intermediate_values=t.intermediate_values) for t in study.trials]  # fmt: skip
         study = optuna.create_study(direction="maximize")
         study.add_trials(trials)
-    files = {file.name for file in plots.search_plots(study, tmp_path)}
+    files = {file.name for file in search_plots(study, tmp_path)}
     left_out = {"contour_is_ugs.png", "contour_is_epoch.png"} | (set() if alike else {"contour_epoch_ugs.png"})
     assert why in caplog.text and not files & left_out and {"history.png", "slice.png", "timeline.png"} <= files
     assert not list(recwarn)
