@@ -15,6 +15,7 @@ from pathlib import Path
 from cli.flags import add_model_flags, add_spacing_flag, finish_args, integer, new_parser, number
 from cli.process import run, writing_in
 from Data.generation import begin_folder, check_folder, draw_pictures, finish_set, is_complete, move_sheet
+from Data.pictures import resize_images
 from Data.registry import class_names, dataset_spec
 from Data.synthetic import SyntheticWriter, balanced_counts
 from Experiment import presets

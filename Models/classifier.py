@@ -126,23 +126,8 @@ class Classifier:
     def one_hot(self, labels):
         return np.eye(self.num_classes, dtype="float32")[labels]
 
-    def fit(
-        self,
-        train,
-        val,
-        *,
-        epochs,
-        batch_size,
-        seed,
-        patience,
-        callbacks=(),
-        verbose=2,
-        first_epoch=0,
-        steps=None,
-        state_file=None,
-        settings=None,
-        save_share=0.02,
-    ):
+    def fit(self, train, val, *, epochs, batch_size, seed, patience, callbacks=(), verbose=2, first_epoch=0, steps=None,
+            state_file=None, settings=None, save_share=0.02):  # fmt: skip
         """Train from the first weights and end with those of the epoch of best validation accuracy.
 
         Args:
