@@ -5,18 +5,18 @@ python classifier_training.py --dataset cifar10 --exp 0001 --take 4
 
 import logging
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 from cli.flags import add_classifier_flags, boolean, check_batch_size, finish_args, integer, new_parser
 from cli.process import run, writing_in
-from Data.loaders import Splits, data_identity, load_splits
-from Data.registry import DatasetSpec, dataset_spec
+from Data.loaders import data_identity, load_splits
+from Data.registry import dataset_spec
 from Data.synthetic import find_synthetic, load_synthetic, recipe, set_identity
 from Experiment import presets
 from Experiment.files import read_json, write_json
 from Experiment.locks import refuse_if_claimed
 from Experiment.paths import Experiment, size_name
+from Experiment.plan import Plan
 from Experiment.records import DATA_FLAGS, describe_run, finished_run, identity
 from Experiment.results import CAS_SCHEMA, TESTED, check_recipe, read_results
 
@@ -46,43 +46,14 @@ def parse_args(argv=None):
     return args
 
 
-@dataclass
-class Plan:
-    """What is known of a run before anything heavy is loaded.
-
-    Attributes:
-        spec: The dataset's.
-        classes: Names of its classes.
-        experiment: Where everything lies.
-        splits: The real images; without those of training where they are not needed.
-        wanted: Number of images to train on.
-        source: `real`, or the size of the synthetic set: names the folder.
-        cardinality: `real` or `x1`, `x2` ...: names the result.
-        folder: Of the classifier.
-        set_folder: Of the synthetic set; None where none is trained on.
-        inputs: What the run reads, by content.
-        origin: Of the result: which set it comes from, and how the classifier is trained.
-        trained: Whether an earlier run has trained it.
-        done: A line where there is nothing to do.
-    """
-
-    spec: DatasetSpec
-    classes: list
-    experiment: Experiment
-    splits: Splits
-    wanted: int
-    source: str
-    cardinality: str
-    folder: Path
-    set_folder: Path
-    inputs: dict
-    origin: dict
-    trained: bool = False
-    done: str = None
-
-
 def plan(args):
     """Look at what is there.
+
+    Returns:
+        A `Plan`: the dataset's `spec` and `classes`, the `experiment`, the real `splits` (without training images where
+        they are not needed), the number of images `wanted`, `source` and `cardinality` (names of the folder and of the
+        result), the `folder`, the `set_folder` (None where no set is trained on), `inputs` by content, the `origin` of
+        the result, and whether an earlier run has `trained`.
 
     Raises:
         UserError: The run cannot begin: other arguments or inputs, no fitting set, broken results, another process at work.
@@ -108,8 +79,9 @@ def plan(args):
     if args.synthetic:
         splits = splits._replace(train=None)  # memory
     known = Plan(
-        spec, data["classes"], experiment, splits, wanted, source, cardinality, folder, set_folder, inputs,
-        origin(args, folder, set_folder, trained), trained,
+        spec=spec, classes=data["classes"], experiment=experiment, splits=splits, wanted=wanted, source=source,
+        cardinality=cardinality, folder=folder, set_folder=set_folder, inputs=inputs,
+        origin=origin(args, folder, set_folder, trained), trained=trained,
     )  # fmt: skip
     if trained:
         (folder / "state.npz").unlink(missing_ok=True)  # killed between the record and this

@@ -8,9 +8,7 @@ import argparse
 import logging
 import re
 import time
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 from cli.flags import add_model_flags, add_spacing_flag, finish_args, integer, new_parser, number
 from cli.process import run, writing_in
@@ -22,6 +20,7 @@ from Experiment import presets
 from Experiment.files import write_json
 from Experiment.locks import refuse_if_claimed
 from Experiment.paths import Experiment, size_name
+from Experiment.plan import Plan
 from Experiment.records import DATA_FLAGS, describe_run, fixed_arguments
 from Models.backbones import BACKBONES
 from Models.weight_cards import weights_hashes
@@ -69,35 +68,13 @@ def parse_args(argv=None):
     return args
 
 
-@dataclass
-class Plan:
-    """What is known of a run before anything heavy is loaded.
-
-    Attributes:
-        name: The dataset's.
-        classes: Names of its classes.
-        experiment: Where everything lies.
-        folder: Of the images.
-        epochs: Files of the epochs that make them.
-        settings: What decides the images; the precision that `auto` means is not known yet.
-        counts: Number of images of each class.
-        part: Name of this run's part of the folder, empty for the whole.
-        done: A line where there is nothing to do.
-    """
-
-    name: str
-    classes: tuple
-    experiment: Experiment
-    folder: Path
-    epochs: dict
-    settings: dict
-    counts: list
-    part: str
-    done: str = None
-
-
 def plan(args):
     """Look at what is there.
+
+    Returns:
+        A `Plan`: `name` and `classes` of the dataset, the `experiment`, the `folder` of the images, files of the `epochs`
+        that make them, the `settings` that decide the images (the precision that `auto` means is not known yet), `counts`
+        of each class, and this run's `part` of the folder, empty for the whole.
 
     Raises:
         UserError: The run cannot begin: images of other settings, weights of other classes, a missing epoch, another
@@ -121,7 +98,8 @@ def plan(args):
         del settings["precision"]  # a finished set is what was asked for, whichever it was
     folder, part = experiment.synthetic_root / name, "-{}-of-{}".format(*args.shard) if args.shard[1] > 1 else ""
     counts = balanced_counts(total, spec.num_classes)
-    known = Plan(spec.name, classes, experiment, folder, epochs, settings, counts, part)
+    known = Plan(name=spec.name, classes=classes, experiment=experiment, folder=folder, epochs=epochs,
+                 settings=settings, counts=counts, part=part)  # fmt: skip
     if not args.restart:
         check_folder(folder, settings)
         if is_complete(folder, total, spec.num_classes):
