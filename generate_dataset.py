@@ -17,6 +17,7 @@ from Data.pictures import resize_images
 from Data.registry import class_names, dataset_spec
 from Data.synthetic import SyntheticWriter, balanced_counts
 from Experiment import presets
+from Experiment.disk import check_room, gigabytes
 from Experiment.files import write_json
 from Experiment.locks import refuse_if_claimed
 from Experiment.paths import Experiment, size_name
@@ -29,6 +30,7 @@ from Models.weight_names import chosen_epochs
 log = logging.getLogger("experiment")
 
 MOST_IMAGES = 10_000_000
+BYTES_A_PIXEL, BYTES_A_FILE = 1.5, 2_000  # of a PNG, about: half of the raw pixels
 # Arguments that do not change the images; what the data are decides no more than the classes.
 FREE = (*DATA_FLAGS, "weights_dir", "batch_size", "img_class", "img_total", "shard")
 
@@ -138,6 +140,7 @@ def generate(args, known=None):
     with precision(args.precision):
         diffusion = load_diffusion(backbone, len(known.classes), args.weights_dir, **known.epochs)
     writer = SyntheticWriter(folder, known.counts, backbone.block)
+    check_room(folder, 0 if args.restart else bytes_missing(args, known, writer), "what is missing of the set")
     with writing_in(folder, known.part, saved=lambda: "{} of {} images are saved".format(*writer.progress(args.shard))):
         begin_folder(folder, settings, args.restart)
         writer.begin()
@@ -156,16 +159,24 @@ def generate(args, known=None):
     return folder
 
 
+def bytes_missing(args, known, writer):
+    """About how many bytes the images of this shard will take that are not there yet."""
+    there, whole = writer.progress(args.shard)
+    return (whole - there) * (BYTES_A_PIXEL * known.settings["image_size"] ** 2 + BYTES_A_FILE)
+
+
 def write_images(args, known, precision, diffusion, writer):
     """Generate and write the images of this shard that are missing. Returns their number."""
     from Models.written import write_generated
 
     there, whole = writer.progress(args.shard)
+    side = known.settings["image_size"]
     log.info(
-        "%d images of %s with %s, %d there, %d inference steps, guidance scale %g, %s, seed %d -> %s",
-        whole, known.name, diffusion.backbone.name, there, args.inf_steps, args.ugs, precision, args.seed, known.folder,
+        "%d images of %s with %s, %d there, %d inference steps, guidance scale %g, %s, seed %d, about %s on disk -> %s",
+        whole, known.name, diffusion.backbone.name, there, args.inf_steps, args.ugs, precision, args.seed,
+        gigabytes(bytes_missing(args, known, writer)), known.folder,
     )  # fmt: skip
-    resize = partial(resize_images, side=known.settings["image_size"], mode="bilinear")
+    resize = partial(resize_images, side=side, mode="bilinear")
     return write_generated(
         diffusion, writer, args.shard, resize, args.batch_size, num_steps=args.inf_steps,
         scale=args.ugs, seed=args.seed, spacing=args.timestep_spacing,

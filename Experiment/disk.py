@@ -6,7 +6,10 @@ from Experiment.errors import UserError
 
 
 def gigabytes(count):
-    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
+    unit, name = next(
+        (unit, name) for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")) if count >= unit / 10 or unit == 1e3
+    )
+    return f"{count / unit:.1f} {name}"
 
 
 def check_room(folder, needed, what):

@@ -104,6 +104,7 @@ class Classifier:
         )
         self.model.optimizer.build(self.model.trainable_variables)
         self.first = [v.numpy() for v in self.variables]
+        self.scaled = None, None  # validation images as they came, and as the model takes them
 
     @property
     def variables(self):
@@ -122,6 +123,12 @@ class Classifier:
     @staticmethod
     def scale(images):
         return images.astype("float32") / 255
+
+    def validation_data(self, val):
+        """(images, one-hot labels) as the model takes them; kept, since a search validates on the same images always."""
+        if self.scaled[0] is not val:
+            self.scaled = val, (self.scale(val[0]), self.one_hot(val[1]))
+        return self.scaled[1]
 
     def one_hot(self, labels):
         return np.eye(self.num_classes, dtype="float32")[labels]
@@ -165,7 +172,7 @@ class Classifier:
             fast_feed(self.batches(*train, batch_size, seed, first_epoch)),
             steps_per_epoch=steps or -(-len(train[1]) // batch_size),
             initial_epoch=first_epoch,
-            validation_data=(self.scale(val[0]), self.one_hot(val[1])),
+            validation_data=self.validation_data(val),
             validation_batch_size=VALIDATION_BATCH,
             epochs=epochs,
             shuffle=False,  # the batches are
