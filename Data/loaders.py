@@ -2,6 +2,7 @@
 
 import logging
 import tarfile
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,6 +39,9 @@ CIFAR_FILES = {
         ["cifar-100-binary/test.bin"],
     ),
 }
+
+
+DARK = 32  # grey levels
 
 
 class Split(NamedTuple):
@@ -79,7 +83,21 @@ def load_splits(spec, data_dir, seed=1234, side=None, experiment=None, backgroun
     for name, split in zip(Splits._fields, splits):
         check_split(spec, name, split)
     Report(spec, splits, class_names(spec), **facts).tell(experiment)
+    warn_of_oddities(spec, splits.train.images)
     return splits
+
+
+def warn_of_oddities(spec, images):
+    """Warn of what is probably not meant: a dataset that is all dark, classes that differ only in case."""
+    if (brightest := int(images.max())) < DARK:
+        log.warning("%s: the brightest pixel of all training images is %d of 255: are they stored in another range?",
+                    spec.name, brightest)  # fmt: skip
+    names = class_names(spec)
+    folded = Counter(name.casefold() for name in names)
+    if alike := [name for name in names if folded[name.casefold()] > 1]:
+        log.warning(
+            "%s: class names that differ only in case are classes of their own: %s", spec.name, ", ".join(alike[:10])
+        )
 
 
 def check_split(spec, name, split):

@@ -19,6 +19,7 @@ from Experiment.errors import UserError
 BROKEN_IMAGE = (OSError, ValueError, SyntaxError, EOFError, TypeError, LookupError, ArithmeticError, RuntimeError,
                 MemoryError, AttributeError, struct.error, Image.DecompressionBombError)  # fmt: skip
 WHITE = (255, 255, 255)
+RAW_SUFFIXES = {".dng", ".nef", ".cr2", ".arw", ".orf", ".rw2", ".pef", ".srw"}
 HEADER = 32  # bytes that tell the format
 # (offset, bytes, Pillow's name). Formats without a signature are tried by suffix; EPS and WMF are programs, not images.
 SIGNATURES = (
@@ -92,6 +93,26 @@ def in_chunks(work, count):
             pass
 
 
+def refuse_misread(image):
+    """Refuse what Pillow opens without complaint but as something else.
+
+    Raises:
+        ValueError: A camera's raw file, of which it shows the preview; or a TIFF whose numbers it would mistake.
+    """
+    tags = getattr(image, "tag_v2", None)
+    if tags is None:
+        return
+    bits = tags.get(258, (8,))
+    if 50706 in tags or tags.get(254, 0) & 1:  # DNG version; "reduced resolution" of the first page
+        raise ValueError("it holds only a preview, as cameras' raw files do: develop it first")
+    if image.mode in ("L", "RGB") and 2 in tags.get(339, (1,)):
+        raise ValueError("its pixels are signed numbers: store 8 or 16 bits without a sign")
+    if tags.get(284) == 2 and max(bits) > 8 and tags.get(259, 1) == 1:
+        raise ValueError("its colours are separate planes of more than 8 bits: store them interleaved")
+    if image.mode == "RGBA" and 338 not in tags:
+        raise ValueError("it has a fourth band that it does not explain (opacity, or infrared): store it as RGB")
+
+
 def formats_of(header, path):
     """Names of the formats that a file's first bytes, or else its suffix, allow: a list for `Image.open`.
 
@@ -101,6 +122,8 @@ def formats_of(header, path):
     """
     found = [name for offset, magic, name in SIGNATURES if header[offset : offset + len(magic)] == magic]
     suffix = os.path.splitext(path)[1].lower()
+    if suffix in RAW_SUFFIXES:
+        raise ValueError("it is a camera's raw file, which is read as its preview: develop it first")
     if suffix in FORMAT_OF_SUFFIX:
         found.append(FORMAT_OF_SUFFIX[suffix])
     if not found:
@@ -124,6 +147,7 @@ def probe(path):
         formats = formats_of(header, path)
         try:
             with Image.open(file, formats=formats) as image:
+                refuse_misread(image)
                 return min(image.size), pages(image)
         except BROKEN_IMAGE:
             promised = os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES
@@ -177,14 +201,17 @@ def to_rgb(image, background=WHITE):
     if image.mode in ("La", "RGBa"):  # colours multiplied by their opacity
         image = image.convert({"La": "LA", "RGBa": "RGBA"}[image.mode])
     if image.mode in ("LA", "PA", "RGBA") or image.mode in ("1", "L", "P", "RGB") and image.has_transparency_data:
+        unused = image.format in ("TGA", "BMP")  # some of their writers leave the byte of the opacity at 0
         image = image.convert("RGBA")
-        if image.getextrema()[3][0] < 255:
+        lowest, highest = image.getextrema()[3]
+        if lowest < 255 and not (unused and highest == 0):
             image = Image.alpha_composite(Image.new("RGBA", image.size, (*background, 255)), image)
     return image.convert("RGB")
 
 
 def decode(image):
     """Load an open image, and mend the transparent colour that Pillow leaves in the file's own bit depth."""
+    refuse_misread(image)
     raw_mode = image.tile[0][3] if image.tile else ""
     image.load()
     transparent = image.info.get("transparency")

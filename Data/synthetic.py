@@ -3,6 +3,7 @@
 import hashlib
 import io
 import itertools
+import logging
 import os
 import re
 from collections import deque
@@ -20,6 +21,8 @@ from Experiment.locks import partial_path
 from Experiment.paths import size_from_name
 from Experiment.randomness import random_stream
 from Experiment.records import short
+
+log = logging.getLogger("experiment")
 
 MANIFEST = "manifest.json"
 WAITING_WRITES = 512  # bound of the queue between sampler and disk
@@ -193,7 +196,10 @@ def image_names(folder, num_classes):
         )
     images = []
     for name in expected:
-        files = [file for file in os.listdir(folder / name) if file.endswith(".png") and not file.startswith(".")]
+        every = [file for file in os.listdir(folder / name) if not file.startswith(".")]
+        files = [file for file in every if file.endswith(".png")]
+        if len(files) < len(every):
+            log.warning("%s: %d files are not PNG and are not used", folder / name, len(every) - len(files))
         images.append([f"{name}/{file}" for file in sorted(files, key=number_in)])
     manifest = read_manifest(folder)
     if manifest and manifest.get("counts") != [len(of_class) for of_class in images]:
@@ -250,10 +256,20 @@ def set_identity(folder, classes):
     return {"sha256": content_hash(folder, len(classes), manifest), **(recipe(folder) if manifest else {})}
 
 
+def images_are_newer(folder, num_classes):
+    """Whether an image has been written after the manifest, which is written last: then its hashes prove nothing."""
+    written = (Path(folder) / MANIFEST).stat().st_mtime_ns
+    for of_class in class_folders(folder, num_classes):
+        with os.scandir(of_class) as files:
+            if any(file.stat().st_mtime_ns > written for file in files):
+                return True
+    return False
+
+
 def content_hash(folder, num_classes, manifest):
     """A hash of all images, the same with and without a manifest."""
     hashes = manifest.get("sha256")
-    if not isinstance(hashes, list) or len(hashes) != num_classes:
+    if not isinstance(hashes, list) or len(hashes) != num_classes or images_are_newer(folder, num_classes):
         hashes = class_hashes(synthetic_files(folder, num_classes))
     return hashlib.sha256("\n".join(map(str, hashes)).encode()).hexdigest()
 

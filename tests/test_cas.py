@@ -103,7 +103,7 @@ def test_nothing_of_an_earlier_entry_stays(root):
     shutil.rmtree(folder)
     make_set(sets(root) / "20", manifest=False)
     train(root, "--restart")
-    assert results(root)["x1"]["set"] == {"folder": "20", "name": "20"}
+    assert results(root)["x1"]["set"] == {"folder": "20", "name": ""}
 
 
 def test_a_set_that_was_made_again_is_not_finished(root):

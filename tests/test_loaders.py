@@ -4,6 +4,7 @@ import csv
 import hashlib
 import io
 import json
+import logging
 import re
 import shutil
 import struct
@@ -21,6 +22,12 @@ from Data.registry import DATASETS, dataset_spec
 from Data.report import partners
 from Experiment.errors import UserError
 from Experiment.paths import Experiment
+
+
+@pytest.fixture(autouse=True)
+def dark_is_meant(monkeypatch):
+    """The images of these tests are numbered by their grey levels."""
+    monkeypatch.setattr("Data.loaders.DARK", 0)
 
 
 def numbers(split):
@@ -512,7 +519,8 @@ def test_clean_data_leave_no_list(tmp_path, caplog, experiment):
     experiment.unused_file.write_text("of an earlier time")
     numbered_images(tmp_path / "own", {"ant": 30, "cat": 20})
     load_splits(dataset_spec(tmp_path / "own"), "unused", 1, None, experiment)
-    assert not caplog.records and not experiment.unused_file.exists()
+    warnings = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert not warnings and not experiment.unused_file.exists()
 
 
 def test_names_that_cannot_be_printed_are_listed(tmp_path, experiment):
@@ -730,3 +738,15 @@ def test_bilinear_is_the_published_filter(tmp_path, side):
     assert np.abs(resized - expected).max() <= 1
     Image.fromarray(images[0]).save(tmp_path / "image.png")
     assert np.array_equal(read_images([tmp_path / "image.png"], side, "bilinear")[0], resized[0])
+
+
+def test_dark_images_and_classes_that_differ_in_case_are_warned_of(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr("Data.loaders.DARK", 32)
+    monkeypatch.setattr(logging.getLogger("experiment"), "propagate", True)
+    for name in ("Cat", "cat"):
+        (tmp_path / "own" / name).mkdir(parents=True)
+        for i in range(12):
+            Image.new("L", (8, 8), i).save(tmp_path / "own" / name / f"{i}.png")
+    load_splits(dataset_spec(tmp_path / "own"), "unused", 1)
+    assert "the brightest pixel of all training images is 11 of 255" in caplog.text
+    assert "differ only in case are classes of their own: Cat, cat" in caplog.text

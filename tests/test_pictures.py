@@ -357,3 +357,55 @@ def test_files_are_hashed_as_they_are_read(tmp_path):
     _, broken = readable_images(["a.png", "b.png"], 4, root=tmp_path, digests=digests)
     assert digests[0].tobytes() == hashlib.sha256((tmp_path / "a.png").read_bytes()).digest() and not digests[1].any()
     assert list(broken) == [1] and "b.png" in broken[1]
+
+
+# What Pillow opens as something else, from public bug reports (Pillow 4621, 393, 6482, 7111; ImageSharp 581)
+
+
+def tagged_tiff(path, tags, **options):
+    """An RGB TIFF of 8x8 px with further tags {number: (type, value)}."""
+    from PIL.TiffImagePlugin import ImageFileDirectory_v2
+
+    info = ImageFileDirectory_v2()
+    for number, (kind, value) in tags.items():
+        info.tagtype[number] = kind
+        info[number] = value
+    Image.fromarray(np.full((8, 8, 3), 90, np.uint8)).save(path, tiffinfo=info, **options)
+    return path
+
+
+def test_a_preview_is_not_taken_for_a_photograph(tmp_path):
+    path = tagged_tiff(tmp_path / "raw.tif", {254: (4, 1)})
+    for read in (probe, lambda path: read_image(path, 8)):
+        with pytest.raises(ValueError, match="holds only a preview"):
+            read(path)
+    (tmp_path / "photo.nef").write_bytes(path.read_bytes())
+    with pytest.raises(ValueError, match="camera's raw file"):
+        read_image(tmp_path / "photo.nef", 8)
+
+
+def test_signed_numbers_are_refused(tmp_path):
+    path = tmp_path / "signed.tif"
+    Image.fromarray(np.full((8, 8), 90, np.uint8)).save(path, tiffinfo={339: 2})
+    with pytest.raises(ValueError, match="signed numbers"):
+        read_image(path, 8)
+
+
+@pytest.mark.parametrize("explained", [True, False])
+def test_a_fourth_band_must_be_explained(tmp_path, explained):
+    path = tmp_path / "four.tif"
+    Image.new("RGBA", (8, 8), (10, 20, 30, 255)).save(path)
+    raw = path.read_bytes()
+    if not explained:  # the tag of extra samples becomes one that means nothing
+        assert raw.count(struct.pack("<HHI", 338, 3, 1)) == 1
+        path.write_bytes(raw.replace(struct.pack("<HHI", 338, 3, 1), struct.pack("<HHI", 337, 3, 1)))
+        with pytest.raises(ValueError, match="a fourth band that it does not explain"):
+            read_image(path, 8)
+    else:
+        assert read_image(path, 8)[0, 0].tolist() == [10, 20, 30]
+
+
+def test_an_opacity_that_was_never_written_is_none(tmp_path):
+    """32-bit TGA files whose fourth byte is 0 throughout are not transparent throughout."""
+    Image.new("RGBA", (8, 8), (10, 20, 30, 0)).save(tmp_path / "a.tga")
+    assert read_image(tmp_path / "a.tga", 8)[0, 0].tolist() == [10, 20, 30]

@@ -1,6 +1,7 @@
 """Synthetic datasets on disk: writing, resuming, finding, drawing subsets."""
 
 import json
+import logging
 import os
 import subprocess
 from types import SimpleNamespace
@@ -351,3 +352,22 @@ def test_a_class_with_too_few_images(tmp_path):
     published_dataset(tmp_path, [3, 2])
     with pytest.raises(UserError, match="class 1 has 2 images, 3 are needed"):
         load_synthetic(tmp_path, 2, 4, wanted=6, seed=1)
+
+
+def test_an_image_that_was_edited_makes_another_set(tmp_path):
+    """Though the manifest is the same: it is older than the image."""
+    write_dataset(tmp_path, [2, 2])
+    before = set_identity(tmp_path, ["a", "b"])["sha256"]
+    assert set_identity(tmp_path, ["a", "b"])["sha256"] == before
+    file = synthetic_files(tmp_path, 2)[1][0]
+    Image.fromarray(picture(9, 9)).save(file)
+    os.utime(file, ns=(2**62, 2**62))
+    assert set_identity(tmp_path, ["a", "b"])["sha256"] != before
+
+
+def test_images_that_are_no_png_are_not_left_out_without_a_word(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("experiment"), "propagate", True)
+    write_dataset(tmp_path, [2, 2])
+    (tmp_path / "class_00" / "img_5.jpg").touch()
+    synthetic_files(tmp_path, 2)
+    assert "class_00: 1 files are not PNG and are not used" in caplog.text
