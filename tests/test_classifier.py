@@ -163,7 +163,7 @@ def test_an_interrupted_fit_goes_on_as_if_nothing_had_happened(classifier, tmp_p
         if epoch == last:
             raise KeyboardInterrupt
 
-    state = {"state_file": tmp_path / "state.npz", "save_share": 1.0, "settings": {"seed": 5}}
+    state = {"state_file": tmp_path / "state.npz", "save_share": 1.0, "settings": {"--seed": 5}}
     with pytest.raises(KeyboardInterrupt):  # before the state of this epoch is kept
         fit(classifier, **settings, **state, callbacks=[keras.callbacks.LambdaCallback(on_epoch_end=interrupt)])
     for variable in classifier.variables:
@@ -174,4 +174,4 @@ def test_an_interrupted_fit_goes_on_as_if_nothing_had_happened(classifier, tmp_p
     assert epochs[0] == last and resumed == whole and len(seconds) == len(whole["loss"])
     assert np.array_equal(classifier.probabilities(VAL[0]), probabilities)
     with pytest.raises(UserError, match="interrupted run with other arguments: --seed 5 .now 6."):
-        fit(classifier, **settings, **state | {"settings": {"seed": 6}})
+        fit(classifier, **settings, **state | {"settings": {"--seed": 6}})
