@@ -22,7 +22,7 @@ demo: setup
 
 # Two processes: the scripts, most of whose time is start-up, leave a core to the rest.
 test: setup style
-	$(RUN) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not slow" tests/test_scripts.py tests
+	$(RUN) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not slow" tests/test_scripts.py tests/test_interruptions.py tests
 
 # Rules and layout of the code, in ruff.toml.
 style: setup

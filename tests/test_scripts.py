@@ -3,9 +3,7 @@
 import csv
 import json
 import os
-import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -183,40 +181,6 @@ def test_a_search_follows_its_weights_and_removes_the_epochs_that_it_has_not_cho
     assert before.keys() == tree(tmp_path / "optimization_plots").keys()
 
 
-def test_search_never_reads_the_test_images(tmp_path):
-    """With noise in their place the whole search is the same, trial by trial; only the final measurement differs."""
-    import optuna
-
-    splits = load_splits(DATASETS["digits"], tmp_path)
-    found = []
-    for name in ("images", "noise"):
-        root = tmp_path / name
-        root.mkdir()
-        arrays = {}
-        for split, few in (("train", 60), ("val", 60), ("test", 100)):
-            part = getattr(splits, split)
-            arrays |= {f"{split}_images": part.images[:few], f"{split}_labels": part.labels[:few, None]}
-        if name == "noise":
-            arrays["test_images"] = np.random.default_rng(0).integers(0, 256, arrays["test_images"].shape, "uint8")
-        np.savez(root / "few.npz", **arrays)
-        common = ("--dataset", root / "few.npz", "--root", root, "--exp", "x", *MINI, "--precision", "float32")
-        if name == "images":
-            succeed("SD_adapting.py", *common, "--epochs", 1, "--batch_size", 32)
-        else:
-            shutil.copytree(tmp_path / "images/Checkpoints", root / "Checkpoints")
-        succeed("hyp_opt.py", *common, "--n_trials", 3, "--num_imgs", 40, "--is_max", 6, "--epochs", 8, "--batch_size", 16,
-                "--classifier", "resnet20_16", "--test_imgs", 10)  # fmt: skip
-        study = optuna.load_study(
-            study_name="few_expx_study_enc", storage=f"sqlite:///{root}/optimization_plots/x/few/study.db"
-        )
-        best = json.loads((root / "optimization_plots/x/few/enc/best.json").read_text())
-        found.append(
-            ([(t.params, t.value, t.state, t.intermediate_values) for t in study.trials], best["is"], best["ugs"])
-        )
-        assert len(study.trials) == 3
-    assert found[0] == found[1]
-
-
 def test_generation_writes_exact_totals_and_a_manifest(root):
     folder = root / "Data/Synthetic/Exp_smoke/digits/1.003kEnc2Dif1Is2Ugs1"
     manifest = json.loads((folder / "manifest.json").read_text())
@@ -252,23 +216,6 @@ def test_generation_resumes_with_the_same_bytes_whatever_the_batch(root, tmp_pat
         "throwing away the 30 images" in succeed("generate_dataset.py", *flags, "--root", tmp_path, "--restart").stdout
     )
     assert tree(folder)[Path("class_00/img_1.png")] == whole[Path("class_00/img_1.png")]
-
-
-def test_shards_make_the_dataset_that_one_process_makes(tmp_path):
-    flags = ("--dataset", "digits", "--exp", "s", *MINI, "--img_total", 230, "--enc_epoch", 0, "--dif_epoch", 0,
-             "--inf_steps", 2, "--ugs", 1.5, "--batch_size", 8)  # fmt: skip
-    folders = [tmp_path / name / "Data/Synthetic/Exp_s/digits/230Enc0Dif0Is2Ugs1.5" for name in ("whole", "parts")]
-    succeed("generate_dataset.py", *flags, "--root", tmp_path / "whole")
-    parts = (*flags, "--root", tmp_path / "parts", "--shard")
-    assert "shards that are not complete: 1/3, 3/3" in succeed("generate_dataset.py", *parts, "2/3").stdout
-    assert not (folders[1] / "manifest.json").exists()
-    both = [subprocess.Popen([sys.executable, str(REPOSITORY / "generate_dataset.py"), *map(str, parts), f"{i}/3"],
-                             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for i in (1, 3)]  # fmt: skip
-    assert [process.wait() for process in both] == [0, 0]
-    whole, union = map(tree, folders)
-    images = {p for p in whole if p.suffix == ".png" and p.parts[0].startswith("class_")}
-    assert len(images) == 230 and all(whole[p] == union[p] for p in images)
-    assert whole[Path("manifest.json")] == union[Path("manifest.json")]
 
 
 def test_classifier_writes_results_and_keeps_others(root):
@@ -339,128 +286,3 @@ def test_help_and_wrong_flags_answer_at_once(script):
         # 1.5 s is what a person notices; twice that, since test machines are busy.
         assert time.perf_counter() - start < 3
     assert "did you mean cifar10?" in done.stderr
-
-
-def test_interrupted_training_ends_with_the_same_weights(tmp_path):
-    flags = ("--dataset", "digits", "--exp", "x", *MINI, "--epochs", 4, "--batch_size", 256, "--precision", "float32")
-    folders = {name: tmp_path / name / "Checkpoints/DDPM/Exp_x/digits/MyEmbedding" for name in ("whole", "broken")}
-    succeed("SD_adapting.py", *flags, "--root", tmp_path / "whole")
-    command = [sys.executable, str(REPOSITORY / "SD_adapting.py"), *map(str, flags), "--root", str(tmp_path / "broken")]
-    shutil.copytree(tmp_path / "whole/Data/Latents", tmp_path / "broken/Data/Latents")  # a first try had got so far
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while not (folders["broken"] / "state.npz").exists():
-        assert process.poll() is None
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert not (folders["broken"] / "epoch4.weights.h5").exists()
-    assert "going on after epoch" in succeed("SD_adapting.py", *flags, "--root", tmp_path / "broken").stdout
-    arrays = [weights_in(folder / "epoch4.weights.h5") for folder in folders.values()]
-    assert arrays[0] and arrays[0].keys() == arrays[1].keys()
-    assert all(np.array_equal(arrays[0][name], arrays[1][name]) for name in arrays[0])
-    assert not list((tmp_path / "broken").rglob(".partial*"))
-
-
-ADAPT_ONCE = ("SD_adapting.py", "--dataset", "digits", "--exp", "x", *MINI, "--epochs", "1", "--batch_size", "256")
-GENERATE_FEW = ("generate_dataset.py", "--dataset", "digits", "--exp", "x", *MINI, "--img_total", "12", "--enc_epoch", "0",
-                "--dif_epoch", "0", "--inf_steps", "2", "--ugs", "1", "--image_size", "128")  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    "command, room, cached", [(ADAPT_ONCE, 20_000, False), (ADAPT_ONCE, 100_000, True), (GENERATE_FEW, 6_000, False)]
-)
-def test_a_full_disk_is_one_line_and_damages_nothing(root, tmp_path, command, room, cached):
-    """No file may grow beyond `room` bytes (of latents, of weights, of an image); with more the same command finishes."""
-    import resource
-
-    if cached:
-        shutil.copytree(root / "Data/Latents", tmp_path / "Data/Latents")
-    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (room, resource.RLIM_INFINITY))  # noqa: E731
-    full = subprocess.run([sys.executable, REPOSITORY / command[0], *command[1:], "--root", tmp_path], capture_output=True, text=True,
-                          preexec_fn=limit)  # fmt: skip
-    lines = [line for line in full.stderr.splitlines() if "error" in line or "Traceback" in line]
-    assert full.returncode == 2 and len(lines) == 1 and lines[0].startswith(f"{command[0]}: error: "), full.stderr
-    assert not [
-        p for p in tmp_path.rglob("*") if p.name.startswith(".partial") or p.name in ("manifest.json", "training.json")
-    ]
-    succeed(*command, "--root", tmp_path)
-    assert [p for p in tmp_path.rglob("*") if p.name in ("manifest.json", "training.json")]
-
-
-# Stages that take long, and the file that shows that some of their work is saved.
-LONG = {
-    "generate": ((*GENERATE_FEW, "--img_total", "5000", "--batch_size", "20"), "img_*.png"),
-    "adapt": (("SD_adapting.py", "--dataset", "digits", "--exp", "smoke", *MINI, "--epochs", "90", "--batch_size", "256"), "state.npz"),
-    "classify": (("classifier_training.py", "--dataset", "digits", "--exp", "smoke", "--synthetic", "False", "--epochs", "90",
-                  "--classifier", "resnet20_16"), "state.npz"),
-    "search": (("hyp_opt.py", "--dataset", "digits", "--exp", "long", *MINI, "--n_trials", "90", "--num_imgs", "20", "--is_max", "6",
-                "--epochs", "2", "--classifier", "resnet20_16"), "study.db"),
-}  # fmt: skip
-
-
-def working(stage, root, epochs=None):
-    """A process of a stage that has saved some of its work; `epochs` are those that a search looks at."""
-    command, sign = LONG[stage]
-    if epochs:
-        shutil.copytree(epochs, root / "Checkpoints/DDPM/Exp_long/digits/MyEmbedding")
-    process = subprocess.Popen([sys.executable, str(REPOSITORY / command[0]), *command[1:], "--root", str(root)],
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # fmt: skip
-    while not list(root.rglob(sign)) or stage == "search" and "trial   0" not in process.stdout.readline():
-        assert process.poll() is None
-        time.sleep(0.05)
-    return process
-
-
-def test_a_folder_that_is_deleted_in_mid_run_is_one_line(tmp_path):
-    process = working("generate", tmp_path)
-    shutil.rmtree(tmp_path / "Data", ignore_errors=True)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 2 and "generate_dataset.py: error: " in errors and "Traceback" not in errors
-
-
-@pytest.mark.parametrize("stop, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_stopped_run_says_what_is_saved(tmp_path, stop, code):
-    process = working("generate", tmp_path)
-    process.send_signal(stop)
-    _, errors = process.communicate(timeout=60)
-    there = len(list(tmp_path.rglob("img_*.png")))
-    last = errors.strip().splitlines()[-1]
-    assert process.returncode == code
-    assert (
-        last
-        == f"generate_dataset.py: interrupted; {there} of 5000 images are saved: the same command goes on from there"
-    )
-
-
-@pytest.mark.parametrize(
-    "stage, stop, code",
-    [("adapt", signal.SIGINT, 130), ("classify", signal.SIGTERM, 143), ("search", signal.SIGINT, 130)],
-)
-def test_every_stage_says_what_is_saved_when_it_is_stopped(root, tmp_path, stage, stop, code):
-    process = working(stage, tmp_path, root / "Checkpoints/DDPM/Exp_smoke/digits/MyEmbedding")
-    process.send_signal(stop)
-    _, errors = process.communicate(timeout=60)
-    saved = r"[1-9]\d* of 90 (epochs are saved|trials are finished)"
-    assert (
-        re.search(rf"\w+.py: interrupted; {saved}: the same command goes on from there$", errors.strip())
-        and "Traceback" not in errors
-    )
-    assert process.returncode == code
-
-
-@pytest.mark.parametrize("stage", ["adapt", "classify"])
-def test_a_stage_whose_folder_is_deleted_ends_in_one_line(root, tmp_path, stage):
-    process = working(stage, tmp_path, root / "Checkpoints/DDPM/Exp_smoke/digits/MyEmbedding")
-    shutil.rmtree(tmp_path / "Checkpoints", ignore_errors=True)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 2 and f"{LONG[stage][0][0]}: error: " in errors and "Traceback" not in errors
-
-
-def weights_in(path):
-    """Every array of an HDF5 file by its name."""
-    import h5py
-
-    arrays = {}
-    with h5py.File(path) as file:
-        file.visititems(lambda name, item: arrays.update({name: item[()]}) if isinstance(item, h5py.Dataset) else None)
-    return arrays
