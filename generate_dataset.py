@@ -140,7 +140,8 @@ def generate(args, known=None):
     with precision(args.precision):
         diffusion = load_diffusion(backbone, len(known.classes), args.weights_dir, **known.epochs)
     writer = SyntheticWriter(folder, known.counts, backbone.block)
-    check_room(folder, 0 if args.restart else bytes_missing(args, known, writer), "what is missing of the set")
+    there, whole = writer.progress(args.shard)
+    check_room(folder, 0 if args.restart else bytes_of(known, whole - there), "what is missing of the set")
     with writing_in(folder, known.part, saved=lambda: "{} of {} images are saved".format(*writer.progress(args.shard))):
         begin_folder(folder, settings, args.restart)
         writer.begin()
@@ -159,10 +160,9 @@ def generate(args, known=None):
     return folder
 
 
-def bytes_missing(args, known, writer):
-    """About how many bytes the images of this shard will take that are not there yet."""
-    there, whole = writer.progress(args.shard)
-    return (whole - there) * (BYTES_A_PIXEL * known.settings["image_size"] ** 2 + BYTES_A_FILE)
+def bytes_of(known, count):
+    """About how many bytes a number of images takes on the disk."""
+    return count * (BYTES_A_PIXEL * known.settings["image_size"] ** 2 + BYTES_A_FILE)
 
 
 def write_images(args, known, precision, diffusion, writer):
@@ -174,7 +174,7 @@ def write_images(args, known, precision, diffusion, writer):
     log.info(
         "%d images of %s with %s, %d there, %d inference steps, guidance scale %g, %s, seed %d, about %s on disk -> %s",
         whole, known.name, diffusion.backbone.name, there, args.inf_steps, args.ugs, precision, args.seed,
-        gigabytes(bytes_missing(args, known, writer)), known.folder,
+        gigabytes(bytes_of(known, whole - there)), known.folder,
     )  # fmt: skip
     resize = partial(resize_images, side=side, mode="bilinear")
     return write_generated(
