@@ -1,11 +1,13 @@
 """A script as a process: signals, logging, one-line errors and exit codes. Nothing here is needed to call a stage."""
 
+import _thread
 import contextlib
 import logging
 import logging.handlers
 import math
 import signal
 import sys
+import threading
 from pathlib import Path
 
 from cli.startup import import_keras
@@ -13,6 +15,8 @@ from Experiment.errors import UserError
 from Experiment.locks import claimed
 
 log = logging.getLogger("experiment")
+
+AGAIN = 5.0  # seconds until a stop that was swallowed is raised again
 
 
 def start_logging():
@@ -68,8 +72,32 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM, which a scheduler sends before it kills, is treated as Ctrl-C is."""
 
 
-def terminate(signum, frame):
-    raise Terminated
+class Stops:
+    """Ctrl-C and SIGTERM as exceptions that end the run within the block, whatever library is at work.
+
+    Keras has a dozen bare `except:` on the way through a network's layers, in each of which a Ctrl-C vanishes. So it is
+    raised again until it has reached the end of the block.
+    """
+
+    def __enter__(self):
+        self.timer = None
+        self.before = {signum: signal.signal(signum, self.stop) for signum in (signal.SIGINT, signal.SIGTERM)}
+
+    def stop(self, signum, frame):
+        self.over()
+        self.timer = threading.Timer(AGAIN, _thread.interrupt_main, [signum])
+        self.timer.daemon = True
+        self.timer.start()
+        raise Terminated if signum == signal.SIGTERM else KeyboardInterrupt
+
+    def over(self):
+        if self.timer:
+            self.timer.cancel()
+
+    def __exit__(self, *error):
+        self.over()
+        for signum, handler in self.before.items():
+            signal.signal(signum, handler)
 
 
 def batch_flags(args):
@@ -90,19 +118,19 @@ def run(stage, parse_args, plan):
         plan: Function of the arguments that looks at what is there before anything heavy is loaded. What it returns has
             a member `done`: a line where there is nothing to do.
     """
-    signal.signal(signal.SIGTERM, terminate)
     start_logging()
     name, again, args = Path(sys.argv[0]).name, "the same command", None
     try:
-        args = parse_args()
-        if getattr(args, "restart", False):
-            again += " without --restart"
-        known = plan(args)
-        if known.done:
-            print(known.done)
-        else:
-            import_keras(args)
-            stage(args, known)
+        with Stops():
+            args = parse_args()
+            if getattr(args, "restart", False):
+                again += " without --restart"
+            known = plan(args)
+            if known.done:
+                print(known.done)
+            else:
+                import_keras(args)
+                stage(args, known)
     # What TensorFlow raises when memory lacks cannot be imported here.
     except Exception as error:
         lacking = isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError"

@@ -3,8 +3,10 @@
 import argparse
 import logging
 import os
+import signal
 import subprocess
 import sys
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -175,6 +177,30 @@ run(lambda args, known: print("begun", flush=True) or time.sleep(60), lambda: No
     assert process.stdout.readline() == "begun\n"
     process.terminate()
     assert process.wait(20) == 143 and "goes on from there" in process.stderr.read()
+
+
+@pytest.mark.parametrize("signum, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stop_that_a_library_swallows_is_raised_again(capsys, monkeypatch, signum, code):
+    """Keras has bare `except:` where it traces a network."""
+    monkeypatch.setattr(process, "AGAIN", 0.1)
+    swallowed = []
+
+    def work_until_stopped():
+        for _ in range(2000):
+            time.sleep(0.01)
+
+    def work(args):
+        for step in (lambda: signal.raise_signal(signum), work_until_stopped):
+            try:
+                step()
+            except BaseException as stop:
+                swallowed.append(stop)
+        work_until_stopped()
+
+    with pytest.raises(SystemExit) as ended:
+        run(work)
+    assert ended.value.code == code and len(swallowed) == 2 and "interrupted" in capsys.readouterr().err
+    time.sleep(0.3)  # no stop comes after the end
 
 
 def test_run_does_not_hide_a_defect():
