@@ -2,6 +2,7 @@
 
 import logging
 import tokenize
+import zlib
 
 import numpy as np
 
@@ -44,27 +45,38 @@ def decoded_rows(path, root, names, side, mode, rows):
             write_decoded(path, shape, root, names, mode)
     images = np.empty((len(rows), *shape[1:]), np.uint8)
     for start in range(0, len(rows), ROWS):
-        stored = open_decoded(path, shape)  # anew: what is mapped counts as memory of the process until it is closed
+        wanted, stored = rows[start : start + ROWS], open_decoded(path, shape)  # anew: what is mapped counts as memory
         if stored is None:
             raise UserError(f"{path} has been deleted or changed meanwhile: run the same command again.")
-        images[start : start + ROWS] = stored[rows[start : start + ROWS]]
+        pixels, sums = stored
+        images[start : start + ROWS] = pixels[wanted]
+        if any(zlib.crc32(image) != known for image, known in zip(images[start:], sums[wanted])):
+            raise UserError(f"{path} is damaged: remove it and run the same command again, which decodes the set anew.")
     return images
 
 
 def open_decoded(path, shape):
-    """The memory-mapped array of a file, None if there is none of this shape."""
+    """Memory-mapped pixels uint8 and CRC-32 of each image uint32 (N,); None if there is no such file of this shape."""
     try:
-        stored = np.load(path, mmap_mode="r", allow_pickle=False)
-    # NumPy reads the header as Python source.
+        pixels = np.load(path, mmap_mode="r", allow_pickle=False)
+        if getattr(pixels, "shape", None) != shape or pixels.dtype != np.uint8:
+            return None
+        with open(path, "rb") as file:
+            file.seek(pixels.offset + pixels.nbytes)
+            sums = np.load(file, allow_pickle=False)
+    # NumPy reads the headers as Python source.
     except (ValueError, TypeError, OSError, EOFError, SyntaxError, OverflowError, tokenize.TokenError):
         return None
-    return stored if getattr(stored, "shape", None) == shape and stored.dtype == np.uint8 else None
+    return (pixels, sums) if sums.shape == shape[:1] and sums.dtype == np.uint32 else None
 
 
 def write_decoded(path, shape, root, names, mode):
-    """Decode all images into a file, piece by piece."""
-    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    """Decode all images into a file, piece by piece; behind them stand their checksums."""
+    header, sums = {"descr": "|u1", "fortran_order": False, "shape": shape}, np.empty(shape[0], np.uint32)
     with atomic_path(path) as partial, open(partial, "wb") as file:
         np.lib.format.write_array_header_1_0(file, header)
         for start in range(0, len(names), PIECE):
-            file.write(read_images(names[start : start + PIECE], shape[1], mode, root).data)
+            images = read_images(names[start : start + PIECE], shape[1], mode, root)
+            sums[start : start + PIECE] = [zlib.crc32(image) for image in images]
+            file.write(images.data)
+        np.save(file, sums)

@@ -10,7 +10,7 @@ import numpy as np
 
 from Data.folders import BROKEN, Unused, scan_folder
 from Data.npz import read_npz, read_rows
-from Data.own_split import Recorded, check_digests, check_files, checked_division, record_split, recorded_split
+from Data.own_split import Recorded, check_digests, checked_division, places_of, record_split, recorded_split
 from Data.pictures import first_ten, read_image, read_images, readable_images, resize, resize_images, shown, square
 from Data.registry import MEDMNIST_SIDES, class_names, medmnist_info
 from Data.report import SPLITS, Report, data_identity
@@ -279,14 +279,12 @@ def divided(scan, seed, experiment):
         parts = checked_division(labels, whole, seed, scan.classes)
         listings |= {split: ([files[i] for i in index], labels[index]) for split, index in parts.items()}
     else:
-        check_files(experiment, recorded, files)
+        places = places_of(experiment, recorded, files)
         if set(recorded) | set(listings) != set(SPLITS):
             raise UserError(f"{experiment.split_file} is the record of another kind of folder: use another --exp.")
-        place = {file: i for i, file in enumerate(files)}
-        for split, (of_split, digests) in recorded.items():
-            index = np.array([place[file] for file in of_split], np.int64)
+        for split, index in places.items():
             listings[split] = [files[i] for i in index], labels[index]
-            recorded[split] = Recorded(listings[split][0], digests)  # every name once in memory
+            recorded[split] = recorded[split]._replace(files=listings[split][0])  # every name once in memory
     return listings, recorded
 
 

@@ -131,14 +131,18 @@ def record_split(experiment, made, seed):
     return before
 
 
-def check_files(experiment, recorded, there):
-    """Compare the files of a record with the list of those that are there.
+def places_of(experiment, recorded, there):
+    """{split: indices int (n,) into `there`}: where the files of a record stand in the list of those that are there.
 
     Raises:
         UserError: Files are gone or new; it says which, and what to do.
     """
-    before, now = {file for of_split in recorded.values() for file in of_split.files}, set(there)
-    refuse_changes(experiment, {"gone": before - now, "new": now - before})
+    place = {file: i for i, file in enumerate(there)}
+    gone = [file for of_split in recorded.values() for file in of_split.files if file not in place]
+    if gone or len(there) != sum(len(of_split.files) for of_split in recorded.values()):
+        before = {file for of_split in recorded.values() for file in of_split.files}
+        refuse_changes(experiment, {"gone": gone, "new": place.keys() - before})
+    return {split: np.array([place[file] for file in of_split.files], np.int64) for split, of_split in recorded.items()}
 
 
 def check_digests(experiment, recorded, read):

@@ -233,6 +233,19 @@ def test_a_damaged_file_of_decoded_images_is_made_again(tmp_path, damage):
     assert [path.suffix for path in (tmp_path / "cache").iterdir() if not path.name.startswith(".")] == [".npy"]
 
 
+def test_a_changed_pixel_of_the_decoded_images_is_noticed(tmp_path):
+    write_dataset(tmp_path / "set", [5, 5])
+    load_synthetic(tmp_path / "set", 2, 4, 10, 1, cache=tmp_path / "cache")
+    (file,) = (tmp_path / "cache").glob("*.npy")
+    with open(file, "r+b") as stream:
+        stream.seek(128 + 7)  # behind the header
+        stream.write(b"\xab")
+    with pytest.raises(UserError, match="is damaged: remove it"):
+        load_synthetic(tmp_path / "set", 2, 4, 10, 1, cache=tmp_path / "cache")
+    file.unlink()
+    load_synthetic(tmp_path / "set", 2, 4, 10, 1, cache=tmp_path / "cache")
+
+
 def test_other_content_sizes_and_modes_have_their_own_file(tmp_path):
     write_dataset(tmp_path / "set", [5, 5])
     for side, mode in ((4, "bilinear"), (3, "bilinear"), (3, "antialias")):
