@@ -106,7 +106,7 @@ def batch_flags(args):
     return " or ".join(f"--{name}" for name in names or ["batch_size"])
 
 
-def run(stage, parse_args, plan):
+def run(stage, parse_args, plan, starts_keras=True):
     """Run a script: a user's mistake ends in one line on stderr and exit code 2, Ctrl-C in 130, SIGTERM in 143.
 
     So does an error of the file system (a full disk, a folder that is read-only or gone), which the user has to mend, and
@@ -117,6 +117,7 @@ def run(stage, parse_args, plan):
         parse_args: Function that returns the arguments.
         plan: Function of the arguments that looks at what is there before anything heavy is loaded. What it returns has
             a member `done`: a line where there is nothing to do.
+        starts_keras: Whether the stage needs Keras; the pipeline, which starts other processes, does not.
     """
     start_logging()
     name, again, args = Path(sys.argv[0]).name, "the same command", None
@@ -129,7 +130,8 @@ def run(stage, parse_args, plan):
             if known.done:
                 print(known.done)
             else:
-                import_keras(args)
+                if starts_keras:
+                    import_keras(args)
                 stage(args, known)
     # What TensorFlow raises when memory lacks cannot be imported here.
     except Exception as error:
