@@ -4,7 +4,9 @@ python pipeline.py --dataset path/to/folder --exp mine --backbone mini
 python pipeline.py --dataset cifar10 --exp 0001 --sizes 1 4 10
 """
 
+import logging
 import shlex
+from dataclasses import replace
 
 import classifier_training
 import generate_dataset
@@ -17,9 +19,12 @@ from cli.startup import share_cores
 from Data.registry import dataset_spec
 from Experiment.paths import Experiment
 from Experiment.plan import Plan
+from Models.backbones import BACKBONES
 from Stages.outcome import outcome
 from Stages.running import Runner
 from Stages.stages import at_once, stage_list
+
+log = logging.getLogger("experiment")
 
 SCRIPTS = {
     "SD_adapting": SD_adapting, "hyp_opt": hyp_opt, "generate_dataset": generate_dataset,
@@ -45,6 +50,12 @@ def plan(args):
         UserError: The path holds no dataset.
     """
     spec = dataset_spec(args.dataset, args.skip_broken, args.resolution, args.background)
+    side = BACKBONES[args.backbone].image_size
+    if args.resolution is None and spec.resolution > side:
+        args.resolution, spec = side, replace(spec, resolution=side)
+        log.info(
+            "classifiers see the images at %d px, since %s makes no larger ones (or --resolution)", side, args.backbone
+        )
     stages = stage_list(args, spec)
     parsed = [SCRIPTS[stage.script].parse_args(stage.flags) for stage in stages]
     known = Plan(spec=spec, experiment=Experiment(args.root, args.exp, spec.name), stages=stages,

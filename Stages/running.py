@@ -120,7 +120,9 @@ class Runner:
             run.begin()
         run.follow()
         if run.code == 0:
-            self.tell(stage, "an earlier run has finished it" if run.finished_before else f"finished, {run.seconds:.0f} s")
+            self.tell(
+                stage, "an earlier run has finished it" if run.finished_before else f"finished, {run.seconds:.0f} s"
+            )
 
     def stop(self, futures):
         """Let the running stages save what they have, and wait for them. Further stops change nothing."""
