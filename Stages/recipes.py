@@ -6,7 +6,12 @@ MINI_CLASSIFIER = "resnet20_16"  # a quarter of the paper's width, for speed
 FEWEST_IMAGES = 80  # for a classifier's batch of 64
 
 # Images that mini's trainings see in all, over their epochs: about the same work for a small and a large dataset.
-ENC_IMAGES, DIF_IMAGES, CLASSIFIER_IMAGES = 12_000, 64_000, 125_000
+ENC_IMAGES, DIF_IMAGES = 12_000, 64_000
+# Of classifiers: batch and epochs in a trial, most images of the measurement on test, images that a final one sees in all.
+# Where images have more than COARSE px a side a classifier takes most of the time: as many steps, of smaller batches.
+COARSE = 16
+SMALL_PICTURES = {"batch": 64, "epochs": 32, "most_test_imgs": 1000, "images": 125_000}
+LARGER_PICTURES = {"batch": 32, "epochs": 16, "most_test_imgs": 300, "images": 60_000}
 
 
 def paper_recipe(args, spec):
@@ -29,22 +34,23 @@ def small_recipe(args, spec):
 
     On the digits these are the values of the demo.
     """
-    images = spec.train_size
+    images, few = spec.train_size, max(300, 30 * spec.num_classes)
+    how = SMALL_PICTURES if spec.resolution <= COARSE else LARGER_PICTURES
     enc_epochs = args.enc_epochs or max(round(ENC_IMAGES / images), min(12, round(2 * ENC_IMAGES / images)), 1)
     dif_epochs = args.dif_epochs or max(round(DIF_IMAGES / images), 1)
-    classifier_epochs = min(40, max(10, CLASSIFIER_IMAGES // spec.unit))
-    batch = {"batch_size": 64 if min(images, spec.unit) >= FEWEST_IMAGES else max(1, min(images, spec.unit) // 2)}
-    classifier = {"classifier": args.classifier or MINI_CLASSIFIER, **batch}
+    classifier_epochs = min(40, max(10, how["images"] // spec.unit))
+    smallest = min(images, spec.unit)
+    classifier = args.classifier or MINI_CLASSIFIER
     return {
         "enc": {"epochs": enc_epochs, "freq": max(1, enc_epochs // 3)},
         "dif": {"epochs": dif_epochs, "freq": max(1, dif_epochs // 8)},
         "search": {
-            **classifier, "n_trials": args.n_trials or 5, "num_imgs": args.num_imgs or max(300, 30 * spec.num_classes),
-            "test_imgs": args.test_imgs or max(300, min(1000, spec.unit)), "epochs": args.trial_epochs or 32,
-            "is_min": 8, "warm_start": True, "save_plots": True,
+            "classifier": classifier, "batch_size": min(how["batch"], args.num_imgs or few), "n_trials": args.n_trials or 5,
+            "num_imgs": args.num_imgs or few, "test_imgs": args.test_imgs or max(few, min(how["most_test_imgs"], spec.unit)),
+            "epochs": args.trial_epochs or how["epochs"], "is_min": 8, "warm_start": True, "save_plots": True,
         },
         "first_search": {"is_max": 12, "ugs_max": 4},
-        "classifier": classifier,
+        "classifier": {"classifier": classifier, "batch_size": 64 if smallest >= FEWEST_IMAGES else max(1, smallest // 2)},
         # A larger set is seen less often.
         "classifier_epochs": lambda take: args.classifier_epochs or max(1, round(classifier_epochs / take**0.5)),
     }  # fmt: skip

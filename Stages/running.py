@@ -1,8 +1,9 @@
 """Stages as processes: their output, their end, and what is told when they are stopped."""
 
 import contextlib
+import json
+import os
 import re
-import shlex
 import signal
 import subprocess
 import sys
@@ -13,9 +14,12 @@ from itertools import groupby
 
 from Experiment.errors import UserError
 from Experiment.paths import REPOSITORY
+from Experiment.progress import MARK, TO_PIPELINE
+from Stages.work import fraction
 
 KILLED = "was killed by signal {}: by somebody, or by the system where memory lacks"
 GOES_ON = ": the same command goes on from there"
+REFRESH = 1.0  # s
 
 
 class Running:
@@ -26,23 +30,30 @@ class Running:
 
     Args:
         stage: The `Stage`.
-        tell: Function of the stage, a line and the stream that it belongs to. Threads call it.
+        display: The `Display` that shows its lines.
 
     Attributes:
-        code: Exit code; None where the stage has not ended, or was never begun.
+        code: Exit code; None where the stage has not ended.
         said: What its last line said where it ended by a mistake or a stop.
         finished_before: Whether an earlier run has finished it.
         seconds: How long it took.
+        parts: Its last message of progress, see `fraction`.
+        fraction: How far it is, 0..1.
     """
 
-    def __init__(self, stage, tell):
-        self.stage, self.tell, self.process = stage, tell, None
+    def __init__(self, stage, display):
+        self.stage, self.display, self.process = stage, display, None
         self.code, self.said, self.finished_before, self.seconds = None, "", False, 0.0
+        self.parts, self.fraction = [], 0.0
         self.last_line = re.compile(rf"{stage.script}\.py: (?:error: |interrupted; )(.*)")
 
     def begin(self):
+        environment = {name: value for name, value in os.environ.items() if name != TO_PIPELINE}
+        if self.display.live:
+            environment[TO_PIPELINE] = "1"
+        script, *flags = self.stage.command
         self.process = subprocess.Popen(
-            [sys.executable, str(REPOSITORY / self.stage.command[0]), *self.stage.command[1:]], stdin=subprocess.DEVNULL,
+            [sys.executable, str(REPOSITORY / script), *flags], env=environment, stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace", start_new_session=True,
         )  # fmt: skip
 
@@ -58,11 +69,14 @@ class Running:
     def read(self, output, to):
         """Pass lines on. The one that ends a script on a mistake or a stop becomes part of the pipeline's own."""
         for line in output:
-            if last := self.last_line.match(line):
+            if line.startswith(MARK):
+                self.parts = json.loads(line.removeprefix(MARK))
+                self.fraction = max(self.fraction, fraction(self.stage.script, self.parts))
+            elif last := self.last_line.match(line):
                 self.said = last[1].removesuffix(GOES_ON)
             else:
                 self.finished_before |= line.startswith("finished already")
-                self.tell(self.stage, line.rstrip(), to)
+                self.display.tell(self.stage, line.rstrip(), to)
 
     def stop(self, signum):
         with contextlib.suppress(ProcessLookupError):
@@ -80,49 +94,49 @@ class Runner:
     Args:
         stages: A list of `Stage`.
         at_once: Most stages that run at a time.
+        display: The `Display`.
+
+    Attributes:
+        runs: {stage: Running} of those that were begun.
     """
 
-    def __init__(self, stages, at_once):
-        self.stages, self.at_once, self.started = stages, at_once, time.time()
+    def __init__(self, stages, at_once, display):
+        self.stages, self.at_once, self.display, self.started = stages, at_once, display, time.time()
         self.runs, self.lock, self.stopped = {}, threading.Lock(), False
-
-    def label(self, stage):
-        return f"{self.stages.index(stage) + 1}/{len(self.stages)} {stage.name}"
-
-    def tell(self, stage, line, to=None):
-        print(f"[{self.label(stage)}] {line}", file=to or sys.stdout, flush=True)
 
     def run(self):
         """Run all stages. Raises a UserError that says which one failed, and why."""
-        for _, group in groupby(self.stages, lambda stage: stage.group):
-            self.run_group(list(group))
+        with self.display.showing(self.runs):
+            for _, group in groupby(self.stages, lambda stage: stage.group):
+                self.run_group(list(group))
 
     def run_group(self, stages):
         with ThreadPoolExecutor(self.at_once) as pool:
             futures = [pool.submit(self.run_stage, stage) for stage in stages]
             try:
-                wait(futures)
+                while wait(futures, REFRESH).not_done:
+                    self.display.refresh()
             except KeyboardInterrupt as stop:
                 self.stop(futures)
                 raise stop from None
         for stage, future in zip(stages, futures):
             future.result()
             if (run := self.runs.get(stage)) and run.code:
-                raise UserError(f"stage {self.label(stage)}: {run.reason}")
+                raise UserError(f"stage {self.display.label(stage)}: {run.reason}")
 
     def run_stage(self, stage):
         """Run a stage to its end, unless the user has stopped all, or one beside it has failed."""
         with self.lock:
             if self.stopped or any(run.code for run in self.runs.values()):
                 return
-            run = self.runs[stage] = Running(stage, self.tell)
-            self.tell(stage, f"{time.time() - self.started:.0f} s so far: python {shlex.join(stage.command)}")
+            run = Running(stage, self.display)
+            self.display.announce(stage)
             run.begin()
+            self.runs[stage] = run
         run.follow()
         if run.code == 0:
-            self.tell(
-                stage, "an earlier run has finished it" if run.finished_before else f"finished, {run.seconds:.0f} s"
-            )
+            said = "an earlier run has finished it" if run.finished_before else f"finished, {run.seconds:.0f} s"
+            self.display.tell(stage, said)
 
     def stop(self, futures):
         """Let the running stages save what they have, and wait for them. Further stops change nothing."""
@@ -141,6 +155,7 @@ class Runner:
 
     def told(self):
         """What is finished, and how far the others are: for the line that a stop ends with."""
-        done = [self.label(stage) for stage, run in self.runs.items() if run.code == 0]
-        begun = [f"{self.label(stage)}: {run.said}" for stage, run in self.runs.items() if run.code and run.said]
+        label = self.display.label
+        done = [label(stage) for stage, run in self.runs.items() if run.code == 0]
+        begun = [f"{label(stage)}: {run.said}" for stage, run in self.runs.items() if run.code and run.said]
         return "; ".join([f"finished: {', '.join(done) or 'no stage'}", *begun])

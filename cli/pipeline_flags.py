@@ -16,8 +16,12 @@ def add_pipeline_flags(parser):
     add("--dif_epochs", type=count, help="epochs of fine-tuning (the paper's 10; mini: by the number of images)")
     add("--n_trials", type=count, help="finished trials of each search (50, 40; mini: 5)")
     add("--num_imgs", type=count, help="images of a trial (4000; mini: 30 of each class, at least 300)")
-    add("--test_imgs", type=count, help="images of each measurement on test (--num_imgs; mini: 1x, 300 to 1000)")
-    add("--trial_epochs", type=count, help="most epochs of a trial's classifier (100; mini: 32)")
+    add(
+        "--test_imgs",
+        type=count,
+        help="images of each measurement on test (--num_imgs; mini: 1x, at most 1000, or 300 above 16 px)",
+    )
+    add("--trial_epochs", type=count, help="most epochs of a trial's classifier (100; mini: 32, or 16 above 16 px)")
     add("--classifier_epochs", type=count, help="most epochs of the classifiers (100; mini: 40, fewer for larger sets)")
     add("--also", action="append", default=[], metavar="'SCRIPT FLAGS'",
         help="further flags of a script, as in --also 'hyp_opt --pruner none'; may be given several times")  # fmt: skip

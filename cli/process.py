@@ -13,15 +13,24 @@ from pathlib import Path
 from cli.startup import import_keras
 from Experiment.errors import UserError
 from Experiment.locks import claimed
+from Experiment.progress import close_bars, write_above_bars
 
 log = logging.getLogger("experiment")
 
 AGAIN = 5.0  # seconds until a stop that was swallowed is raised again
 
 
+class TerminalHandler(logging.StreamHandler):
+    """Writes lines to the terminal, above the bars that it may show."""
+
+    def emit(self, record):
+        with write_above_bars(self.stream):
+            super().emit(record)
+
+
 def start_logging():
     """Log plain lines to the terminal. `logging_to` writes them to a file too, including those that came before it."""
-    to_terminal = logging.StreamHandler(sys.stdout)
+    to_terminal = TerminalHandler(sys.stdout)
     to_terminal.setLevel(logging.INFO)
     log.handlers[:] = [to_terminal, logging.handlers.MemoryHandler(1000, flushLevel=math.inf)]
     log.setLevel(logging.DEBUG)
@@ -138,10 +147,12 @@ def run(stage, parse_args, plan, starts_keras=True):
         lacking = isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError"
         if not isinstance(error, (UserError, OSError)) and not lacking:
             raise
+        close_bars()
         message = f"out of memory: try a smaller {batch_flags(args)}" if lacking else " ".join(str(error).split())
         print(f"{name}: error: {message}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as stop:
+        close_bars()
         try:
             saved = getattr(stop, "saved", lambda: "nothing is lost that was saved before")()
         except (UserError, OSError) as error:  # the folder may be gone
