@@ -9,7 +9,7 @@ import time
 from tqdm import tqdm
 
 TO_PIPELINE = "PROGRESS_TO_PIPELINE"  # environment variable that the pipeline sets for its stages
-MARK = "\x1e"  # begins a message to it on standard output; no other line does
+MARK = "\x02"  # begins a message to it on standard output; no other line does
 SHOWN_AFTER = 2.0  # s: what is over sooner is not shown
 EVERY_MESSAGE, EVERY_LINE = 0.5, 60.0  # s between messages, and between plain lines
 
