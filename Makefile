@@ -18,7 +18,7 @@ $(READY): requirements.txt
 SEED ?= 1234
 DEMO_ROOT ?= demo
 demo: setup
-	$(RUN) demo.py --seed $(SEED) --root $(DEMO_ROOT)
+	$(RUN) pipeline.py --dataset digits --exp demo --backbone mini --sizes 1 4 --seed $(SEED) --root $(DEMO_ROOT)
 
 # Two processes: the scripts, most of whose time is start-up, leave a core to the rest.
 test: setup style

@@ -1,7 +1,7 @@
 """Adapt Stable Diffusion to a dataset: train the Class Encoder (enc), then fine-tune the UNet (dif).
 
 python SD_adapting.py --dataset cifar10 --train_model enc --exp 0001
-python SD_adapting.py --dataset cifar10 --train_model dif --exp 0001 --enc_epoch 31
+python SD_adapting.py --dataset cifar10 --train_model dif --exp 0001 --enc_epoch best
 """
 
 import logging
@@ -9,6 +9,7 @@ import time
 
 import numpy as np
 
+from cli.best import epoch_or_best, take_best_epochs
 from cli.flags import add_model_flags, check_batch_size, finish_args, integer, new_parser, number
 from cli.process import run, writing_in
 from Data.latents import cached_moments
@@ -36,8 +37,8 @@ def parse_args(argv=None):
     add = parser.add_argument
     add("--train_model", default="enc", choices=["enc", "dif"],
         help="enc: the Class Encoder; dif: the UNet, with the encoder of --enc_epoch (enc)")  # fmt: skip
-    add("--enc_epoch", default=0, type=integer(0), help="Class Encoder to start from; 0: fresh (0)")
-    add("--dif_epoch", default=0, type=integer(0), help="UNet to start from; 0: pretrained (0)")
+    add("--enc_epoch", default=0, type=epoch_or_best, help="Class Encoder to start from, or best; 0: fresh (0)")
+    add("--dif_epoch", default=0, type=epoch_or_best, help="UNet to start from, or best; 0: pretrained (0)")
     add("--freq", default=1, type=integer(1), help="epochs between saved weights (1)")
     add("--keep", type=integer(1), help="keep only the last N epochs of this run (all, since the search chooses)")
     add("--epochs", type=integer(1), help="epochs (enc 50, dif 10; mini: 12, 64)")
@@ -67,6 +68,7 @@ def plan(args):
     """
     spec = dataset_spec(args.dataset, args.skip_broken, args.resolution, args.background)
     experiment = Experiment(args.root, args.exp, spec.name)
+    take_best_epochs(args, experiment, class_names(spec))
     folder = experiment.part_dir(args.train_model)
     offset = args.enc_epoch if args.train_model == "enc" else args.dif_epoch
     record_file = folder / (f"training_from{offset}.json" if offset else "training.json")

@@ -1,5 +1,6 @@
 """Generate a synthetic dataset with an adapted Stable Diffusion: a folder of PNGs a class, and a manifest.
 
+    python generate_dataset.py --dataset cifar10 --exp 0001 --img_total 40000 --best
     python generate_dataset.py --dataset cifar10 --exp 0001 --img_total 40000 --enc_epoch 31 --dif_epoch 10 \\
         --inf_steps 31 --ugs 1.74
 """
@@ -10,6 +11,7 @@ import re
 import time
 from functools import partial
 
+from cli.best import add_best_flag, epoch_or_best, settle_best, take_best
 from cli.flags import add_model_flags, add_spacing_flag, finish_args, integer, new_parser, number
 from cli.process import run, writing_in
 from Data.generation import begin_folder, check_folder, draw_pictures, finish_set, is_complete, move_sheet
@@ -45,15 +47,18 @@ def shard(text):
 
 def parse_args(argv=None):
     parser = new_parser(__doc__)
-    add, count, epoch = parser.add_argument, integer(1, MOST_IMAGES), integer(0)
+    add, count = parser.add_argument, integer(1, MOST_IMAGES)
     epochs, batch = presets.GENERATION_EPOCHS, presets.GENERATION_BATCH
+    settings = {"enc_epoch": epochs["enc"], "dif_epoch": epochs["dif"], "inf_steps": presets.INFERENCE_STEPS,
+                "ugs": presets.GUIDANCE_SCALE}  # fmt: skip
     add("--img_class", type=count, help="images of each class; or --img_total")
     add("--img_total", type=count, help="images in all, spread evenly over the classes")
     add("--batch_size", default=batch, type=integer(1), help="most images at a time (250; on a processor 16, mini 96)")
-    add("--enc_epoch", default=epochs["enc"], type=epoch, help="epoch of the Class Encoder; 0: fresh (50)")
-    add("--dif_epoch", default=epochs["dif"], type=epoch, help="epoch of the UNet; 0: pretrained (10)")
-    add("--inf_steps", default=presets.INFERENCE_STEPS, type=integer(1, 1000), help="inference steps (50)")
-    add("--ugs", default=presets.GUIDANCE_SCALE, type=number(0, 1000), help="unconditional guidance scale (7.5)")
+    add_best_flag(parser, "epochs, steps and scale")
+    add("--enc_epoch", type=epoch_or_best, help="epoch of the Class Encoder, or best; 0: fresh (50)")
+    add("--dif_epoch", type=epoch_or_best, help="epoch of the UNet, or best; 0: pretrained (10)")
+    add("--inf_steps", type=integer(1, 1000), help="inference steps (50)")
+    add("--ugs", type=number(0, 1000), help="unconditional guidance scale (7.5)")
     add_spacing_flag(parser)
     add("--image_size", type=integer(1, 4096), help="side of the stored images, px (the backbone's)")
     add_model_flags(parser)
@@ -63,6 +68,7 @@ def parse_args(argv=None):
     )  # fmt: skip
     add("--restart", action="store_true", help="throw away what an earlier run has left here")
     args = finish_args(parser, argv)
+    settle_best(parser, args, settings)
     if (args.img_class is None) == (args.img_total is None):
         parser.error("exactly one of --img_class and --img_total is needed")
     if args.restart and args.shard[1] > 1:
@@ -84,6 +90,8 @@ def plan(args):
     """
     spec = dataset_spec(args.dataset, args.skip_broken, args.resolution, args.background)
     experiment, backbone = Experiment(args.root, args.exp, spec.name), BACKBONES[args.backbone]
+    taken = {"enc_epoch": "enc_epoch", "dif_epoch": "epoch", "inf_steps": "is", "ugs": "ugs"}
+    take_best(args, experiment, class_names(spec), "dif", taken)
     total = args.img_total or args.img_class * spec.num_classes
     name = f"{size_name(total)}Enc{args.enc_epoch}Dif{args.dif_epoch}Is{args.inf_steps}Ugs{args.ugs:g}"
     epochs, classes = chosen_epochs(experiment, args.enc_epoch, args.dif_epoch), class_names(spec)

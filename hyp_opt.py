@@ -1,7 +1,7 @@
 """Search inference steps, guidance scale and epoch by Bayesian optimisation of validation accuracy.
 
 python hyp_opt.py --dataset cifar10 --exp 0001 --train_model enc
-python hyp_opt.py --dataset cifar10 --exp 0001 --train_model dif --enc_epoch 31 --is_1 31 --ugs_1 1.19
+python hyp_opt.py --dataset cifar10 --exp 0001 --train_model dif --best
 """
 
 import argparse
@@ -10,6 +10,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from cli.best import BEST, add_best_flag, epoch_or_best, settle_best, take_best
 from cli.flags import (
     add_classifier_flags,
     add_model_flags,
@@ -22,7 +23,7 @@ from cli.flags import (
 )  # fmt: skip
 from cli.process import logging_to, run, telling_what_is_saved
 from Data.loaders import Splits, load_splits
-from Data.registry import DatasetSpec, dataset_spec
+from Data.registry import DatasetSpec, class_names, dataset_spec
 from Experiment import presets
 from Experiment.errors import UserError
 from Experiment.files import read_json
@@ -33,6 +34,9 @@ from Search.inputs import search_inputs
 
 log = logging.getLogger("experiment")
 
+# What the second search takes from the first, and is without it.
+FIRST_SEARCH = {"enc_epoch": 0, "is_1": presets.INFERENCE_STEPS, "ugs_1": presets.GUIDANCE_SCALE}
+
 
 def add_search_flags(add):
     """What is searched, how, and for how long."""
@@ -40,10 +44,10 @@ def add_search_flags(add):
         help="search; --no-optimize only reports an earlier search (--optimize)")  # fmt: skip
     add("--train_model", default="enc", choices=["enc", "dif"],
         help="search after training the Class Encoder (enc) or the UNet (dif) (enc)")  # fmt: skip
-    add("--enc_epoch", default=0, type=integer(0), help="Class Encoder of the second search (0)")
-    add("--is_1", default=presets.INFERENCE_STEPS, type=integer(1, 1000),
+    add("--enc_epoch", type=epoch_or_best, help="Class Encoder of the second search, or best (0)")
+    add("--is_1", type=integer(1, 1000),
         help="best inference steps of the first search: upper bound of the second (50)")  # fmt: skip
-    add("--ugs_1", default=presets.GUIDANCE_SCALE, type=number(0, 1000, above=True),
+    add("--ugs_1", type=number(0, 1000, above=True),
         help="best guidance scale of the first search: half the upper bound of the second (7.5)")  # fmt: skip
     add("--is_min", default=presets.STEPS_RANGE[0], type=integer(1, 1000), help="fewest inference steps (5)")
     add("--is_max", type=integer(1, 1000), help="most inference steps (enc 50; dif --is_1)")
@@ -80,24 +84,35 @@ def add_measurement_flags(add):
 def parse_args(argv=None):
     parser = new_parser(__doc__)
     add_search_flags(parser.add_argument)
+    add_best_flag(parser, "--enc_epoch, --is_1 and --ugs_1 of the second search")
     add_measurement_flags(parser.add_argument)
     add_classifier_flags(parser)
     add_spacing_flag(parser)
     add_model_flags(parser)
     args = finish_args(parser, argv)
-    first = args.train_model == "enc"
+    settle_best(parser, args, FIRST_SEARCH)
+    if args.train_model == "enc" and (args.best or args.enc_epoch == BEST):
+        parser.error(f"argument {'--best' if args.best else '--enc_epoch best'}: is for --train_model dif")
     args.n_trials = args.n_trials or presets.TRIALS[args.train_model]
-    args.is_max = args.is_max or (presets.STEPS_RANGE[1] if first else args.is_1)
-    args.ugs_max = args.ugs_max or (presets.SCALE_MAX if first else 2 * args.ugs_1)
     args.test_imgs = args.test_imgs or args.num_imgs
     args.repeats = presets.REPEATS[args.select_on] if args.repeats is None else args.repeats
     check_batch_size(args, presets.CLASSIFIER_BATCH, args.num_imgs)
     if args.restart and (args.prune or not args.optimize):
         parser.error(f"argument --restart: not allowed with {'--prune' if args.prune else '--no-optimize'}")
-    if args.is_min > args.is_max:
-        parser.error(f"argument --is_min: {args.is_min} is more than the most inference steps, {args.is_max}")
+    if not args.best and (wrong := complete_bounds(args)):
+        parser.error(wrong)
     args.optimize &= not args.prune
     return args
+
+
+def complete_bounds(args):
+    """Fill in the bounds of the search that are not given. Returns what is wrong with them, or None."""
+    first = args.train_model == "enc"
+    args.is_max = args.is_max or (presets.STEPS_RANGE[1] if first else args.is_1)
+    args.ugs_max = args.ugs_max or (presets.SCALE_MAX if first else 2 * args.ugs_1)
+    if args.is_min > args.is_max:
+        return f"argument --is_min: {args.is_min} is more than the most inference steps, {args.is_max}"
+    return None
 
 
 @dataclass
@@ -142,6 +157,9 @@ def plan(args):
     spec = dataset_spec(args.dataset, args.skip_broken, args.resolution, args.background)
     experiment = Experiment(args.root, args.exp, spec.name)
     part = args.train_model
+    take_best(args, experiment, class_names(spec), "enc", {"enc_epoch": "epoch", "is_1": "is", "ugs_1": "ugs"})
+    if wrong := complete_bounds(args):
+        raise UserError(wrong)
     folder, weights = experiment.search_dir(part), experiment.part_dir(part)
     epochs = saved_epochs(weights)
     if not epochs:

@@ -11,6 +11,7 @@ from Experiment.disk import check_room
 from Experiment.errors import UserError
 from Experiment.files import atomic_path
 from Experiment.locks import locked
+from Experiment.progress import progress
 
 log = logging.getLogger("experiment")
 
@@ -73,10 +74,11 @@ def open_decoded(path, shape):
 def write_decoded(path, shape, root, names, mode):
     """Decode all images into a file, piece by piece; behind them stand their checksums."""
     header, sums = {"descr": "|u1", "fortran_order": False, "shape": shape}, np.empty(shape[0], np.uint32)
-    with atomic_path(path) as partial, open(partial, "wb") as file:
+    with atomic_path(path) as partial, open(partial, "wb") as file, progress(len(names), "image") as part:
         np.lib.format.write_array_header_1_0(file, header)
         for start in range(0, len(names), PIECE):
             images = read_images(names[start : start + PIECE], shape[1], mode, root)
             sums[start : start + PIECE] = [zlib.crc32(image) for image in images]
             file.write(images.data)
+            part.reach(min(start + PIECE, len(names)))
         np.save(file, sums)

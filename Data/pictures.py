@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image, ImageColor
 
 from Experiment.errors import UserError
+from Experiment.progress import progress
 
 # What Pillow raises for files that are not the image they should be: there is no common class, and damage finds each.
 BROKEN_IMAGE = (OSError, ValueError, SyntaxError, EOFError, TypeError, LookupError, ArithmeticError, RuntimeError,
@@ -88,9 +89,9 @@ def in_chunks(work, count):
             work(i)
 
     Image.init()  # not safe to do for the first time in several threads at once
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(os.cpu_count()) as pool, progress(count, "image") as part:
         for _ in pool.map(some, range(0, count, CHUNK)):
-            pass
+            part.reach(min(part.done + CHUNK, count))
 
 
 def refuse_misread(image):

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from Experiment.progress import each
 from Models.backbones import Backbone
 from Models.class_encoder import class_encoder
 from Models.diffusion import PREDICTION_TYPES, add_noise, alpha_bar_at, sample_latents, timestep_embedding
@@ -220,7 +221,7 @@ def encode_moments(image_encoder, images, side, batch_size=64):
         batch_size: Most images at a time.
     """
     batch_size = min(batch_size, len(images))
-    for start in range(0, len(images), batch_size):
+    for start in each(range(0, len(images), batch_size), "batch"):
         batch = images[start : start + batch_size]
         padded = batch[np.resize(np.arange(len(batch)), batch_size)].astype("float32")
         resized = ops.image.resize(padded, (side, side), "bilinear", antialias=side < padded.shape[1])

@@ -9,6 +9,7 @@ from Experiment import presets
 from Experiment.errors import UserError
 from Experiment.randomness import random_stream
 from Models.classifiers import CLASSIFIERS
+from Models.fit_progress import fit_progress
 from Models.fit_state import FitState
 from Models.runtime import fast_feed
 
@@ -168,17 +169,19 @@ class Classifier:
             if first_epoch and len(best) != len(self.model.weights):
                 raise UserError(f"{state_file} is of another model: start afresh with --restart.")
             callbacks.append(KeepState(state, stopping, history, best, save_share))
-        fitted = self.model.fit(
-            fast_feed(self.batches(*train, batch_size, seed, first_epoch)),
-            steps_per_epoch=steps or -(-len(train[1]) // batch_size),
-            initial_epoch=first_epoch,
-            validation_data=self.validation_data(val),
-            validation_batch_size=VALIDATION_BATCH,
-            epochs=epochs,
-            shuffle=False,  # the batches are
-            verbose=verbose,
-            callbacks=callbacks,
-        )
+        steps = steps or -(-len(train[1]) // batch_size)
+        with fit_progress(steps, epochs, first_epoch, verbose) as (verbose, shown):
+            fitted = self.model.fit(
+                fast_feed(self.batches(*train, batch_size, seed, first_epoch)),
+                steps_per_epoch=steps,
+                initial_epoch=first_epoch,
+                validation_data=self.validation_data(val),
+                validation_batch_size=VALIDATION_BATCH,
+                epochs=epochs,
+                shuffle=False,  # the batches are
+                verbose=verbose,
+                callbacks=[*shown, *callbacks],
+            )
         return history or fitted.history, times.seconds
 
     def probabilities(self, images, batch_size=256):

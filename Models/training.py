@@ -10,6 +10,7 @@ from Experiment.files import write_csv
 from Models.adapter import denoising_model
 from Models.faster_layers import checkpoint_gradients
 from Models.feed import noisy_batches, with_targets
+from Models.fit_progress import fit_progress
 from Models.optimizer import paper_optimizer
 from Models.runtime import fast_feed, precision
 from Models.weight_cards import card_path
@@ -68,10 +69,12 @@ def fit_epochs(model, saver, moments, labels, num_classes, batch_size, seed, don
     schedule = saver.adapted.diffusion.backbone.schedule
     first = saver.offset + done
     batches = noisy_batches(moments, labels, num_classes, batch_size, seed, first, schedule.num_timesteps)
-    model.fit(
-        fast_feed(with_targets(batches)), steps_per_epoch=-(-len(labels) // batch_size), epochs=saver.last,
-        initial_epoch=done, callbacks=[saver], shuffle=False, verbose=2,
-    )  # fmt: skip
+    steps = -(-len(labels) // batch_size)
+    with fit_progress(steps, saver.last, done) as (verbose, shown):
+        model.fit(
+            fast_feed(with_targets(batches)), steps_per_epoch=steps, epochs=saver.last, initial_epoch=done,
+            callbacks=[saver, *shown], shuffle=False, verbose=verbose,
+        )  # fmt: skip
 
 
 class SaveEpochs(keras.callbacks.Callback):

@@ -1,8 +1,7 @@
 """Generated images on their way to the disk."""
 
-from tqdm import tqdm
-
 from Experiment.errors import UserError
+from Experiment.progress import progress
 from Models import sampler
 
 
@@ -28,12 +27,12 @@ def write_generated(diffusion, writer, shard, resize, batch_size, **settings):
     block = sampler.block_size(diffusion.backbone, batch_size)
     made = sampler.generate_images(diffusion.sampler(), diffusion.encoder, missing, block=block, **settings)
     try:
-        with tqdm(total=whole, initial=there, unit="image", smoothing=0.05) as progress:
+        with progress(whole, "image", there, lines=True) as part:
             for numbers, images, good in made:  # (n,), uint8 (n, H, H, 3), bool (n,)
                 broken += [writer.file(number) for number in numbers[~good]]
                 for image in zip(numbers[good], resize(images[good])):
                     writer.write(*image)
-                progress.update(len(images))
+                part.advance(len(images))
         writer.drain()
     finally:
         writer.close()

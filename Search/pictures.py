@@ -9,20 +9,22 @@ import numpy as np
 from plots import save_figure
 
 MOST_LEGEND_TRIALS = 10
-FEWEST_CONTOUR_TRIALS = 4
+FEWEST_TRIALS = 4
 
 
-def too_few_for_contour(study, params):
-    """Why a contour over two parameters would be empty, or None.
+def too_few_to_draw(study, params=()):
+    """Why a contour over two parameters would be empty, or the parameters' importances mean nothing; or None.
 
     Args:
         study: The study.
-        params: Names of the parameters.
+        params: Names of the parameters of a contour.
     """
-    completed = [trial.params for trial in study.get_trials(deepcopy=False) if trial.state.name == "COMPLETE"]
-    if len(completed) < FEWEST_CONTOUR_TRIALS:
-        return f"{len(completed)} completed trials are fewer than {FEWEST_CONTOUR_TRIALS}"
-    same = [name for name in params if len({trial.get(name) for trial in completed}) < 2]
+    completed = [trial for trial in study.get_trials(deepcopy=False) if trial.state.name == "COMPLETE"]
+    if len(completed) < FEWEST_TRIALS:
+        return f"{len(completed)} completed trials are fewer than {FEWEST_TRIALS}"
+    same = [name for name in params if len({trial.params.get(name) for trial in completed}) < 2]
+    if len({trial.value for trial in completed}) < 2:
+        same.append("accuracy")
     return f"all completed trials have the same {' and the same '.join(same)}" if same else None
 
 
@@ -35,9 +37,14 @@ def search_plots(study, folder):
     import optuna.visualization.matplotlib as optuna_plots
 
     def contour(*params):
-        if why := too_few_for_contour(study, params):
+        if why := too_few_to_draw(study, params):
             raise ValueError(why)
         return optuna_plots.plot_contour(study, params=list(params))
+
+    def importances():
+        if why := too_few_to_draw(study):
+            raise ValueError(why)
+        return optuna_plots.plot_param_importances(study)
 
     plots = {
         "history": lambda: optuna_plots.plot_optimization_history(study),
@@ -46,7 +53,7 @@ def search_plots(study, folder):
         "contour_epoch_ugs": lambda: contour("epoch", "ugs"),
         "intermediate_values": lambda: optuna_plots.plot_intermediate_values(study),
         "parallel_coordinate": lambda: optuna_plots.plot_parallel_coordinate(study),
-        "param_importances": lambda: optuna_plots.plot_param_importances(study),
+        "param_importances": importances,
         "rank": lambda: optuna_plots.plot_rank(study),
         "slice": lambda: optuna_plots.plot_slice(study),
         "timeline": lambda: optuna_plots.plot_timeline(study),
@@ -63,5 +70,6 @@ def search_plots(study, folder):
                 file = save_figure(axis.figure, folder / f"{name}.png")
             except (ValueError, RuntimeError, ZeroDivisionError, UserWarning) as error:
                 logging.getLogger("experiment").warning("%s is not drawn: %s", name, error)
+                (folder / f"{name}.png").unlink(missing_ok=True)  # an earlier one shows other trials
                 continue
         yield file

@@ -6,6 +6,7 @@ from statistics import mean
 from optuna.trial import TrialState
 
 from Experiment.errors import UserError
+from Experiment.progress import each
 from Search.trials import Unusable, accuracy_again
 from Search.workers import trials
 
@@ -47,7 +48,7 @@ def run_missing_repeats(study, context, repeats):
     """Run and record the repeats that are missing, each once: by one process at a time."""
     if repeats:
         study.set_user_attr("repeats", repeats)
-    for trial, i in missing_repeats(study, repeats):
+    for trial, i in each(missing_repeats(study, repeats), "repeat"):
         seed = (context.args.seed + i) % 2**63
         try:
             value = accuracy_again(context, trial, seed)

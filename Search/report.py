@@ -10,6 +10,7 @@ from Data.loaders import class_names
 from Experiment import presets
 from Experiment.errors import UserError
 from Experiment.files import write_csv
+from Experiment.progress import each
 from Models.classifier import accuracies
 from Models.sampler import first_of_each_class
 from plots import MAX_SHEET_ROWS, side_by_side
@@ -32,8 +33,14 @@ def trial_line(trial):
     return f"trial {trial.number:3d}: {settings} -> {result.get(trial.state.name, trial.state.name.lower())}"
 
 
-def progress_lines(study, budget):
-    """A function for `run_trials` that logs a line after each trial: its result, the best, the time left."""
+def progress_lines(study, budget, part):
+    """A function for `run_trials` that logs a line after each trial: its result, the best, the time left.
+
+    Args:
+        study: The study.
+        budget: Trials in all.
+        part: The `progress` of the trials.
+    """
     started, there = time.time(), len(trials(study, *FINISHED))
 
     def line(study, trial):
@@ -45,6 +52,7 @@ def progress_lines(study, budget):
             "%s   best %.4f   %d of %d, %.0f s, %.0f s left",
             trial_line(trial), best, len(finished), budget, seconds, max(0, left),
         )  # fmt: skip
+        part.reach(len(finished), f"best {best:.4f}")
 
     return line
 
@@ -62,7 +70,7 @@ def measure(args, context, test, best):
     default = (presets.INFERENCE_STEPS, presets.GUIDANCE_SCALE) if first else (args.is_1, args.ugs_1)
     settings = {"no_opt": (*default, max(context.epochs)), "opt": settings_of(best)}
     results, count = {}, args.test_imgs
-    for name, (steps, scale, epoch) in settings.items():
+    for name, (steps, scale, epoch) in each(settings.items(), "measurement"):
         context.load(epoch)
         images = context.images(steps, scale, np.arange(count))
         history = context.train(images, context.labels(count))

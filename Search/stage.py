@@ -9,6 +9,7 @@ from optuna.trial import TrialState
 from Experiment.errors import UserError
 from Experiment.files import merge_json, read_json, write_json
 from Experiment.locks import claimed, locked
+from Experiment.progress import progress
 from Experiment.records import describe_run
 from Models.runtime import resolve_precision
 from Models.weight_names import enc_epochs_in_use, own_epochs, remove_files
@@ -89,8 +90,10 @@ def run_budget(args, known, study, context):
     """
     if args.warm_start and not trials(study):
         warm_start(args, study, known.epochs, known.spec.name)
-    lines = progress_lines(study, args.n_trials)
-    if not run_trials(study, lambda trial: objective(trial, context), args.n_trials, args.timeout, lines):
+    with progress(args.n_trials, "trial", len(trials(study, *FINISHED))) as part:
+        lines = progress_lines(study, args.n_trials, part)
+        complete = run_trials(study, lambda trial: objective(trial, context), args.n_trials, args.timeout, lines)
+    if not complete:
         finished, budget = len(trials(study, *FINISHED)), args.n_trials
         log.info(
             "%g s are over: %d of %d trials are finished, the same command goes on", args.timeout, finished, budget

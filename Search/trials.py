@@ -13,6 +13,7 @@ from Data.loaders import resize_images
 from Data.registry import DatasetSpec
 from Experiment import presets
 from Experiment.errors import UserError
+from Experiment.progress import each
 from Models.adapter import WholeNetwork, load_diffusion
 from Models.backbones import BACKBONES
 from Models.classifier import Classifier
@@ -85,7 +86,7 @@ class Context:
             spacing=self.args.timestep_spacing,
         )
         parts, count = [], 0
-        for _, images, good in made:
+        for _, images, good in each(made, "image", len(numbers), lambda block: len(block[0])):
             count += len(good)
             if not (good.all() or bad_too):
                 raise Unusable(

@@ -13,15 +13,24 @@ from pathlib import Path
 from cli.startup import import_keras
 from Experiment.errors import UserError
 from Experiment.locks import claimed
+from Experiment.progress import close_bars, write_above_bars
 
 log = logging.getLogger("experiment")
 
 AGAIN = 5.0  # seconds until a stop that was swallowed is raised again
 
 
+class TerminalHandler(logging.StreamHandler):
+    """Writes lines to the terminal, above the bars that it may show."""
+
+    def emit(self, record):
+        with write_above_bars(self.stream):
+            super().emit(record)
+
+
 def start_logging():
     """Log plain lines to the terminal. `logging_to` writes them to a file too, including those that came before it."""
-    to_terminal = logging.StreamHandler(sys.stdout)
+    to_terminal = TerminalHandler(sys.stdout)
     to_terminal.setLevel(logging.INFO)
     log.handlers[:] = [to_terminal, logging.handlers.MemoryHandler(1000, flushLevel=math.inf)]
     log.setLevel(logging.DEBUG)
@@ -106,7 +115,7 @@ def batch_flags(args):
     return " or ".join(f"--{name}" for name in names or ["batch_size"])
 
 
-def run(stage, parse_args, plan):
+def run(stage, parse_args, plan, starts_keras=True):
     """Run a script: a user's mistake ends in one line on stderr and exit code 2, Ctrl-C in 130, SIGTERM in 143.
 
     So does an error of the file system (a full disk, a folder that is read-only or gone), which the user has to mend, and
@@ -117,6 +126,7 @@ def run(stage, parse_args, plan):
         parse_args: Function that returns the arguments.
         plan: Function of the arguments that looks at what is there before anything heavy is loaded. What it returns has
             a member `done`: a line where there is nothing to do.
+        starts_keras: Whether the stage needs Keras; the pipeline, which starts other processes, does not.
     """
     start_logging()
     name, again, args = Path(sys.argv[0]).name, "the same command", None
@@ -129,17 +139,20 @@ def run(stage, parse_args, plan):
             if known.done:
                 print(known.done)
             else:
-                import_keras(args)
+                if starts_keras:
+                    import_keras(args)
                 stage(args, known)
     # What TensorFlow raises when memory lacks cannot be imported here.
     except Exception as error:
         lacking = isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError"
         if not isinstance(error, (UserError, OSError)) and not lacking:
             raise
+        close_bars()
         message = f"out of memory: try a smaller {batch_flags(args)}" if lacking else " ".join(str(error).split())
         print(f"{name}: error: {message}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as stop:
+        close_bars()
         try:
             saved = getattr(stop, "saved", lambda: "nothing is lost that was saved before")()
         except (UserError, OSError) as error:  # the folder may be gone

@@ -281,7 +281,7 @@ def test_flags(script, argv, message, capsys, monkeypatch, tmp_path):
 def numeric_flags():
     for script, name in SCRIPTS.items():
         for action in actions_of(name):
-            if getattr(action.type, "__name__", "") in ("whole number", "number"):
+            if getattr(action.type, "__name__", "") in ("whole number", "whole number or best", "number"):
                 yield script, action.option_strings[0]
 
 

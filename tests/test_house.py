@@ -11,7 +11,7 @@ from Experiment.paths import REPOSITORY
 from Models.noise_schedule import STABLE_DIFFUSION
 from Models.sampler import Sampler
 
-SCRIPTS = ("SD_adapting", "hyp_opt", "generate_dataset", "classifier_training")
+SCRIPTS = ("SD_adapting", "hyp_opt", "generate_dataset", "classifier_training", "pipeline")
 # From the ground up. A room imports rooms of lower floors, and itself.
 FLOORS = {
     "Experiment": 0,
@@ -20,8 +20,9 @@ FLOORS = {
     "Models": 3,
     "Search": 4,
     "cli": 4,
+    "Stages": 4,
     **dict.fromkeys(SCRIPTS, 5),
-    "demo": 6,
+    "pipeline": 6,
 }
 # What stands above its room: a training of its own that draws its corpus from Data.
 ABOVE = {"Models/mini_pretraining.py"}

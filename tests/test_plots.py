@@ -408,7 +408,8 @@ def test_a_search_plot_that_fails_does_not_lose_the_others(tmp_path, monkeypatch
 @pytest.mark.parametrize("values, alike, why", [
     ((0.5, 0.4, 0.6), False, "contour_is_ugs is not drawn: 3 completed trials are fewer than 4"),
     ((0.5, 0.4, 0.6, 0.7), True, "contour_is_epoch is not drawn: all completed trials have the same is"),
-    ((0.5,), False, "param_importances is not drawn: The number of trials is too small"),
+    ((0.5,), False, "param_importances is not drawn: 1 completed trials are fewer than 4"),
+    ((0.5, 0.5, 0.5, 0.5), False, "contour_is_ugs is not drawn: all completed trials have the same accuracy"),
 ])  # fmt: skip
 def test_a_search_plot_that_would_be_empty_is_left_out_and_nothing_else_is_said(
     values, alike, why, tmp_path, monkeypatch, caplog, recwarn
@@ -420,8 +421,10 @@ def test_a_search_plot_that_would_be_empty_is_left_out_and_nothing_else_is_said(
                                             intermediate_values=t.intermediate_values) for t in study.trials]  # fmt: skip
         study = optuna.create_study(direction="maximize")
         study.add_trials(trials)
+    (tmp_path / "contour_is_ugs.png").write_text("of an earlier run")
     files = {file.name for file in search_plots(study, tmp_path)}
     left_out = {"contour_is_ugs.png", "contour_is_epoch.png"} | (set() if alike else {"contour_epoch_ugs.png"})
+    assert not (tmp_path / "contour_is_ugs.png").exists()
     assert why in caplog.text and not files & left_out and {"history.png", "slice.png", "timeline.png"} <= files
     assert not list(recwarn)
 

@@ -1,0 +1,114 @@
+"""How far a long part of a run is: a bar on a terminal, messages to the pipeline that started it, plain lines elsewhere."""
+
+import contextlib
+import json
+import os
+import sys
+import time
+
+from tqdm import tqdm
+
+TO_PIPELINE = "PROGRESS_TO_PIPELINE"  # environment variable that the pipeline sets for its stages
+MARK = "\x02"  # begins a message to it on standard output; no other line does
+SHOWN_AFTER = 2.0  # s: what is over sooner is not shown
+EVERY_MESSAGE, EVERY_LINE = 0.5, 60.0  # s between messages, and between plain lines
+
+open_parts = []  # of this process, outermost first
+
+
+def shown_live():
+    """Whether somebody sees progress as it happens, so that lines which only tell of it can be left out."""
+    return TO_PIPELINE in os.environ or sys.stderr.isatty()
+
+
+def duration(seconds):
+    """A time as people say it: 45 s, 12 min, 3.5 h."""
+    if seconds < 99.5:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 99.5 * 60 else f"{seconds / 3600:.1f} h"
+
+
+class Part:
+    """A part of a run that is under way: `done` of `total` units.
+
+    Args:
+        total: Units in all.
+        unit: Name of one, such as `image`.
+        done: Units that an earlier run has done.
+        lines: Whether to print plain lines where nothing is shown live; not where other lines tell of it already.
+    """
+
+    def __init__(self, total, unit, done, lines):
+        self.total, self.unit, self.done, self.begun_with, self.note = total, unit, done, done, ""
+        self.started, self.lines, self.bar = time.monotonic(), lines, None
+        self.due = self.started + SHOWN_AFTER
+        if TO_PIPELINE not in os.environ and sys.stderr.isatty():
+            self.bar = tqdm(total=total, initial=done, unit=unit, delay=SHOWN_AFTER, smoothing=0.05, leave=False,
+                            dynamic_ncols=True, file=sys.stderr)  # fmt: skip
+        elif TO_PIPELINE not in os.environ:
+            self.due = self.started + EVERY_LINE
+
+    def advance(self, count=1):
+        self.reach(self.done + count)
+
+    def reach(self, done, note=None):
+        """Be `done` units far. `note` says more, such as a loss."""
+        step, self.done = done - self.done, done
+        if note is not None:
+            self.note = note
+        if self.bar is not None:
+            if note is not None:
+                self.bar.set_postfix_str(note, refresh=False)
+            self.bar.update(step)
+        elif time.monotonic() >= self.due:
+            self.tell()
+
+    def tell(self):
+        if TO_PIPELINE in os.environ:
+            self.due = time.monotonic() + EVERY_MESSAGE
+            parts = [[part.unit, part.done, part.total, part.note] for part in open_parts]
+            print(MARK + json.dumps(parts), flush=True)
+        elif self.lines:
+            self.due = time.monotonic() + EVERY_LINE
+            seconds, made = time.monotonic() - self.started, self.done - self.begun_with
+            left = seconds / max(1, made) * (self.total - self.done)
+            print(f"{self.unit} {self.done} of {self.total}, {duration(seconds)}, {duration(left)} left", flush=True)
+
+
+@contextlib.contextmanager
+def progress(total, unit, done=0, lines=False):
+    """Show how far a part of a run is within the block, and yield it: see `Part`. Parts may lie within one another."""
+    part = Part(total, unit, done, lines)
+    open_parts.append(part)
+    try:
+        yield part
+    finally:
+        open_parts.remove(part)
+        if part.bar is not None:
+            part.bar.close()
+
+
+def each(items, unit, total=None, size=lambda item: 1):
+    """The items of an iterable, with progress.
+
+    Args:
+        items: The iterable.
+        unit: Name of what an item holds one of, or `size(item)` of.
+        total: Units in all, if not one for each item of a sequence.
+    """
+    with progress(len(items) if total is None else total, unit) as part:
+        for item in items:
+            yield item
+            part.advance(size(item))
+
+
+def close_bars():
+    """Take the bars off the terminal, for a last line."""
+    for part in open_parts:
+        if part.bar is not None:
+            part.bar.close()
+
+
+def write_above_bars(stream):
+    """A context in which a line may be written to a terminal that shows bars."""
+    return tqdm.external_write_mode(file=stream) if any(part.bar for part in open_parts) else contextlib.nullcontext()

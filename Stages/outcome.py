@@ -1,0 +1,92 @@
+"""What a finished pipeline shows: the table of accuracies, the seconds of its stages, its pictures."""
+
+import numpy as np
+
+from Data.loaders import class_names, load_splits, read_images
+from Data.synthetic import find_synthetic, synthetic_files
+from Experiment.files import read_json
+from plots import MAX_SHEET_ROWS, side_by_side
+
+COLUMNS = 8  # images of a class in the picture
+STEPS = [
+    ("1 after transfer learning", "After Transfer Learning", "no_opt"),
+    ("2 after the first search", "After Transfer Learning", "opt"),
+    ("3 after fine-tuning", "After Fine-Tuning", "no_opt"),
+    ("4 after the final search", "After Fine-Tuning", "opt"),
+]
+
+
+def accuracy_rows(experiment, classifier, sizes):
+    """[(what, top-1 accuracy)] of an experiment, as its result files have them."""
+    steps = read_json(experiment.pipeline_file)[experiment.dataset]
+    cas = read_json(experiment.cas_file)[classifier][experiment.dataset]
+    rows = [(name, steps[stage][key]["top_1"]) for name, stage, key in STEPS]
+    rows.append(("trained on real images", cas["real"]["top_1_accuracy"]))
+    return rows + [(f"trained on synthetic, {take}x", cas[f"x{take}"]["top_1_accuracy"]) for take in sizes]
+
+
+def table(title, unit, rows, form):
+    """Lines of a table of two columns."""
+    width = max(34, len(title))
+    return [f"\n{title:{width}} {unit}", "-" * (width + 8), *(f"{name:{width}} {value:{form}}" for name, value in rows)]
+
+
+def real_beside_synthetic(experiment, spec, splits, wanted):
+    """A picture of eight real training images of each class beside eight synthetic ones. Returns the file.
+
+    Args:
+        experiment: The `Experiment`.
+        spec: The `DatasetSpec`.
+        splits: The real `Splits` at the classifier's resolution.
+        wanted: Images of the synthetic set.
+    """
+    train, side, classes = splits.train, spec.resolution, class_names(spec)
+    files = synthetic_files(find_synthetic(experiment.synthetic_root, spec.num_classes, wanted), spec.num_classes)
+    real, synthetic, labels = [], [], []
+    for label, of_class in enumerate(files[:MAX_SHEET_ROWS]):
+        here = np.flatnonzero(train.labels == label)[: min(COLUMNS, len(of_class))]
+        real += list(train.images[here])
+        synthetic += of_class[: len(here)]
+        labels += [label] * len(here)
+    titles = (f"real, {side}x{side} px", "synthetic, as the classifier sees it")
+    file = experiment.images_dir / "real_beside_synthetic.png"
+    shown = read_images(synthetic, side, "bilinear")
+    return side_by_side(np.stack(real), shown, np.array(labels), classes, file, titles)
+
+
+def pictures(experiment):
+    """Pictures that the stages have left."""
+    exp, dataset = experiment.exp, experiment.dataset
+    found = []
+    for pattern in (
+        f"Data/Synthetic/Exp_{exp}/{dataset}/*.samples.png",
+        f"optimization_plots/{exp}/{dataset}/*/history.png",
+        f"optimization_plots/{exp}/top_1.png",
+        f"CAS Results/CAS_plots/exp{exp}/{dataset}.png",
+        f"Checkpoints/DDPM/Exp_{exp}/{dataset}/*/loss.png",
+        f"Checkpoints/Classifiers/Exp_{exp}/*/{dataset}/*/confusion_matrix.png",
+    ):
+        found += sorted(experiment.root.glob(pattern))
+    return found
+
+
+def outcome(args, spec, experiment, classifier, seconds):
+    """All lines that the pipeline ends with.
+
+    Args:
+        args: The pipeline's arguments.
+        spec: The `DatasetSpec`.
+        experiment: The `Experiment`.
+        classifier: Name of the classifier.
+        seconds: {stage: s}.
+    """
+    splits = load_splits(spec, args.data_dir, args.seed, spec.resolution, experiment)
+    count = len(splits.test.labels)
+    drawn = real_beside_synthetic(experiment, spec, splits, args.sizes[0] * spec.unit)
+    title = f"accuracy on {count} real test images"
+    return [
+        *table(title, "top-1", accuracy_rows(experiment, classifier, args.sizes), ".3f"),
+        *table("stage", "seconds", seconds.items(), "7.0f"),
+        "\npictures:",
+        *(f"  {path}" for path in [drawn, *pictures(experiment)]),
+    ]

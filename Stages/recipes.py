@@ -1,0 +1,66 @@
+"""What the stages run with where the user says nothing: one function a kind of backbone."""
+
+from Models.backbones import BACKBONES
+
+MINI_CLASSIFIER = "resnet20_16"  # a quarter of the paper's width, for speed
+FEWEST_IMAGES = 80  # for a classifier's batch of 64
+
+# Images that mini's trainings see in all, over their epochs: about the same work for a small and a large dataset.
+ENC_IMAGES, DIF_IMAGES = 12_000, 64_000
+# Of classifiers: batch and epochs in a trial, most images of the measurement on test, images that a final one sees in all.
+# Where images have more than COARSE px a side a classifier takes most of the time: as many steps, of smaller batches.
+COARSE = 16
+SMALL_PICTURES = {"batch": 64, "epochs": 32, "most_test_imgs": 1000, "images": 125_000}
+LARGER_PICTURES = {"batch": 32, "epochs": 16, "most_test_imgs": 300, "images": 60_000}
+
+
+def paper_recipe(args, spec):
+    """The paper's values, which are the scripts' own."""
+    return {
+        "enc": {"epochs": args.enc_epochs},
+        "dif": {"epochs": args.dif_epochs},
+        "search": {
+            "classifier": args.classifier, "n_trials": args.n_trials, "num_imgs": args.num_imgs,
+            "test_imgs": args.test_imgs, "epochs": args.trial_epochs, "save_plots": True,
+        },
+        "first_search": {},
+        "classifier": {"classifier": args.classifier},
+        "classifier_epochs": lambda take: args.classifier_epochs,
+    }  # fmt: skip
+
+
+def small_recipe(args, spec):
+    """For a small backbone on a laptop: few trials, few images each, and trainings of about equal work whatever the dataset.
+
+    On the digits these are the values of the demo.
+    """
+    images, few = spec.train_size, max(300, 30 * spec.num_classes)
+    how = SMALL_PICTURES if spec.resolution <= COARSE else LARGER_PICTURES
+    enc_epochs = args.enc_epochs or max(round(ENC_IMAGES / images), min(12, round(2 * ENC_IMAGES / images)), 1)
+    dif_epochs = args.dif_epochs or max(round(DIF_IMAGES / images), 1)
+    classifier_epochs = min(40, max(10, how["images"] // spec.unit))
+    smallest = min(images, spec.unit)
+    classifier = args.classifier or MINI_CLASSIFIER
+    return {
+        "enc": {"epochs": enc_epochs, "freq": max(1, enc_epochs // 3)},
+        "dif": {"epochs": dif_epochs, "freq": max(1, dif_epochs // 8)},
+        "search": {
+            "classifier": classifier, "batch_size": min(how["batch"], args.num_imgs or few), "n_trials": args.n_trials or 5,
+            "num_imgs": args.num_imgs or few, "test_imgs": args.test_imgs or max(few, min(how["most_test_imgs"], spec.unit)),
+            "epochs": args.trial_epochs or how["epochs"], "is_min": 8, "warm_start": True, "save_plots": True,
+        },
+        "first_search": {"is_max": 12, "ugs_max": 4},
+        "classifier": {"classifier": classifier, "batch_size": 64 if smallest >= FEWEST_IMAGES else max(1, smallest // 2)},
+        # A larger set is seen less often.
+        "classifier_epochs": lambda take: args.classifier_epochs or max(1, round(classifier_epochs / take**0.5)),
+    }  # fmt: skip
+
+
+def recipe(args, spec):
+    """Flags of the stages, {part: {flag: value}}; None stands for the script's own default.
+
+    Args:
+        args: The pipeline's arguments: what the user has chosen stays.
+        spec: The `DatasetSpec`.
+    """
+    return (small_recipe if BACKBONES[args.backbone].small else paper_recipe)(args, spec)

@@ -1,0 +1,161 @@
+"""Stages as processes: their output, their end, and what is told when they are stopped."""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor, wait
+from itertools import groupby
+
+from Experiment.errors import UserError
+from Experiment.paths import REPOSITORY
+from Experiment.progress import MARK, TO_PIPELINE
+from Stages.work import fraction
+
+KILLED = "was killed by signal {}: by somebody, or by the system where memory lacks"
+GOES_ON = ": the same command goes on from there"
+REFRESH = 1.0  # s
+
+
+class Running:
+    """A stage and the process that it runs in.
+
+    The process has a session of its own: Ctrl-C in a terminal reaches the pipeline alone, which passes it on, waits, and
+    tells in one line how all ended.
+
+    Args:
+        stage: The `Stage`.
+        display: The `Display` that shows its lines.
+
+    Attributes:
+        code: Exit code; None where the stage has not ended.
+        said: What its last line said where it ended by a mistake or a stop.
+        finished_before: Whether an earlier run has finished it.
+        seconds: How long it took.
+        parts: Its last message of progress, see `fraction`.
+        fraction: How far it is, 0..1.
+    """
+
+    def __init__(self, stage, display):
+        self.stage, self.display, self.process = stage, display, None
+        self.code, self.said, self.finished_before, self.seconds = None, "", False, 0.0
+        self.parts, self.fraction = [], 0.0
+        self.last_line = re.compile(rf"{stage.script}\.py: (?:error: |interrupted; )(.*)")
+
+    def begin(self):
+        environment = {name: value for name, value in os.environ.items() if name != TO_PIPELINE}
+        if self.display.live:
+            environment[TO_PIPELINE] = "1"
+        script, *flags = self.stage.command
+        self.process = subprocess.Popen(
+            [sys.executable, str(REPOSITORY / script), *flags], env=environment, stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace", start_new_session=True,
+        )  # fmt: skip
+
+    def follow(self):
+        """Pass its lines on until it ends."""
+        started = time.time()
+        errors = threading.Thread(target=self.read, args=(self.process.stderr, sys.stderr))
+        errors.start()
+        self.read(self.process.stdout, sys.stdout)
+        errors.join()
+        self.code, self.seconds = self.process.wait(), time.time() - started
+
+    def read(self, output, to):
+        """Pass lines on. The one that ends a script on a mistake or a stop becomes part of the pipeline's own."""
+        for line in output:
+            if line.startswith(MARK):
+                self.parts = json.loads(line.removeprefix(MARK))
+                self.fraction = max(self.fraction, fraction(self.stage.script, self.parts))
+            elif last := self.last_line.match(line):
+                self.said = last[1].removesuffix(GOES_ON)
+            else:
+                self.finished_before |= line.startswith("finished already")
+                self.display.tell(self.stage, line.rstrip(), to)
+
+    def stop(self, signum):
+        with contextlib.suppress(ProcessLookupError):
+            self.process.send_signal(signum)
+
+    @property
+    def reason(self):
+        """Why it failed."""
+        return self.said or (KILLED.format(-self.code) if self.code < 0 else f"ended with exit code {self.code}")
+
+
+class Runner:
+    """Runs stages in their order, those of a group side by side.
+
+    Args:
+        stages: A list of `Stage`.
+        at_once: Most stages that run at a time.
+        display: The `Display`.
+
+    Attributes:
+        runs: {stage: Running} of those that were begun.
+    """
+
+    def __init__(self, stages, at_once, display):
+        self.stages, self.at_once, self.display, self.started = stages, at_once, display, time.time()
+        self.runs, self.lock, self.stopped = {}, threading.Lock(), False
+
+    def run(self):
+        """Run all stages. Raises a UserError that says which one failed, and why."""
+        with self.display.showing(self.runs):
+            for _, group in groupby(self.stages, lambda stage: stage.group):
+                self.run_group(list(group))
+
+    def run_group(self, stages):
+        with ThreadPoolExecutor(self.at_once) as pool:
+            futures = [pool.submit(self.run_stage, stage) for stage in stages]
+            try:
+                while wait(futures, REFRESH).not_done:
+                    self.display.refresh()
+            except KeyboardInterrupt as stop:
+                self.stop(futures)
+                raise stop from None
+        for stage, future in zip(stages, futures):
+            future.result()
+            if (run := self.runs.get(stage)) and run.code:
+                raise UserError(f"stage {self.display.label(stage)}: {run.reason}")
+
+    def run_stage(self, stage):
+        """Run a stage to its end, unless the user has stopped all, or one beside it has failed."""
+        with self.lock:
+            if self.stopped or any(run.code for run in self.runs.values()):
+                return
+            run = Running(stage, self.display)
+            self.display.announce(stage)
+            run.begin()
+            self.runs[stage] = run
+        run.follow()
+        if run.code == 0:
+            said = "an earlier run has finished it" if run.finished_before else f"finished, {run.seconds:.0f} s"
+            self.display.tell(stage, said)
+
+    def stop(self, futures):
+        """Let the running stages save what they have, and wait for them. Further stops change nothing."""
+        with self.lock:
+            self.stopped = True
+        for run in self.runs.values():
+            if run.code is None:
+                run.stop(signal.SIGINT)
+        while not all(future.done() for future in futures):
+            with contextlib.suppress(KeyboardInterrupt):
+                wait(futures)
+
+    def seconds(self):
+        """{stage: s} of this run, and of the whole."""
+        return {stage.name: self.runs[stage].seconds for stage in self.stages} | {"all": time.time() - self.started}
+
+    def told(self):
+        """What is finished, and how far the others are: for the line that a stop ends with."""
+        label = self.display.label
+        done = [label(stage) for stage, run in self.runs.items() if run.code == 0]
+        begun = [f"{label(stage)}: {run.said}" for stage, run in self.runs.items() if run.code and run.said]
+        return "; ".join([f"finished: {', '.join(done) or 'no stage'}", *begun])

@@ -1,0 +1,99 @@
+"""The stages of the method as a list: which script runs with which flags, and which of them run side by side."""
+
+from dataclasses import dataclass
+
+from Experiment import presets
+from Experiment.paths import REPOSITORY
+from Models.backbones import BACKBONES
+from Stages.recipes import recipe
+
+# Flags that every stage gets, where they are not at their default, which is the scripts' too.
+COMMON = {"data_dir": None, "seed": presets.SEED, "deterministic": False, "skip_broken": False, "resolution": None,
+          "background": "white"}  # fmt: skip
+MODEL = {"precision": "auto", "weights_dir": None}
+SCRIPTS = ("SD_adapting", "hyp_opt", "generate_dataset", "classifier_training")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One command.
+
+    Attributes:
+        name: What the user sees.
+        script: Name of the script, without its suffix.
+        flags: Its command line, a tuple of text.
+        group: Stages with the same number need nothing of each other: they may run side by side.
+    """
+
+    name: str
+    script: str
+    flags: tuple
+    group: int
+
+    @property
+    def command(self):
+        return (f"{self.script}.py", *self.flags)
+
+
+def as_flags(values):
+    """{"name": value} as a command line. None and False are left out; True is the flag alone."""
+    flags = []
+    for name, value in values.items():
+        if value is not None and value is not False:
+            flags += [f"--{name}"] if value is True else [f"--{name}", str(value)]
+    return flags
+
+
+def changed(args, defaults):
+    """{flag: value} of the arguments that are not at their default."""
+    return {name: getattr(args, name) for name, default in defaults.items() if getattr(args, name) != default}
+
+
+def common_flags(args):
+    places = {} if args.root == REPOSITORY else {"root": args.root}
+    defaults = COMMON | {"data_dir": args.root / "Data" / "Real"}
+    return as_flags({"dataset": args.dataset, "exp": args.exp, **places, **changed(args, defaults)})
+
+
+def stage_list(args, spec):
+    """The stages in their order: a list of `Stage`.
+
+    No stage is told what an earlier one has found: it reads that itself (`--best`). So the list is known before anything
+    has run, and each command can be given by hand.
+
+    Args:
+        args: The pipeline's arguments.
+        spec: The `DatasetSpec`.
+    """
+    common, values = common_flags(args), recipe(args, spec)
+    model = as_flags({"backbone": args.backbone, **changed(args, MODEL)})
+    stages, group = [], 0
+
+    def add(name, script, flags):
+        shared = common if script == "classifier_training" else common + model
+        stages.append(Stage(name, script, (*shared, *as_flags(flags), *args.also.get(script, ())), group))
+
+    def classify(name, take, flags):
+        epochs = values["classifier_epochs"](take)
+        add(f"classifier, {name}", "classifier_training", {**values["classifier"], "epochs": epochs, **flags})
+
+    add("transfer learning", "SD_adapting", {"train_model": "enc", **values["enc"]})
+    group += 1
+    add("first search", "hyp_opt", {"train_model": "enc", **values["search"], **values["first_search"]})
+    group += 1
+    add("fine-tuning", "SD_adapting", {"train_model": "dif", "enc_epoch": "best", **values["dif"]})
+    group += 1
+    add("final search", "hyp_opt", {"train_model": "dif", "best": True, **values["search"]})
+    group += 1
+    for take in args.sizes:
+        add(f"generation, {take}x", "generate_dataset", {"img_total": take * spec.unit, "best": True})
+    classify("real", 1, {"synthetic": "False"})
+    group += 1
+    for take in args.sizes:
+        classify(f"{take}x", take, {"take": take})
+    return stages
+
+
+def at_once(args):
+    """How many stages may run side by side: a small backbone leaves memory, and much of its start-up uses one core only."""
+    return 3 if BACKBONES[args.backbone].small else 1

@@ -1,0 +1,56 @@
+"""How much work a stage is, for the time that is left: rough numbers of operations, of which only the proportions matter."""
+
+from Experiment import presets
+
+# Billions of operations (GFLOP) of one pass of one image. What is not listed counts as the last.
+UNET = {"mini": 0.166, "sd1": 40.0}
+CLASSIFIER = {"resnet20_16": 0.082, "resnet20": 1.3}  # at 32 px
+TRAINING = 3  # passes that a training step costs: forward, and twice as much backward
+GUIDED = 2  # passes a step with guidance
+START_UP = 15.0  # s of a stage until it computes
+
+# Parts of a stage as its messages name them, in their order, and their shares of its time.
+SHARES = {
+    "SD_adapting": {"step": 1.0},
+    "hyp_opt": {"trial": 0.4, "repeat": 0.3, "measurement": 0.3},
+    "generate_dataset": {"image": 1.0},
+    "classifier_training": {"step": 1.0},
+}
+
+
+def listed(table, name):
+    return table.get(name, [*table.values()][-1])
+
+
+def operations(script, args, spec, steps):
+    """About how many GFLOP a stage is.
+
+    Args:
+        script: Name of the script.
+        args: Its parsed arguments.
+        spec: The `DatasetSpec`.
+        steps: Inference steps of a trial, about.
+    """
+    sampling = GUIDED * listed(UNET, args.backbone)  # a step of an image
+    if script == "SD_adapting":
+        return TRAINING * spec.train_size * args.epochs * listed(UNET, args.backbone)
+    if script == "generate_dataset":
+        return args.img_total * steps * sampling
+    learning = TRAINING * listed(CLASSIFIER, args.classifier) * (spec.resolution / 32) ** 2  # an epoch of an image
+    if script == "classifier_training":
+        return spec.unit * (args.take if args.synthetic else 1) * args.epochs * learning
+    default_steps = presets.INFERENCE_STEPS if args.train_model == "enc" else steps
+    runs = args.n_trials / 2 + 3 * args.repeats  # half of a trial: many end on a lower rung
+    return runs * args.num_imgs * (steps * sampling + args.epochs * learning) + args.test_imgs * (
+        (default_steps + steps) * sampling + 2 * args.epochs * learning
+    )
+
+
+def fraction(script, parts):
+    """How far a stage is, 0..1, by the messages of `Experiment.progress`: a list of [unit, done, total, note]."""
+    shares = SHARES[script]
+    for unit, done, total, _ in parts:
+        if unit in shares:
+            before = sum(list(shares.values())[: list(shares).index(unit)])
+            return before + shares[unit] * min(1.0, done / max(1, total))
+    return 0.0

@@ -1,0 +1,105 @@
+"""What a finished search has chosen, taken by name: `--best`, and `best` where the number of an epoch is asked for."""
+
+import logging
+
+from cli.flags import integer
+from Experiment.errors import UserError
+from Experiment.files import read_json
+from Models.weight_cards import weights_hashes
+from Models.weight_names import KIND, epoch_file
+
+BEST = "best"
+
+log = logging.getLogger("experiment")
+
+
+def epoch_or_best(text):
+    """An argparse type: the number of an epoch, or `best`."""
+    return text if text == BEST else integer(0)(text)
+
+
+epoch_or_best.__name__ = "whole number or best"
+
+
+def add_best_flag(parser, what):
+    parser.add_argument("--best", action="store_true", help=f"take {what} from the search that is finished")
+
+
+def settle_best(parser, args, defaults):
+    """Give flags that were not given their defaults; with --best they may not be given, and stay open until `take_best`.
+
+    Args:
+        parser: The parser, for which these flags have no default.
+        args: What it has parsed.
+        defaults: {flag: default} of what --best takes.
+    """
+    for name, default in defaults.items():
+        if args.best and getattr(args, name) is not None:
+            parser.error(f"argument --best: not allowed with --{name}")
+        if not args.best and getattr(args, name) is None:
+            setattr(args, name, default)
+
+
+def search_result(experiment, part, classes, flag):
+    """What a finished search has chosen, from its best.json.
+
+    Args:
+        experiment: The `Experiment`.
+        part: `enc` or `dif`: what the search was after.
+        classes: Names of the dataset's classes.
+        flag: What asks for it, for messages.
+
+    Returns:
+        `epoch`, `is`, `ugs`, and `enc_epoch`, the Class Encoder of a search after fine-tuning.
+
+    Raises:
+        UserError: No search is finished, or its epoch is gone, or has been trained again since.
+    """
+    file = experiment.search_dir(part) / "best.json"
+    if not file.exists():
+        raise UserError(
+            f"{flag}: no search among the epochs of the {KIND[part]} is finished, for there is no {file}: "
+            f"run hyp_opt.py --train_model {part} first."
+        )
+    best = read_json(file)
+    try:
+        run = best.get("run", {})
+        found = {"epoch": int(best["epoch"]), "is": int(best["is"]), "ugs": float(best["ugs"])}
+        found["enc_epoch"] = int(run["arguments"]["enc_epoch"]) if part == "dif" else found["epoch"]
+        searched = {part: run["inputs"]["epoch"], **run["inputs"]["weights"]}
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise UserError(f"{flag}: {file} is not what a search writes: run the search again with --restart.") from None
+    epochs = {"enc": found["enc_epoch"], part: found["epoch"]}
+    files = {name: epoch_file(experiment.part_dir(name), epoch, name) for name, epoch in epochs.items() if epoch}
+    for name, now in weights_hashes(files, classes).items():
+        if searched.get(name) != now:
+            raise UserError(
+                f"{flag}: epoch {epochs[name]} of the {KIND[name]} is not the one that was searched: it has been trained "
+                f"again since. Search again: hyp_opt.py --train_model {part} --restart."
+            )
+    log.info("%s takes epoch %d, steps %d, scale %g, Class Encoder epoch %d from %s",
+             flag, found["epoch"], found["is"], found["ugs"], found["enc_epoch"], file)  # fmt: skip
+    return found
+
+
+def take_best_epochs(args, experiment, classes):
+    """Put the numbers of epochs that finished searches have chosen in place of `best`."""
+    for part in ("enc", "dif"):
+        name = f"{part}_epoch"
+        if getattr(args, name, None) == BEST:
+            setattr(args, name, search_result(experiment, part, classes, f"--{name} {BEST}")["epoch"])
+
+
+def take_best(args, experiment, classes, part, names):
+    """Put what a finished search has chosen in place of --best, so that a record is that of a run with typed numbers.
+
+    Args:
+        args: The script's arguments.
+        experiment, classes, part: As in `search_result`.
+        names: {flag: key of what `search_result` returns}.
+    """
+    if vars(args).pop("best", False):
+        found = search_result(experiment, part, classes, "--best")
+        for flag, key in names.items():
+            setattr(args, flag, found[key])
+    take_best_epochs(args, experiment, classes)

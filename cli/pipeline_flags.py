@@ -1,0 +1,50 @@
+"""The command line of the pipeline: what users of the whole method want to set, and what is left to its recipes."""
+
+import shlex
+
+from cli.flags import add_model_flags, integer, new_parser
+from Models.classifiers import CLASSIFIERS
+
+
+def add_pipeline_flags(parser):
+    """Flags of the pipeline beside those of all scripts. Those without a default are left to the recipe."""
+    add, count = parser.add_argument, integer(1)
+    add("--sizes", nargs="+", default=[1], type=integer(1, 1000), metavar="N",
+        help="synthetic sets to make and to train on, in real sizes (1)")  # fmt: skip
+    add("--classifier", choices=list(CLASSIFIERS), help="kind of classifier (resnet20; mini: resnet20_16)")
+    add("--enc_epochs", type=count, help="epochs of transfer learning (the paper's 50; mini: by the number of images)")
+    add("--dif_epochs", type=count, help="epochs of fine-tuning (the paper's 10; mini: by the number of images)")
+    add("--n_trials", type=count, help="finished trials of each search (50, 40; mini: 5)")
+    add("--num_imgs", type=count, help="images of a trial (4000; mini: 30 of each class, at least 300)")
+    add(
+        "--test_imgs",
+        type=count,
+        help="images of each measurement on test (--num_imgs; mini: 1x, at most 1000, or 300 above 16 px)",
+    )
+    add("--trial_epochs", type=count, help="most epochs of a trial's classifier (100; mini: 32, or 16 above 16 px)")
+    add("--classifier_epochs", type=count, help="most epochs of the classifiers (100; mini: 40, fewer for larger sets)")
+    add("--also", action="append", default=[], metavar="'SCRIPT FLAGS'",
+        help="further flags of a script, as in --also 'hyp_opt --pruner none'; may be given several times")  # fmt: skip
+    add("--dry_run", action="store_true", help="print the commands, and run none")
+    add_model_flags(parser)
+
+
+def new_pipeline_parser(doc):
+    parser = new_parser(doc, exp_required=True)
+    add_pipeline_flags(parser)
+    return parser
+
+
+def further_flags(parser, texts, scripts):
+    """{script: [flags]} of what --also gives."""
+    found = {}
+    for text in texts:
+        try:
+            script, *flags = shlex.split(text)
+        except ValueError:
+            script, flags = "", []
+        script = script.removesuffix(".py")
+        if script not in scripts or not flags:
+            parser.error(f"argument --also: must be a script ({', '.join(scripts)}) and its flags, received {text!r}")
+        found.setdefault(script, []).extend(flags)
+    return found

@@ -1,0 +1,136 @@
+"""What a finished search has chosen, taken by name: equal to the numbers typed, or an error in one line."""
+
+import shutil
+
+import pytest
+
+import generate_dataset
+import hyp_opt
+import SD_adapting
+from cli.best import search_result
+from Data.registry import DATASETS
+from Experiment.errors import UserError
+from Experiment.files import file_hash, read_json, write_json
+from Experiment.paths import Experiment
+from Experiment.records import describe_arguments
+
+SCALE = 1.2345678901234567  # more digits than a line shows
+
+
+@pytest.fixture
+def experiment(tmp_path):
+    """An experiment whose two searches are finished: encoder epoch 2 and UNet epoch 3."""
+    experiment = Experiment(tmp_path, "x", "digits")
+    for part, epochs in (("enc", (1, 2)), ("dif", (1, 3))):
+        for epoch in epochs:
+            file = experiment.part_dir(part) / f"epoch{epoch}.weights.h5"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(f"{part} {epoch}")
+    finish_search(experiment, "enc", epoch=2, steps=9, scale=SCALE, enc_epoch=0, weights={})
+    hashes = {"enc": file_hash(experiment.part_dir("enc") / "epoch2.weights.h5")}
+    finish_search(experiment, "dif", epoch=3, steps=7, scale=2 * SCALE, enc_epoch=2, weights=hashes)
+    return experiment
+
+
+def finish_search(experiment, part, epoch, steps, scale, enc_epoch, weights):
+    chosen = file_hash(experiment.part_dir(part) / f"epoch{epoch}.weights.h5")
+    run = {"arguments": {"enc_epoch": enc_epoch}, "inputs": {"epoch": chosen, "weights": weights}}
+    best = {"trial": 1, "epoch": epoch, "is": steps, "ugs": scale, "run": run}
+    write_json(experiment.search_dir(part) / "best.json", best)
+
+
+TYPED_SECOND = ["--enc_epoch", "2", "--is_1", "9", "--ugs_1", repr(SCALE)]
+TYPED_SET = ["--enc_epoch", "2", "--dif_epoch", "3", "--inf_steps", "7", "--ugs", repr(2 * SCALE)]
+CASES = [
+    (SD_adapting, ["--train_model", "dif", "--restart"], ["--enc_epoch", "best"], ["--enc_epoch", "2"]),
+    (SD_adapting, ["--train_model", "dif"], ["--enc_epoch", "best", "--dif_epoch", "best"],
+     ["--enc_epoch", "2", "--dif_epoch", "3"]),
+    (SD_adapting, ["--train_model", "enc"], ["--enc_epoch", "best"], ["--enc_epoch", "2"]),
+    (hyp_opt, ["--train_model", "dif"], ["--best"], TYPED_SECOND),
+    (hyp_opt, ["--train_model", "dif", "--is_1", "9"], ["--enc_epoch", "best"], ["--enc_epoch", "2"]),
+    (generate_dataset, ["--img_total", "10"], ["--best"], TYPED_SET),
+    (generate_dataset, ["--img_total", "10", "--ugs", "1", "--inf_steps", "5"], ["--enc_epoch", "best", "--dif_epoch", "best"],
+     ["--enc_epoch", "2", "--dif_epoch", "3"]),
+]  # fmt: skip
+
+
+def planned(script, experiment, flags):
+    """A script's arguments as its record will hold them, and what its plan says of the run."""
+    common = ["--dataset", "digits", "--exp", "x", "--root", str(experiment.root), "--backbone", "mini"]
+    args = script.parse_args([*common, *flags])
+    known = script.plan(args)
+    return describe_arguments(args), {
+        name: getattr(known, name, None) for name in ("identity", "inputs", "settings", "folder")
+    }
+
+
+@pytest.mark.parametrize("script, flags, best, typed", CASES)
+def test_what_is_taken_by_name_is_what_is_typed(script, flags, best, typed, experiment):
+    assert planned(script, experiment, [*flags, *best]) == planned(script, experiment, [*flags, *typed])
+
+
+def test_the_first_search_bounds_the_second(experiment):
+    arguments, _ = planned(hyp_opt, experiment, ["--train_model", "dif", "--best"])
+    assert (arguments["is_max"], arguments["ugs_max"]) == (9, 2 * SCALE) and "best" not in arguments
+
+
+def test_what_is_taken_is_told(experiment, caplog, monkeypatch):
+    monkeypatch.setattr("cli.best.log.propagate", True)
+    caplog.set_level("INFO", "experiment")
+    planned(generate_dataset, experiment, ["--img_total", "10", "--best"])
+    assert "--best takes epoch 3, steps 7, scale 2.46914, Class Encoder epoch 2 from" in caplog.text
+
+
+def test_defaults_are_the_papers_without_a_search(tmp_path):
+    second = hyp_opt.parse_args(["--train_model", "dif", "--root", str(tmp_path)])
+    assert (second.enc_epoch, second.is_1, second.ugs_1, second.is_max, second.ugs_max) == (0, 50, 7.5, 50, 15.0)
+    made = generate_dataset.parse_args(["--img_total", "10", "--root", str(tmp_path)])
+    assert (made.enc_epoch, made.dif_epoch, made.inf_steps, made.ugs) == (50, 10, 50, 7.5)
+
+
+@pytest.mark.parametrize("script, flags, flag, part", [
+    (SD_adapting, ["--train_model", "dif", "--enc_epoch", "best"], "--enc_epoch best", "enc"),
+    (hyp_opt, ["--train_model", "dif", "--best"], "--best", "enc"),
+    (generate_dataset, ["--img_total", "10", "--best"], "--best", "dif"),
+])  # fmt: skip
+def test_a_search_that_is_not_finished_is_one_line(script, flags, flag, part, experiment):
+    shutil.rmtree(experiment.search_dir(part))
+    with pytest.raises(UserError, match=f"^{flag}: no search .* run hyp_opt.py --train_model {part} first"):
+        planned(script, experiment, flags)
+
+
+@pytest.mark.parametrize("script, flags, message", [
+    (hyp_opt, ["--best"], "argument --best: is for --train_model dif"),
+    (hyp_opt, ["--enc_epoch", "best"], "argument --enc_epoch best: is for --train_model dif"),
+    (hyp_opt, ["--train_model", "dif", "--best", "--is_1", "50"], "argument --best: not allowed with --is_1"),
+    (generate_dataset, ["--img_total", "1", "--best", "--ugs", "7.5"], "argument --best: not allowed with --ugs"),
+    (SD_adapting, ["--exp", "x", "--enc_epoch", "bestt"], "argument --enc_epoch: invalid whole number or best value"),
+])  # fmt: skip
+def test_wrong_flags_are_one_line(script, flags, message, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        script.parse_args(flags)
+    assert message in capsys.readouterr().err
+
+
+def test_more_steps_at_least_than_the_first_search_found_are_refused(experiment):
+    with pytest.raises(UserError, match="argument --is_min: 10 is more than the most inference steps, 9"):
+        planned(hyp_opt, experiment, ["--train_model", "dif", "--best", "--is_min", "10"])
+
+
+@pytest.mark.parametrize("part, epoch, kind", [("dif", 3, "UNet"), ("enc", 2, "Class Encoder")])
+def test_weights_that_were_trained_again_are_refused(part, epoch, kind, experiment):
+    file = experiment.part_dir(part) / f"epoch{epoch}.weights.h5"
+    file.write_text("others")
+    with pytest.raises(UserError, match=f"--best: epoch {epoch} of the {kind} is not the one that was searched"):
+        search_result(experiment, "dif", DATASETS["digits"].classes, "--best")
+    file.unlink()
+    with pytest.raises(UserError, match=f"there is no {kind} of that epoch"):
+        search_result(experiment, "dif", DATASETS["digits"].classes, "--best")
+
+
+@pytest.mark.parametrize("change", [{"epoch": None}, {"ugs": []}, {"is": "many"}, {"run": 5}, {"run": {}}])
+def test_a_damaged_result_is_one_line(change, experiment):
+    file = experiment.search_dir("enc") / "best.json"
+    write_json(file, read_json(file) | change)
+    with pytest.raises(UserError, match="is not what a search writes"):
+        search_result(experiment, "enc", DATASETS["digits"].classes, "--best")

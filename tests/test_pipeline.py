@@ -1,0 +1,363 @@
+"""The whole method as one command: the list of its stages, how they run as processes, and what is shown."""
+
+import io
+import signal
+import subprocess
+import sys
+import time
+from argparse import Namespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import pipeline
+from Data.registry import DATASETS
+from Experiment.errors import UserError
+from Experiment.files import write_json
+from Experiment.paths import REPOSITORY, Experiment
+from Experiment.progress import MARK, TO_PIPELINE
+from Stages import display, outcome, running
+from Stages.display import Display
+from Stages.running import Runner
+from Stages.stages import Stage, at_once
+from Stages.work import fraction, operations
+from tests.test_scripts import run, succeed
+
+DEMO = ["--dataset", "digits", "--exp", "demo", "--backbone", "mini", "--sizes", "1", "4"]
+
+
+def known(*flags):
+    return pipeline.plan(pipeline.parse_args([*map(str, flags)]))
+
+
+def commands(*flags):
+    return [" ".join(stage.command) for stage in known(*flags).stages]
+
+
+# The list of stages
+
+
+def test_the_demo_has_the_settings_that_the_readme_has_numbers_of(tmp_path):
+    root = f"--root {tmp_path}"
+    common, search = f"--dataset digits --exp demo {root}", (
+        "--classifier resnet20_16 --batch_size 64 --n_trials 5 --num_imgs 300 --test_imgs 1000 --epochs 32 --is_min 8 "
+        "--warm_start --save_plots"
+    )  # fmt: skip
+    mini, small = f"{common} --backbone mini", f"{common} --classifier resnet20_16 --batch_size 64"
+    assert commands(*DEMO, "--root", tmp_path) == [
+        f"SD_adapting.py {mini} --train_model enc --epochs 12 --freq 4",
+        f"hyp_opt.py {mini} --train_model enc {search} --is_max 12 --ugs_max 4",
+        f"SD_adapting.py {mini} --train_model dif --enc_epoch best --epochs 64 --freq 8",
+        f"hyp_opt.py {mini} --train_model dif --best {search}",
+        f"generate_dataset.py {mini} --img_total 1000 --best",
+        f"generate_dataset.py {mini} --img_total 4000 --best",
+        f"classifier_training.py {small} --epochs 40 --synthetic False",
+        f"classifier_training.py {small} --epochs 40 --take 1",
+        f"classifier_training.py {small} --epochs 20 --take 4",
+    ]
+    stages = known(*DEMO).stages
+    assert [stage.group for stage in stages] == [0, 1, 2, 3, 4, 4, 4, 5, 5]
+    assert at_once(Namespace(backbone="mini")) == 3 and at_once(Namespace(backbone="sd1")) == 1
+
+
+def test_a_full_size_backbone_runs_with_the_papers_values():
+    assert commands("--dataset", "cifar10", "--exp", "0001", "--sizes", 10) == [
+        "SD_adapting.py --dataset cifar10 --exp 0001 --backbone sd1 --train_model enc",
+        "hyp_opt.py --dataset cifar10 --exp 0001 --backbone sd1 --train_model enc --save_plots",
+        "SD_adapting.py --dataset cifar10 --exp 0001 --backbone sd1 --train_model dif --enc_epoch best",
+        "hyp_opt.py --dataset cifar10 --exp 0001 --backbone sd1 --train_model dif --best --save_plots",
+        "generate_dataset.py --dataset cifar10 --exp 0001 --backbone sd1 --img_total 400000 --best",
+        "classifier_training.py --dataset cifar10 --exp 0001 --synthetic False",
+        "classifier_training.py --dataset cifar10 --exp 0001 --take 10",
+    ]
+
+
+def test_flags_reach_the_stages_that_have_them(tmp_path):
+    flags = {"--data_dir": tmp_path, "--seed": 7, "--resolution": 14, "--background": "black", "--skip_broken": "",
+             "--deterministic": ""}  # fmt: skip
+    model = {"--precision": "float32", "--weights_dir": tmp_path}
+    given = [text for flag, value in {**flags, **model}.items() for text in (flag, value) if text != ""]
+    for command in commands(*DEMO, *given):
+        for flag, value in flags.items():
+            assert f"{flag} {value}".strip() in command
+        for flag, value in model.items():
+            assert (f"{flag} {value}" in command) == (not command.startswith("classifier"))
+
+
+def test_what_the_user_chooses_stays():
+    chosen = ["--enc_epochs", 3, "--dif_epochs", 5, "--n_trials", 7, "--num_imgs", 50, "--test_imgs", 60, "--trial_epochs", 9,
+              "--classifier_epochs", 11, "--classifier", "resnet20"]  # fmt: skip
+    for backbone in ("mini", "sd1"):
+        enc, first, dif, second, _, real, one = commands(
+            "--dataset", "digits", "--exp", "x", "--backbone", backbone, *chosen
+        )
+        assert "--epochs 3" in enc and "--epochs 5" in dif and "--epochs 11" in real and "--epochs 11" in one
+        for search in (first, second):
+            assert "--n_trials 7" in search and "--num_imgs 50" in search and "--test_imgs 60" in search
+            assert "--epochs 9" in search and "--classifier resnet20 " in f"{search} "
+
+
+def test_further_flags_go_to_their_script():
+    also = ["--also", "hyp_opt --pruner none --rungs 1", "--also", "SD_adapting.py --keep 2"]
+    for command in commands(*DEMO, *also):
+        assert ("--pruner none --rungs 1" in command) == command.startswith("hyp_opt")
+        assert ("--keep 2" in command) == command.startswith("SD_adapting")
+
+
+def image_folder(path, images, side):
+    for i in range(images):
+        file = path / "ab"[i % 2] / f"{i}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.random.default_rng(i).integers(0, 256, (side, side, 3), np.uint8)).save(file)
+    return path
+
+
+def test_own_images_are_seen_no_larger_than_the_backbone_makes_them(tmp_path, capsys):
+    flags = ["--dataset", image_folder(tmp_path / "own", 60, 40), "--exp", "x", "--root", tmp_path / "out"]
+    small = known(*flags, "--backbone", "mini")
+    assert all("--resolution 32" in " ".join(stage.command) for stage in small.stages) and "at 32 px" in small.note
+    assert "--batch_size 21" in " ".join(small.stages[-1].command)  # of 42 training images
+    full = known(*flags, "--backbone", "sd1")
+    assert not any("--resolution" in stage.command for stage in full.stages) and not full.note
+    chosen = known(*flags, "--backbone", "mini", "--resolution", 36)
+    assert all("--resolution 36" in " ".join(stage.command) for stage in chosen.stages) and not chosen.note
+
+
+@pytest.mark.parametrize("flags, message", [
+    (["--exp", "x", "--dataset", "cifar11"], "did you mean cifar10?"), (["--dataset", "digits"], "--exp"),
+    (["--exp", "x", "--sizes", "0"], "argument --sizes: must be in 1..1000"),
+    (["--exp", "x", "--also", "hyp_op --rungs 1"], "argument --also: must be a script (SD_adapting, "),
+    (["--exp", "x", "--also", "hyp_opt '"], "argument --also: must be a script"),
+    (["--exp", "x", "--also", "hyp_opt --rungs 9"], "argument --rungs: must be in 1..6"),
+    (["--exp", "x", "--also", "generate_dataset --ugs 2"], "argument --best: not allowed with --ugs"),
+    (["--exp", "x", "--num_imgs", "10", "--also", "hyp_opt --batch_size 64"], "--batch_size: 64 is more than the 10"),
+])  # fmt: skip
+def test_wrong_flags_end_in_one_line_before_anything_runs(flags, message, tmp_path):
+    done = run("pipeline.py", *flags, "--root", tmp_path)
+    assert done.returncode == 2 and message in done.stderr and len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("pipeline.py: error: ") and not done.stdout and not list(tmp_path.iterdir())
+
+
+def test_a_dry_run_prints_the_commands_and_writes_nothing(tmp_path):
+    done = succeed("pipeline.py", *DEMO, "--root", tmp_path / "two words", "--dry_run", cwd=tmp_path)
+    assert [line.split()[:2] for line in done.stdout.splitlines()] == [
+        ["python", stage.command[0]] for stage in known(*DEMO).stages
+    ]
+    assert f"--root '{tmp_path}/two words'" in done.stdout and not list(tmp_path.iterdir())
+
+
+# Stages as processes. The scripts here are a few lines each.
+
+SCRIPTS = {
+    "says": "import sys; print('hello', *sys.argv[1:], flush=True); print('a warning', file=sys.stderr)",
+    "finished": "print('finished already: folder')",
+    "mistake": "import sys; print('mistake.py: error: no such thing', file=sys.stderr); sys.exit(2)",
+    "crashes": "1 / 0",
+    "killed": "import os; os.kill(os.getpid(), 9)",
+    "waits": """
+import signal, sys, time
+try:
+    print("waiting", flush=True)
+    time.sleep(60)
+except KeyboardInterrupt:
+    time.sleep(0.5)
+    print("waits.py: interrupted; 3 of 9 epochs are saved: the same command goes on from there", file=sys.stderr)
+    sys.exit(130)
+""",
+    "meets": """
+import pathlib, sys, time
+here, other = map(pathlib.Path, sys.argv[1:])
+here.touch()
+for _ in range(200):
+    time.sleep(0.05)
+    if other.exists():
+        sys.exit()
+sys.exit("the other never came")
+""",
+    "reports": f"""
+import json, os
+print(os.environ.get({TO_PIPELINE!r}))
+print({MARK!r} + json.dumps([["step", 1, 4, "epoch 1"]]), flush=True)
+""",
+}
+
+
+@pytest.fixture
+def scripts(tmp_path, monkeypatch):
+    """Makes a `Stage` of the scripts above."""
+    for name, code in SCRIPTS.items():
+        (tmp_path / f"{name}.py").write_text(code)
+    monkeypatch.setattr(running, "REPOSITORY", tmp_path)
+    monkeypatch.setattr(running, "fraction", lambda script, parts: parts[0][1] / parts[0][2])
+    return lambda script, group=0, *flags, name=None: Stage(name or script, script, flags, group)
+
+
+def runner_of(stages, at_once=3):
+    return Runner(stages, at_once, Display(stages, dict.fromkeys(stages, 1.0)))
+
+
+def test_lines_are_passed_on_with_the_number_of_their_stage(scripts, capfd):
+    runner = runner_of([scripts("says", 0, "a", "two words"), scripts("finished", 1)])
+    runner.run()
+    output = capfd.readouterr()
+    assert "[1/2 says] 0 s so far: python says.py a 'two words'" in output.out
+    assert "[1/2 says] hello a two words" in output.out and output.err == "[1/2 says] a warning\n"
+    assert "[1/2 says] finished, 0 s" in output.out
+    assert "[2/2 finished] finished already: folder\n[2/2 finished] an earlier run has finished it" in output.out
+    assert list(runner.seconds()) == ["says", "finished", "all"]
+
+
+def test_stages_of_a_group_run_side_by_side(scripts, tmp_path):
+    runner_of([scripts("meets", 0, f"{tmp_path}/{a}", f"{tmp_path}/{b}", name=a) for a, b in ("xy", "yx")]).run()
+
+
+@pytest.mark.parametrize("script, why", [
+    ("mistake", "no such thing"), ("crashes", "ended with exit code 1"),
+    ("killed", "was killed by signal 9: by somebody, or by the system where memory lacks"),
+])  # fmt: skip
+def test_a_stage_that_fails_ends_all_in_one_line(script, why, scripts, capfd):
+    runner = runner_of([scripts(script), scripts("says", 0), scripts("finished", 1)])
+    with pytest.raises(UserError) as error:
+        runner.run()
+    assert str(error.value) == f"stage 1/3 {script}: {why}"
+    output = capfd.readouterr()
+    assert "hello" in output.out and "[3/3" not in output.out  # what runs beside it ends in peace
+    assert ("ZeroDivisionError" in output.err) == (script == "crashes")
+
+
+STOPPED = """
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+sys.path.insert(0, {repository!r})
+sys.argv = ["pipeline.py"]
+from cli.process import run, telling_what_is_saved
+from Stages import running
+from Stages.display import Display
+from Stages.stages import Stage
+running.REPOSITORY = Path({folder!r})
+stages = [Stage("first", "finished", (), 0), Stage("second", "waits", (), 1), Stage("third", "says", (), 2)]
+def work(args, known):
+    runner = running.Runner(stages, 3, Display(stages, dict.fromkeys(stages, 1.0)))
+    with telling_what_is_saved(runner.told):
+        runner.run()
+run(work, lambda: None, lambda args: SimpleNamespace(done=None), starts_keras=False)
+"""
+
+
+@pytest.mark.parametrize(
+    "signum, code, times", [(signal.SIGINT, 130, 1), (signal.SIGTERM, 143, 1), (signal.SIGINT, 130, 2)]
+)
+def test_a_stop_waits_for_the_stage_and_tells_what_is_finished_in_one_line(signum, code, times, scripts, tmp_path):
+    driver = STOPPED.format(repository=str(REPOSITORY), folder=str(tmp_path))
+    process = subprocess.Popen(
+        [sys.executable, "-c", driver], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path
+    )
+    for line in process.stdout:
+        if line.endswith("waiting\n"):
+            break
+    for _ in range(times):
+        process.send_signal(signum)
+        time.sleep(0.2)
+    rest, errors = process.communicate(timeout=30)
+    assert process.returncode == code and "third" not in rest
+    assert errors == ("pipeline.py: interrupted; finished: 1/3 first; 2/3 second: 3 of 9 epochs are saved: "
+                      "the same command goes on from there\n")  # fmt: skip
+
+
+def test_progress_of_a_stage_moves_the_bar_on_a_terminal(scripts, monkeypatch, capfd):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setattr(running, "REFRESH", 0.01)
+    runner = runner_of([scripts("reports")])
+    runner.run()
+    assert "[1/1 reports] 1\n" in capfd.readouterr().out  # the stage is asked for messages, which are no lines
+    assert MARK not in terminal.getvalue() and runner.runs[runner.stages[0]].fraction == 0.25
+    assert "1/1 reports" in terminal.getvalue() and runner.display.bar is None
+    assert runner.display.state(runner.runs[runner.stages[0]]) == "1/1 reports, step 1 of 4 (epoch 1)"
+
+
+# Estimates
+
+
+def test_the_time_left_follows_the_work_that_is_left(monkeypatch):
+    stages = [Stage(str(i), "hyp_opt", (), i) for i in range(4)]
+    shown = Display(stages, dict(zip(stages, (10.0, 10.0, 30.0, 50.0))))
+    monkeypatch.setattr(display, "START_UP", 5.0)
+    monkeypatch.setattr(display.time, "monotonic", lambda: shown.started + 125.0)
+    assert shown.left() is None and shown.times() == "2 min so far"
+    before = Namespace(code=0, fraction=0.0, finished_before=True, seconds=15.0)
+    done = Namespace(code=0, fraction=0.0, finished_before=False, seconds=50.0)
+    half = Namespace(code=None, fraction=0.5, finished_before=False, seconds=0.0)
+    shown.runs = dict(zip(stages, (before, done, half)))
+    # 125 s, of which 15 for the stage that was finished and 10 for two starts: 100 s for 25 units, 4 s a unit.
+    assert shown.left() == pytest.approx(4.0 * (15 + 50) + 5.0)
+
+
+def test_the_parts_of_a_search_have_their_shares():
+    told = [[["trial", 1, 5, ""], ["image", 3, 4, ""]], [["trial", 5, 5, ""]], [["repeat", 0, 3, ""]],
+            [["measurement", 1, 2, ""]]]  # fmt: skip
+    assert [fraction("hyp_opt", parts) for parts in told] == pytest.approx([0.08, 0.4, 0.4, 0.85])
+    assert fraction("hyp_opt", [["image", 3, 4, ""]]) == 0.0 and fraction("SD_adapting", [["step", 1, 2, ""]]) == 0.5
+
+
+def test_work_grows_with_what_is_to_be_done():
+    def work(**change):
+        args = {"backbone": "mini", "epochs": 2, "classifier": "resnet20_16", "take": 2, "synthetic": True, "img_total": 10,
+                "n_trials": 4, "repeats": 1, "num_imgs": 30, "test_imgs": 50, "train_model": "dif"}  # fmt: skip
+        args = Namespace(**(args | change))
+        return [operations(script, args, DATASETS["digits"], 10) for script in pipeline.SCRIPTS]
+
+    plain = work()
+    assert all(value > 0 for value in plain) and [b > a for a, b in zip(plain, work(epochs=3))] == [
+        True,
+        True,
+        False,
+        True,
+    ]
+    assert [b > a for a, b in zip(plain, work(backbone="unheard of"))] == [True, True, True, False]
+    assert work(train_model="enc")[1] > plain[1] > work(n_trials=2)[1] and work(synthetic=False)[3] == plain[3] / 2
+
+
+# What it ends with
+
+
+def test_the_table_of_accuracies(tmp_path):
+    experiment = Experiment(tmp_path, "x", "digits")
+    write_json(experiment.pipeline_file, {"digits": {
+        "After Transfer Learning": {"no_opt": {"top_1": 0.1, "top_5": 0.5}, "opt": {"top_1": 0.2, "top_5": 0.5}},
+        "After Fine-Tuning": {"no_opt": {"top_1": 0.3, "top_5": 0.5}, "opt": {"top_1": 0.4, "top_5": 0.5}},
+    }})  # fmt: skip
+    write_json(experiment.cas_file, {"resnet20": {"digits": {
+        name: {"top_1_accuracy": value, "top_5_accuracy": 1.0} for name, value in (("real", 0.9), ("x1", 0.7), ("x4", 0.8))
+    }}})  # fmt: skip
+    rows = outcome.accuracy_rows(experiment, "resnet20", [1, 4])
+    assert rows == [
+        ("1 after transfer learning", 0.1), ("2 after the first search", 0.2), ("3 after fine-tuning", 0.3),
+        ("4 after the final search", 0.4), ("trained on real images", 0.9), ("trained on synthetic, 1x", 0.7),
+        ("trained on synthetic, 4x", 0.8),
+    ]  # fmt: skip
+    lines = outcome.table("accuracy", "top-1", rows[:1], ".3f")
+    assert lines == [f"\n{'accuracy':34} top-1", "-" * 42, f"{'1 after transfer learning':34} 0.100"]
+
+
+@pytest.mark.slow
+def test_the_whole_method_on_few_images_and_again(tmp_path):
+    tiny = ["--dataset", "digits", "--exp", "t", "--backbone", "mini", "--root", tmp_path, "--enc_epochs", 1, "--dif_epochs", 1,
+            "--n_trials", 2, "--num_imgs", 32, "--test_imgs", 32, "--trial_epochs", 1, "--classifier_epochs", 1,
+            "--also", "hyp_opt --repeats 0 --rungs 1 --is_min 2 --is_max 3"]  # fmt: skip
+    done = succeed("pipeline.py", *tiny)
+    lines = done.stdout.splitlines()
+    assert "[7/7 classifier, 1x] finished, " in done.stdout and "accuracy on 500 real test images   top-1" in lines
+    shown = [line.strip() for line in lines[lines.index("pictures:") + 1 :]]
+    assert len(shown) == 10 and f"{tmp_path}/Images/digits/real_beside_synthetic.png" == shown[0]
+    assert all(Image.open(file).format == "PNG" for file in shown)
+    again = succeed("pipeline.py", *tiny).stdout
+    assert again.count("an earlier run has finished it") == 7
+    accuracies = [line for line in lines if line.startswith(("1 after", "trained on"))]
+    assert len(accuracies) == 3 and set(accuracies) <= set(again.splitlines())
