@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import threading
@@ -70,17 +69,19 @@ class Running:
         """Pass lines on. The one that ends a script on a mistake or a stop becomes part of the pipeline's own."""
         for line in output:
             if line.startswith(MARK):
-                self.parts = json.loads(line.removeprefix(MARK))
-                self.fraction = max(self.fraction, fraction(self.stage.script, self.parts))
+                with contextlib.suppress(ValueError):  # cut off, where the process was killed
+                    self.parts = json.loads(line.removeprefix(MARK))
+                    self.fraction = max(self.fraction, fraction(self.stage.script, self.parts))
             elif last := self.last_line.match(line):
                 self.said = last[1].removesuffix(GOES_ON)
             else:
                 self.finished_before |= line.startswith("finished already")
                 self.display.tell(self.stage, line.rstrip(), to)
 
-    def stop(self, signum):
+    def stop(self):
+        """Let it save what it has and end. SIGTERM, since it ends a process that is still starting without a word."""
         with contextlib.suppress(ProcessLookupError):
-            self.process.send_signal(signum)
+            self.process.terminate()
 
     @property
     def reason(self):
@@ -144,7 +145,7 @@ class Runner:
             self.stopped = True
         for run in self.runs.values():
             if run.code is None:
-                run.stop(signal.SIGINT)
+                run.stop()
         while not all(future.done() for future in futures):
             with contextlib.suppress(KeyboardInterrupt):
                 wait(futures)

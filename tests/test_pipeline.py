@@ -157,6 +157,9 @@ SCRIPTS = {
     "killed": "import os; os.kill(os.getpid(), 9)",
     "waits": """
 import signal, sys, time
+def stop(*_):
+    raise KeyboardInterrupt
+signal.signal(signal.SIGTERM, stop)
 try:
     print("waiting", flush=True)
     time.sleep(60)
