@@ -38,12 +38,14 @@ class Running:
         seconds: How long it took.
         parts: Its last message of progress, see `fraction`.
         fraction: How far it is, 0..1.
+        begun: When it began, s.
+        first: When its first message of progress came, s, and its fraction then; None before.
     """
 
     def __init__(self, stage, display):
         self.stage, self.display, self.process = stage, display, None
         self.code, self.said, self.finished_before, self.seconds = None, "", False, 0.0
-        self.parts, self.fraction = [], 0.0
+        self.parts, self.fraction, self.begun, self.first = [], 0.0, time.monotonic(), None
         self.last_line = re.compile(rf"{stage.script}\.py: (?:error: |interrupted; )(.*)")
 
     def begin(self):
@@ -72,6 +74,7 @@ class Running:
                 with contextlib.suppress(ValueError):  # cut off, where the process was killed
                     self.parts = json.loads(line.removeprefix(MARK))
                     self.fraction = max(self.fraction, fraction(self.stage.script, self.parts))
+                    self.first = self.first or (time.monotonic(), self.fraction)
             elif last := self.last_line.match(line):
                 self.said = last[1].removesuffix(GOES_ON)
             else:
