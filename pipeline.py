@@ -21,6 +21,7 @@ from Experiment.plan import Plan
 from Models.backbones import BACKBONES
 from Stages.display import Display
 from Stages.outcome import outcome
+from Stages.recipes import COARSE
 from Stages.running import Runner
 from Stages.stages import at_once, stage_list
 from Stages.work import operations
@@ -79,7 +80,8 @@ def run_pipeline(args, known=None):
         UserError: A stage has failed.
     """
     known = known or plan(args)
-    share_cores(args.backbone)  # for all stages, which inherit it: the classifier of a small backbone is small as well
+    if known.spec.resolution <= COARSE:
+        share_cores(args.backbone)  # for all stages, which inherit it: a classifier of small pictures is small as well
     if known.note:
         print(known.note)
     runner = Runner(known.stages, at_once(args), Display(known.stages, known.work))

@@ -13,6 +13,11 @@ from Stages.work import START_UP
 LEAST_SHARE = 0.02  # of all work: before that much is done, nothing is said about the time that is left
 
 
+def share_of(run):
+    """How much of a stage is done, 0..1; of one that was not begun None is given."""
+    return 0.0 if run is None else 1.0 if run.code == 0 else run.fraction
+
+
 class Display:
     """Shows the stages.
 
@@ -34,7 +39,7 @@ class Display:
         """Show the bar within the block, if there is a terminal for it."""
         self.runs = runs
         if self.live:
-            self.bar = tqdm(total=100, bar_format="{desc} |{bar:20}| {postfix}", leave=False, dynamic_ncols=True)
+            self.bar = tqdm(total=100, bar_format="|{bar:20}| {desc}", leave=False, dynamic_ncols=True)
         try:
             yield
         finally:
@@ -59,32 +64,37 @@ class Display:
         estimate = "" if left is None else f", about {duration(left)} left"
         return f"{duration(time.monotonic() - self.started)} so far{estimate}"
 
-    def done_work(self):
-        """GFLOP that this run has done."""
-        return sum(self.work[stage] * (1.0 if run.code == 0 else run.fraction)
-                   for stage, run in self.runs.items() if not run.finished_before)  # fmt: skip
+    def idle(self, run):
+        """Seconds of a stage that was begun in which it did not work off its share: start-up, or a look at what is finished."""
+        if run.finished_before:
+            return run.seconds
+        if run.first:
+            return run.first[0] - run.begun
+        return time.monotonic() - run.begun if run.code is None else min(run.seconds, START_UP)
 
     def left(self):
         """Seconds that are left; None while too little has been done to tell."""
         runs = dict(self.runs)
-        begun = [run for run in runs.values() if not run.finished_before]
-        done = self.done_work()
+        working = {stage: run for stage, run in runs.items() if not run.finished_before}
+        before = {stage: run.first[1] if run.first else 0.0 for stage, run in working.items()}
+        done = sum(self.work[stage] * (share_of(run) - before[stage]) for stage, run in working.items())  # by this run
         if done <= LEAST_SHARE * sum(self.work.values()):
             return None
-        idle = START_UP * len(begun) + sum(run.seconds for run in runs.values() if run.finished_before)
-        pace = max(0.0, time.monotonic() - self.started - idle) / done  # s a GFLOP
-        over = done + sum(self.work[stage] for stage, run in runs.items() if run.finished_before)
-        return pace * max(0.0, sum(self.work.values()) - over) + START_UP * (len(self.stages) - len(runs))
+        pace = max(0.0, time.monotonic() - self.started - sum(map(self.idle, runs.values()))) / done  # s a GFLOP
+        starts = [self.idle(run) for run in working.values() if run.first]
+        start_up = sum(starts) / len(starts) if starts else START_UP
+        missing = sum(work * (1 - share_of(runs.get(stage))) for stage, work in self.work.items())
+        return pace * missing + start_up * (len(self.stages) - len(runs))
 
     def refresh(self):
         """Bring the bar up to date."""
         if self.bar is None:
             return
-        running = [run for run in dict(self.runs).values() if run.code is None]
-        finished = sum(self.work[stage] for stage, run in self.runs.items() if run.finished_before)
-        self.bar.n = round(100 * (finished + self.done_work()) / sum(self.work.values()))
-        self.bar.set_description_str("; ".join(map(self.state, running)), refresh=False)
-        self.bar.set_postfix_str(self.times(), refresh=False)
+        runs = dict(self.runs)
+        done = sum(work * share_of(runs.get(stage)) for stage, work in self.work.items())
+        self.bar.n = round(100 * done / sum(self.work.values()))
+        running = "; ".join(self.state(run) for run in runs.values() if run.code is None)
+        self.bar.set_description_str(f"{running}; {self.times()}", refresh=False)
         self.bar.refresh()
 
     def state(self, run):

@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import threading
@@ -39,12 +38,14 @@ class Running:
         seconds: How long it took.
         parts: Its last message of progress, see `fraction`.
         fraction: How far it is, 0..1.
+        begun: When it began, s.
+        first: When its first message of progress came, s, and its fraction then; None before.
     """
 
     def __init__(self, stage, display):
         self.stage, self.display, self.process = stage, display, None
         self.code, self.said, self.finished_before, self.seconds = None, "", False, 0.0
-        self.parts, self.fraction = [], 0.0
+        self.parts, self.fraction, self.begun, self.first = [], 0.0, time.monotonic(), None
         self.last_line = re.compile(rf"{stage.script}\.py: (?:error: |interrupted; )(.*)")
 
     def begin(self):
@@ -70,17 +71,20 @@ class Running:
         """Pass lines on. The one that ends a script on a mistake or a stop becomes part of the pipeline's own."""
         for line in output:
             if line.startswith(MARK):
-                self.parts = json.loads(line.removeprefix(MARK))
-                self.fraction = max(self.fraction, fraction(self.stage.script, self.parts))
+                with contextlib.suppress(ValueError):  # cut off, where the process was killed
+                    self.parts = json.loads(line.removeprefix(MARK))
+                    self.fraction = max(self.fraction, fraction(self.stage.script, self.parts))
+                    self.first = self.first or (time.monotonic(), self.fraction)
             elif last := self.last_line.match(line):
                 self.said = last[1].removesuffix(GOES_ON)
             else:
                 self.finished_before |= line.startswith("finished already")
                 self.display.tell(self.stage, line.rstrip(), to)
 
-    def stop(self, signum):
+    def stop(self):
+        """Let it save what it has and end. SIGTERM, since it ends a process that is still starting without a word."""
         with contextlib.suppress(ProcessLookupError):
-            self.process.send_signal(signum)
+            self.process.terminate()
 
     @property
     def reason(self):
@@ -144,7 +148,7 @@ class Runner:
             self.stopped = True
         for run in self.runs.values():
             if run.code is None:
-                run.stop(signal.SIGINT)
+                run.stop()
         while not all(future.done() for future in futures):
             with contextlib.suppress(KeyboardInterrupt):
                 wait(futures)

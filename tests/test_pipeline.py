@@ -157,6 +157,9 @@ SCRIPTS = {
     "killed": "import os; os.kill(os.getpid(), 9)",
     "waits": """
 import signal, sys, time
+def stop(*_):
+    raise KeyboardInterrupt
+signal.signal(signal.SIGTERM, stop)
 try:
     print("waiting", flush=True)
     time.sleep(60)
@@ -288,15 +291,18 @@ def test_progress_of_a_stage_moves_the_bar_on_a_terminal(scripts, monkeypatch, c
 def test_the_time_left_follows_the_work_that_is_left(monkeypatch):
     stages = [Stage(str(i), "hyp_opt", (), i) for i in range(4)]
     shown = Display(stages, dict(zip(stages, (10.0, 10.0, 30.0, 50.0))))
-    monkeypatch.setattr(display, "START_UP", 5.0)
-    monkeypatch.setattr(display.time, "monotonic", lambda: shown.started + 125.0)
+    now = shown.started + 125.0
+    monkeypatch.setattr(display.time, "monotonic", lambda: now)
     assert shown.left() is None and shown.times() == "2 min so far"
-    before = Namespace(code=0, fraction=0.0, finished_before=True, seconds=15.0)
-    done = Namespace(code=0, fraction=0.0, finished_before=False, seconds=50.0)
-    half = Namespace(code=None, fraction=0.5, finished_before=False, seconds=0.0)
+    before = Namespace(code=0, fraction=0.0, finished_before=True, seconds=15.0, begun=now - 125, first=None)
+    done = Namespace(code=0, fraction=0.0, finished_before=False, seconds=46.0, begun=now - 110, first=(now - 104, 0.0))
+    half = Namespace(code=None, fraction=0.7, finished_before=False, seconds=0.0, begun=now - 64, first=(now - 60, 0.2))
     shown.runs = dict(zip(stages, (before, done, half)))
-    # 125 s, of which 15 for the stage that was finished and 10 for two starts: 100 s for 25 units, 4 s a unit.
-    assert shown.left() == pytest.approx(4.0 * (15 + 50) + 5.0)
+    # 125 s, of which 15 for the stage that was finished, and 6 and 4 for two starts: 100 s for 10 + 15 units, 4 s a unit.
+    assert shown.left() == pytest.approx(4.0 * (9 + 50) + 5.0)
+    starting = Namespace(code=None, fraction=0.0, finished_before=False, seconds=0.0, begun=now - 20, first=None)
+    shown.runs = dict(zip(stages, (before, starting)))
+    assert shown.left() is None
 
 
 def test_the_parts_of_a_search_have_their_shares():
