@@ -5,6 +5,7 @@ import re
 
 from Experiment.errors import UserError
 from Experiment.files import read_json
+from Experiment.levers import OFF, levers_on
 
 log = logging.getLogger("experiment")
 
@@ -42,14 +43,21 @@ def read_results(path, schema):
 
 
 def entry_recipe(entry):
-    """What the images behind a CAS result are made with, {setting: value}; None where it is not recorded."""
-    made = entry.get("set")
-    return {key: value for key, value in made.items() if key != "folder"} if isinstance(made, dict) else None
+    """What the images behind a CAS result are made with, and the levers of its training, {setting: value}.
+
+    None where it is not recorded.
+    """
+    made, training = entry.get("set"), entry.get("training")
+    if not isinstance(made, dict):
+        return None
+    levers = levers_on(training) if isinstance(training, dict) else {}
+    return {key: value for key, value in made.items() if key != "folder"} | levers
 
 
 def told_apart(recipes):
     """A text for each recipe (or None) that says what tells it from the others."""
     keys = dict.fromkeys(key for recipe in recipes for key in recipe or {})
+    recipes = [recipe and {key: OFF[key] for key in keys if key in OFF} | recipe for recipe in recipes]
     differing = [key for key in keys if any((r or {}).get(key) != (recipes[0] or {}).get(key) for r in recipes)]
     return [", ".join(told(key, recipe[key]) for key in differing if key in recipe) if recipe else "settings not recorded"
             for recipe in recipes]  # fmt: skip

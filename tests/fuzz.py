@@ -112,7 +112,8 @@ def write_synthetic(folder):
 
 
 def read_synthetic(path):
-    from Data.synthetic import find_synthetic, load_synthetic
+    from Data.stored_set import load_synthetic
+    from Data.synthetic import find_synthetic
 
     root = next(parent for parent in path.parents if parent.name.startswith("10Enc")).parent
     load_synthetic(find_synthetic(root, 2, 10), 2, 9, 10, 1)
