@@ -22,7 +22,7 @@ def accuracy_interval(hits, confidence=CONFIDENCE):
     """The interval (low, high) of the mean of hits (R, N): Wilson's for one repeat, else bootstrapped."""
     if len(hits) == 1:
         return binomial_interval(hits.mean(), hits.shape[1], confidence)
-    return percentiles(resampled_means(hits)[0], confidence)
+    return percentiles(np.clip(resampled_means(hits)[0], 0, 1), confidence)
 
 
 def difference_interval(ours, theirs, confidence=CONFIDENCE):
@@ -52,9 +52,9 @@ def resampled_means(*sides):
     for _ in range(RESAMPLES // PIECE):
         images = stream.integers(count, size=(PIECE, count)) + count * np.arange(PIECE)[:, None]
         times = np.bincount(images.ravel(), minlength=PIECE * count).reshape(PIECE, count)  # each image is drawn
-        times = times.astype("float32") / count
+        times = times.astype("float32")  # exact: whole numbers
         # Not by @: threads of BLAS wait for each other for seconds where other processes use the cores.
-        means = [np.einsum("rn,bn->rb", side.astype("float32"), times) for side in sides]
+        means = [np.einsum("rn,bn->rb", side.astype("float32"), times).astype(float) / count for side in sides]
         found.append([resampled_repeats(of_side, stream) for of_side in means])
     return np.concatenate(found, axis=1)
 

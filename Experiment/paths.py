@@ -9,6 +9,7 @@ PART_FOLDERS = {"enc": "MyEmbedding", "dif": "DiffusionFt"}
 # The paper's accuracies, in the schemas of `Experiment.cas_file` and `pipeline_file`, and the folders of their figures.
 PUBLISHED_CAS = REPOSITORY / "CAS Results" / "published_test_accuracies.json"
 PUBLISHED_PIPELINE = REPOSITORY / "CAS Results" / "published_pipeline_optimization.json"
+PUBLISHED_INTERVALS = REPOSITORY / "CAS Results" / "published_intervals.md"
 PUBLISHED_CAS_PLOTS = REPOSITORY / "CAS Results" / "CAS_plots"
 PUBLISHED_PIPELINE_PLOTS = REPOSITORY / "optimization_plots"
 

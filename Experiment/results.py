@@ -31,7 +31,7 @@ def read_results(path, schema):
         if not isinstance(node, dict) or not node:
             return False
         if not levels:
-            return all(isinstance(node.get(score), int | float) and 0 <= node[score] <= 1 for score in scores)
+            return all(is_share(node.get(score)) for score in scores) and fits_additions(node)
         if levels == 1 and not all(re.fullmatch(third_name, name) for name in node):
             return False
         return all(fits(value, levels - 1) for value in node.values())
@@ -40,6 +40,22 @@ def read_results(path, schema):
     if not fits(results, 3):
         raise UserError(f"{path} does not hold accuracies in 0..1 in the published schema: repair it or move it away.")
     return results
+
+
+def is_share(value):
+    return isinstance(value, int | float) and 0 <= value <= 1
+
+
+def fits_additions(entry):
+    """Whether what may stand beside published accuracies is as we write it: intervals, the number of repeats, predictions."""
+    interval, repeats = entry.get("interval", {}), entry.get("repeats", 1)
+    return (
+        isinstance(interval, dict)
+        and all(isinstance(ends, list) and len(ends) == 2 and all(map(is_share, ends)) for ends in interval.values())
+        and isinstance(repeats, int)
+        and repeats > 0
+        and isinstance(entry.get("predictions", ""), str)
+    )
 
 
 def entry_recipe(entry):

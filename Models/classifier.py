@@ -222,7 +222,7 @@ def accuracies(probabilities, labels):
 def area_under_curve(probabilities, labels):
     """Area under the ROC curve, the mean over classes of one against the rest, as MedMNIST reports it.
 
-    Classes without images, or with all of them, have none; NaN where that is so of all.
+    Classes without images, or with all of them, have none; None where that is so of every class.
     """
     found = []
     for label, scores in enumerate(probabilities.T):
@@ -231,4 +231,4 @@ def area_under_curve(probabilities, labels):
         if count and others:
             # Share of the pairs (one, other) that are in order: the Mann-Whitney statistic; equal scores count half.
             found.append((rankdata(scores)[positive].sum() - count * (count + 1) / 2) / (count * others))
-    return float(np.mean(found)) if found else float("nan")
+    return float(np.mean(found)) if found else None
