@@ -155,7 +155,7 @@ class Classifier:
         if not first_epoch:
             for variable, value in zip(self.variables, self.first):
                 variable.assign(value)
-        times, watchers = EpochTimes(), self.recipe.watchers(patience, epochs)
+        times, watchers = EpochTimes(), self.recipe.watchers(patience)
         (rate, _), (stopping, _) = watchers
         callbacks = [keras.callbacks.TerminateOnNaN(), rate, stopping, times, *callbacks]
         history = {}

@@ -18,10 +18,12 @@ class Recipe:
 
     Attributes:
         optimizer: `adam` (the paper's: a tenth of the rate where validation accuracy stalls) or `sgd` (GaFi's).
+        epochs: Epochs of a whole training, which `sgd` divides.
         smoothing: Label smoothing of the loss; 0 where targets are a teacher's.
     """
 
     optimizer: str = "adam"
+    epochs: int = presets.CLASSIFIER_EPOCHS
     smoothing: float = presets.LABEL_SMOOTHING
 
     def new_optimizer(self):
@@ -29,13 +31,12 @@ class Recipe:
             return keras.optimizers.Adam()
         return keras.optimizers.SGD(SGD_RATE, momentum=SGD_MOMENTUM, nesterov=True, weight_decay=SGD_DECAY / SGD_RATE)
 
-    def watchers(self, patience, epochs):
+    def watchers(self, patience):
         """Callbacks: what sets the learning rate, and what keeps the best weights and may end the training.
 
         Args:
             patience: Epochs without progress in validation accuracy before (a tenth of the learning rate, the end) of
                 `adam`. `sgd` does all of its epochs: much of the progress comes when the rate falls.
-            epochs: Number of epochs in all.
 
         Returns:
             Two callbacks, and of each what it counts: names of its attributes.
@@ -47,7 +48,7 @@ class Recipe:
             )
             counted = ("best", "wait", "cooldown_counter")
         else:
-            rate, ends, counted = keras.callbacks.LearningRateScheduler(falling_rate(epochs)), epochs, ()
+            rate, ends, counted = keras.callbacks.LearningRateScheduler(falling_rate(self.epochs)), self.epochs, ()
         stopping = keras.callbacks.EarlyStopping("val_accuracy", patience=ends, restore_best_weights=True, mode="max")
         return (rate, counted), (stopping, ("best", "wait", "best_epoch"))
 

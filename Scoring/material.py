@@ -38,7 +38,7 @@ class Material(NamedTuple):
 
 def recipe_of(args):
     """The `Recipe` that the flags choose."""
-    return Recipe(args.optimizer, 0.0 if args.labels == "soft" else presets.LABEL_SMOOTHING)
+    return Recipe(args.optimizer, args.epochs, 0.0 if args.labels == "soft" else presets.LABEL_SMOOTHING)
 
 
 def ask_teacher(args, known):

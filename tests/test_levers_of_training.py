@@ -130,7 +130,7 @@ def small():
     keras.utils.set_random_seed(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(__import__("Models.classifiers", fromlist=["CLASSIFIERS"]).CLASSIFIERS, "one", one_layer)
-        yield Classifier("one", 8, 2, Recipe("sgd", 0.0))
+        yield Classifier("one", 8, 2, Recipe("sgd", 6, 0.0))
 
 
 def fit(small, path, **changes):
@@ -164,7 +164,7 @@ def test_other_first_weights_are_those_of_a_new_classifier(small):
     keras.utils.set_random_seed(9)
     small.draw_weights()
     keras.utils.set_random_seed(9)
-    new = Classifier("one", 8, 2, Recipe("sgd", 0.0))
+    new = Classifier("one", 8, 2, Recipe("sgd", 6, 0.0))
     assert len(small.first) == len(new.first) and all(np.array_equal(a, b) for a, b in zip(small.first, new.first))
 
 

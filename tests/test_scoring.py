@@ -148,6 +148,20 @@ def test_damaged_predictions_are_one_line(tmp_path, arrays):
         read_predictions(tmp_path)
 
 
+@pytest.mark.parametrize("added", [
+    {"interval": [0, 1]}, {"interval": {"top_1_accuracy": [0.5]}}, {"interval": {"top_1_accuracy": ["a", "b"]}},
+    {"repeats": 0}, {"repeats": "3"}, {"predictions": 5},
+])  # fmt: skip
+def test_damaged_results_are_one_line(root, added):
+    train(root)
+    file = root / "CAS Results/test_accuracies_exp0001.json"
+    content = json.loads(file.read_text())
+    content["resnet20"]["two"]["x1"] |= added
+    file.write_text(json.dumps(content))
+    with pytest.raises(UserError, match="does not hold accuracies in 0..1 in the published schema"):
+        classifier_training.plan(parse(root))
+
+
 # Levers
 
 
