@@ -19,8 +19,8 @@ def binomial_interval(accuracy, images, confidence=CONFIDENCE):
 
 
 def accuracy_interval(hits, confidence=CONFIDENCE):
-    """The interval (low, high) of the mean of hits (R, N): Wilson's for one repeat, else bootstrapped."""
-    if len(hits) == 1:
+    """The interval (low, high) of the mean of hits (R, N): Wilson's for one repeat and where all are alike, else bootstrapped."""
+    if len(hits) == 1 or hits.all() or not hits.any():
         return binomial_interval(hits.mean(), hits.shape[1], confidence)
     return percentiles(np.clip(resampled_means(hits)[0], 0, 1), confidence)
 

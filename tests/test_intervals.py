@@ -45,7 +45,11 @@ def test_pairs_count():
     low, high = difference_interval(ours, real)
     apart = difference_interval(ours, np.roll(real, 250))
     assert high - low < 0.5 * (apart[1] - apart[0]) and high <= 0
-    assert accuracy_interval(np.ones((2, 50), bool)) == (1.0, 1.0)
+
+
+def test_what_never_fails_may_still_fail():
+    assert accuracy_interval(np.ones((3, 400), bool)) == binomial_interval(1.0, 400)
+    assert accuracy_interval(np.zeros((3, 400), bool)) == binomial_interval(0.0, 400)
 
 
 @pytest.mark.parametrize("repeats", [2, 3, 5])
