@@ -52,9 +52,9 @@ def test_what_never_fails_may_still_fail():
     assert accuracy_interval(np.zeros((3, 400), bool)) == binomial_interval(0.0, 400)
 
 
-@pytest.mark.parametrize("repeats", [2, 3, 5])
-def test_nineteen_of_twenty_intervals_hold_the_true_difference(repeats, monkeypatch):
-    """Two recipes that are equally good: images differ in difficulty, trainings in skill."""
+@pytest.mark.parametrize("repeats, least, most", [(1, 0.4, 0.9), (2, 0.9, 1), (3, 0.9, 1), (5, 0.9, 1)])
+def test_nineteen_of_twenty_intervals_hold_the_true_difference(repeats, least, most, monkeypatch):
+    """Two recipes that are equally good: images differ in difficulty, trainings in skill. Of single runs fewer do."""
     monkeypatch.setattr(intervals, "RESAMPLES", 400)
     rng, held, tries = np.random.default_rng(repeats), 0, 150
 
@@ -66,7 +66,7 @@ def test_nineteen_of_twenty_intervals_hold_the_true_difference(repeats, monkeypa
         difficulty = rng.normal(0, 2, 200)
         low, high = difference_interval(recipe(difficulty), recipe(difficulty))
         held += low <= 0 <= high
-    assert 0.9 <= held / tries <= 1
+    assert least <= held / tries <= most
 
 
 def test_mcnemar_counts_the_images_that_one_alone_has_right():
