@@ -8,21 +8,25 @@ import time
 from pathlib import Path
 
 from cli.flags import add_classifier_flags, boolean, check_batch_size, finish_args, integer, new_parser
+from cli.levers import add_classifier_levers, add_score_flags, check_score_flags
 from cli.process import run, writing_in
 from Data.loaders import data_identity, load_splits
 from Data.registry import dataset_spec
-from Data.synthetic import find_synthetic, load_synthetic, recipe, set_identity
+from Data.synthetic import find_synthetic, recipe, set_identity
 from Experiment import presets
-from Experiment.files import read_json, write_json
+from Experiment.files import read_json
+from Experiment.levers import levers_on
 from Experiment.locks import refuse_if_claimed
-from Experiment.paths import Experiment, size_name
+from Experiment.paths import Experiment, repeat_folder, size_name
 from Experiment.plan import Plan
-from Experiment.records import DATA_FLAGS, describe_run, finished_run, identity
+from Experiment.randomness import repeat_seed
+from Experiment.records import DATA_FLAGS, finished_run
 from Experiment.results import CAS_SCHEMA, TESTED, check_recipe, read_results
+from Models.weight_cards import teacher_hash
 
 log = logging.getLogger("experiment")
 
-FREE = (*DATA_FLAGS, "backbone", "test", "synthetic_dir")  # arguments that do not change the result
+FREE = (*DATA_FLAGS, "backbone", "test", "synthetic_dir", "repeats")  # arguments that do not change the result
 
 
 def parse_args(argv=None):
@@ -33,10 +37,13 @@ def parse_args(argv=None):
     add("--synthetic_dir", type=Path, help="folder of the synthetic set (else the experiment's)")
     add("--epochs", default=presets.CLASSIFIER_EPOCHS, type=integer(1), help="most epochs (100)")
     add_classifier_flags(parser)
+    add_classifier_levers(parser)
+    add_score_flags(parser)
     add("--train", **yes, help="train it (True)")
     add("--test", **yes, help="test it (True)")
     add("--restart", action="store_true", help="train again what an earlier run has finished")
     args = finish_args(parser, argv)
+    check_score_flags(parser, args)
     if args.synthetic_dir:
         args.synthetic_dir = args.synthetic_dir.expanduser().resolve()
         if not args.synthetic:
@@ -53,7 +60,7 @@ def plan(args):
         A `Plan`: the dataset's `spec` and `classes`, the `experiment`, the real `splits` (without training images where
         they are not needed), the number of images `wanted`, `source` and `cardinality` (names of the folder and of the
         result), the `folder`, the `set_folder` (None where no set is trained on), `inputs` by content, the `origin` of
-        the result, and whether an earlier run has `trained`.
+        the result, how many `repeats` there are to be, and which of them earlier runs have `trained`.
 
     Raises:
         UserError: The run cannot begin: other arguments or inputs, no fitting set, broken results, another process at work.
@@ -70,27 +77,44 @@ def plan(args):
         set_folder = args.synthetic_dir or find_synthetic(experiment.synthetic_root, spec.num_classes, wanted)
     splits = load_splits(spec, args.data_dir, args.seed, spec.resolution, experiment)
     wanted = wanted if args.synthetic else len(splits.train.labels)
-    data = data_identity(splits, spec)
-    read = ("resolution", "val", "test") if args.synthetic else ("resolution", "train", "val", "test")
-    inputs = {"classes": data["classes"], "data": {name: data[name] for name in read}}
-    if set_folder:
-        inputs["set"] = set_identity(set_folder, data["classes"])
-    trained = args.train and finished_run(folder / "training.json", args, FREE, inputs)
-    if args.synthetic:
-        splits = splits._replace(train=None)  # memory
+    inputs = inputs_of(args, spec, splits, set_folder, experiment)
     known = Plan(
-        spec=spec, classes=data["classes"], experiment=experiment, splits=splits, wanted=wanted, source=source,
-        cardinality=cardinality, folder=folder, set_folder=set_folder, inputs=inputs,
-        origin=origin(args, folder, set_folder, trained), trained=trained,
+        spec=spec, classes=inputs["classes"], experiment=experiment, splits=splits, wanted=wanted, source=source,
+        cardinality=cardinality, folder=folder, set_folder=set_folder, inputs=inputs, started=time.time(),
     )  # fmt: skip
-    if trained:
-        (folder / "state.npz").unlink(missing_ok=True)  # killed between the record and this
-        if not args.test or cardinality in results and (folder / TESTED).exists():
+    tested = results.get(cardinality, {}).get("repeats", 1) if cardinality in results else 0
+    known.repeats = args.repeats if args.restart else max(args.repeats, tested)
+    folders = [repeat_folder(folder, repeat) for repeat in range(1, known.repeats + 1)]
+    known.trained = [args.train and finished_run(each / "training.json", args, FREE, inputs) for each in folders]
+    known.origin = origin(args, folder, set_folder, known.trained[0])
+    if not learns_from_real(args):
+        known.splits = splits._replace(train=None)  # memory
+    for each, trained in zip(folders, known.trained):
+        if trained:
+            (each / "state.npz").unlink(missing_ok=True)  # killed between the record and this
+    if all(known.trained):
+        if not args.test or tested == known.repeats and all((each / TESTED).exists() for each in folders):
             known.done = f"finished already: {folder} (--restart trains again)"
             return known
     check_recipe(results, cardinality, known.origin, asked_for=bool(args.synthetic_dir))
     refuse_if_claimed(folder)
     return known
+
+
+def learns_from_real(args):
+    """Whether real training images take part: as such, mixed in, or as what the teacher has learnt from."""
+    return not args.synthetic or args.labels == "soft" or args.real_share > 0
+
+
+def inputs_of(args, spec, splits, set_folder, experiment):
+    """What the run reads, by content: classes, real images, the synthetic set, and the teacher where there is one already."""
+    data = data_identity(splits, spec)
+    read = ("resolution", *(("train",) if learns_from_real(args) else ()), "val", "test")
+    inputs = {"classes": data["classes"], "data": {name: data[name] for name in read}}
+    if set_folder:
+        inputs["set"] = set_identity(set_folder, data["classes"])
+    known_teacher = teacher_hash(experiment.teacher_dir(args.classifier)) if args.labels == "soft" else None
+    return inputs | ({"teacher": known_teacher} if known_teacher else {})
 
 
 def origin(args, folder, set_folder, trained):
@@ -102,21 +126,11 @@ def origin(args, folder, set_folder, trained):
         record = read_json(folder / "training.json") if (folder / "training.json").exists() else {}
         return {key: record[key] for key in ("set", "training") if isinstance(record.get(key), dict)}
     training = {name: getattr(args, name) for name in ("seed", "epochs", "batch_size")}
+    levers = levers_on(vars(args))
     if not set_folder:
-        return {"training": training}
+        return {"training": training | levers}
     made = {"folder": set_folder.name, **recipe(set_folder)}
-    return {"set": made, "training": {**training, "resize": args.resize}}
-
-
-def training_images(args, known):
-    """What the classifier learns from, images uint8 (N, H, H, 3) and labels int32 (N,)."""
-    if not args.synthetic:
-        return known.splits.train
-    log.info("reading %d images of %s", known.wanted, known.set_folder)
-    return load_synthetic(
-        known.set_folder, known.spec.num_classes, known.spec.resolution, known.wanted, args.seed, args.resize,
-        known.experiment.decoded_dir,
-    )  # fmt: skip
+    return {"set": made, "training": {**training, "resize": args.resize, **levers}}
 
 
 def train_classifier(args, known=None):
@@ -127,49 +141,43 @@ def train_classifier(args, known=None):
         known: What `plan` has found, if it was asked before.
 
     Returns:
-        {"top_1_accuracy": 0..1, "top_5_accuracy": 0..1} on test; None with `--test False` or where nothing is to be done.
+        {"top_1_accuracy": 0..1, "top_5_accuracy": 0..1} on test, means over the repeats; None with `--test False` or where
+        nothing is to be done.
     """
     from Models.classifier import Classifier
-    from Models.fit_state import saved_epochs
     from Models.runtime import make_repeatable
-    from Models.trained import load_best, measure, throw_away, train_and_save
+    from Models.trained import load_best, throw_away
+    from Scoring.material import ask_teacher, gather, recipe_of
+    from Scoring.score import progress, score, train_repeat
 
-    started = time.time()
     known = known or plan(args)
     if known.done:
         return None
-    spec, folder, val = known.spec, known.folder, known.splits.val
+    spec, folder = known.spec, known.folder
     log.info("classifier %s on %s, %s images -> %s", args.classifier, spec.name, known.source, folder)
+    missing = [i for i, trained in enumerate(known.trained, start=1) if args.train and not trained]
     make_repeatable(args.seed, args.deterministic)
-    classifier = Classifier(args.classifier, spec.resolution, spec.num_classes)
-    learns = args.train and not known.trained
-    if learns:
-        check_batch_size(args, presets.CLASSIFIER_BATCH, known.wanted)
-        images = training_images(args, known)  # (uint8 (N, H, H, 3), int32 (N,))
-    else:
+    if missing:
+        check_batch_size(args, presets.CLASSIFIER_BATCH, known.wanted // (args.take if args.recycle else 1))
+        taught = ask_teacher(args, known)
+        if taught:
+            known.inputs["teacher"] = taught[1]
+            make_repeatable(args.seed)
+        made = gather(args, known, repeat_seed(args.seed, missing[0]), taught)
+    classifier = Classifier(args.classifier, spec.resolution, spec.num_classes, recipe_of(args))
+    if not missing:
         load_best(classifier, folder)
 
-    state_file = folder / "state.npz"
-    with writing_in(folder, saved=lambda: f"{saved_epochs(state_file)} of {args.epochs} epochs are saved"):
-        if learns:
-            if args.restart:
-                throw_away(folder)
-            best = train_and_save(
-                classifier, images, val, folder, identity(args, FREE, known.inputs), epochs=args.epochs,
-                batch_size=args.batch_size, seed=args.seed,
-            )  # fmt: skip
-            facts = {"trained_on": str(known.set_folder or "real training images"), "images": len(images[1])}
-            record = describe_run(args, started, known.inputs, **facts, val_accuracy=best, **known.origin)
-            write_json(folder / "training.json", record)
-            state_file.unlink(missing_ok=True)
-            log.info("best validation accuracy %.4f", best)
-        elif known.trained:
+    with writing_in(folder, saved=lambda: progress(args, known)):
+        if args.restart and missing:
+            throw_away(folder)
+        for repeat in missing:
+            if repeat > missing[0]:
+                made = gather(args, known, repeat_seed(args.seed, repeat), taught)
+            train_repeat(args, known, classifier, made, repeat, FREE)
+        if not missing and args.train:
             log.info("trained already: the weights in %s are tested (--restart trains again)", folder)
-        if not args.test:
-            return None
-        load_best(classifier, folder)
-        names = (args.classifier, spec.name, known.cardinality)
-        return measure(classifier, known.splits.test, known.classes, folder, known.experiment, names, known.origin)
+        return score(args, known, classifier) if args.test else None
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from cli.flags import (
     new_parser,
     number,
 )  # fmt: skip
+from cli.levers import add_classifier_levers
 from cli.process import logging_to, run, telling_what_is_saved
 from Data.loaders import Splits, load_splits
 from Data.registry import DatasetSpec, class_names, dataset_spec
@@ -87,6 +88,7 @@ def parse_args(argv=None):
     add_best_flag(parser, "--enc_epoch, --is_1 and --ugs_1 of the second search")
     add_measurement_flags(parser.add_argument)
     add_classifier_flags(parser)
+    add_classifier_levers(parser)
     add_spacing_flag(parser)
     add_model_flags(parser)
     args = finish_args(parser, argv)

@@ -14,13 +14,8 @@ from PIL import Image
 
 from Experiment.errors import UserError
 from Experiment.files import atomic_path
-from Experiment.paths import (
-    PUBLISHED_CAS,
-    PUBLISHED_CAS_PLOTS,
-    PUBLISHED_PIPELINE,
-    PUBLISHED_PIPELINE_PLOTS,
-    Experiment,
-)
+from Experiment.paths import PUBLISHED_CAS_PLOTS, PUBLISHED_PIPELINE_PLOTS, Experiment
+from Experiment.published import published_curves, published_steps
 from Experiment.results import CAS_SCHEMA, PIPELINE_SCHEMA, entry_recipe, read_results, told_apart
 
 COLLAGE_COLUMNS, COLLAGE_ROWS = 8, 3  # as published
@@ -166,10 +161,23 @@ def accuracy_limits(values, least=0.04):
     return low - margin, high + margin
 
 
+def interval_of(entry, score):
+    """The 95 % interval (low, high) of an accuracy, where its entry has one."""
+    return entry.get("interval", {}).get(score)
+
+
+def heights(entries, score):
+    """The accuracies of entries, and the ends of their intervals."""
+    return [height for entry in entries for height in (entry[score], *(interval_of(entry, score) or ()))]
+
+
 def plot_points(axis, results, score, label, **style):
-    """The line of one source. Points from sets of other settings than the first have another marker and legend line."""
+    """The line of one source, and intervals as upright lines. Points from sets of other settings than the first have another marker and legend line."""
     sizes = sorted(int(key[1:]) for key in results if key != "real")
-    heights = [results[f"x{size}"][score] for size in sizes]
+    accuracies = [results[f"x{size}"][score] for size in sizes]
+    for size in sizes:
+        if interval := interval_of(results[f"x{size}"], score):
+            axis.vlines(size, *interval, color=style["color"], alpha=0.45, linewidth=1.2)
     recipes = [entry_recipe(results[f"x{size}"]) for size in sizes]
     kinds = [recipe for i, recipe in enumerate(recipes) if recipe not in recipes[:i]]
     names = [f" ({name})" for name in told_apart(kinds)] if len(kinds) > 1 else [""] * len(kinds)
@@ -177,14 +185,16 @@ def plot_points(axis, results, score, label, **style):
         places = [place for place, recipe in enumerate(recipes) if recipe == kind]
         style |= {"fillstyle": RECIPE_FILLS[i % len(RECIPE_FILLS)], "label": label + name, "ms": 5}
         if i == 0:  # the line, with the markers of the first kind
-            axis.plot(sizes, heights, markevery=None if len(kinds) == 1 else places, **style)
+            axis.plot(sizes, accuracies, markevery=None if len(kinds) == 1 else places, **style)
         else:
-            axis.plot([sizes[p] for p in places], [heights[p] for p in places], linestyle="", **style)
+            axis.plot([sizes[p] for p in places], [accuracies[p] for p in places], linestyle="", **style)
     return sizes
 
 
 def cas_curve(sources, path, title=""):
     """Test accuracy by size of the synthetic training set, top-1 left and top-5 right; real training data dashed.
+
+    Upright lines, and the band about the dashes, are 95 % intervals, where the entries have any (`interval`).
 
     Args:
         sources: {label: {"real" | "x1" | "x2" ...: {"top_1_accuracy": 0..1, "top_5_accuracy": 0..1}}}. Any entry may
@@ -202,13 +212,15 @@ def cas_curve(sources, path, title=""):
             if "real" in results:
                 dashes = (5 * i, (5, 5))  # the second source's fill the gaps of the first's where the two coincide
                 axis.axhline(results["real"][score], color=colour, linestyle=dashes, label=f"{label}, trained on real")
+                if interval := interval_of(results["real"], score):
+                    axis.axhspan(*interval, color=colour, alpha=0.1, linewidth=0)
         axis.set(
             xlabel="size of the synthetic training set",
             ylabel="accuracy on real test images",
             title=score[:5].replace("_", "-"),
             xlim=(1 - largest / 25, largest * 1.04),
         )
-        axis.set_ylim(accuracy_limits([entry[score] for results in sources.values() for entry in results.values()]))
+        axis.set_ylim(accuracy_limits([x for results in sources.values() for x in heights(results.values(), score)]))
         axis.xaxis.set_major_locator(MaxNLocator(10, integer=True))
         axis.xaxis.set_major_formatter("{x:.0f}x")
         axis.grid(alpha=0.3)
@@ -231,9 +243,12 @@ def pipeline_bars(sources, score, path):
     figure, axis = plt.subplots(figsize=(max(5.5, 1.8 * len(groups) + 1), 4.2), layout="constrained")
     for i, (name, stage, optimised, colour) in enumerate(PIPELINE_STEPS):
         steps = [sources[label][dataset].get(stage, {}).get(optimised) for dataset, label in groups]
-        places = [group + 0.2 * (i - 1.5) for group, step in enumerate(steps) if step]
-        bars = axis.bar(places, [step[score] for step in steps if step], 0.19, color=colour, label=name)
-        axis.bar_label(bars, fmt="%.3f", fontsize=7, padding=1)
+        there = [(group + 0.2 * (i - 1.5), step) for group, step in enumerate(steps) if step]
+        axis.bar([place for place, _ in there], [step[score] for _, step in there], 0.19, color=colour, label=name)
+        for place, step in there:
+            interval = interval_of(step, score) or (step[score], step[score])
+            axis.vlines(place, *interval, color="black", alpha=0.6, linewidth=0.9)
+            axis.text(place, interval[1] + 0.005, f"{step[score]:.3f}", ha="center", va="bottom", fontsize=7)
     several = len(sources) > 1
     names = [f"{dataset[:24]}\n{label[:24]}" if several else dataset[:24] for dataset, label in groups]
     axis.set_xticks(range(len(groups)), names)
@@ -254,14 +269,14 @@ def published_cas_curves():
     """The paper's CAS curves. Returns their files."""
     return [
         cas_curve({f"published {classifier}": curve}, PUBLISHED_CAS_PLOTS / f"{dataset}.png", dataset)
-        for classifier, datasets in read_results(PUBLISHED_CAS, CAS_SCHEMA).items()
+        for classifier, datasets in published_curves().items()
         for dataset, curve in datasets.items()
     ]
 
 
 def published_pipeline_bars():
     """The paper's two charts of the four steps, top-1 and top-5. Returns their files."""
-    sources = {"published": read_results(PUBLISHED_PIPELINE, PIPELINE_SCHEMA)}
+    sources = {"published": published_steps()}
     return [pipeline_bars(sources, score, PUBLISHED_PIPELINE_PLOTS / f"{score}.png") for score in SCORES]
 
 
@@ -271,11 +286,14 @@ def experiment_cas_curve(experiment):
     Raises:
         UserError: There are no accuracies of the dataset.
     """
-    files = {"published": PUBLISHED_CAS, f"experiment {experiment.exp}": experiment.cas_file}
+    found = {
+        "published": published_curves(),
+        f"experiment {experiment.exp}": read_results(experiment.cas_file, CAS_SCHEMA),
+    }
     sources = {
         f"{source} {classifier}": datasets[experiment.dataset]
-        for source, file in files.items()
-        for classifier, datasets in read_results(file, CAS_SCHEMA).items()
+        for source, results in found.items()
+        for classifier, datasets in results.items()
         if experiment.dataset in datasets
     }
     if not sources:
@@ -297,9 +315,7 @@ def experiment_pipeline_bars(root, exp):
     if not experiment.pipeline_file.exists():
         return []
     ours = read_results(experiment.pipeline_file, PIPELINE_SCHEMA)
-    published = {
-        name: steps for name, steps in read_results(PUBLISHED_PIPELINE, PIPELINE_SCHEMA).items() if name in ours
-    }
+    published = {name: steps for name, steps in published_steps().items() if name in ours}
     sources = {"published": published} if published else {}
     sources[f"experiment {exp}"] = ours
     return [pipeline_bars(sources, score, experiment.pipeline_plot(score)) for score in SCORES]

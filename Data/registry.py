@@ -49,6 +49,7 @@ class DatasetSpec:
         background: Colour (red, green, blue) behind transparent pixels of that folder.
         chosen: How the resolution was chosen: a few words, empty where it is the published one.
         scan: What was found in that folder; the loader need not look again.
+        flips: Whether mirrored images are of the same class; None: the names of the classes decide, see `augmentations`.
     """
 
     name: str
@@ -63,25 +64,26 @@ class DatasetSpec:
     background: tuple = WHITE
     chosen: str = field(default="", compare=False)
     scan: Scan | None = field(default=None, compare=False, repr=False)
+    flips: bool | None = None
 
 
 DATASETS = {
     spec.name: spec
     for spec in [
-        DatasetSpec("cifar10", "cifar", 10, 32, 40_000, 40_000, CIFAR10_CLASSES),
-        DatasetSpec("cifar100", "cifar", 100, 32, 40_000, 40_000, CIFAR100_CLASSES),
-        DatasetSpec("pathmnist", "medmnist", 9, 28, 89_996, 90_000),
-        DatasetSpec("dermamnist", "medmnist", 7, 28, 7_007, 7_000),
-        DatasetSpec("bloodmnist", "medmnist", 8, 28, 11_959, 12_000),
-        DatasetSpec("retinamnist", "medmnist", 5, 28, 1_080, 1_000),
-        DatasetSpec("octmnist", "medmnist", 4, 28, 97_477, 97_477),
-        DatasetSpec("pneumoniamnist", "medmnist", 2, 28, 4_708, 4_708),
-        DatasetSpec("breastmnist", "medmnist", 2, 28, 546, 546),
-        DatasetSpec("tissuemnist", "medmnist", 8, 28, 165_466, 165_466),
-        DatasetSpec("organamnist", "medmnist", 11, 28, 34_561, 34_561),
-        DatasetSpec("organcmnist", "medmnist", 11, 28, 12_975, 12_975),
-        DatasetSpec("organsmnist", "medmnist", 11, 28, 13_932, 13_932),
-        DatasetSpec("digits", "digits", 10, 8, 1_000, 1_000, tuple("0123456789")),
+        DatasetSpec("cifar10", "cifar", 10, 32, 40_000, 40_000, CIFAR10_CLASSES, flips=True),
+        DatasetSpec("cifar100", "cifar", 100, 32, 40_000, 40_000, CIFAR100_CLASSES, flips=True),
+        DatasetSpec("pathmnist", "medmnist", 9, 28, 89_996, 90_000, flips=True),
+        DatasetSpec("dermamnist", "medmnist", 7, 28, 7_007, 7_000, flips=True),
+        DatasetSpec("bloodmnist", "medmnist", 8, 28, 11_959, 12_000, flips=True),
+        DatasetSpec("retinamnist", "medmnist", 5, 28, 1_080, 1_000, flips=True),
+        DatasetSpec("octmnist", "medmnist", 4, 28, 97_477, 97_477, flips=True),
+        DatasetSpec("pneumoniamnist", "medmnist", 2, 28, 4_708, 4_708, flips=True),
+        DatasetSpec("breastmnist", "medmnist", 2, 28, 546, 546, flips=True),
+        DatasetSpec("tissuemnist", "medmnist", 8, 28, 165_466, 165_466, flips=True),
+        DatasetSpec("organamnist", "medmnist", 11, 28, 34_561, 34_561, flips=False),
+        DatasetSpec("organcmnist", "medmnist", 11, 28, 12_975, 12_975, flips=False),
+        DatasetSpec("organsmnist", "medmnist", 11, 28, 13_932, 13_932, flips=False),
+        DatasetSpec("digits", "digits", 10, 8, 1_000, 1_000, tuple("0123456789"), flips=False),
     ]
 }
 
@@ -179,3 +181,16 @@ def class_names(spec):
         names = medmnist_info(spec.name)["label"]
         return tuple(names[str(i)] for i in range(spec.num_classes))
     return spec.classes
+
+
+def augmentations(spec):
+    """What `--augment standard` does to training images: `flip` (left and right), `crop`, `erase`, as names.
+
+    Images are mirrored where that keeps their class. Of the user's own data the names of the classes decide: none says left
+    or right, and each is a word, for letters and numbers may name what is written in the image.
+    """
+    names, flips = class_names(spec), spec.flips
+    if flips is None:
+        sided = re.compile(r"(?<![a-z])(left|right)(?![a-z])", re.IGNORECASE)
+        flips = not any(len(name) < 2 or name.isnumeric() or sided.search(name) for name in names)
+    return ("flip", "crop", "erase") if flips else ("crop", "erase")

@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import itertools
 import logging
 import os
 import re
@@ -13,13 +12,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from Data.decoded import decoded_rows
-from Data.pictures import first_ten, in_chunks, read_images
+from Data.pictures import first_ten, in_chunks
 from Experiment.errors import UserError
 from Experiment.files import file_hash, read_json, write_json
 from Experiment.locks import partial_path
 from Experiment.paths import size_from_name
-from Experiment.randomness import random_stream
 from Experiment.records import short
 
 log = logging.getLogger("experiment")
@@ -302,35 +299,3 @@ def find_synthetic(root, num_classes, wanted):
             f"{', '.join(folder.name for folder in fitting)}; choose with --synthetic_dir."
         )
     return best[0]
-
-
-def load_synthetic(folder, num_classes, side, wanted, seed, mode="bilinear", cache=None):
-    """A class-balanced subset of a synthetic dataset, drawn by seed: images uint8 (wanted, side, side, 3), labels.
-
-    Args:
-        folder: Of the dataset.
-        num_classes: Number of classes.
-        side: Side of the images, px.
-        wanted: Number of images.
-        seed: Of the subset.
-        mode: How images are resized, see `Data.pictures.resize`.
-        cache: Folder where the whole set is kept decoded, if it has a manifest; None: only what is wanted is decoded.
-
-    Raises:
-        UserError: A class has too few images, or images cannot be read.
-    """
-    images = image_names(folder, num_classes)
-    rows, labels, first = [], [], 0  # rows: places in the list of all images
-    for label, count in enumerate(balanced_counts(wanted, num_classes)):
-        if count > len(images[label]):
-            raise UserError(f"{folder}: class {label} has {len(images[label])} images, {count} are needed.")
-        chosen = random_stream(seed, "subset", label).permutation(len(images[label]))[:count]
-        rows.append(np.sort(chosen) + first)
-        labels.append(np.full(count, label, np.int32))
-        first += len(images[label])
-    rows, names = np.concatenate(rows), list(itertools.chain(*images))
-    if cache and (manifest := read_manifest(folder)):
-        key = content_hash(folder, num_classes, manifest)
-        file = cache / f"{Path(folder).name}_{side}_{mode}_{key[:16]}.npy"
-        return decoded_rows(file, folder, names, side, mode, rows), np.concatenate(labels)
-    return read_images([names[row] for row in rows], side, mode, folder), np.concatenate(labels)

@@ -9,6 +9,7 @@ PART_FOLDERS = {"enc": "MyEmbedding", "dif": "DiffusionFt"}
 # The paper's accuracies, in the schemas of `Experiment.cas_file` and `pipeline_file`, and the folders of their figures.
 PUBLISHED_CAS = REPOSITORY / "CAS Results" / "published_test_accuracies.json"
 PUBLISHED_PIPELINE = REPOSITORY / "CAS Results" / "published_pipeline_optimization.json"
+PUBLISHED_INTERVALS = REPOSITORY / "CAS Results" / "published_intervals.md"
 PUBLISHED_CAS_PLOTS = REPOSITORY / "CAS Results" / "CAS_plots"
 PUBLISHED_PIPELINE_PLOTS = REPOSITORY / "optimization_plots"
 
@@ -72,6 +73,10 @@ class Experiment:
         """Folder of a classifier trained on `source`: `real`, or the size of the synthetic set as published."""
         return self.root / "Checkpoints" / "Classifiers" / f"Exp_{self.exp}" / classifier / self.dataset / source
 
+    def teacher_dir(self, classifier):
+        """Folder of the classifier that has learnt from the real training images and gives soft labels."""
+        return self.classifier_dir(classifier, "teacher")
+
     def search_dir(self, part):
         """Folder of the plots of a search; the study's database lies beside them."""
         return self.root / "optimization_plots" / self.exp / self.dataset / part
@@ -87,6 +92,11 @@ class Experiment:
 
     def study_name(self, part):
         return f"{self.dataset}_exp{self.exp}_study_{part}"
+
+
+def repeat_folder(folder, repeat):
+    """Where a repeat of a training lies: the first in the classifier's folder, the others below it."""
+    return folder if repeat == 1 else folder / f"repeat_{repeat}"
 
 
 def size_name(count):

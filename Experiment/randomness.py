@@ -3,7 +3,23 @@
 import numpy as np
 
 # Purposes of random numbers: each gets its own stream, so that none repeats another's draws.
-STREAMS = {name: i for i, name in enumerate(["order", "training_noise", "sampling_noise", "subset", "split", "corpus"])}
+STREAMS = {
+    name: i
+    for i, name in enumerate(
+        [
+            "order",
+            "training_noise",
+            "sampling_noise",
+            "subset",
+            "split",
+            "corpus",
+            "augment",
+            "repeat",
+            "bootstrap",
+            "real_share",
+        ]
+    )
+}
 
 
 def random_stream(seed, purpose, first=0, second=0):
@@ -19,3 +35,8 @@ def random_stream(seed, purpose, first=0, second=0):
     """
     # Philox counts up in its first word: the address goes into the other three.
     return np.random.Generator(np.random.Philox(key=seed, counter=[0, first, second, STREAMS[purpose]]))
+
+
+def repeat_seed(seed, repeat):
+    """The seed of a run's `repeat`th repeat, 1 or more. That of the first is the user's, of the others one drawn from it."""
+    return seed if repeat == 1 else int(random_stream(seed, "repeat", repeat).integers(2**63))

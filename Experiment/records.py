@@ -9,6 +9,7 @@ from pathlib import Path
 
 from Experiment.errors import UserError
 from Experiment.files import read_json
+from Experiment.levers import filled_in, without_off
 
 # Flags that say where the data lie and how they are read: what they are is an input, known by its content.
 DATA_FLAGS = ("root", "data_dir", "dataset", "skip_broken", "background", "resolution")
@@ -60,8 +61,9 @@ def finished_run(record_file, args, free, inputs=None):
     if not isinstance(arguments, dict) or not isinstance(inputs_before, dict):
         raise UserError(f"{record_file} is not the record of a run: --restart replaces it.")
     before = {f"--{name}": value for name, value in arguments.items()} | flattened(inputs_before)
-    now = {name: value for name, value in identity(args, free, inputs).items() if name in before}
-    if shown := changes(before, now):
+    now = identity(args, free, inputs)
+    before = filled_in(before, now, "--")
+    if shown := changes(before, {name: value for name, value in now.items() if name in before}):
         raise UserError(
             f"{record_file.parent} holds a finished run with {shown}. Use another --exp, or --restart to replace it."
         )
@@ -91,7 +93,11 @@ def flattened(tree, prefix=""):
 
 
 def changes(before, now):
-    """What differs between two identities, as one text with both values; empty where nothing does."""
+    """What differs between two identities, as one text with both values; empty where nothing does.
+
+    A lever that one of them lacks is off there.
+    """
+    before, now = filled_in(before, now, "--"), filled_in(now, before, "--")
     differing = [name for name in now if before.get(name) != now[name]]
     if not differing:
         return ""
@@ -112,8 +118,8 @@ def masked(text):
 
 
 def describe_arguments(args):
-    """The arguments as JSON has them, without passwords."""
-    plain = {k: str(v) if isinstance(v, Path) else v for k, v in sorted(vars(args).items())}
+    """The arguments as JSON has them, without passwords and without levers that are off."""
+    plain = {k: str(v) if isinstance(v, Path) else v for k, v in sorted(without_off(vars(args)).items())}
     return {k: masked(v) if k == "storage" and v else v for k, v in plain.items()}
 
 

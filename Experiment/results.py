@@ -5,6 +5,7 @@ import re
 
 from Experiment.errors import UserError
 from Experiment.files import read_json
+from Experiment.levers import OFF, levers_on
 
 log = logging.getLogger("experiment")
 
@@ -30,7 +31,7 @@ def read_results(path, schema):
         if not isinstance(node, dict) or not node:
             return False
         if not levels:
-            return all(isinstance(node.get(score), int | float) and 0 <= node[score] <= 1 for score in scores)
+            return all(is_share(node.get(score)) for score in scores) and fits_additions(node)
         if levels == 1 and not all(re.fullmatch(third_name, name) for name in node):
             return False
         return all(fits(value, levels - 1) for value in node.values())
@@ -41,15 +42,38 @@ def read_results(path, schema):
     return results
 
 
+def is_share(value):
+    return isinstance(value, int | float) and 0 <= value <= 1
+
+
+def fits_additions(entry):
+    """Whether what may stand beside published accuracies is as we write it: intervals, the number of repeats, predictions."""
+    interval, repeats = entry.get("interval", {}), entry.get("repeats", 1)
+    return (
+        isinstance(interval, dict)
+        and all(isinstance(ends, list) and len(ends) == 2 and all(map(is_share, ends)) for ends in interval.values())
+        and isinstance(repeats, int)
+        and repeats > 0
+        and isinstance(entry.get("predictions", ""), str)
+    )
+
+
 def entry_recipe(entry):
-    """What the images behind a CAS result are made with, {setting: value}; None where it is not recorded."""
-    made = entry.get("set")
-    return {key: value for key, value in made.items() if key != "folder"} if isinstance(made, dict) else None
+    """What the images behind a CAS result are made with, and the levers of its training, {setting: value}.
+
+    None where it is not recorded.
+    """
+    made, training = entry.get("set"), entry.get("training")
+    if not isinstance(made, dict):
+        return None
+    levers = levers_on(training) if isinstance(training, dict) else {}
+    return {key: value for key, value in made.items() if key != "folder"} | levers
 
 
 def told_apart(recipes):
     """A text for each recipe (or None) that says what tells it from the others."""
     keys = dict.fromkeys(key for recipe in recipes for key in recipe or {})
+    recipes = [recipe and {key: OFF[key] for key in keys if key in OFF} | recipe for recipe in recipes]
     differing = [key for key in keys if any((r or {}).get(key) != (recipes[0] or {}).get(key) for r in recipes)]
     return [", ".join(told(key, recipe[key]) for key in differing if key in recipe) if recipe else "settings not recorded"
             for recipe in recipes]  # fmt: skip

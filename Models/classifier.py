@@ -4,13 +4,14 @@ import time
 
 import keras
 import numpy as np
+from scipy.stats import rankdata
 
-from Experiment import presets
 from Experiment.errors import UserError
 from Experiment.randomness import random_stream
 from Models.classifiers import CLASSIFIERS
 from Models.fit_progress import fit_progress
 from Models.fit_state import FitState
+from Models.recipes import PUBLISHED
 from Models.runtime import fast_feed
 
 TOP_K = 5
@@ -68,21 +69,6 @@ class KeepState(keras.callbacks.Callback):
         self.due = start + (time.monotonic() - start) / self.share
 
 
-def watchers(patience):
-    """Callbacks that look at validation accuracy: what lowers the learning rate, and what ends the training.
-
-    Args:
-        patience: Epochs without progress before either.
-    """
-    lowers, ends = patience
-    return (
-        keras.callbacks.ReduceLROnPlateau(
-            "val_accuracy", factor=0.1, patience=lowers, min_lr=presets.LEARNING_RATE_FLOOR, mode="max"
-        ),
-        keras.callbacks.EarlyStopping("val_accuracy", patience=ends, restore_best_weights=True, mode="max"),
-    )
-
-
 class Classifier:
     """A compiled ResNet20 that can be trained again and again from the same first weights.
 
@@ -93,14 +79,15 @@ class Classifier:
         name: A key of `CLASSIFIERS`.
         resolution: Side of the images, px.
         num_classes: Number of classes.
+        recipe: How it learns, a `Recipe`: the paper's by default.
     """
 
-    def __init__(self, name, resolution, num_classes):
-        self.num_classes = num_classes
+    def __init__(self, name, resolution, num_classes, recipe=PUBLISHED):
+        self.name, self.resolution, self.num_classes, self.recipe = name, resolution, num_classes, recipe
         self.model = CLASSIFIERS[name](resolution, num_classes)
         self.model.compile(
-            keras.optimizers.Adam(),
-            keras.losses.CategoricalCrossentropy(label_smoothing=presets.LABEL_SMOOTHING),
+            recipe.new_optimizer(),
+            keras.losses.CategoricalCrossentropy(label_smoothing=recipe.smoothing),
             metrics=["accuracy"],
         )
         self.model.optimizer.build(self.model.trainable_variables)
@@ -111,14 +98,21 @@ class Classifier:
     def variables(self):
         return self.model.variables + self.model.optimizer.variables
 
-    def batches(self, images, labels, batch_size, seed, first_epoch=0):
-        """Endless shuffled batches; the order of an epoch is a function of (seed, epoch)."""
-        epoch = first_epoch
+    def draw_weights(self):
+        """Draw other first weights, as a new classifier has them: Keras' random numbers have been seeded before."""
+        drawn = CLASSIFIERS[self.name](self.resolution, self.num_classes).variables
+        self.first[: len(drawn)] = [v.numpy() for v in drawn]
+
+    def batches(self, images, labels, batch_size, seed, first_epoch=0, augment=None, slices=1):
+        """Endless shuffled batches; the order of an epoch is a function of (seed, epoch). See `fit`."""
+        epoch, count = first_epoch, len(labels)
         while True:
-            order = random_stream(seed, "order", epoch).permutation(len(labels))
-            for start in range(0, len(labels), batch_size):
+            first, last = (count * (epoch % slices + i) // slices for i in (0, 1))
+            order = first + random_stream(seed, "order", epoch).permutation(last - first)
+            for start in range(0, len(order), batch_size):
                 index = order[start : start + batch_size]
-                yield self.scale(images[index]), self.one_hot(labels[index])
+                batch = augment(images[index], epoch, index) if augment else images[index]
+                yield self.scale(batch), self.targets(labels[index])
             epoch += 1
 
     @staticmethod
@@ -134,17 +128,23 @@ class Classifier:
     def one_hot(self, labels):
         return np.eye(self.num_classes, dtype="float32")[labels]
 
+    def targets(self, labels):
+        """Targets float32 (B, C) of labels: int (B,), or targets already."""
+        return self.one_hot(labels) if labels.ndim == 1 else labels
+
     def fit(self, train, val, *, epochs, batch_size, seed, patience, callbacks=(), verbose=2, first_epoch=0, steps=None,
-            state_file=None, settings=None, save_share=0.02):  # fmt: skip
+            augment=None, slices=1, state_file=None, settings=None, save_share=0.02):  # fmt: skip
         """Train from the first weights and end with those of the epoch of best validation accuracy.
 
         Args:
-            train, val: (images uint8 (N, H, W, 3), labels int (N,)).
+            train, val: (images uint8 (N, H, W, 3), labels int (N,)); of `train` they may be targets float32 (N, C).
             epochs: Number of the last epoch.
             patience: Epochs without progress before (a tenth of the learning rate, the end): (10, 25) in the paper,
                 (25, 50) within its search.
             first_epoch: Number of epochs that are done: if not 0, training goes on from the weights as they are.
             steps: Batches that count as an epoch, if not all of the images once.
+            augment: An `Augment`, or another function of (images (B, H, W, 3), epoch, their numbers (B,)).
+            slices: Into how many parts of consecutive images `train` is divided: each epoch sees the next one.
             state_file: Where the state is kept, as often as takes `save_share` of the time; if it is there, training goes
                 on from it.
             settings: {name: value} of the arguments that a continued run must share with the interrupted one.
@@ -155,24 +155,20 @@ class Classifier:
         if not first_epoch:
             for variable, value in zip(self.variables, self.first):
                 variable.assign(value)
-        times, plateau, stopping = EpochTimes(), *watchers(patience)
-        callbacks = [keras.callbacks.TerminateOnNaN(), plateau, stopping, times, *callbacks]
+        times, watchers = EpochTimes(), self.recipe.watchers(patience)
+        (rate, _), (stopping, _) = watchers
+        callbacks = [keras.callbacks.TerminateOnNaN(), rate, stopping, times, *callbacks]
         history = {}
         if state_file:
-            counting = [
-                (plateau, ("best", "wait", "cooldown_counter")),
-                (stopping, ("best", "wait", "best_epoch")),
-                (times, ("seconds",)),
-            ]
-            state = FitState(state_file, settings or {}, self.variables, counting)
+            state = FitState(state_file, settings or {}, self.variables, [*watchers, (times, ("seconds",))])
             first_epoch, history, best = state.load()
             if first_epoch and len(best) != len(self.model.weights):
                 raise UserError(f"{state_file} is of another model: start afresh with --restart.")
             callbacks.append(KeepState(state, stopping, history, best, save_share))
-        steps = steps or -(-len(train[1]) // batch_size)
+        steps = steps or -(-len(train[1]) // (slices * batch_size))
         with fit_progress(steps, epochs, first_epoch, verbose) as (verbose, shown):
             fitted = self.model.fit(
-                fast_feed(self.batches(*train, batch_size, seed, first_epoch)),
+                fast_feed(self.batches(*train, batch_size, seed, first_epoch, augment, slices)),
                 steps_per_epoch=steps,
                 initial_epoch=first_epoch,
                 validation_data=self.validation_data(val),
@@ -194,26 +190,45 @@ class Classifier:
 
 
 def accuracies(probabilities, labels):
-    """Top-1 and top-5 accuracy, accuracy of each class (NaN where it has no image) and the confusion matrix.
+    """Scores of predictions, and what they are made of.
 
     Args:
         probabilities: (N, C).
         labels: int (N,).
 
     Returns:
-        Dict with `top_1_accuracy`, `top_5_accuracy`, `class_accuracies` (C,), `confusion` int (C, C): row true class,
-        column prediction.
+        Dict with `top_1_accuracy`, `top_5_accuracy`, `balanced_accuracy` (mean over the classes that have images), `auc`,
+        `class_accuracies` (C,), NaN where a class has no image, `confusion` int (C, C): row true class, column prediction,
+        and `ranking` (N, up to 5): the likeliest classes.
     """
     num_classes = probabilities.shape[1]
     # A stable sort: equal probabilities rank by class number, as argmax does.
-    ranking = np.argsort(-probabilities, axis=1, kind="stable")
+    ranking = np.argsort(-probabilities, axis=1, kind="stable")[:, :TOP_K]
     confusion = np.zeros((num_classes, num_classes), int)
     np.add.at(confusion, (labels, ranking[:, 0]), 1)
     with np.errstate(invalid="ignore"):
         class_accuracies = np.diag(confusion) / confusion.sum(axis=1)
     return {
         "top_1_accuracy": float(np.mean(ranking[:, 0] == labels)),
-        "top_5_accuracy": float(np.mean((ranking[:, :TOP_K] == labels[:, None]).any(axis=1))),
+        "top_5_accuracy": float(np.mean((ranking == labels[:, None]).any(axis=1))),
+        "balanced_accuracy": float(np.nanmean(class_accuracies)),
+        "auc": area_under_curve(probabilities, labels),
         "class_accuracies": class_accuracies,
         "confusion": confusion,
+        "ranking": ranking,
     }
+
+
+def area_under_curve(probabilities, labels):
+    """Area under the ROC curve, the mean over classes of one against the rest, as MedMNIST reports it.
+
+    Classes without images, or with all of them, have none; None where that is so of every class.
+    """
+    found = []
+    for label, scores in enumerate(probabilities.T):
+        positive = labels == label
+        count, others = int(positive.sum()), int((~positive).sum())
+        if count and others:
+            # Share of the pairs (one, other) that are in order: the Mann-Whitney statistic; equal scores count half.
+            found.append((rankdata(scores)[positive].sum() - count * (count + 1) / 2) / (count * others))
+    return float(np.mean(found)) if found else None

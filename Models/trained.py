@@ -1,13 +1,15 @@
 """A trained classifier's folder: its best weights, history and facts, and how it is read again."""
 
 import logging
+import shutil
 import time
 
 import numpy as np
 
 from Experiment import presets
 from Experiment.errors import UserError
-from Experiment.files import merge_json, write_csv
+from Experiment.files import write_csv
+from Experiment.predictions import FILE, Predictions, write_predictions
 from Experiment.results import TESTED
 from Models.classifier import accuracies
 from Models.resnet import multiply_accumulates
@@ -22,24 +24,27 @@ HISTORY = {
 
 
 def throw_away(folder):
-    """Remove what an earlier run has left."""
-    names = (TESTED, "training.json", "state.npz", "best_model.weights.h5")
+    """Remove what an earlier run has left, its repeats too."""
+    names = (TESTED, FILE, "training.json", "state.npz", "best_model.weights.h5")
     there = [folder / name for name in names if (folder / name).exists()]
-    if there:
-        log.info("throwing away %s in %s", ", ".join(path.name for path in there), folder)
+    repeats = sorted(folder.glob("repeat_*"))
+    if there or repeats:
+        log.info("throwing away %s in %s", ", ".join(path.name for path in [*there, *repeats]), folder)
     for path in there:
         path.unlink()
+    for path in repeats:
+        shutil.rmtree(path)
 
 
-def train_and_save(classifier, images, val, folder, settings, *, epochs, batch_size, seed):
+def train_and_save(classifier, images, val, folder, settings, *, epochs, batch_size, seed, **how):
     """Train, and write best_model.weights.h5, model_history.csv and training_info.csv.
 
     Args:
         classifier: A `Classifier`.
-        images, val: (uint8 (N, H, H, 3), int32 (N,)) each.
+        images, val: (uint8 (N, H, H, 3), int32 (N,)) each; see `Classifier.fit`.
         folder: Of the files; an interrupted run of the same settings goes on from its state there.
         settings: What makes another run the same, as `identity` gives it.
-        epochs, batch_size, seed: As in `Classifier.fit`.
+        epochs, batch_size, seed, how: As in `Classifier.fit`.
 
     Returns:
         The best validation accuracy.
@@ -49,7 +54,7 @@ def train_and_save(classifier, images, val, folder, settings, *, epochs, batch_s
     """
     history, seconds = classifier.fit(
         images, val, epochs=epochs, batch_size=batch_size, seed=seed, patience=presets.CLASSIFIER_PATIENCE,
-        state_file=folder / "state.npz", settings=settings,
+        state_file=folder / "state.npz", settings=settings, **how,
     )  # fmt: skip
     if not np.isfinite(history["loss"]).all():
         raise UserError(f"the loss is not finite after {len(seconds)} epochs: nothing is saved.")
@@ -85,33 +90,33 @@ def load_best(classifier, folder):
     load_weights(classifier.model, found[0])
 
 
-def measure(classifier, test, classes, folder, experiment, names, origin):
-    """Test on real images that nothing has been selected on: accuracies as JSON and CSV, and pictures.
+def measure(classifier, test, classes, folder, source, test_hash):
+    """Test on real images that nothing has been selected on: predictions of each image, and the confusion matrix.
 
     Args:
         classifier: A `Classifier`.
         test: Images uint8 (N, H, H, 3) and labels int32 (N,).
         classes: Names of the classes.
         folder: Of the classifier.
-        experiment: The `Experiment` whose results the accuracies join.
-        names: (classifier, dataset, size), under which they stand there.
-        origin: Where they come from: entries that stand beside them.
+        source: (dataset, size) in the title of the picture.
+        test_hash: Of the test images.
 
     Returns:
-        {"top_1_accuracy": 0..1, "top_5_accuracy": 0..1}
+        What `accuracies` returns, and the `Predictions`.
     """
-    from plots import confusion_matrix, experiment_cas_curve
+    from plots import confusion_matrix
 
-    kind, dataset, size = names
+    dataset, size = source
     result = accuracies(classifier.probabilities(test.images), test.labels)
-    top = {key: result[key] for key in ("top_1_accuracy", "top_5_accuracy")}
-    merge_json(experiment.cas_file, {kind: {dataset: {size: top | origin}}}, levels=3)
-    title = f"{dataset}, trained on {size}: top-1 {top['top_1_accuracy']:.4f}"
-    picture = confusion_matrix(result["confusion"], classes, folder / "confusion_matrix.png", title)
-    experiment_cas_curve(experiment)
+    ranking, labels = result.pop("ranking").astype(np.int16), test.labels.astype(np.int16)
+    predictions = Predictions(ranking, labels, test_hash)
+    write_predictions(folder, predictions)
+    title = f"{dataset}, trained on {size}: top-1 {result['top_1_accuracy']:.4f}"
+    confusion_matrix(result["confusion"], classes, folder / "confusion_matrix.png", title)
+    return result, predictions
+
+
+def write_tested(folder, classes, result):
+    """Write the accuracy of each class, the last file of a test."""
     by_class = [{"class": name, "accuracy": value} for name, value in zip(classes, result["class_accuracies"])]
     write_csv(folder / TESTED, by_class)
-    for row in by_class:
-        log.info("  %-24s %.4f", row["class"], row["accuracy"])
-    log.info("test accuracy: top-1 %.4f, top-5 %.4f -> %s, %s", *top.values(), experiment.cas_file, picture)
-    return top

@@ -65,3 +65,9 @@ def weights_hashes(files, classes):
             )
         hashes[part] = card["sha256"]
     return hashes
+
+
+def teacher_hash(folder):
+    """SHA-256 of the weights of the teacher in its folder; None where none has finished."""
+    weights = folder / "best_model.weights.h5"
+    return read_card(weights)["sha256"] if (folder / "training.json").exists() and weights.exists() else None

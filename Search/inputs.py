@@ -2,6 +2,7 @@
 
 from Data.loaders import data_identity
 from Experiment.errors import UserError
+from Experiment.levers import OFF, filled_in, levers_on
 from Experiment.records import changes, flattened, masked
 from Models.weight_cards import weights_hashes
 
@@ -58,12 +59,13 @@ def claim_study(study, args, known, precision):
     removed = removed_epochs(study)
     last = max(map(int, {*known.hashes, *removed}))
     settings = {name: getattr(args, name) for name in SETTINGS} | {"last_epoch": last, "precision_used": precision}
-    settings |= flattened(known.inputs)
+    settings |= levers_on(vars(args)) | flattened(known.inputs)
     if not study.get_trials(deepcopy=False):
         study.set_user_attr("settings", settings)
         study.set_user_attr("epochs", known.hashes)
         return
-    before = study.user_attrs.get("settings", {})
+    before = filled_in(study.user_attrs.get("settings", {}), settings)
+    settings = filled_in(settings, before)
     if "data.val" not in before:
         settings |= {name: getattr(args, name) for name in PLACES}
     now = as_identity({name: value for name, value in settings.items() if name in before})
@@ -86,7 +88,7 @@ def claim_study(study, args, known, precision):
 
 def as_identity(settings):
     """Settings of a study by the names that messages show: --flags, and inputs."""
-    return {f"--{name}" if name in (*SETTINGS, *PLACES) else name: value for name, value in settings.items()}
+    return {f"--{name}" if name in (*SETTINGS, *PLACES, *OFF) else name: value for name, value in settings.items()}
 
 
 def removed_epochs(study):

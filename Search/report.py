@@ -10,6 +10,7 @@ from Data.loaders import class_names
 from Experiment import presets
 from Experiment.errors import UserError
 from Experiment.files import write_csv
+from Experiment.intervals import binomial_interval
 from Experiment.progress import each
 from Models.classifier import accuracies
 from Models.sampler import first_of_each_class
@@ -61,7 +62,7 @@ def measure(args, context, test, best):
     """Accuracy on test of the default and of the best settings: the only look at the test images.
 
     Returns:
-        {"no_opt": {...}, "opt": {...}} in the published schema.
+        {"no_opt": {...}, "opt": {...}} in the published schema, with 95 % intervals of the accuracies.
 
     Raises:
         UserError: An image is not finite or of one value, or a classifier's loss is not finite.
@@ -79,10 +80,12 @@ def measure(args, context, test, best):
                 f"the loss of the classifier that is tested is not finite ({name}: steps {steps}, scale {scale:g})."
             )
         scores = accuracies(context.classifier.probabilities(test.images), test.labels)
-        results[name] = {"top_1": scores["top_1_accuracy"], "top_5": scores["top_5_accuracy"]}
+        top = {"top_1": scores["top_1_accuracy"], "top_5": scores["top_5_accuracy"]}
+        intervals = {key: list(binomial_interval(value, len(test.labels))) for key, value in top.items()}
+        results[name] = top | {"interval": intervals}
         log.info(
             "test, %-6s: steps %d, scale %.2f, epoch %d, %d images -> top-1 %.4f, top-5 %.4f",
-            name, steps, scale, epoch, count, *results[name].values(),
+            name, steps, scale, epoch, count, *top.values(),
         )  # fmt: skip
     return results
 

@@ -10,13 +10,15 @@ import numpy as np
 import optuna
 
 from Data.loaders import resize_images
-from Data.registry import DatasetSpec
+from Data.registry import DatasetSpec, augmentations
 from Experiment import presets
 from Experiment.errors import UserError
 from Experiment.progress import each
 from Models.adapter import WholeNetwork, load_diffusion
+from Models.augment import Augment
 from Models.backbones import BACKBONES
 from Models.classifier import Classifier
+from Models.recipes import Recipe
 from Models.runtime import make_repeatable, precision
 from Models.sampler import block_size, generate_images
 
@@ -113,6 +115,8 @@ class Context:
     def train(self, images, labels, **how):
         """Train the classifier on synthetic images; returns its history, with the real validation accuracy."""
         how = {"epochs": self.args.epochs, "seed": self.args.seed, **how}
+        if self.args.augment == "standard":
+            how["augment"] = Augment(augmentations(self.spec), len(images), how["seed"])
         history, _ = self.classifier.fit(
             (images, labels),
             self.chosen_on,
@@ -137,7 +141,8 @@ def prepare(args, known):
     """
     make_repeatable(args.seed, args.deterministic)
     spec, backbone = known.spec, BACKBONES[args.backbone]
-    classifier = Classifier(args.classifier, spec.resolution, spec.num_classes)
+    recipe = Recipe(args.optimizer, args.epochs)
+    classifier = Classifier(args.classifier, spec.resolution, spec.num_classes, recipe)
     with precision(args.precision):
         diffusion = load_diffusion(backbone, spec.num_classes, args.weights_dir, **known.epoch_files)
     adapted = WholeNetwork(diffusion, args.train_model)

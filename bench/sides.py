@@ -149,7 +149,8 @@ def classifier():
     import tempfile
     from pathlib import Path
 
-    from Data.synthetic import SyntheticWriter, balanced_counts, load_synthetic
+    from Data.stored_set import load_synthetic
+    from Data.synthetic import SyntheticWriter, balanced_counts
     from Models.classifier import Classifier
 
     rng = np.random.default_rng(SEED)

@@ -112,14 +112,16 @@ def write_synthetic(folder):
 
 
 def read_synthetic(path):
-    from Data.synthetic import find_synthetic, load_synthetic
+    from Data.stored_set import load_synthetic
+    from Data.synthetic import find_synthetic
 
     root = next(parent for parent in path.parents if parent.name.startswith("10Enc")).parent
     load_synthetic(find_synthetic(root, 2, 10), 2, 9, 10, 1)
 
 
 CAS = {"resnet20_16": {"digits": {"real": {"top_1_accuracy": 0.9, "top_5_accuracy": 1.0},
-                                  "x1": {"top_1_accuracy": 0.8, "top_5_accuracy": 1.0}}}}  # fmt: skip
+                                  "x1": {"top_1_accuracy": 0.8, "top_5_accuracy": 1.0, "repeats": 2,
+                                         "interval": {"top_1_accuracy": [0.7, 0.9]}, "predictions": "here"}}}}  # fmt: skip
 STEPS = {"digits": {stage: {kind: {"top_1": 0.9, "top_5": 1.0} for kind in ("no_opt", "opt")}
                     for stage in ("After Transfer Learning", "After Fine-Tuning")}}  # fmt: skip
 
@@ -144,6 +146,23 @@ def read_results(path):
         plots.experiment_cas_curve(experiment)
     else:
         plots.experiment_pipeline_bars(experiment.root, "x")
+
+
+def write_predictions(folder):
+    import numpy as np
+
+    from Experiment.predictions import FILE, Predictions, write_predictions
+
+    write_predictions(folder, Predictions(np.zeros((9, 2), np.int16), np.zeros(9, np.int16), "a" * 64))
+    return folder / FILE
+
+
+def read_predictions(path):
+    from Experiment.predictions import read_predictions
+
+    found = read_predictions(path.parent)
+    if found:
+        found.hits().mean()
 
 
 def write_record(folder):
@@ -234,7 +253,7 @@ READERS = {
     "HDF5 weights": (write_weights, read_weights), "synthetic set": (write_synthetic, read_synthetic),
     "results": (write_results, read_results), "record of a run": (write_record, read_record),
     "training state": (write_state, read_state), "cached moments": (write_moments, read_moments),
-    "study": (write_study, read_study),
+    "study": (write_study, read_study), "predictions": (write_predictions, read_predictions),
 }  # fmt: skip
 
 

@@ -19,6 +19,7 @@ FLOORS = {
     "Data": 2,
     "Models": 3,
     "Search": 4,
+    "Scoring": 4,
     "cli": 4,
     "Stages": 4,
     **dict.fromkeys(SCRIPTS, 5),

@@ -7,6 +7,7 @@ import shutil
 from argparse import Namespace
 
 import numpy as np
+import optuna
 import pytest
 from PIL import Image
 
@@ -14,6 +15,7 @@ import SD_adapting
 from Experiment.disk import check_room
 from Experiment.errors import UserError
 from Experiment.files import write_json
+from Experiment.plan import Plan
 from Experiment.records import changes, describe_run, finished_run, flattened, identity
 from Models import weight_cards
 from Models.adapter import Diffusion, WholeNetwork
@@ -176,3 +178,20 @@ def test_continued_epochs_draw_their_own_noise(tiny, folder, tmp_path, monkeypat
         known, args = adapted(folder, tmp_path / "out", *flags)
         SD_adapting.adapt(args, known)
     assert begun == [0, 2]
+
+
+@pytest.mark.parametrize("before, now", [("none", "standard"), ("standard", "none")])
+def test_a_study_with_another_lever_is_refused(tmp_path, before, now):
+    """Also one that was begun when the lever did not exist: there it is off."""
+    import hyp_opt
+    from Search.inputs import claim_study
+
+    study = optuna.create_study()
+    known = Plan(inputs={"data": {"val": "v"}}, hashes={"1": "h"}, address="here")
+    args = [hyp_opt.parse_args(["--dataset", "digits", "--augment", name]) for name in (before, now)]
+    claim_study(study, args[0], known, "float32")
+    assert ("augment" in study.user_attrs["settings"]) == (before == "standard")
+    study.add_trial(optuna.trial.create_trial(value=0.5))
+    claim_study(study, args[0], known, "float32")
+    with pytest.raises(UserError, match=rf"other arguments: --augment {before} \(now {now}\)"):
+        claim_study(study, args[1], known, "float32")

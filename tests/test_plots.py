@@ -194,6 +194,44 @@ def test_accuracy_limits(values, height):
     assert height <= high - low < 1.2 * height
 
 
+def uprights(axis):
+    """[(x, low, high)] of the upright lines of an axis."""
+    lines = [path for drawn in axis.collections for path in drawn.get_segments()]
+    return [(line[0][0], *line[:, 1]) for line in lines if line[0][1] < line[1][1]]
+
+
+def test_intervals_are_drawn_and_lie_within_the_axis(tmp_path, drawn):
+    ends = {"top_1_accuracy": [0.4, 0.6], "top_5_accuracy": [0.7, 0.9]}
+    curve = {
+        "x1": scores(0.5, 0.8) | {"interval": ends},
+        "x2": scores(0.55, 0.85),
+        "real": scores(0.5, 0.8) | {"interval": ends},
+    }
+    plots.cas_curve({"ours": curve}, tmp_path / "c.png")
+    for axis, (low, high) in zip(drawn[0].axes, ends.values()):
+        assert uprights(axis) == [(1, low, high)]
+        (band,) = axis.patches
+        assert (band.get_y(), band.get_y() + band.get_height()) == pytest.approx((low, high))
+        assert axis.get_ylim()[0] < low and high < axis.get_ylim()[1]
+    bars = {"digits": {"After Fine-Tuning": {"opt": {"top_1": 0.5, "top_5": 0.8, "interval": {"top_1": [0.4, 0.6]}}}}}
+    plots.pipeline_bars({"ours": bars}, "top_1", tmp_path / "b.png")
+    (axis,) = drawn[1].axes
+    assert [line[1:] for line in uprights(axis)] == [(0.4, 0.6)]
+    (value,) = [text for text in axis.texts if text.get_text() == "0.500"]
+    assert value.get_position()[1] > 0.6
+
+
+def test_published_figures_show_their_intervals(tmp_path, drawn, monkeypatch):
+    monkeypatch.setattr(plots, "PUBLISHED_CAS_PLOTS", tmp_path)
+    monkeypatch.setattr(plots, "PUBLISHED_PIPELINE_PLOTS", tmp_path)
+    plots.published_cas_curves()
+    plots.published_pipeline_bars()
+    retina, bars = drawn[5].axes[0], drawn[6].axes[0]
+    assert [x for x, *_ in uprights(retina)] == list(range(1, 11))
+    assert all(0.08 < high - low < 0.1 for _, low, high in uprights(retina))  # of 400 images: 5 points to each side
+    assert len(uprights(bars)) == 24
+
+
 # Bars of the pipeline
 
 

@@ -12,12 +12,12 @@ from PIL import Image
 
 from Data import decoded
 from Data.generation import sheet_file
+from Data.stored_set import load_synthetic
 from Data.synthetic import (
     MANIFEST,
     SyntheticWriter,
     balanced_counts,
     find_synthetic,
-    load_synthetic,
     recipe,
     set_identity,
     synthetic_files,

@@ -1,0 +1,28 @@
+"""Levers: flags beyond the paper's recipe, and the value with which each is off.
+
+A record names only those that are on. So records without levers are those of before, and a lever that is missing in a
+record is off.
+"""
+
+OFF = {"labels": "hard", "recycle": False, "augment": "none", "optimizer": "adam", "real_share": 0.0}
+
+
+def levers_on(values):
+    """{lever: value} of the levers among named values that are on."""
+    return {name: value for name, value in values.items() if name in OFF and value != OFF[name]}
+
+
+def without_off(values):
+    """Named values without the levers that are off."""
+    return {name: value for name, value in values.items() if name not in OFF or value != OFF[name]}
+
+
+def filled_in(values, others, prefix=""):
+    """Values, and those levers that `others` name and `values` do not: they are off.
+
+    Args:
+        values, others: {prefix + name: value}.
+        prefix: Before every name, such as `--`.
+    """
+    missing = {prefix + name: off for name, off in OFF.items() if prefix + name in others}
+    return missing | values

@@ -1,0 +1,116 @@
+"""What a classifier has predicted for each test image, in its folder: what comparisons with another one are made of."""
+
+import logging
+from typing import NamedTuple
+
+import numpy as np
+
+from Experiment.errors import UserError
+from Experiment.files import atomic_path, merge_json, plain_arrays, read_json
+from Experiment.intervals import difference_interval, in_words, mcnemar, verdict
+from Experiment.levers import levers_on
+from Experiment.paths import repeat_folder
+
+log = logging.getLogger("experiment")
+
+FILE = "test_predictions.npz"
+COMPARED = "against_real"  # an entry of the results
+
+
+class Predictions(NamedTuple):
+    """The first classes that a classifier ranks for each test image, and what they are.
+
+    Attributes:
+        ranking: int16 (N, k): the k likeliest classes, the likeliest first.
+        labels: int16 (N,): the true ones.
+        test: SHA-256 of the test images and labels.
+    """
+
+    ranking: np.ndarray
+    labels: np.ndarray
+    test: str
+
+    def hits(self, first=1):
+        """bool (N,): whether the true class is among the `first` likeliest."""
+        return (self.ranking[:, :first] == self.labels[:, None]).any(axis=1)
+
+
+def write_predictions(folder, predictions):
+    with atomic_path(folder / FILE) as partial:
+        np.savez(partial, **predictions._asdict())
+
+
+def read_predictions(folder):
+    """The `Predictions` in a classifier's folder; None where there are none: it was tested before they were kept.
+
+    Raises:
+        UserError: The file is damaged.
+    """
+    path = folder / FILE
+    if not path.exists():
+        return None
+    with plain_arrays(path) as data:
+        if set(data.files) != set(Predictions._fields):
+            raise UserError(f"{path} does not hold predictions: test the classifier again with --train False.")
+        ranking, labels, test = (data[name] for name in Predictions._fields)
+    if ranking.ndim != 2 or labels.shape != ranking.shape[:1]:
+        raise UserError(f"{path} holds predictions of shape {ranking.shape} for labels of shape {labels.shape}.")
+    return Predictions(ranking, labels, str(test))
+
+
+def hits_of(root, entry):
+    """Hits bool (R, N) of a result's repeats, and the SHA-256 of its test images; None where predictions are missing."""
+    if "predictions" not in entry:
+        return None
+    folder = root / entry["predictions"]
+    found = [read_predictions(repeat_folder(folder, repeat)) for repeat in range(1, entry["repeats"] + 1)]
+    if None in found or len({predictions.test for predictions in found}) > 1:
+        return None
+    return np.stack([predictions.hits() for predictions in found]), found[0].test
+
+
+def compare_with_real(experiment, classifier):
+    """Compare every synthetic result of a dataset with the real one, in the results file. Returns {size: comparison}.
+
+    A comparison is of top-1 accuracy on the same test images. It is left out where the real result or its predictions are
+    missing, or where the test images were others.
+    """
+    results = read_json(experiment.cas_file)[classifier][experiment.dataset]
+    real = hits_of(experiment.root, results.get("real", {}))
+    compared = {}
+    for size, entry in results.items():
+        ours = hits_of(experiment.root, entry) if size != "real" and real else None
+        if ours and ours[1] == real[1]:
+            compared[size] = comparison(ours[0], real[0]) | trained_otherwise(entry, results["real"])
+    changes = {size: {COMPARED: found} for size, found in compared.items()}
+    merge_json(experiment.cas_file, {classifier: {experiment.dataset: changes}}, levels=4)
+    return compared
+
+
+def comparison(ours, real):
+    """What a result says of its difference to real, from hits (R, N) and (S, N)."""
+    difference, interval = float(ours.mean() - real.mean()), difference_interval(ours, real)
+    said = {
+        "difference": difference,
+        "interval": list(interval),
+        "verdict": verdict(interval),
+        "words": in_words(difference, interval, "real"),
+        "repeats": [len(ours), len(real)],
+        "test_images": ours.shape[1],
+    }
+    if len(ours) == len(real) == 1:
+        said["mcnemar_p"] = mcnemar(ours[0], real[0])
+    return said
+
+
+def trained_otherwise(entry, real):
+    """How the real classifier's training differs in levers and epochs, {"trained_otherwise": {name: [ours, real]}}, or {}."""
+    sides = [training_of(entry), training_of(real)]
+    names = dict.fromkeys([*sides[0], *sides[1]])
+    differing = {name: [side.get(name) for side in sides] for name in names if sides[0].get(name) != sides[1].get(name)}
+    return {"trained_otherwise": differing} if differing else {}
+
+
+def training_of(entry):
+    training = entry.get("training", {})
+    return {name: training[name] for name in ("epochs", "batch_size") if name in training} | levers_on(training)

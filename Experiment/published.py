@@ -1,0 +1,128 @@
+"""What the paper's figures can show: intervals of its accuracies, from the sizes of the test sets.
+
+python -m Experiment.published     writes `CAS Results/published_intervals.md` anew
+"""
+
+from Experiment.files import atomic_path
+from Experiment.intervals import CONFIDENCE, binomial_interval, unpaired_interval, verdict
+from Experiment.paths import PUBLISHED_CAS, PUBLISHED_INTERVALS, PUBLISHED_PIPELINE
+from Experiment.results import CAS_SCHEMA, PIPELINE_SCHEMA, read_results
+
+# Number of test images (paper, table of datasets; the official splits).
+TEST_IMAGES = {
+    "cifar10": 10_000, "cifar100": 10_000, "pathmnist": 7_180, "dermamnist": 2_005, "bloodmnist": 3_421,
+    "retinamnist": 400,
+}  # fmt: skip
+SIZES = [f"x{size}" for size in range(1, 11)]
+# What the paper says each step brings, as pairs of (stage, search) before and after.
+STEPS = [
+    ("first search", ("After Transfer Learning", "no_opt"), ("After Transfer Learning", "opt")),
+    ("fine-tuning", ("After Transfer Learning", "opt"), ("After Fine-Tuning", "no_opt")),
+    ("final search", ("After Fine-Tuning", "no_opt"), ("After Fine-Tuning", "opt")),
+    ("all after the first step", ("After Transfer Learning", "no_opt"), ("After Fine-Tuning", "opt")),
+]
+
+
+def published_curves():
+    """The paper's CAS results in the schema of `Experiment.cas_file`, each with the 95 % intervals of its accuracies."""
+    results = read_results(PUBLISHED_CAS, CAS_SCHEMA)
+    return {
+        classifier: {dataset: with_intervals(curve, dataset) for dataset, curve in datasets.items()}
+        for classifier, datasets in results.items()
+    }
+
+
+def published_steps():
+    """The paper's accuracies after each step in the schema of `Experiment.pipeline_file`, with intervals."""
+    return {
+        dataset: {stage: with_intervals(entries, dataset) for stage, entries in stages.items()}
+        for dataset, stages in read_results(PUBLISHED_PIPELINE, PIPELINE_SCHEMA).items()
+    }
+
+
+def with_intervals(entries, dataset):
+    images = TEST_IMAGES[dataset]
+    return {
+        name: entry | {"interval": {score: list(binomial_interval(value, images)) for score, value in entry.items()}}
+        for name, entry in entries.items()
+    }
+
+
+def against_real(curve, images):
+    """Whether synthetic data beat real data: {claim: (difference, (low, high))} of a published curve.
+
+    The best of ten sizes is the best by chance too: its interval is made wide enough that, with ten equal sizes, none of
+    ten intervals would miss 0 in 95 % of cases (Bonferroni).
+
+    Args:
+        curve: {"real" | "x1" ... "x10": entry}.
+        images: Number of test images.
+    """
+    accuracy = {size: entry["top_1_accuracy"] for size, entry in curve.items()}
+    best = max(SIZES, key=accuracy.get)
+    claims = {"1x": ("x1", CONFIDENCE), f"best of ten ({best[1:]}x)": (best, 1 - (1 - CONFIDENCE) / len(SIZES))}
+    return {
+        claim: (accuracy[size] - accuracy["real"],
+                unpaired_interval(accuracy[size], accuracy["real"], images, confidence))
+        for claim, (size, confidence) in claims.items()
+    }  # fmt: skip
+
+
+def steps(results, images):
+    """What each step of the adaptation brought: {step: (difference, (low, high))} of a published dataset."""
+    found = {}
+    for name, (stage, search), (later_stage, later_search) in STEPS:
+        before, after = results[stage][search]["top_1"], results[later_stage][later_search]["top_1"]
+        found[name] = after - before, unpaired_interval(after, before, images)
+    return found
+
+
+def rows(title, found):
+    """Table rows of claims: {dataset: {claim: (difference, interval)}}."""
+    yield f"| dataset | test images | {title} | difference, points | interval | |"
+    yield "|---|---|---|---|---|---|"
+    for dataset, claims in found.items():
+        for claim, (difference, interval) in claims.items():
+            low, high = (f"{100 * x:+.1f}" for x in interval)
+            yield (f"| {dataset} | {TEST_IMAGES[dataset]:,} | {claim} | {100 * difference:+.1f} | {low} to {high} "
+                   f"| {verdict(interval)} |")  # fmt: skip
+
+
+def page():
+    """The text of the page."""
+    curves = next(iter(read_results(PUBLISHED_CAS, CAS_SCHEMA).values()))
+    pipeline = read_results(PUBLISHED_PIPELINE, PIPELINE_SCHEMA)
+    real = {dataset: against_real(curve, TEST_IMAGES[dataset]) for dataset, curve in curves.items()}
+    brought = {dataset: steps(found, TEST_IMAGES[dataset]) for dataset, found in pipeline.items()}
+    lines = [*HEAD.strip().split("\n"), "", *rows("synthetic against real", real), "", *BETWEEN.strip().split("\n"), "",
+             *rows("step", brought)]  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+HEAD = """
+# How sure the published accuracies are
+
+`python -m Experiment.published` computes this page from the published accuracies and the number of test images. Each is of
+one training, so an interval (95 %) says how far a figure may be off because the test images are few, and nothing of how far
+another training would be. Real and synthetic classifiers saw the same test images, but their single predictions are not
+published: the difference is taken as of different images (Newcombe's interval), which is cautious. The best of ten sizes is
+best by chance too; its interval is widened for that (Bonferroni: 99.5 % instead of 95 %).
+
+`better`, `worse`: the interval excludes 0. The paper's claim that synthetic data beat real data in a third of cases rests on
+the two datasets whose best of ten lies above real.
+"""
+
+BETWEEN = """
+What each step of the adaptation brought (top-1). The settings of `opt` were chosen on the test images, so that what a search
+brought is too good by an amount that cannot be computed from the figures.
+"""
+
+
+def main():
+    with atomic_path(PUBLISHED_INTERVALS) as partial:
+        partial.write_text(page(), encoding="utf-8")
+    print(f"written: {PUBLISHED_INTERVALS}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""What a classifier learns from: real images, synthetic ones, or both, with hard labels or a teacher's."""
+
+import logging
+from typing import NamedTuple
+
+import numpy as np
+
+from Data.registry import augmentations
+from Data.stored_set import StoredSet
+from Experiment import presets
+from Experiment.errors import UserError
+from Experiment.randomness import random_stream
+from Models.augment import Augment
+from Models.recipes import Recipe
+from Models.teacher import teacher
+from Scoring.soft_labels import soft_labels
+
+log = logging.getLogger("experiment")
+
+
+class Material(NamedTuple):
+    """Images and labels of a training, and how an epoch sees them.
+
+    Attributes:
+        images: uint8 (N, H, H, 3).
+        labels: int32 (N,), or targets float32 (N, C).
+        slices: How many parts of consecutive images there are, of which an epoch sees the next one.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    slices: int = 1
+
+    def augment(self, args, spec, seed):
+        """What changes the images of an epoch; None where they stay as they are."""
+        return Augment(augmentations(spec), len(self.images), seed) if args.augment == "standard" else None
+
+
+def recipe_of(args):
+    """The `Recipe` that the flags choose."""
+    return Recipe(args.optimizer, args.epochs, 0.0 if args.labels == "soft" else presets.LABEL_SMOOTHING)
+
+
+def ask_teacher(args, known):
+    """The experiment's teacher, trained if need be, as (classifier, hash); None with hard labels."""
+    if args.labels == "hard":
+        return None
+    data = known.inputs["data"]
+    inputs = {"classes": known.classes, "data": {name: data[name] for name in ("resolution", "train", "val")}}
+    return teacher(args.classifier, known.spec, known.splits, inputs, known.experiment.teacher_dir(args.classifier))
+
+
+def gather(args, known, seed, taught=None):
+    """The `Material` of a training.
+
+    Args:
+        args: The script's arguments.
+        known: What `plan` of the script has found.
+        seed: Of the choice among more images than are wanted.
+        taught: What `ask_teacher` returns.
+
+    Raises:
+        UserError: A class has too few synthetic images, there are too few real ones, or images cannot be read.
+    """
+    if not args.synthetic:
+        return Material(*known.splits.train)
+    log.info("reading %d images of %s", known.wanted, known.set_folder)
+    spec, real = known.spec, round(args.real_share * known.wanted)
+    stored = StoredSet(known.set_folder, spec.num_classes, spec.resolution, args.resize, known.experiment.decoded_dir)
+    rows = stored.choose(known.wanted - real, seed)
+    if args.recycle:
+        rows = stored.sliced(rows, seed)
+    labels = stored.labels[rows]
+    if taught:
+        set_hash = known.inputs["set"]["sha256"]
+        labels = soft_labels(stored, *taught, set_hash, known.classes)[rows]
+    made = Material(stored.read(rows), labels, args.take if args.recycle else 1)
+    return with_real(made, known.splits.train, real, seed) if real else made
+
+
+def with_real(made, train, count, seed):
+    """Synthetic `Material` and as many real training images, drawn by seed. Beside a teacher's labels theirs are smoothed."""
+    if count > len(train.labels):
+        raise UserError(
+            f"argument --real_share: {count} real images are needed, there are {len(train.labels)} to train on."
+        )
+    rows = np.sort(random_stream(seed, "real_share").permutation(len(train.labels))[:count])
+    labels = train.labels[rows]
+    if made.labels.ndim == 2:
+        classes, smoothing = made.labels.shape[1], presets.LABEL_SMOOTHING
+        labels = (1 - smoothing) * np.eye(classes, dtype="float32")[labels] + np.float32(smoothing / classes)
+    log.info("%d real training images stand among %d: the result is no Classification Accuracy Score", count,
+             count + len(made.labels))  # fmt: skip
+    return Material(np.concatenate([made.images, train.images[rows]]), np.concatenate([made.labels, labels]))

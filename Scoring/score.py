@@ -1,0 +1,133 @@
+"""Repeats of a training, and the score: the mean of what they reach on test, its interval, and its difference to real."""
+
+import argparse
+import logging
+import time
+
+import numpy as np
+
+from Experiment.files import merge_json, write_json
+from Experiment.intervals import accuracy_interval
+from Experiment.paths import repeat_folder
+from Experiment.predictions import compare_with_real
+from Experiment.randomness import repeat_seed
+from Experiment.records import describe_run, identity
+from Models.fit_state import saved_epochs
+from Models.runtime import make_repeatable
+from Models.trained import load_best, measure, train_and_save, write_tested
+from plots import experiment_cas_curve
+
+log = logging.getLogger("experiment")
+
+SCORES = ("top_1_accuracy", "top_5_accuracy", "balanced_accuracy", "auc")
+PUBLISHED_SCORES = SCORES[:2]
+
+
+def train_repeat(args, known, classifier, made, repeat, free):
+    """Train one repeat and leave its record.
+
+    Args:
+        args: The script's arguments.
+        known: What its `plan` has found.
+        classifier: A `Classifier`.
+        made: The `Material` that it learns from.
+        repeat: Number of the repeat, from 1.
+        free: Names of arguments that do not change the result.
+    """
+    started, seed, folder = time.time(), repeat_seed(args.seed, repeat), repeat_folder(known.folder, repeat)
+    if repeat > 1:
+        log.info("repeat %d of %d, seed %d -> %s", repeat, known.repeats, seed, folder)
+        make_repeatable(seed, args.deterministic)
+        classifier.draw_weights()
+    best = train_and_save(
+        classifier, (made.images, made.labels), known.splits.val, folder, identity(args, free, known.inputs),
+        epochs=args.epochs, batch_size=args.batch_size, seed=seed, augment=made.augment(args, known.spec, seed),
+        slices=made.slices,
+    )  # fmt: skip
+    facts = {"trained_on": str(known.set_folder or "real training images"), "images": len(made.labels)}
+    facts |= {"repeat": repeat, "repeat_seed": seed} if repeat > 1 else {}
+    alone = argparse.Namespace(**{name: value for name, value in vars(args).items() if name != "repeats"})
+    record = describe_run(alone, known.started if repeat == 1 else started, known.inputs, **facts, val_accuracy=best,
+                          **known.origin)  # fmt: skip
+    write_json(folder / "training.json", record)
+    (folder / "state.npz").unlink(missing_ok=True)
+    log.info("best validation accuracy %.4f", best)
+
+
+def progress(args, known):
+    """What of the training is saved, in words."""
+    folders = [repeat_folder(known.folder, repeat) for repeat in range(1, known.repeats + 1)]
+    done = sum((folder / "training.json").exists() for folder in folders)
+    there = saved_epochs(folders[min(done, len(folders) - 1)] / "state.npz")
+    of_repeats = f"{done} of {known.repeats} repeats and " if known.repeats > 1 else ""
+    return f"{of_repeats}{there} of {args.epochs} epochs are saved"
+
+
+def score(args, known, classifier):
+    """Test every repeat on real images that nothing has been selected on: accuracies as JSON and CSV, and pictures.
+
+    Returns:
+        {"top_1_accuracy": 0..1, "top_5_accuracy": 0..1}, means over the repeats.
+    """
+    folders = [repeat_folder(known.folder, repeat) for repeat in range(1, known.repeats + 1)]
+    results, predictions = [], []
+    for folder in folders:
+        load_best(classifier, folder)
+        names = (known.spec.name, known.cardinality)
+        measured = measure(classifier, known.splits.test, known.classes, folder, names, known.inputs["data"]["test"])
+        results.append(measured[0])
+        predictions.append(measured[1])
+    experiment = known.experiment
+    entry = summary(results, predictions) | {"predictions": known.folder.relative_to(experiment.root).as_posix()}
+    entry = {name: entry.pop(name) for name in PUBLISHED_SCORES} | known.origin | entry
+    merge_json(experiment.cas_file, {args.classifier: {known.spec.name: {known.cardinality: entry}}}, levels=3)
+    compared = compare_with_real(experiment, args.classifier)
+    picture = experiment_cas_curve(experiment)
+    tell(known, results, entry, picture)
+    for size, comparison in compared.items():
+        if known.cardinality in (size, "real"):
+            tell_comparison(size, comparison)
+    for folder, result in zip(folders, results):
+        write_tested(folder, known.classes, result)
+    return {name: entry[name] for name in PUBLISHED_SCORES}
+
+
+def summary(results, predictions):
+    """Means of the scores, their single values, and 95 % intervals of the published ones."""
+    values = {name: [result[name] for result in results] for name in SCORES}
+    firsts = {"top_1_accuracy": 1, "top_5_accuracy": predictions[0].ranking.shape[1]}
+    hits = {name: np.stack([p.hits(first) for p in predictions]) for name, first in firsts.items()}
+    return {
+        **{name: None if None in of_score else float(np.mean(of_score)) for name, of_score in values.items()},
+        "repeats": len(results),
+        "test_images": len(predictions[0].labels),
+        "values": values,
+        "interval": {name: list(accuracy_interval(of_score)) for name, of_score in hits.items()},
+    }
+
+
+def tell(known, results, entry, picture):
+    """Log accuracies of the classes and of all."""
+    with_images = np.nanmean([result["class_accuracies"] for result in results], axis=0)
+    for name, value in zip(known.classes, with_images):
+        log.info("  %-24s %.4f", name, value)
+    log.info("test accuracy: top-1 %.4f, top-5 %.4f -> %s, %s", *(entry[name] for name in PUBLISHED_SCORES),
+             known.experiment.cas_file, picture)  # fmt: skip
+    if known.repeats > 1:
+        log.info("top-1 of %d repeats: %s", known.repeats,
+                 ", ".join(f"{value:.4f}" for value in entry["values"]["top_1_accuracy"]))  # fmt: skip
+    low, high = entry["interval"]["top_1_accuracy"]
+    auc = "none" if entry["auc"] is None else f"{entry['auc']:.4f}"
+    log.info("top-1, 95 %% interval %.4f to %.4f on %d test images; balanced accuracy %.4f, AUC %s", low, high,
+             entry["test_images"], entry["balanced_accuracy"], auc)  # fmt: skip
+
+
+def tell_comparison(size, comparison):
+    """Log how a synthetic result compares with the real one."""
+    line = f"{size} is {comparison['words']}"
+    if comparison["repeats"] == [1, 1]:
+        line += f" (McNemar's p {comparison['mcnemar_p']:.2g}; of this one training each, not of another one)"
+    if differing := comparison.get("trained_otherwise"):
+        shown = ", ".join(f"{name} {ours} (real: {real})" for name, (ours, real) in differing.items())
+        line += f"; trained otherwise: {shown}"
+    log.info(line)

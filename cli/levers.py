@@ -1,0 +1,36 @@
+"""Flags of what goes beyond the paper's recipe; each is off by default."""
+
+from cli.flags import integer, number
+
+MOST_REPEATS = 1000
+
+
+def add_classifier_levers(parser):
+    """How a classifier learns."""
+    add = parser.add_argument
+    add("--augment", default="none", choices=["none", "standard"],
+        help="training images: as they are, or cropped, partly erased and, where that keeps their class, mirrored (none)")  # fmt: skip
+    add("--optimizer", default="adam", choices=["adam", "sgd"],
+        help="adam as published, or sgd: momentum, all of the epochs, a tenth of the rate after 60 and 80 %% of them (adam)")  # fmt: skip
+
+
+def add_score_flags(parser):
+    """What classifier_training.py learns from, and how often."""
+    add = parser.add_argument
+    add("--repeats", default=1, type=integer(1, MOST_REPEATS),
+        help="classifiers of different seeds: results are their mean, with an interval (1)")  # fmt: skip
+    add("--labels", default="hard", choices=["hard", "soft"],
+        help="labels of synthetic images: their class, or what a teacher says, a classifier trained on the real training "
+             "images (hard)")  # fmt: skip
+    add("--recycle", action="store_true", help="each epoch sees the next 1x of --take: as many steps as 1x")
+    add("--real_share", default=0.0, type=number(0, 0.99), metavar="SHARE",
+        help="share of real training images among the synthetic ones, whose number falls accordingly (0)")  # fmt: skip
+
+
+def check_score_flags(parser, args):
+    """Refuse flags that do not go together."""
+    used = {"labels": args.labels != "hard", "recycle": args.recycle, "real_share": args.real_share > 0}
+    for name in (name for name, on in used.items() if on and not args.synthetic):
+        parser.error(f"argument --{name}: not allowed with --synthetic False")
+    if args.recycle and args.real_share:
+        parser.error("argument --recycle: not allowed with --real_share")

@@ -1,0 +1,126 @@
+"""Intervals of accuracies and of their differences, and what they say of the published figures."""
+
+import numpy as np
+import pytest
+from scipy.stats import bootstrap, norm
+
+from Experiment import intervals, published
+from Experiment.intervals import (
+    accuracy_interval,
+    binomial_interval,
+    difference_interval,
+    in_words,
+    mcnemar,
+    unpaired_interval,
+    verdict,
+)
+from Experiment.paths import PUBLISHED_INTERVALS
+
+
+def hits(seed, repeats, images, accuracy):
+    return np.random.default_rng(seed).random((repeats, images)) < accuracy
+
+
+def test_the_interval_of_one_accuracy_is_wilsons():
+    z, n, p = norm.ppf(0.975), 500, 0.96
+    middle, half = p + z**2 / (2 * n), z * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+    expected = [(middle - half) / (1 + z**2 / n), (middle + half) / (1 + z**2 / n)]
+    assert binomial_interval(p, n) == pytest.approx(expected)
+    one = np.arange(n)[None] < p * n
+    assert accuracy_interval(one) == binomial_interval(p, n)
+    assert binomial_interval(1.0, 400)[1] == 1.0 and 0.98 < binomial_interval(1.0, 400)[0] < 1
+
+
+def test_the_difference_of_one_pair_is_bootstrapped_as_scipy_does():
+    ours, real = hits(1, 1, 400, 0.8), hits(2, 1, 400, 0.85)
+    difference = lambda x, y, axis: x.mean(axis) - y.mean(axis)  # noqa: E731
+    theirs = bootstrap((ours[0] * 1.0, real[0] * 1.0), difference, paired=True, method="percentile", rng=3)
+    assert difference_interval(ours, real) == pytest.approx(tuple(theirs.confidence_interval), abs=0.006)
+
+
+def test_pairs_count():
+    """Two classifiers that fail on the same images differ more surely than two that fail on different ones."""
+    ours = hits(1, 1, 500, 0.8)
+    real = ours | (hits(3, 1, 500, 0.02))
+    low, high = difference_interval(ours, real)
+    apart = difference_interval(ours, np.roll(real, 250))
+    assert high - low < 0.5 * (apart[1] - apart[0]) and high <= 0
+
+
+def test_what_never_fails_may_still_fail():
+    assert accuracy_interval(np.ones((3, 400), bool)) == binomial_interval(1.0, 400)
+    assert accuracy_interval(np.zeros((3, 400), bool)) == binomial_interval(0.0, 400)
+
+
+@pytest.mark.parametrize("repeats, least, most", [(1, 0.4, 0.9), (2, 0.9, 1), (3, 0.9, 1), (5, 0.9, 1)])
+def test_nineteen_of_twenty_intervals_hold_the_true_difference(repeats, least, most, monkeypatch):
+    """Two recipes that are equally good: images differ in difficulty, trainings in skill. Of single runs fewer do."""
+    monkeypatch.setattr(intervals, "RESAMPLES", 400)
+    rng, held, tries = np.random.default_rng(repeats), 0, 150
+
+    def recipe(difficulty):
+        skill, luck = rng.normal(2, 0.3, (repeats, 1)), rng.normal(0, 1, (repeats, len(difficulty)))
+        return rng.random(luck.shape) < 1 / (1 + np.exp(difficulty - skill - luck))
+
+    for _ in range(tries):
+        difficulty = rng.normal(0, 2, 200)
+        low, high = difference_interval(recipe(difficulty), recipe(difficulty))
+        held += low <= 0 <= high
+    assert least <= held / tries <= most
+
+
+def test_mcnemar_counts_the_images_that_one_alone_has_right():
+    ours, real = np.zeros(20, bool), np.zeros(20, bool)
+    ours[:10], real[9:11] = True, True  # 9 against 1
+    assert mcnemar(ours, real) == pytest.approx(2 * (1 + 10) / 2**10)
+    assert mcnemar(ours, ours) == 1.0
+
+
+@pytest.mark.parametrize("interval, said", [
+    ((-0.029, 0.004), "no difference shown"), ((0.001, 0.02), "better"), ((-0.02, -0.001), "worse"), ((0.0, 0.02), "no difference shown"),
+])  # fmt: skip
+def test_only_an_interval_without_0_says_better_or_worse(interval, said):
+    assert verdict(interval) == said
+
+
+def test_a_difference_in_words():
+    line = "1.2 points below real, 95 % interval -2.9 to +0.4: no difference shown"
+    assert in_words(-0.012, (-0.029, 0.004), "real") == line
+    assert in_words(0.02, (0.01, 0.03), "real") == "2.0 points above real, 95 % interval +1.0 to +3.0: better"
+    assert in_words(0.0, (-0.01, 0.01), "real").startswith("equal to real, 95 % interval -1.0 to +1.0")
+
+
+def test_newcombes_interval():
+    """The example of Newcombe (1998), method 10: 56/70 against 48/80."""
+    low, high = (binomial_interval(p, n) for p, n in ((56 / 70, 70), (48 / 80, 80)))
+    expected = (0.2 - np.hypot(56 / 70 - low[0], high[1] - 0.6), 0.2 + np.hypot(low[1] - 56 / 70, 0.6 - high[0]))
+    assert expected == pytest.approx((0.0524, 0.3339), abs=1e-4)  # as in the article: two sizes
+    same = unpaired_interval(0.8, 0.6, 80)
+    assert same[0] < 0.2 < same[1] and unpaired_interval(0.6, 0.8, 80) == pytest.approx((-same[1], -same[0]))
+
+
+# The published figures
+
+
+def test_which_published_claims_are_beyond_noise():
+    curves = published.published_curves()["resnet20"]
+    found = {name: published.against_real(curve, published.TEST_IMAGES[name]) for name, curve in curves.items()}
+    best = {name: list(claims.values())[1] for name, claims in found.items()}
+    above = {name for name, (difference, _) in best.items() if difference > 0}
+    assert above == {"cifar10", "retinamnist"}  # the third of cases in which the paper sees synthetic data ahead
+    assert {name: verdict(interval) for name, (_, interval) in best.items()} == {
+        "cifar10": "better", "cifar100": "worse", "pathmnist": "worse", "dermamnist": "worse", "bloodmnist": "worse",
+        "retinamnist": "no difference shown",
+    }  # fmt: skip
+
+
+def test_the_best_of_ten_equal_sizes_is_rarely_called_better():
+    rng, images, called, tries = np.random.default_rng(0), 400, 0, 100
+    for _ in range(tries):
+        curve = {size: {"top_1_accuracy": rng.binomial(images, 0.46) / images} for size in ["real", *published.SIZES]}
+        called += verdict(list(published.against_real(curve, images).values())[1][1]) == "better"
+    assert called / tries <= 0.05
+
+
+def test_the_page_of_the_published_figures_is_what_is_computed():
+    assert PUBLISHED_INTERVALS.read_text(encoding="utf-8") == published.page()

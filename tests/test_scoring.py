@@ -1,0 +1,293 @@
+"""Repeats of a CAS, its comparison with real data, and the levers through the stage."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+import classifier_training
+from Experiment import presets
+from Experiment.errors import UserError
+from Experiment.intervals import difference_interval, mcnemar
+from Experiment.predictions import Predictions, read_predictions, write_predictions
+from Experiment.randomness import repeat_seed
+from Models import teacher as teachers
+from Models.classifiers import CLASSIFIERS
+from Scoring import material
+from tests.test_cas import make_set, npz, one_layer, parse, results, sets, train
+from tests.test_interruptions import weights_in
+
+FOLDER = "Checkpoints/Classifiers/Exp_0001/resnet20/two"
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    """Two classes that one layer tells apart only in part, and a synthetic set of three times their size."""
+    monkeypatch.setitem(CLASSIFIERS, "resnet20", one_layer)
+    npz(tmp_path / "two.npz")
+    arrays = dict(np.load(tmp_path / "two.npz"))
+    rng = np.random.default_rng(0)
+    for split in ("train", "val", "test"):
+        labels = arrays[f"{split}_labels"].ravel() % 2
+        noise = rng.normal(0, 60, (20, 8, 8, 3)) + 12 * labels[:, None, None, None] + 120
+        arrays[f"{split}_images"] = noise.clip(0, 255).astype(np.uint8)
+    np.savez(tmp_path / "two.npz", **arrays)
+    make_set(sets(tmp_path) / "60Enc1Dif2Is5Ugs1.5", 60)
+    return tmp_path
+
+
+def outcome(folder):
+    """What a training has left. Of the weights their values: the names of layers count the networks of this process."""
+    weights = weights_in(folder / "best_model.weights.h5")
+    return [
+        {name: array.tobytes() for name, array in weights.items()},
+        *((folder / name).read_bytes() for name in ("model_history.csv", "test_predictions.npz")),
+    ]
+
+
+def test_the_first_of_several_repeats_is_what_one_run_gives(root):
+    train(root)
+    alone, entry = outcome(root / FOLDER / "20"), results(root)["x1"]
+    record = json.loads((root / FOLDER / "20/training.json").read_text())
+    assert "repeats" not in record["arguments"] and not set(record["arguments"]) & {"augment", "labels", "optimizer"}
+    train(root, "--restart", "--repeats", 3)
+    three = results(root)["x1"]
+    assert outcome(root / FOLDER / "20") == alone
+    assert three["values"]["top_1_accuracy"][0] == entry["top_1_accuracy"] and (three["repeats"], entry["repeats"]) == (
+        3,
+        1,
+    )
+    assert three["top_1_accuracy"] == pytest.approx(np.mean(three["values"]["top_1_accuracy"]))
+    low, high = three["interval"]["top_1_accuracy"]
+    assert 0 <= low <= three["top_1_accuracy"] <= high <= 1 and three["test_images"] == 20
+    others = [outcome(root / FOLDER / "20" / f"repeat_{i}")[0] for i in (2, 3)]
+    assert alone[0] != others[0] != others[1] != alone[0]
+
+
+def test_repeats_that_are_missing_are_added(root):
+    train(root, "--repeats", 2)
+    before = outcome(root / FOLDER / "20") + outcome(root / FOLDER / "20/repeat_2")
+    assert classifier_training.plan(parse(root, "--repeats", 2)).done and classifier_training.plan(parse(root)).done
+    assert not classifier_training.plan(parse(root, "--repeats", 3)).done
+    train(root, "--repeats", 3)
+    assert before == outcome(root / FOLDER / "20") + outcome(root / FOLDER / "20/repeat_2")
+    assert results(root)["x1"]["repeats"] == 3
+    train(root, "--train", "False")  # tests all that are there
+    assert results(root)["x1"]["repeats"] == 3
+
+
+def test_an_interrupted_repeat_goes_on(root, monkeypatch):
+    train(root, "--repeats", 2, "--epochs", 4)
+    whole = outcome(root / FOLDER / "20/repeat_2")
+
+    from Models.fit_state import FitState
+    from Scoring.score import progress
+
+    begun, save = [], FitState.save
+
+    def die(state, *args):
+        save(state, *args)
+        if state.path.parent.name == "repeat_2":
+            begun.append(state.epoch)
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FitState, "save", die)
+        with pytest.raises(KeyboardInterrupt) as stopped:
+            train(root, "--repeats", 2, "--epochs", 4, "--restart")
+    known = classifier_training.plan(parse(root, "--repeats", 2, "--epochs", 4))
+    said = f"1 of 2 repeats and {begun[0]} of 4 epochs are saved"
+    assert progress(parse(root, "--epochs", 4), known) == stopped.value.saved() == said
+    train(root, "--repeats", 2, "--epochs", 4)
+    assert outcome(root / FOLDER / "20/repeat_2") == whole
+
+
+def test_repeats_of_a_larger_set_are_of_other_subsets(root):
+    args = parse(root)
+    known = classifier_training.plan(args)
+    subsets = [material.gather(args, known, repeat_seed(args.seed, repeat)).images for repeat in (1, 2, 1)]
+    assert np.array_equal(subsets[0], subsets[2]) and not np.array_equal(subsets[0], subsets[1])
+
+
+def test_a_synthetic_result_is_compared_with_the_real_one(root, caplog):
+    train(root, "--repeats", 2)
+    assert "against_real" not in results(root)["x1"]
+    with caplog.at_level("INFO", logger="experiment"):
+        train(root, "--synthetic", "False", "--epochs", 3)
+    compared = results(root)["x1"]["against_real"]
+    ours, real = (
+        np.stack([read_predictions(root / FOLDER / name).hits() for name in names])
+        for names in (("20", "20/repeat_2"), ("real",))
+    )
+    assert compared["difference"] == pytest.approx(ours.mean() - real.mean())
+    assert compared["interval"] == pytest.approx(difference_interval(ours, real))
+    assert compared["repeats"] == [2, 1] and "mcnemar_p" not in compared
+    assert compared["trained_otherwise"] == {"epochs": [1, 3]}
+    assert f"x1 is {compared['words']}; trained otherwise: epochs 1 (real: 3)" in caplog.text
+    assert compared["verdict"] in compared["words"]
+    train(root, "--restart")
+    one = results(root)["x1"]["against_real"]
+    assert one["mcnemar_p"] == mcnemar(ours[0], real[0]) and "against_real" not in results(root)["real"]
+
+
+def test_results_on_other_test_images_are_not_compared(root):
+    train(root)
+    train(root, "--synthetic", "False")
+    assert "against_real" in results(root)["x1"]
+    folder = root / FOLDER / "real"
+    write_predictions(folder, read_predictions(folder)._replace(test="others"))
+    train(root, "--train", "False")
+    assert "against_real" not in results(root)["x1"]
+
+
+@pytest.mark.parametrize("arrays", [{"ranking": np.zeros((3, 2))}, {**dict.fromkeys(Predictions._fields, np.zeros(3))}])
+def test_damaged_predictions_are_one_line(tmp_path, arrays):
+    np.savez(tmp_path / "test_predictions.npz", **arrays)
+    with pytest.raises(UserError, match="predictions"):
+        read_predictions(tmp_path)
+
+
+@pytest.mark.parametrize("added", [
+    {"interval": [0, 1]}, {"interval": {"top_1_accuracy": [0.5]}}, {"interval": {"top_1_accuracy": ["a", "b"]}},
+    {"repeats": 0}, {"repeats": "3"}, {"predictions": 5},
+])  # fmt: skip
+def test_damaged_results_are_one_line(root, added):
+    train(root)
+    file = root / "CAS Results/test_accuracies_exp0001.json"
+    content = json.loads(file.read_text())
+    content["resnet20"]["two"]["x1"] |= added
+    file.write_text(json.dumps(content))
+    with pytest.raises(UserError, match="does not hold accuracies in 0..1 in the published schema"):
+        classifier_training.plan(parse(root))
+
+
+# Levers
+
+
+@pytest.mark.parametrize("flags, recorded", [
+    (("--augment", "standard"), {"augment": "standard"}), (("--optimizer", "sgd"), {"optimizer": "sgd"}),
+    (("--real_share", 0.5), {"real_share": 0.5}), (("--recycle", "--take", 3), {"recycle": True}),
+])  # fmt: skip
+def test_a_lever_is_recorded_and_its_run_is_another_one(root, flags, recorded, monkeypatch):
+    size = "x3" if "--take" in flags else "x1"
+    train(root, *flags)
+    entry = results(root)[size]
+    assert entry["training"].items() >= recorded.items()
+    assert classifier_training.plan(parse(root, *flags)).done
+    plain = [flag for flag in flags if flag in ("--take", 3)]
+    name = next(iter(recorded))
+    with pytest.raises(
+        UserError, match=rf"finished run with other arguments: --{name} .* \(now (none|adam|0.0|False)\)"
+    ):
+        classifier_training.plan(parse(root, *plain))
+
+
+def test_a_run_of_before_is_not_finished_with_a_lever(root):
+    train(root)
+    with pytest.raises(UserError, match=r"other arguments: --augment none \(now standard\)"):
+        classifier_training.plan(parse(root, "--augment", "standard"))
+
+
+def test_a_curve_does_not_mix_levers(root):
+    train(root)
+    with pytest.raises(
+        UserError, match=r"x1 in the results comes from other settings: augment none \(now augment standard\)"
+    ):
+        classifier_training.plan(parse(root, "--take", 2, "--augment", "standard"))
+
+
+def test_recycling_takes_the_steps_of_1x(root):
+    args = parse(root, "--take", 3, "--recycle")
+    made = material.gather(args, classifier_training.plan(args), args.seed)
+    assert made.slices == 3 and np.bincount(made.labels).tolist() == [30, 30]
+    assert all(np.bincount(part).tolist() == [10, 10] for part in np.split(made.labels, 3))
+    with pytest.raises(UserError, match="--batch_size: 30 is more than the 20"):
+        train(root, "--take", 3, "--recycle", "--batch_size", 30)
+
+
+def test_real_images_stand_in_for_synthetic_ones(root, caplog):
+    args = parse(root, "--real_share", 0.5)
+    with caplog.at_level("INFO", logger="experiment"):
+        made = material.gather(args, classifier_training.plan(args), args.seed)
+    assert made.images.shape == (20, 8, 8, 3) and made.labels.shape == (20,)
+    real = np.load(root / "two.npz")["train_images"]
+    assert sum(any(np.array_equal(image, one) for one in real) for image in made.images) == 10
+    assert "10 real training images stand among 20: the result is no Classification Accuracy Score" in caplog.text
+    with pytest.raises(UserError, match="--real_share: 30 real images are needed, there are 20"):
+        train(root, "--take", 3, "--real_share", 0.5)
+
+
+@pytest.fixture
+def quick_teacher(monkeypatch):
+    monkeypatch.setattr(presets, "CLASSIFIER_EPOCHS", 3)
+
+
+def test_soft_labels_are_a_teachers_and_are_kept_beside_the_set(root, quick_teacher, monkeypatch):
+    train(root, "--labels", "soft")
+    folder = root / FOLDER / "teacher"
+    record = json.loads((folder / "training.json").read_text())
+    assert record["arguments"] == {
+        "batch_size": 1,
+        "classifier": "resnet20",
+        "epochs": 3,
+        "restart": False,
+        "seed": 1234,
+    }
+    assert set(record["inputs"]["data"]) == {"resolution", "train", "val"}  # it never sees test
+    (file,) = sets(root).glob("*.soft_labels.*.npz")
+    with np.load(file) as data:
+        assert data["probabilities"].shape == (60, 2) and data["files"][-1] == b"class_01/img_29.png"
+        assert data["classes"].tolist() == ["0", "1"] and file.name.split(".")[-2] == str(data["teacher_sha256"])[:8]
+    trained = json.loads((root / FOLDER / "20/training.json").read_text())
+    assert trained["inputs"]["teacher"] == str(np.load(file)["teacher_sha256"])
+    assert results(root)["x1"]["training"]["labels"] == "soft"
+    assert classifier_training.plan(parse(root, "--labels", "soft")).done
+    # Neither the teacher nor its labels are made again, for another size or seed.
+    monkeypatch.setattr(teachers, "train_and_save", None)
+    before = file.stat().st_mtime_ns
+    train(root, "--labels", "soft", "--take", 2, "--seed", 7)
+    assert file.stat().st_mtime_ns == before
+
+
+def test_a_students_targets_are_what_the_teacher_says(root, quick_teacher):
+    args = parse(root, "--labels", "soft", "--real_share", 0.2)
+    known = classifier_training.plan(args)
+    taught = material.ask_teacher(args, known)
+    made = material.gather(args, known, args.seed, taught)
+    said = taught[0].probabilities(made.images[:16])
+    assert made.labels.dtype == np.float32 and np.abs(made.labels[:16] - said).max() < 1e-3
+    assert np.allclose(made.labels.sum(axis=1), 1, atol=1e-6)
+    assert np.unique(made.labels[16:]).tolist() == pytest.approx(
+        [0.05, 0.95]
+    )  # real images: their own labels, smoothed
+    assert material.recipe_of(args).smoothing == 0.0
+
+
+def test_a_teacher_of_other_data_is_refused(root, quick_teacher):
+    train(root, "--labels", "soft")
+    arrays = dict(np.load(root / "two.npz"))
+    np.savez(root / "two.npz", **arrays | {"train_images": arrays["train_images"] // 2})
+    with pytest.raises(UserError, match=r"teacher holds a finished run with other inputs: data.train"):
+        train(root, "--labels", "soft", "--take", 2)
+
+
+def test_another_teacher_makes_another_run(root, quick_teacher):
+    train(root, "--labels", "soft")
+    weights = root / FOLDER / "teacher/best_model.weights.h5"
+    weights.write_bytes((root / FOLDER / "20/best_model.weights.h5").read_bytes())
+    with pytest.raises(UserError, match=r"other inputs: teacher \w{8} \(now \w{8}\)"):
+        classifier_training.plan(parse(root, "--labels", "soft"))
+
+
+@pytest.mark.parametrize("flags, said", [
+    (("--labels", "soft", "--synthetic", "False"), "--labels: not allowed with --synthetic False"),
+    (("--recycle", "--synthetic", "False"), "--recycle: not allowed with --synthetic False"),
+    (("--real_share", "0.5", "--synthetic", "False"), "--real_share: not allowed with --synthetic False"),
+    (("--real_share", "0.5", "--recycle"), "--recycle: not allowed with --real_share"),
+    (("--real_share", "1"), "must be at least 0 and at most 0.99"), (("--repeats", "0"), "must be in 1..1000"),
+])  # fmt: skip
+def test_levers_that_do_not_go_together(capsys, flags, said):
+    with pytest.raises(SystemExit) as stopped:
+        classifier_training.parse_args(flags)
+    assert stopped.value.code == 2 and re.search(said, capsys.readouterr().err)
