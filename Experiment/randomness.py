@@ -3,7 +3,12 @@
 import numpy as np
 
 # Purposes of random numbers: each gets its own stream, so that none repeats another's draws.
-STREAMS = {name: i for i, name in enumerate(["order", "training_noise", "sampling_noise", "subset", "split", "corpus"])}
+STREAMS = {
+    name: i
+    for i, name in enumerate(
+        ["order", "training_noise", "sampling_noise", "subset", "split", "corpus", "low_rank_start"]
+    )
+}
 
 
 def random_stream(seed, purpose, first=0, second=0):

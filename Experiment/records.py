@@ -12,6 +12,8 @@ from Experiment.files import read_json
 
 # Flags that say where the data lie and how they are read: what they are is an input, known by its content.
 DATA_FLAGS = ("root", "data_dir", "dataset", "skip_broken", "background", "resolution")
+# Flags of later versions, and what a record that lacks them was made with. At that value they are not recorded.
+LATER_FLAGS = {"lora_rank": None, "lora_alpha": None, "lora_targets": None}
 PACKAGES = ("tensorflow", "keras", "keras-cv", "optuna", "numpy")
 # In an address USER:password@HOST or ...?password=...: what stands before it, and the password.
 PASSWORD = re.compile(r"((?<=[^/]//)[^:/@?]*:|(?:password|passwd)=)(.*(?=@)|(?<==)[^&\s]*)", re.IGNORECASE)
@@ -60,7 +62,8 @@ def finished_run(record_file, args, free, inputs=None):
     if not isinstance(arguments, dict) or not isinstance(inputs_before, dict):
         raise UserError(f"{record_file} is not the record of a run: --restart replaces it.")
     before = {f"--{name}": value for name, value in arguments.items()} | flattened(inputs_before)
-    now = {name: value for name, value in identity(args, free, inputs).items() if name in before}
+    now = identity(args, free, inputs)
+    now = {name: now[name] for name in now if name in before or name.removeprefix("--") in LATER_FLAGS}
     if shown := changes(before, now):
         raise UserError(
             f"{record_file.parent} holds a finished run with {shown}. Use another --exp, or --restart to replace it."
@@ -92,6 +95,8 @@ def flattened(tree, prefix=""):
 
 def changes(before, now):
     """What differs between two identities, as one text with both values; empty where nothing does."""
+    later = {f"--{name}": value for name, value in LATER_FLAGS.items()}
+    before, now = later | before, later | now
     differing = [name for name in now if before.get(name) != now[name]]
     if not differing:
         return ""
@@ -114,6 +119,7 @@ def masked(text):
 def describe_arguments(args):
     """The arguments as JSON has them, without passwords."""
     plain = {k: str(v) if isinstance(v, Path) else v for k, v in sorted(vars(args).items())}
+    plain = {k: v for k, v in plain.items() if k not in LATER_FLAGS or v != LATER_FLAGS[k]}
     return {k: masked(v) if k == "storage" and v else v for k, v in plain.items()}
 
 
