@@ -9,10 +9,10 @@ from keras_cv.src.models.stable_diffusion.padded_conv2d import PaddedConv2D
 
 from Experiment.errors import UserError
 from Models import faster_layers
-from Models.adapter import Diffusion, WholeNetwork, adaptation, denoising_model
+from Models.adapter import Diffusion, WholeNetwork, adaptation
 from Models.backbones import Backbone
 from Models.class_encoder import class_encoder
-from Models.faster_layers import all_layers, checkpoint_gradients, enable_low_rank
+from Models.faster_layers import all_layers, enable_low_rank
 from Models.feed import noisy_batches, with_targets
 from Models.fit_state import FitState
 from Models.lora import LowRank, UNetEpochs, kernel_shapes, merged_unet, places, target_layers
