@@ -20,7 +20,7 @@ from Experiment.files import read_json, write_json
 from Experiment.paths import REPOSITORY, Experiment
 from Models.weight_names import epoch_path
 
-DATASET, ENC_EPOCHS, STEPS, SCALE = "digits", 12, 13, 1.5
+DATASET, IMAGES, ENC_EPOCHS, STEPS, SCALE = "digits", 1000, 12, 13, 1.5
 RESULTS = Path(__file__).resolve().parent / "lora.json"
 CLASSIFIER = ("--classifier", "resnet20_16", "--batch_size", "64")
 
@@ -68,7 +68,7 @@ def measure(args, variant, seed):
         args.epochs,
         *flags,
     )
-    script("generate_dataset.py", experiment, *common, "--dif_epoch", args.epochs, "--img_total", args.images,
+    script("generate_dataset.py", experiment, *common, "--dif_epoch", args.epochs, "--img_total", IMAGES,
            "--inf_steps", STEPS, "--ugs", SCALE)  # fmt: skip
     script("classifier_training.py", experiment, *CLASSIFIER, "--seed", seed, "--epochs", args.classifier_epochs)
     return row_of(args, experiment, variant, seed)
@@ -87,7 +87,6 @@ def row_of(args, experiment, variant, seed):
         "variant": variant,
         "seed": seed,
         "epochs": args.epochs,
-        "images": args.images,
         "classifier_epochs": args.classifier_epochs,
         "lr": record["arguments"]["lr"],
         "precision": record["precision_used"],
@@ -99,7 +98,7 @@ def row_of(args, experiment, variant, seed):
 
 
 def key(row):
-    return tuple(row[name] for name in ("variant", "seed", "epochs", "images", "classifier_epochs"))
+    return tuple(row[name] for name in ("variant", "seed", "epochs", "classifier_epochs"))
 
 
 def print_table(rows):
@@ -121,7 +120,7 @@ def main(args):
     known = {key(row) for row in rows}
     for seed in args.seeds:
         for variant in args.variants:
-            if (variant, seed, args.epochs, args.images, args.classifier_epochs) in known:
+            if (variant, seed, args.epochs, args.classifier_epochs) in known:
                 continue
             rows.append(measure(args, variant, seed))
             settings = {
@@ -141,7 +140,6 @@ def parse_args():
     parser.add_argument("--variants", nargs="+", default=["full", "4", "16", "64"], help="full, RANK or RANK@LR")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1234, 1, 2])
     parser.add_argument("--epochs", type=int, default=16, help="of the fine-tuning (16, a quarter of mini's default)")
-    parser.add_argument("--images", type=int, default=1000, help="that the classifier is trained on (1000)")
     parser.add_argument("--classifier_epochs", type=int, default=30, help="of the classifier resnet20_16 (30)")
     parser.add_argument("--work", type=Path, required=True, help="folder of everything that is made on the way")
     return parser.parse_args()
