@@ -1,7 +1,7 @@
 """Adapt Stable Diffusion to a dataset: train the Class Encoder (enc), then fine-tune the UNet (dif).
 
 python SD_adapting.py --dataset cifar10 --train_model enc --exp 0001
-python SD_adapting.py --dataset cifar10 --train_model dif --exp 0001 --enc_epoch best
+python SD_adapting.py --dataset cifar10 --train_model dif --exp 0001 --enc_epoch best [--lora_rank 4]
 """
 
 import logging
@@ -11,6 +11,7 @@ import numpy as np
 
 from cli.best import epoch_or_best, take_best_epochs
 from cli.flags import add_model_flags, check_batch_size, finish_args, integer, new_parser, number
+from cli.lora import add_lora_flags, base_hashes, check_lora_flags, wanted_updates
 from cli.process import run, writing_in
 from Data.latents import cached_moments
 from Data.loaders import class_names, data_identity, load_splits
@@ -46,10 +47,12 @@ def parse_args(argv=None):
     add("--lr", type=number(0, 10, above=True), help="first learning rate (enc 1e-4, dif 1e-5; mini: 2e-2, 8e-4)")
     add("--gradient_checkpointing", action="store_true",
         help="compute the UNet's blocks twice a step instead of keeping what they computed: less memory")  # fmt: skip
+    add_lora_flags(parser)
     add_model_flags(parser)
     add("--restart", action="store_true", help="throw away what an earlier run has left here")
     args = finish_args(parser, argv)
-    for flag, value in BACKBONES[args.backbone].training[args.train_model].items():
+    defaults = BACKBONES[args.backbone].training[check_lora_flags(parser, args)]
+    for flag, value in defaults.items():
         if getattr(args, flag) is None:
             setattr(args, flag, value)
     return args
@@ -60,11 +63,11 @@ def plan(args):
 
     Returns:
         A `Plan`: the dataset's `spec`, the `experiment`, the `folder` of the epochs, the `record_file`, the `offset` of
-        epochs that earlier training had, the `train` images, files of the `epochs` to start from, and `inputs` and
-        `identity` of the run.
+        epochs that earlier training had, the `train` images, files of the `epochs` to start from, `Facts` of low-rank
+        `updates` that are to be trained, or None, and `inputs` and `identity` of the run.
 
     Raises:
-        UserError: The run cannot begin: other arguments or inputs, a missing epoch, another process at work.
+        UserError: The run cannot begin: other arguments or inputs, a missing or unfit epoch, another process at work.
     """
     spec = dataset_spec(args.dataset, args.skip_broken, args.resolution, args.background)
     experiment = Experiment(args.root, args.exp, spec.name)
@@ -78,10 +81,11 @@ def plan(args):
     inputs = {
         "classes": data["classes"],
         "data": {name: data[name] for name in ("resolution", "train")},
-        "weights": pretrained_hashes(args, epochs) | weights_hashes(epochs, data["classes"]),
+        "weights": base_hashes(args, ["image_encoder"], epochs["dif"]) | weights_hashes(epochs, data["classes"]),
     }
     known = Plan(spec=spec, experiment=experiment, folder=folder, record_file=record_file, offset=offset,
-                 train=splits.train, epochs=epochs, inputs=inputs, identity=identity(args, FREE, inputs))  # fmt: skip
+                 train=splits.train, epochs=epochs, updates=wanted_updates(args, epochs["dif"]), inputs=inputs,
+                 identity=identity(args, FREE, inputs))  # fmt: skip
     if finished_run(record_file, args, FREE, inputs):
         (folder / "state.npz").unlink(missing_ok=True)  # killed between the record and this
         known.done = f"finished already: {folder} (--restart trains again)"
@@ -90,12 +94,6 @@ def plan(args):
         if not args.restart:
             refuse_to_overwrite(folder, offset + 1, offset + args.epochs, known.identity)
     return known
-
-
-def pretrained_hashes(args, epochs):
-    """What identifies the pretrained weights that are used: {"image_encoder": ..., "unet": ...}."""
-    parts = ["image_encoder"] if epochs["dif"] else ["image_encoder", "unet"]
-    return {part: BACKBONES[args.backbone].weights_hash(part, args.weights_dir) for part in parts}
 
 
 def dataset_moments(args, known, backbone):
@@ -123,7 +121,7 @@ def adapt(args, known=None):
     Returns:
         The folder of the epochs.
     """
-    from Models.adapter import WholeNetwork, load_diffusion
+    from Models.adapter import adaptation, load_diffusion
     from Models.fit_state import FitState
     from Models.runtime import make_repeatable, precision
     from Models.samples import sheet_writer
@@ -136,12 +134,15 @@ def adapt(args, known=None):
     backbone, folder, classes = BACKBONES[args.backbone], known.folder, class_names(known.spec)
     check_batch_size(args, backbone.training[args.train_model]["batch_size"], len(known.train.labels))
     make_repeatable(args.seed, args.deterministic)
-    with precision(args.precision, trainable=True) as used:
-        diffusion = load_diffusion(backbone, len(classes), args.weights_dir, **known.epochs)
+    # Weights that stay as they are may be held in bfloat16.
+    with precision(args.precision, trainable=not known.updates) as used:
+        epochs = known.epochs | ({"dif": None} if known.updates else {})
+        diffusion = load_diffusion(backbone, len(classes), args.weights_dir, **epochs)
         title = f"{known.spec.name}, {args.train_model} epoch {{}}"
         write_sheet = sheet_writer(diffusion, classes, args.seed, folder, title)
     moments = dataset_moments(args, known, backbone)  # float32 (N, h, w, 8)
-    adapted = WholeNetwork(diffusion, args.train_model, {"classes": classes, "dataset": known.spec.name})
+    facts = {"classes": classes, "dataset": known.spec.name}
+    adapted = adaptation(diffusion, args.train_model, facts, known.updates, args.seed, known.epochs["dif"])
     steps = -(-len(known.train.labels) // args.batch_size)
     model = compile_model(adapted, args.lr, steps * args.epochs, used, args.gradient_checkpointing)
     variables = [*adapted.variables, *model.optimizer.variables]
@@ -153,10 +154,12 @@ def adapt(args, known=None):
         log.info(
             "%s of %s on %s: %d images, %d parameters, epochs %d to %d of %d steps, batch %d, lr %g, %s, seed %d, "
             "at most %s on disk -> %s",
-            args.train_model, backbone.name, known.spec.name, len(known.train.labels), adapted.network.count_params(),
+            args.train_model, backbone.name, known.spec.name, len(known.train.labels), adapted.parameters,
             known.offset + 1, known.offset + args.epochs, steps,
             args.batch_size, args.lr, used, args.seed, gigabytes(needed), folder,
         )  # fmt: skip
+        if known.updates:
+            log.info("low-rank updates: %s", known.updates)
         losses = train(args, known, adapted, model, state, moments, done, history.get("loss", []), write_sheet)
         write_json(known.record_file, describe_run(args, started, known.inputs, precision_used=used, loss=losses[-1]))
         log.info("loss %.4f after %d epochs, %.0f s -> %s", losses[-1], args.epochs, time.time() - started, folder)

@@ -13,6 +13,7 @@ from functools import partial
 
 from cli.best import add_best_flag, epoch_or_best, settle_best, take_best
 from cli.flags import add_model_flags, add_spacing_flag, finish_args, integer, new_parser, number
+from cli.lora import base_hashes
 from cli.process import run, writing_in
 from Data.generation import begin_folder, check_folder, draw_pictures, finish_set, is_complete, move_sheet
 from Data.pictures import resize_images
@@ -95,14 +96,12 @@ def plan(args):
     total = args.img_total or args.img_class * spec.num_classes
     name = f"{size_name(total)}Enc{args.enc_epoch}Dif{args.dif_epoch}Is{args.inf_steps}Ugs{args.ugs:g}"
     epochs, classes = chosen_epochs(experiment, args.enc_epoch, args.dif_epoch), class_names(spec)
-    pretrained = ("decoder",) if epochs["dif"] else ("unet", "decoder")
-    hashes = {part: backbone.weights_hash(part, args.weights_dir) for part in pretrained}
     settings = {
         "total": total,
         **fixed_arguments(args, FREE),
         "image_size": args.image_size or backbone.image_size,
         "classes": list(classes),
-        "weights": hashes | weights_hashes(epochs, classes),
+        "weights": base_hashes(args, ["decoder"], epochs["dif"]) | weights_hashes(epochs, classes),
     }
     if args.precision == "auto":
         del settings["precision"]  # a finished set is what was asked for, whichever it was

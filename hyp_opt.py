@@ -22,6 +22,7 @@ from cli.flags import (
     number,
 )  # fmt: skip
 from cli.levers import add_classifier_levers
+from cli.lora import base_hashes
 from cli.process import logging_to, run, telling_what_is_saved
 from Data.loaders import Splits, load_splits
 from Data.registry import DatasetSpec, class_names, dataset_spec
@@ -166,6 +167,7 @@ def plan(args):
     epochs = saved_epochs(weights)
     if not epochs:
         raise UserError(f"there are no weights in {weights}: run SD_adapting.py --train_model {part} first.")
+    base_hashes(args, [], *epochs.values())  # refuses low-rank updates of another UNet
     epoch_files = chosen_epochs(experiment, args.enc_epoch if part == "dif" else 0, 0)
     if args.optimize and experiment.pipeline_file.exists():
         read_results(experiment.pipeline_file, PIPELINE_SCHEMA)  # reject a broken file before days of search

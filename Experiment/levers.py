@@ -4,7 +4,10 @@ A record names only those that are on. So records without levers are those of be
 record is off.
 """
 
-OFF = {"labels": "hard", "recycle": False, "augment": "none", "optimizer": "adam", "real_share": 0.0}
+OFF = {
+    "lora_rank": None, "lora_alpha": None, "lora_targets": None,
+    "labels": "hard", "recycle": False, "augment": "none", "optimizer": "adam", "real_share": 0.0,
+}  # fmt: skip
 
 
 def levers_on(values):

@@ -4,7 +4,12 @@ Source: the paper (arXiv 2405.02698), section 3, and its published code where th
 """
 
 # Adaptation (paper, section 3): Adam with a cosine decay to 0, decoupled weight decay, clipped global norm.
-TRAINING = {"enc": {"epochs": 50, "batch_size": 64, "lr": 1e-4}, "dif": {"epochs": 10, "batch_size": 16, "lr": 1e-5}}
+TRAINING = {
+    "enc": {"epochs": 50, "batch_size": 64, "lr": 1e-4},
+    "dif": {"epochs": 10, "batch_size": 16, "lr": 1e-5},
+    # Fine-tuning by low-rank updates is no part of the paper: its epochs, and the rate of TCKR (Stable Diffusion 2, rank 4).
+    "lora": {"epochs": 10, "batch_size": 16, "lr": 1e-4},
+}
 WEIGHT_DECAY, CLIP_NORM = 0.004, 10.0
 HIDDEN_UNITS = 500  # of the Class Encoder
 

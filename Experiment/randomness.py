@@ -3,23 +3,11 @@
 import numpy as np
 
 # Purposes of random numbers: each gets its own stream, so that none repeats another's draws.
-STREAMS = {
-    name: i
-    for i, name in enumerate(
-        [
-            "order",
-            "training_noise",
-            "sampling_noise",
-            "subset",
-            "split",
-            "corpus",
-            "augment",
-            "repeat",
-            "bootstrap",
-            "real_share",
-        ]
-    )
-}
+PURPOSES = (
+    "order", "training_noise", "sampling_noise", "subset", "split", "corpus", "augment", "repeat", "bootstrap", "real_share",
+    "low_rank_start", "label_dropout",
+)  # fmt: skip
+STREAMS = {name: i for i, name in enumerate(PURPOSES)}
 
 
 def random_stream(seed, purpose, first=0, second=0):

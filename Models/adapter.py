@@ -1,6 +1,8 @@
 """The adaptation step (paper, steps 1 and 3) as a stock keras.Model: fit() is the whole training loop."""
 
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -10,6 +12,7 @@ from Experiment.progress import each
 from Models.backbones import Backbone
 from Models.class_encoder import class_encoder
 from Models.diffusion import PREDICTION_TYPES, add_noise, alpha_bar_at, sample_latents, timestep_embedding
+from Models.lora import LowRank, UNetEpochs
 from Models.noise_schedule import STABLE_DIFFUSION
 from Models.sampler import Sampler
 from Models.weight_cards import write_card
@@ -24,12 +27,19 @@ class Diffusion:
         backbone: A `Backbone`.
         encoder: The Class Encoder.
         unet, decoder: The backbone's, built; the decoder may be None.
+        weights_dir: Folder of the pretrained files, if not the usual one.
     """
 
     backbone: Backbone
     encoder: keras.Model
     unet: keras.Model
     decoder: keras.Model | None = None
+    weights_dir: Path | None = None
+
+    @cached_property
+    def unet_epochs(self):
+        """What loads epochs into the UNet."""
+        return UNetEpochs(self.unet, self.backbone, self.weights_dir)
 
     def sampler(self):
         backbone = self.backbone
@@ -43,7 +53,8 @@ def load_diffusion(backbone, num_classes, weights_dir=None, enc=None, dif=None, 
         backbone: A `Backbone`.
         num_classes: Number of classes.
         weights_dir: Folder of the pretrained files, if not the usual one.
-        enc, dif: Epoch files of Class Encoder and UNet; None leaves them fresh and pretrained.
+        enc, dif: Epoch files of Class Encoder and UNet; None leaves them fresh and pretrained. Low-rank updates of the
+            UNet are added to the pretrained weights.
         decoder: Whether the decoder is needed.
 
     Raises:
@@ -52,10 +63,11 @@ def load_diffusion(backbone, num_classes, weights_dir=None, enc=None, dif=None, 
     encoder = class_encoder(num_classes, backbone.hidden_units, backbone.context_shape)
     if enc:
         load_weights(encoder, enc)
-    unet = backbone.unet(weights_dir, pretrained=not dif)
+    diffusion = Diffusion(backbone, encoder, backbone.unet(weights_dir, pretrained=not dif), weights_dir=weights_dir)
     if dif:
-        load_weights(unet, dif)
-    return Diffusion(backbone, encoder, unet, backbone.decoder(weights_dir) if decoder else None)
+        diffusion.unet_epochs.load(dif)
+    diffusion.decoder = backbone.decoder(weights_dir) if decoder else None
+    return diffusion
 
 
 class WholeNetwork:
@@ -78,6 +90,11 @@ class WholeNetwork:
         """All that a continued run needs."""
         return self.network.variables
 
+    @property
+    def parameters(self):
+        """How many numbers learn."""
+        return self.network.count_params()
+
     def freeze_the_rest(self):
         """Let this part learn, and nothing else."""
         for network in (self.diffusion.encoder, self.diffusion.unet):
@@ -85,11 +102,17 @@ class WholeNetwork:
 
     def check(self, path):
         """Refuse an epoch file that does not fit, without reading its weights (UserError)."""
-        check_weights(self.network, path)
+        if self.part == "dif":
+            self.diffusion.unet_epochs.check(path)
+        else:
+            check_weights(self.network, path)
 
     def load(self, path):
         """Load an epoch file into what is sampled (UserError)."""
-        load_weights(self.network, path)
+        if self.part == "dif":
+            self.diffusion.unet_epochs.load(path)
+        else:
+            load_weights(self.network, path)
 
     def save(self, path):
         """Save an epoch file, atomically, and its card (UserError where a weight is not finite)."""
@@ -101,6 +124,27 @@ class WholeNetwork:
         """Size of an epoch file, and of the state of an interrupted run with both moments of Adam."""
         size = 4 * self.network.count_params()
         return size, 3 * size
+
+
+def adaptation(diffusion, part, facts, updates=None, seed=0, start=None):
+    """What is adapted: a `WholeNetwork`, or low-rank updates of the UNet.
+
+    Args:
+        diffusion: A `Diffusion`; with `updates` its UNet holds the pretrained weights.
+        part, facts: As in `WholeNetwork`.
+        updates: `Facts` of the updates; without them a whole network is adapted.
+        seed: Of the first values of updates.
+        start: Epoch file whose updates are gone on from, or None.
+
+    Raises:
+        UserError: That file does not fit.
+    """
+    if not updates:
+        return WholeNetwork(diffusion, part, facts)
+    adapted = LowRank(diffusion, updates, seed, facts)
+    if start:
+        adapted.load(start)
+    return adapted
 
 
 class NoisyLatents(keras.layers.Layer):

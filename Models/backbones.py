@@ -30,7 +30,7 @@ class Backbone:
         block: Images that are always computed together on a processor (see `Models.sampler.generate_images`).
         build: Builder of each part, a function of the backbone: `image_encoder`, `unet`, `decoder`.
         files: Weight file of each part.
-        training: Epochs, batch size and learning rate of both adaptation steps.
+        training: Epochs, batch size and learning rate of both adaptation steps, and of the second with low-rank updates.
         small: Whether its operations are too small to keep all cores busy: two of them run side by side then.
         schedule: Noise schedule that it was trained with.
         prediction_type: What its UNet predicts, a key of `Models.diffusion.PREDICTION_TYPES`.
@@ -190,6 +190,7 @@ BACKBONES = {
             training={
                 "enc": {"epochs": 12, "batch_size": 64, "lr": 2e-2},
                 "dif": {"epochs": 64, "batch_size": 32, "lr": 8e-4},
+                "lora": {"epochs": 64, "batch_size": 32, "lr": 4e-3},
             },
             small=True,
         ),

@@ -1,8 +1,9 @@
-"""Four of KerasCV's layers with the same weights and results, in less time: the one place where layers change class.
+"""Layers with the same weights and results as KerasCV's and Keras's, in less time: the one place where layers change class.
 
 Profiles that led here: on a CPU the stock group normalisation costs the mini UNet as much as its convolutions, the
 full-size UNet spends more time on copying the weights of its convolutions into another order than on most of their
-arithmetic, and the sampler would project the same few contexts to keys and values at every step.
+arithmetic, and the sampler would project the same few contexts to keys and values at every step. With low-rank updates
+stock layers would form each sum of a kernel and its update, and the gradient of that sum.
 """
 
 import contextlib
@@ -48,7 +49,8 @@ class Conv2D(keras.layers.Conv2D):
         height, width, channels = inputs.shape[1:]  # of the padded map
         rows, columns = self.kernel_size
         down, right = self.strides
-        if not height or not width or channels * self.filters <= WEIGHTS_A_PIXEL * (height // down) * (width // right):
+        filters = kernel.shape[-1]  # those of a low-rank update are fewer than the layer's
+        if not height or not width or channels * filters <= WEIGHTS_A_PIXEL * (height // down) * (width // right):
             return super().convolution_op(inputs, kernel)
         patches = ops.concatenate(
             [
@@ -59,8 +61,8 @@ class Conv2D(keras.layers.Conv2D):
             axis=-1,
         )  # (B, h, w, rows * columns * channels)
         sizes = ops.shape(patches)
-        flat = ops.matmul(ops.reshape(patches, (-1, patches.shape[-1])), ops.reshape(kernel, (-1, self.filters)))
-        return ops.reshape(flat, (*sizes[:-1], self.filters))
+        flat = ops.matmul(ops.reshape(patches, (-1, patches.shape[-1])), ops.reshape(kernel, (-1, filters)))
+        return ops.reshape(flat, (*sizes[:-1], filters))
 
 
 class CrossAttention(diffusion_model.CrossAttention):
@@ -142,6 +144,58 @@ def checkpoint_gradients(unet):
         if isinstance(layer, (diffusion_model.ResBlock, diffusion_model.SpatialTransformer)):
             layer.call = keras.remat(begun_late(layer.call))
     return unet
+
+
+def low_rank_factors(layer):
+    """A and alpha/rank B in the precision of the layer's arithmetic; both are float32 whatever the others are held in."""
+    b = (layer.lora_alpha / layer.lora_rank) * ops.cast(layer.lora_kernel_b, "float32")
+    return ops.cast(layer.lora_kernel_a, layer.compute_dtype), ops.cast(b, layer.compute_dtype)
+
+
+class LowRankDense(keras.layers.Dense):
+    """x W + alpha/rank (x A) B: Keras's layer with LoRA enabled computes x (W + alpha/rank A B)."""
+
+    def call(self, inputs, training=None):
+        a, b = low_rank_factors(self)
+        x = ops.matmul(inputs, self._kernel) + ops.matmul(ops.matmul(inputs, a), b)
+        if self.bias is not None:
+            x = x + self.bias
+        return x if self.activation is None else self.activation(x)
+
+
+class LowRank:
+    """The same for a convolution: A is a kernel of `rank` filters, B one of a single pixel."""
+
+    @property
+    def kernel(self):
+        return self._kernel
+
+    def convolution_op(self, inputs, kernel):
+        a, b = low_rank_factors(self)
+        return super().convolution_op(inputs, kernel) + ops.matmul(super().convolution_op(inputs, a), b)
+
+
+class LowRankConv2D(LowRank, Conv2D):
+    pass
+
+
+class LowRankStockConv2D(LowRank, keras.layers.Conv2D):
+    pass
+
+
+LOW_RANK = {keras.layers.Dense: LowRankDense, Conv2D: LowRankConv2D, keras.layers.Conv2D: LowRankStockConv2D}
+
+
+def enable_low_rank(layer, rank, alpha, seed):
+    """Give a layer Keras's low-rank update (LoRA), computed as above.
+
+    Args:
+        layer: A Dense or Conv2D layer that holds its base weights already: loading them later would set A and B to 0.
+        rank, alpha: The update is alpha / rank times a product of that rank.
+        seed: Of A's first values, which are Keras's (uniform, He et al. 2015). B begins at 0.
+    """
+    layer.enable_lora(rank, lora_alpha=alpha, a_initializer=keras.initializers.HeUniform(seed))
+    layer.__class__ = LOW_RANK[type(layer)]
 
 
 @contextlib.contextmanager

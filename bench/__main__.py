@@ -235,6 +235,21 @@ def training(args):
     return rows
 
 
+def lora(args):
+    """Rows 10: fine-tuning sd1 by low-rank updates of rank 4 against fine-tuning all of it."""
+    names = {"full": (), "attention": ("attention",), "all": ("all",)}
+    known = {name: ("our_training", "auto", "checkpoints", *flags) for name, flags in names.items()}
+    seconds, memory = in_turn(args, "dif", 4, known)
+    rows = []
+    for number, name in (("10", "attention"), ("10 all", "all")):
+        work = f"UNet, a step of 4, gradient checkpoints: LoRA of {name}"
+        both = [memory["full"], memory[name]]
+        rows.append(row(number, f"{work}: peak memory over full", both[1] / both[0], "at most 0.6", memory_gb=both))
+        both = [seconds["full"], seconds[name]]
+        rows.append(row(f"{number} speed", f"{work}: speed against full", both[0] / both[1], 1.0, seconds=both))
+    return rows
+
+
 def in_turn(args, part, batch_size, known):
     """Medians of a training step's time, s, and of the peak memory, GB, by name.
 
@@ -344,7 +359,7 @@ def precision(args):
     ]
 
 
-TOPICS = {"generation": generation, "training": training, "disk": disk, "precision": precision}
+TOPICS = {"generation": generation, "training": training, "lora": lora, "disk": disk, "precision": precision}
 
 
 def peer_python():

@@ -86,24 +86,25 @@ def published_training(part, batch_size):
 
 
 def our_training(part, batch_size, precision, *flags):
-    """A step as SD_adapting.py makes it, from moments that are cached."""
+    """A step as SD_adapting.py makes it, from moments that are cached.
+
+    Args:
+        part, batch_size, precision: What learns, from how many images a step, in which arithmetic.
+        flags: `checkpoints` computes the UNet's blocks twice; a LoRA's targets train updates of rank 4 of those.
+    """
     from Models import runtime
-    from Models.adapter import WholeNetwork, denoising_model, load_diffusion
+    from Models.adapter import adaptation, load_diffusion
     from Models.backbones import BACKBONES
-    from Models.faster_layers import checkpoint_gradients
     from Models.feed import noisy_batches, with_targets
-    from Models.optimizer import paper_optimizer
+    from Models.lora_files import TARGETS, Facts
+    from Models.training import compile_model
 
     sd1, batch_size = BACKBONES["sd1"], int(batch_size)
-    with runtime.precision(precision, trainable=True) as used:
+    targets = next((flag for flag in flags if flag in TARGETS), None)
+    updates = Facts(4, 4.0, targets, sd1.weights_hash("unet")) if targets else None
+    with runtime.precision(precision, trainable=not updates) as used:
         diffusion = load_diffusion(sd1, CLASSES, decoder=False)
-        if flags:
-            checkpoint_gradients(diffusion.unet)
-        WholeNetwork(diffusion, part).freeze_the_rest()
-        model = denoising_model(diffusion.unet, diffusion.encoder, sd1.latent_scale)
-    gradient_dtype = "bfloat16" if part == "dif" and used == "mixed_bfloat16" else "float32"
-    model.compile(paper_optimizer(1e-4, 1000, gradient_dtype), "mse")
-    model.optimizer.build(model.trainable_variables)
+    model = compile_model(adaptation(diffusion, part, {}, updates), 1e-4, 1000, used, "checkpoints" in flags)
     moments = np.random.default_rng(SEED).standard_normal((4 * batch_size, *sd1.latent_shape[:2], 8), dtype="float32")
     batches = with_targets(noisy_batches(moments, np.arange(len(moments)) % CLASSES, CLASSES, batch_size, SEED, 0))
     return {"step": lambda: model.train_on_batch(*next(batches))}

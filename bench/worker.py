@@ -6,6 +6,7 @@ It reads a JSON object a line, {"job": name, "save": file or null}, and answers 
 the job took, and the most memory that the process has had so far. What a job returns is saved where asked for.
 """
 
+import argparse
 import json
 import os
 import resource
@@ -42,7 +43,7 @@ if __name__ == "__main__":
     side, *arguments = sys.argv[1:]
     if side in ("writing", "classifier", "precision"):
         share_cores("mini")
-    import_keras(spare_memory="checkpoints" in arguments)
+    import_keras(argparse.Namespace(gradient_checkpointing="checkpoints" in arguments))
     answers = pipe_for_answers()  # not before: this process may have begun again
     from bench.sides import SIDES
 

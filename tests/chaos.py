@@ -31,15 +31,17 @@ STAGES = {
     "generate": ("generate_dataset.py", *MODEL, "--img_total", "2000", "--enc_epoch", "60", "--dif_epoch", "0", "--inf_steps", "10",
                  "--ugs", "1.5", "--batch_size", "50"),
     "classify": ("classifier_training.py", *SMALL, "--synthetic", "False", "--epochs", "100"),
+    "lora": ("SD_adapting.py", *MODEL, "--train_model", "dif", "--enc_epoch", "60", "--lora_rank", "4", "--epochs", "12",
+             "--batch_size", "100"),
     "search": ("hyp_opt.py", *MODEL, *SMALL, "--num_imgs", "60", "--is_max", "8", "--epochs", "8", "--n_trials", "24",
                "--gen_batch_size", "20", "--pruner", "none"),
 }  # fmt: skip
 # What the output of a process shows when the first of its work is done, and with how much of it done it begins.
-BEGUN = {"adapt": rb"(?s)Epoch \d.*Epoch \d", "generate": rb"[1-9]\d*/2000", "classify": rb"(?s)Epoch \d.*Epoch \d",
+BEGUN = {**dict.fromkeys(("adapt", "lora"), rb"(?s)Epoch \d.*Epoch \d"), "generate": rb"[1-9]\d*/2000", "classify": rb"(?s)Epoch \d.*Epoch \d",
          "search": rb"trial +\d+:"}  # fmt: skip
-DONE_BEFORE = {"adapt": rb"going on after epoch (\d+)", "generate": rb", (\d+) there", "classify": rb"Epoch (\d+)/",
+DONE_BEFORE = {**dict.fromkeys(("adapt", "lora"), rb"going on after epoch (\d+)"), "generate": rb", (\d+) there", "classify": rb"Epoch (\d+)/",
                "search": rb"(\d+) of 24 trials there"}  # fmt: skip
-UNIT = {"adapt": "epochs", "generate": "images", "classify": "epochs", "search": "trials"}
+UNIT = {"adapt": "epochs", "lora": "epochs", "generate": "images", "classify": "epochs", "search": "trials"}
 # What a stage leaves, and of these what must not change once it is there.
 RESULTS = ("*/epoch*.weights.h5", "history.csv", "manifest.json", "class_*/img_*.png", "best_model.weights.h5",
            "model_history.csv", "class_accuracies.csv", "test_accuracies_expchaos.json", "trials.csv")  # fmt: skip
@@ -97,7 +99,7 @@ def chaos(stage, kills, seed, folder):
     def begin(root):
         """An empty root, but for what the stage needs of the one before."""
         shutil.rmtree(root, ignore_errors=True)
-        if stage in ("generate", "search"):
+        if stage in ("generate", "search", "lora"):
             shutil.copytree(folder / "adapt whole/Checkpoints", root / "Checkpoints")
 
     def output(since):
@@ -178,9 +180,10 @@ def main():
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(2) as pool:
         results = []
-        for pair in (("adapt", "classify"), ("generate", "search")):  # the second two need what the first has trained
+        # All but the first two need what the first has trained.
+        for pair in (("adapt", "classify"), ("generate", "search"), ("lora",)):
             results += pool.map(lambda stage: chaos(stage, args.kills, args.seed, Path(folder)), pair)
-            print(*(row for _, row in results[-2:]), sep="\n", flush=True)
+            print(*(row for _, row in results[-len(pair) :]), sep="\n", flush=True)
     print("\n| " + " | ".join(results[0][1]) + " |\n|" + "---|" * len(results[0][1]))
     for _, row in results:
         print("| " + " | ".join(map(str, row.values())) + " |")

@@ -104,7 +104,7 @@ def tiny(monkeypatch, tmp_path):
         name="tiny", image_size=8, downsampling=2, latent_scale=1.0, context_shape=(2, 3), hidden_units=5, block=8,
         build={part: tiny_part(part) for part in parts},
         files={part: PackagedFile(f"{part}.weights.h5", tmp_path) for part in parts},
-        training={"enc": {"epochs": 1, "batch_size": 100, "lr": 0.1}, "dif": {"epochs": 1, "batch_size": 100, "lr": 0.1}},
+        training={kind: {"epochs": 1, "batch_size": 100, "lr": 0.1} for kind in ("enc", "dif", "lora")},
     )  # fmt: skip
     for part in parts:
         backbone.build[part](backbone).save_weights(tmp_path / f"{part}.weights.h5")

@@ -92,6 +92,30 @@ def read_weights(path):
     load_weights(MODELS.setdefault("encoder", small_model()), epoch_file(path.parent, 3, "enc"))
 
 
+KERNELS = {"5.attn1.to_q": (6, 4), "5.entry_flow.2.conv2d": (3, 3, 5, 4)}
+
+
+def write_updates(folder):
+    import numpy as np
+
+    from Models import lora_files
+
+    updates = {place: (np.ones((*shape[:-1], 2)), np.ones((2, shape[-1]))) for place, shape in KERNELS.items()}
+    path = folder / "epoch3.weights.h5"
+    lora_files.write_updates(path, lora_files.Facts(2, 4.0, "attention", "a" * 64), updates)
+    return path
+
+
+def read_updates(path):
+    from Models import lora_files
+    from Models.weights import load_weights
+
+    if lora_files.read_facts(path):
+        lora_files.read_updates(path, KERNELS)
+    else:
+        load_weights(MODELS.setdefault("encoder", small_model()), path)
+
+
 MODELS = {}  # built once a process
 
 
@@ -250,7 +274,7 @@ def read_study(path):
 
 READERS = {
     "own npz": (write_npz, read_dataset), "own image folder": (write_images, read_images),
-    "HDF5 weights": (write_weights, read_weights), "synthetic set": (write_synthetic, read_synthetic),
+    "HDF5 weights": (write_weights, read_weights), "low-rank updates": (write_updates, read_updates), "synthetic set": (write_synthetic, read_synthetic),
     "results": (write_results, read_results), "record of a run": (write_record, read_record),
     "training state": (write_state, read_state), "cached moments": (write_moments, read_moments),
     "study": (write_study, read_study), "predictions": (write_predictions, read_predictions),

@@ -12,8 +12,9 @@ from filelock import FileLock
 from PIL import Image
 
 from cli import process
-from Models.backbones import MINI_WEIGHTS
+from Models.backbones import BACKBONES, MINI_WEIGHTS
 from Models.class_encoder import class_encoder
+from Models.lora_files import Facts, write_updates
 from tests.conftest import STAGES, actions_of
 
 RNG = np.random.default_rng(0)
@@ -163,6 +164,11 @@ def root(tmp_path_factory):
     encoder.mkdir(parents=True)
     for epoch in (3, 7):
         (encoder / f"epoch{epoch}.weights.h5").write_text("no weights")
+    pretrained = BACKBONES["mini"].weights_hash("unet")
+    for name, base in (("lora", pretrained), ("otherlora", "0" * 64)):
+        file = root / f"Checkpoints/DDPM/Exp_{name}/digits/DiffusionFt/epoch5.weights.h5"
+        file.parent.mkdir(parents=True)
+        write_updates(file, Facts(2, 2.0, "attention", base), {"5.to_q": (np.zeros((4, 2)), np.zeros((2, 4)))})
     return root
 
 
@@ -177,6 +183,8 @@ FLAGS = [
     *[("adapt", ["--dataset", value], hint) for value, hint in (
         ("cifar11", "did you mean cifar10?"), ("blodmnist", "did you mean bloodmnist?"), ("", "--dataset"))],
     ("adapt", ["--backbone", "sd3"], "--backbone"), ("adapt", ["--precision", "float16"], "--precision"),
+    ("adapt", ["--lora_rank", "4"], "--lora_rank: not allowed without --train_model dif"), ("adapt", ["--lora_targets", "all"], "--lora_targets: not allowed without --lora_rank"),
+    ("adapt", ["--train_model", "dif", "--lora_alpha", "2"], "--lora_alpha: not allowed without --lora_rank"), ("adapt", ["--lora_targets", "none"], "--lora_targets"),
     ("adapt", ["--train_model", "vae"], "--train_model"), ("adapt", ["--weights_dir", "nowhere"], "--weights_dir"),
     ("adapt", ["--epoch", "3", "--colour", "red"], "--colour"),
     *[("search", [flag, value], flag) for flag in ("--n_trials", "--num_imgs", "--epochs", "--rungs", "--gen_batch_size")
@@ -232,6 +240,11 @@ STATES = [
       for epoch in ("3", "7")],
     ("adapt", ["--exp", "there", "--enc_epoch", "9", *ADAPT], "Epochs there: 3, 7"),
     ("adapt", ["--exp", "new", "--train_model", "dif", "--enc_epoch", "2", *ADAPT], "Epochs there: none"),
+    *[("generate", ["--exp", exp, "--img_total", "4", "--enc_epoch", "0", "--dif_epoch", "5"], message) for exp, message in (
+        ("lora", "epoch5.weights.h5 holds low-rank updates of other layers: ['5.to_q.a', '5.to_q.b']"),
+        ("otherlora", "epoch5.weights.h5 holds low-rank updates of another pretrained UNet (000000000000)"))],
+    ("search", ["--exp", "lora", "--train_model", "dif", *SEARCH], "holds low-rank updates of other layers"),
+    ("adapt", ["--exp", "lora", "--train_model", "dif", "--dif_epoch", "5", "--lora_rank", "4", *ADAPT], "rank 4, alpha 4, targets attention cannot go on"),
     ("search", ["--exp", "new", *SEARCH], "there are no weights"),
     ("search", ["--exp", "there", "--no-optimize"], "there is no study"),
     ("search", ["--exp", "there", "--prune"], "there is no study"), ("search", ["--exp", "new", "--prune"], "there are no weights"),

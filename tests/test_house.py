@@ -23,6 +23,7 @@ FLOORS = {
     "cli": 4,
     "Stages": 4,
     **dict.fromkeys(SCRIPTS, 5),
+    "merge_lora": 5,
     "pipeline": 6,
 }
 # What stands above its room: a training of its own that draws its corpus from Data.

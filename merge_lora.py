@@ -1,0 +1,65 @@
+"""Add low-rank updates (LoRA) to the pretrained UNet: one epoch's megabytes become a whole UNet that draws the same images.
+
+python merge_lora.py Checkpoints/DDPM/Exp_0001/cifar10/DiffusionFt/epoch10.weights.h5 --to merged.weights.h5
+"""
+
+import logging
+from pathlib import Path
+
+from cli.flags import Parser
+from cli.lora import base_hashes
+from cli.process import run
+from Experiment.errors import UserError
+from Experiment.plan import Plan
+from Models.backbones import BACKBONES
+from Models.lora_files import read_facts
+from Models.weight_cards import KEPT, read_card, write_card
+from Models.weights import check_hdf5
+
+log = logging.getLogger("experiment")
+
+
+def parse_args(argv=None):
+    parser = Parser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("epoch", type=Path, help="epoch file of low-rank updates")
+    add("--to", required=True, type=Path, metavar="FILE",
+        help="what is written, a name in .weights.h5; as epoch<N>.weights.h5 in the folder of an experiment it is its epoch N")  # fmt: skip
+    add("--backbone", default="sd1", choices=list(BACKBONES), help="pretrained Stable Diffusion (sd1)")
+    add("--weights_dir", type=Path, help="folder with the backbone's weight files (else downloaded)")
+    args = parser.parse_args(argv)
+    if not args.to.name.endswith(".weights.h5"):
+        parser.error(f"argument --to: the name must end in .weights.h5, received {args.to}")
+    if args.weights_dir and not args.weights_dir.is_dir():
+        parser.error(f"argument --weights_dir: there is no folder {args.weights_dir}")
+    return args
+
+
+def plan(args):
+    """Look at what is there (UserError where the updates cannot be merged, or something would be overwritten)."""
+    check_hdf5(args.epoch)
+    updates = read_facts(args.epoch)
+    if updates is None:
+        raise UserError(f"{args.epoch} holds no low-rank updates.")
+    base_hashes(args, [], args.epoch)
+    if args.to.exists():
+        raise UserError(f"{args.to} is there already: move it away.")
+    return Plan(updates=updates)
+
+
+def merge(args, known=None):
+    """Write the whole UNet, and a card beside it that says what it was made of. Returns the file."""
+    from Models.lora import merged_unet
+    from Models.weights import save_weights
+
+    known = known or plan(args)
+    save_weights(merged_unet(BACKBONES[args.backbone], args.weights_dir, args.epoch), args.to)
+    card = read_card(args.epoch)
+    facts = {name: value for name, value in card.items() if name not in KEPT}
+    write_card(args.to, facts | {"merged_from": card["sha256"]})
+    log.info("%s of %s, %s -> %s", args.epoch, args.backbone, known.updates, args.to)
+    return args.to
+
+
+if __name__ == "__main__":
+    run(merge, parse_args, plan)
