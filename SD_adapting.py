@@ -21,6 +21,7 @@ from Experiment.paths import Experiment
 from Experiment.plan import Plan
 from Experiment.records import DATA_FLAGS, describe_run, finished_run, identity
 from Models.backbones import BACKBONES
+from Models.pretrained import pretrained_inputs
 from Models.weight_cards import weights_hashes
 from Models.weight_names import chosen_epochs, earlier_history, refuse_to_overwrite, remove_epochs
 
@@ -76,7 +77,10 @@ def plan(args):
     inputs = {
         "classes": data["classes"],
         "data": {name: data[name] for name in ("resolution", "train")},
-        "weights": pretrained_hashes(args, epochs) | weights_hashes(epochs, data["classes"]),
+        "weights": pretrained_inputs(
+            BACKBONES[args.backbone], ("image_encoder", "unet"), args.weights_dir, epochs["dif"]
+        )
+        | weights_hashes(epochs, data["classes"]),
     }
     known = Plan(spec=spec, experiment=experiment, folder=folder, record_file=record_file, offset=offset,
                  train=splits.train, epochs=epochs, inputs=inputs, identity=identity(args, FREE, inputs))  # fmt: skip
@@ -88,12 +92,6 @@ def plan(args):
         if not args.restart:
             refuse_to_overwrite(folder, offset + 1, offset + args.epochs, known.identity)
     return known
-
-
-def pretrained_hashes(args, epochs):
-    """What identifies the pretrained weights that are used: {"image_encoder": ..., "unet": ...}."""
-    parts = ["image_encoder"] if epochs["dif"] else ["image_encoder", "unet"]
-    return {part: BACKBONES[args.backbone].weights_hash(part, args.weights_dir) for part in parts}
 
 
 def dataset_moments(args, known, backbone):

@@ -24,6 +24,7 @@ from Experiment.paths import Experiment, size_name
 from Experiment.plan import Plan
 from Experiment.records import DATA_FLAGS, describe_run, fixed_arguments
 from Models.backbones import BACKBONES
+from Models.pretrained import pretrained_inputs
 from Models.weight_cards import weights_hashes
 from Models.weight_names import chosen_epochs
 
@@ -87,14 +88,13 @@ def plan(args):
     total = args.img_total or args.img_class * spec.num_classes
     name = f"{size_name(total)}Enc{args.enc_epoch}Dif{args.dif_epoch}Is{args.inf_steps}Ugs{args.ugs:g}"
     epochs, classes = chosen_epochs(experiment, args.enc_epoch, args.dif_epoch), class_names(spec)
-    pretrained = ("decoder",) if epochs["dif"] else ("unet", "decoder")
-    hashes = {part: backbone.weights_hash(part, args.weights_dir) for part in pretrained}
+    pretrained = pretrained_inputs(backbone, ("unet", "decoder"), args.weights_dir, epochs["dif"])
     settings = {
         "total": total,
         **fixed_arguments(args, FREE),
         "image_size": args.image_size or backbone.image_size,
         "classes": list(classes),
-        "weights": hashes | weights_hashes(epochs, classes),
+        "weights": pretrained | weights_hashes(epochs, classes),
     }
     if args.precision == "auto":
         del settings["precision"]  # a finished set is what was asked for, whichever it was

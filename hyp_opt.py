@@ -28,8 +28,9 @@ from Experiment.errors import UserError
 from Experiment.files import read_json
 from Experiment.paths import Experiment
 from Experiment.results import PIPELINE_SCHEMA, read_results
+from Models.backbones import BACKBONES
 from Models.weight_names import chosen_epochs, saved_epochs
-from Search.inputs import search_inputs
+from Search.inputs import foreign_inputs, search_inputs
 
 log = logging.getLogger("experiment")
 
@@ -152,6 +153,7 @@ def plan(args):
     address = args.storage or f"sqlite:///{folder.parent / 'study.db'}"
     splits = load_splits(spec, args.data_dir, args.seed, spec.resolution, experiment)
     inputs, hashes = search_inputs(splits, spec, epochs, epoch_files)
+    inputs["weights"] |= foreign_inputs(BACKBONES[args.backbone], part, args.weights_dir)
     return Plan(spec, experiment, folder, splits, epochs, epoch_files, inputs, hashes, address)
 
 

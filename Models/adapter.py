@@ -1,18 +1,20 @@
 """The adaptation step (paper, steps 1 and 3) as a stock keras.Model: fit() is the whole training loop."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import keras
 import numpy as np
 from keras import ops
 
+from Experiment.errors import UserError
 from Models.backbones import Backbone
 from Models.class_encoder import class_encoder
 from Models.diffusion import PREDICTION_TYPES, add_noise, alpha_bar_at, sample_latents, timestep_embedding
 from Models.noise_schedule import STABLE_DIFFUSION
+from Models.numerics import AS_PUBLISHED, let_follow
 from Models.sampler import Sampler
 from Models.weight_cards import write_card
-from Models.weights import check_weights, load_weights, save_weights
+from Models.weights import check_weights, load_weights, save_weights, stored_following
 
 
 @dataclass
@@ -53,8 +55,13 @@ def load_diffusion(backbone, num_classes, weights_dir=None, enc=None, dif=None, 
         load_weights(encoder, enc)
     unet = backbone.unet(weights_dir, pretrained=not dif)
     if dif:
-        load_weights(unet, dif)
-    return Diffusion(backbone, encoder, unet, backbone.decoder(weights_dir) if decoder else None)
+        load_weights(let_follow(unet, stored_following(dif)), dif)
+    decoder = backbone.decoder(weights_dir) if decoder else None
+    # The Backbone of a Diffusion says what its UNet predicts.
+    following = getattr(unet, "following", None)
+    if following and following.prediction_type != backbone.prediction_type:
+        backbone = replace(backbone, prediction_type=following.prediction_type)
+    return Diffusion(backbone, encoder, unet, decoder)
 
 
 class WholeNetwork:
@@ -85,6 +92,8 @@ class WholeNetwork:
     def check(self, path):
         """Refuse an epoch file that does not fit, without reading its weights (UserError)."""
         check_weights(self.network, path)
+        if self.part == "dif" and stored_following(path) != getattr(self.network, "following", AS_PUBLISHED):
+            raise UserError(f"{path} was trained from weights that compute otherwise than those of the other epochs.")
 
     def load(self, path):
         """Load an epoch file into what is sampled (UserError)."""
