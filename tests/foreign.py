@@ -8,119 +8,126 @@ from safetensors.numpy import save_file
 from Models.foreign_names import named_variables, to_foreign
 
 PARTS = ("image_encoder", "unet", "decoder")
-WIDTHS = (32, 64)  # groups of normalisation have 32 channels at least
-HEADS = (2, 4)
+WIDTHS, HEADS = (32, 64), (2, 4)  # of each level; groups of normalisation have 32 channels at least
 SIDE, CONTEXT = 8, (3, 8)
-UNET_CONFIG = {"_class_name": "UNet2DConditionModel", "in_channels": 4, "cross_attention_dim": CONTEXT[1], "attention_head_dim": [2, 4]}  # fmt: skip
+UNET_CONFIG = {"_class_name": "UNet2DConditionModel", "in_channels": 4, "cross_attention_dim": CONTEXT[1]}
 VAE_CONFIG = {"_class_name": "AutoencoderKL", "latent_channels": 4, "scaling_factor": 0.18215}
 SCHEDULER = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000,
              "prediction_type": "epsilon"}  # fmt: skip
 
 
 def small_unet(backbone):
-    """KerasCV's UNet of Stable Diffusion 1.x: narrower, and of two levels."""
+    """KerasCV's UNet of Stable Diffusion 1.x: narrower, and of one or two levels."""
     import keras
     from keras_cv.src.models.stable_diffusion.diffusion_model import ResBlock, SpatialTransformer, Upsample
     from keras_cv.src.models.stable_diffusion.padded_conv2d import PaddedConv2D
 
-    layers, (first, second) = keras.layers, WIDTHS
-    latent, time_input = layers.Input((SIDE // 2, SIDE // 2, 4)), layers.Input((320,))
+    layers, levels = keras.layers, len(backbone.heads)
+    latent, time_input = layers.Input(backbone.latent_shape), layers.Input((320,))
     context = layers.Input(backbone.context_shape)
     time = layers.Dense(64)(layers.Activation("swish")(layers.Dense(64)(time_input)))
 
-    def attend(x, heads):
-        return SpatialTransformer(heads, x.shape[-1] // heads)([x, context])
+    def block(x, level, attends):
+        x, heads = ResBlock(WIDTHS[level])([x, time]), HEADS[level]
+        return SpatialTransformer(heads, WIDTHS[level] // heads)([x, context]) if attends else x
 
-    x = PaddedConv2D(first, 3, padding=1)(latent)  # (B, 4, 4, 32)
+    x = PaddedConv2D(WIDTHS[0], 3, padding=1)(latent)
     skips = [x]
-    for _ in range(2):
-        x = attend(ResBlock(first)([x, time]), HEADS[0])
-        skips.append(x)
-    x = PaddedConv2D(first, 3, strides=2, padding=1)(x)  # (B, 2, 2, 32)
-    skips.append(x)
-    for _ in range(2):
-        x = ResBlock(second)([x, time])  # (B, 2, 2, 64)
-        skips.append(x)
-    x = ResBlock(second)([attend(ResBlock(second)([x, time]), HEADS[1]), time])
-    for _ in range(3):
-        x = ResBlock(second)([layers.Concatenate()([x, skips.pop()]), time])
-    x = Upsample(second)(x)  # (B, 4, 4, 64)
-    for _ in range(3):
-        x = attend(ResBlock(first)([layers.Concatenate()([x, skips.pop()]), time]), HEADS[0])
+    for level in range(levels):
+        for _ in range(2):
+            x = block(x, level, level < levels - 1)
+            skips.append(x)
+        if level < levels - 1:
+            x = PaddedConv2D(WIDTHS[level], 3, strides=2, padding=1)(x)
+            skips.append(x)
+    x = block(block(x, levels - 1, True), levels - 1, False)
+    for level in reversed(range(levels)):
+        for _ in range(3):
+            x = block(layers.Concatenate()([x, skips.pop()]), level, level < levels - 1)
+        x = Upsample(WIDTHS[level])(x) if level else x
     x = layers.Activation("swish")(layers.GroupNormalization(epsilon=1e-5)(x))
     return keras.Model([latent, time_input, context], PaddedConv2D(4, 3, padding=1)(x), name="unet")
 
 
-def small_image_encoder(backbone):
-    import keras
-    from keras_cv.src.models.stable_diffusion.attention_block import AttentionBlock
-    from keras_cv.src.models.stable_diffusion.padded_conv2d import PaddedConv2D
-    from keras_cv.src.models.stable_diffusion.resnet_block import ResnetBlock
+def small_vae(part):
+    """The builder of KerasCV's image encoder or decoder, narrower, and of one or two levels."""
 
-    parts = [keras.layers.Input((None, None, 3)), PaddedConv2D(WIDTHS[0], 3, padding=1)]
-    for i, width in enumerate(WIDTHS):
-        parts += [ResnetBlock(width), ResnetBlock(width)]
-        parts += [PaddedConv2D(width, 3, padding=((0, 1), (0, 1)), strides=2)] if i == 0 else []
-    width = WIDTHS[-1]
-    parts += [ResnetBlock(width), AttentionBlock(width), ResnetBlock(width)]
-    parts += [keras.layers.GroupNormalization(epsilon=1e-5), keras.layers.Activation("swish")]
-    return keras.Sequential([*parts, PaddedConv2D(8, 3, padding=1), PaddedConv2D(8, 1)], name="image_encoder")
+    def build(backbone):
+        import keras
+        from keras_cv.src.models.stable_diffusion.attention_block import AttentionBlock
+        from keras_cv.src.models.stable_diffusion.padded_conv2d import PaddedConv2D
+        from keras_cv.src.models.stable_diffusion.resnet_block import ResnetBlock
+
+        layers, widths = keras.layers, WIDTHS[: len(backbone.heads)]
+        middle = [ResnetBlock(widths[-1]), AttentionBlock(widths[-1]), ResnetBlock(widths[-1])]
+        end = [layers.GroupNormalization(epsilon=1e-5), layers.Activation("swish")]
+        if part == "image_encoder":
+            parts = [layers.Input((None, None, 3)), PaddedConv2D(widths[0], 3, padding=1)]
+            for level, width in enumerate(widths):
+                down = PaddedConv2D(width, 3, padding=((0, 1), (0, 1)), strides=2)
+                parts += [ResnetBlock(width), ResnetBlock(width)] + [down] * (level < len(widths) - 1)
+            return keras.Sequential(
+                [*parts, *middle, *end, PaddedConv2D(8, 3, padding=1), PaddedConv2D(8, 1)], name=part
+            )
+        parts = [
+            layers.Input(backbone.latent_shape),
+            PaddedConv2D(4, 1),
+            PaddedConv2D(widths[-1], 3, padding=1),
+            *middle,
+        ]
+        for level in reversed(range(len(widths))):
+            parts += [ResnetBlock(widths[level]) for _ in range(3)]
+            parts += [layers.UpSampling2D(2), PaddedConv2D(widths[level], 3, padding=1)] * bool(level)
+        return keras.Sequential([*parts, *end, PaddedConv2D(3, 3, padding=1)], name=part)
+
+    return build
 
 
-def small_decoder(backbone):
-    import keras
-    from keras_cv.src.models.stable_diffusion.attention_block import AttentionBlock
-    from keras_cv.src.models.stable_diffusion.padded_conv2d import PaddedConv2D
-    from keras_cv.src.models.stable_diffusion.resnet_block import ResnetBlock
-
-    width = WIDTHS[-1]
-    parts = [keras.layers.Input((SIDE // 2, SIDE // 2, 4)), PaddedConv2D(4, 1), PaddedConv2D(width, 3, padding=1)]
-    parts += [ResnetBlock(width), AttentionBlock(width), ResnetBlock(width)]
-    for i in (1, 0):
-        parts += [ResnetBlock(WIDTHS[i]) for _ in range(3)]
-        parts += [keras.layers.UpSampling2D(2), PaddedConv2D(WIDTHS[i], 3, padding=1)] if i else []
-    parts += [keras.layers.GroupNormalization(epsilon=1e-5), keras.layers.Activation("swish")]
-    return keras.Sequential([*parts, PaddedConv2D(3, 3, padding=1)], name="decoder")
+BUILDERS = {"image_encoder": small_vae("image_encoder"), "unet": small_unet, "decoder": small_vae("decoder")}
 
 
-BUILDERS = {"image_encoder": small_image_encoder, "unet": small_unet, "decoder": small_decoder}
-
-
-def small_backbone():
+def small_backbone(levels=2):
+    """A backbone of 8 px images with the structure of Stable Diffusion, but for its number of levels."""
     from Models.backbones import Backbone
 
+    training = {"epochs": 1, "batch_size": 500, "lr": 1e-3}
     return Backbone(
-        name="small", image_size=SIDE, downsampling=2, latent_scale=0.18215, context_shape=CONTEXT, hidden_units=5,
-        block=4, build=BUILDERS, files={}, heads=HEADS,
-        training={"enc": {"epochs": 1, "batch_size": 200, "lr": 0.1}, "dif": {"epochs": 1, "batch_size": 200, "lr": 1e-3}},
+        name="small", image_size=SIDE, downsampling=2 ** (levels - 1), latent_scale=0.18215, context_shape=CONTEXT,
+        hidden_units=5, block=4, build=BUILDERS, files={}, heads=HEADS[:levels],
+        training={"enc": training, "dif": training},
     )  # fmt: skip
 
 
-def foreign_tensors(models, seed=0):
+def foreign_tensors(models, levels=2, seed=0):
     """Random numbers for every tensor of some parts: {part: {(original name, diffusers' name): (array, as a matrix)}}.
 
-    They are bfloat16's, so that every type of file holds them exactly.
+    They are bfloat16's, and none is tiny, so that every type of file holds them exactly.
     """
     import ml_dtypes
 
     rng, found = np.random.default_rng(seed), {}
     for part, model in models.items():
         found[part] = {}
-        for one in named_variables(model, part, len(HEADS)):
+        for one in named_variables(model, part, levels):
             shape = one.variable.shape
             value = rng.standard_normal(shape, dtype="float32")
             value *= 0.2 if len(shape) == 1 else np.prod(shape[:-1]) ** -0.5
             value = (value + ("gamma" in one.variable.path)).astype(ml_dtypes.bfloat16).astype("float32")
+            value[np.abs(value) < 2.0**-16] = 0
             found[part][one.ldm, one.diffusers] = to_foreign(value), to_foreign(value, one.matrix)
     return found
 
 
-def write_folder(folder, tensors, shards=1, index=True, dtype="float32", scheduler=SCHEDULER, old_names=False):
+def write_folder(
+    folder, tensors, shards=1, index=True, dtype="float32", scheduler=SCHEDULER, old_names=False, heads=HEADS
+):
     """Write a folder of diffusers."""
     for name, parts, config in (("unet", ("unet",), UNET_CONFIG), ("vae", ("image_encoder", "decoder"), VAE_CONFIG)):
         inside = folder / name
         inside.mkdir(parents=True, exist_ok=True)
-        (inside / "config.json").write_text(json.dumps(config))
+        (inside / "config.json").write_text(
+            json.dumps(config | ({"attention_head_dim": heads} if name == "unet" else {}))
+        )
         arrays = {names[1]: values[1].astype(dtype) for part in parts for names, values in tensors[part].items()}
         if old_names:
             for old, new in (("query", "to_q"), ("key", "to_k"), ("value", "to_v"), ("proj_attn", "to_out.0")):
