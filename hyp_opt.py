@@ -22,7 +22,7 @@ from cli.flags import (
     number,
 )  # fmt: skip
 from cli.levers import add_classifier_levers
-from cli.lora import base_hashes
+from cli.lora import updates_fit
 from cli.process import logging_to, run, telling_what_is_saved
 from Data.loaders import Splits, load_splits
 from Data.registry import DatasetSpec, class_names, dataset_spec
@@ -31,8 +31,9 @@ from Experiment.errors import UserError
 from Experiment.files import read_json
 from Experiment.paths import Experiment
 from Experiment.results import PIPELINE_SCHEMA, read_results
+from Models.backbones import BACKBONES
 from Models.weight_names import chosen_epochs, saved_epochs
-from Search.inputs import search_inputs
+from Search.inputs import foreign_inputs, search_inputs
 
 log = logging.getLogger("experiment")
 
@@ -167,13 +168,14 @@ def plan(args):
     epochs = saved_epochs(weights)
     if not epochs:
         raise UserError(f"there are no weights in {weights}: run SD_adapting.py --train_model {part} first.")
-    base_hashes(args, [], *epochs.values())  # refuses low-rank updates of another UNet
+    updates_fit(args, *epochs.values())  # refuses low-rank updates of another UNet
     epoch_files = chosen_epochs(experiment, args.enc_epoch if part == "dif" else 0, 0)
     if args.optimize and experiment.pipeline_file.exists():
         read_results(experiment.pipeline_file, PIPELINE_SCHEMA)  # reject a broken file before days of search
     address = args.storage or f"sqlite:///{folder.parent / 'study.db'}"
     splits = load_splits(spec, args.data_dir, args.seed, spec.resolution, experiment)
     inputs, hashes = search_inputs(splits, spec, epochs, epoch_files)
+    inputs["weights"] |= foreign_inputs(BACKBONES[args.backbone], part, args.weights_dir)
     return Plan(spec, experiment, folder, splits, epochs, epoch_files, inputs, hashes, address)
 
 

@@ -7,7 +7,7 @@ import logging
 from pathlib import Path
 
 from cli.flags import Parser
-from cli.lora import base_hashes
+from cli.lora import updates_fit
 from cli.process import run
 from Experiment.errors import UserError
 from Experiment.plan import Plan
@@ -41,7 +41,7 @@ def plan(args):
     updates = read_facts(args.epoch)
     if updates is None:
         raise UserError(f"{args.epoch} holds no low-rank updates.")
-    base_hashes(args, [], args.epoch)
+    updates_fit(args, args.epoch)
     if args.to.exists():
         raise UserError(f"{args.to} is there already: move it away.")
     return Plan(updates=updates)

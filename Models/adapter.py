@@ -1,6 +1,6 @@
 """The adaptation step (paper, steps 1 and 3) as a stock keras.Model: fit() is the whole training loop."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -67,6 +67,10 @@ def load_diffusion(backbone, num_classes, weights_dir=None, enc=None, dif=None, 
     if dif:
         diffusion.unet_epochs.load(dif)
     diffusion.decoder = backbone.decoder(weights_dir) if decoder else None
+    # The Backbone of a Diffusion says what its UNet predicts.
+    following = getattr(diffusion.unet, "following", None)
+    if following and following.prediction_type != backbone.prediction_type:
+        diffusion.backbone = replace(backbone, prediction_type=following.prediction_type)
     return diffusion
 
 

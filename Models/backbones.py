@@ -12,8 +12,8 @@ from Models.noise_schedule import STABLE_DIFFUSION, NoiseSchedule
 from Models.weight_files import PackagedFile, PublishedFile
 
 MINI_WEIGHTS = Path(__file__).parent / "mini_weights"
-SD1_URL = "https://huggingface.co/fchollet/stable-diffusion/resolve/main/"
-SD2_URL = "https://huggingface.co/ianstenbit/keras-sd2.1/resolve/main/"
+SD1_URLS = ("https://huggingface.co/fchollet/stable-diffusion/resolve/main/",)
+SD2_URLS = ("https://huggingface.co/ianstenbit/keras-sd2.1/resolve/main/",)
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,8 @@ class Backbone:
         small: Whether its operations are too small to keep all cores busy: two of them run side by side then.
         schedule: Noise schedule that it was trained with.
         prediction_type: What its UNet predicts, a key of `Models.diffusion.PREDICTION_TYPES`.
+        heads: Attention heads of its UNet at each resolution, if it has the structure of Stable Diffusion's: then it can
+            be filled from diffusers' and the original's files too.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Backbone:
     small: bool = False
     schedule: NoiseSchedule = STABLE_DIFFUSION
     prediction_type: str = "epsilon"
+    heads: tuple = ()
 
     @property
     def latent_shape(self):
@@ -62,9 +65,15 @@ class Backbone:
 
         return 2 if self.small and not on_gpu() else 1
 
+    def pretrained(self, weights_dir=None):
+        """The pretrained weights at a place, or the backbone's own: see `Models.pretrained`."""
+        from Models.pretrained import pretrained_weights
+
+        return pretrained_weights(self, weights_dir)
+
     def weights_hash(self, part, weights_dir=None):
         """What identifies the pretrained weights of a part. A published file is checked when it is loaded, not here."""
-        return self.files[part].hash(weights_dir)
+        return self.pretrained(weights_dir).hash(part)
 
     def image_encoder(self, weights_dir=None):
         """Images (B, H, W, 3) in -1..1 -> mean and log-variance of the latents (B, h, w, 8)."""
@@ -84,13 +93,12 @@ class Backbone:
     def _part(self, part, weights_dir, pretrained=True):
         from Models.faster_layers import use_faster_layers
         from Models.runtime import on_gpu
-        from Models.weights import load_weights
 
-        file = self.files[part]
-        # First: the build takes a minute at full size.
-        path = file.path(weights_dir) if pretrained and not file.left_out else None
+        source = self.pretrained(weights_dir)
+        if pretrained:
+            source.check(part)  # first: the build takes a minute at full size
         model = use_faster_layers(self.build[part](self), on_gpu())
-        return load_weights(model, path) if path else model
+        return source.fill(model, part) if pretrained else model
 
 
 def sd_image_encoder(backbone):
@@ -136,17 +144,17 @@ def mini_part(part):
 # Names, addresses and hashes as in keras-cv 0.9.0.
 SD_VAE = {
     "image_encoder": PublishedFile(
-        "vae_encoder.h5", SD1_URL, "c60fb220a40d090e0f86a6ab4c312d113e115c87c40ff75d11ffcf380aab7ebb"
+        "vae_encoder.h5", SD1_URLS, "c60fb220a40d090e0f86a6ab4c312d113e115c87c40ff75d11ffcf380aab7ebb"
     ),
     "decoder": PublishedFile(
-        "kcv_decoder.h5", SD1_URL, "ad350a65cc8bc4a80c8103367e039a3329b4231c2469a1093869a345f55b1962"
+        "kcv_decoder.h5", SD1_URLS, "ad350a65cc8bc4a80c8103367e039a3329b4231c2469a1093869a345f55b1962"
     ),
 }
 SD1_UNET = PublishedFile(
-    "kcv_diffusion_model.h5", SD1_URL, "8799ff9763de13d7f30a683d653018e114ed24a6a819667da4f5ee10f9e805fe"
+    "kcv_diffusion_model.h5", SD1_URLS, "8799ff9763de13d7f30a683d653018e114ed24a6a819667da4f5ee10f9e805fe"
 )
 SD2_UNET = PublishedFile(
-    "diffusion_model_v2_1.h5", SD2_URL, "c31730e91111f98fe0e2dbde4475d381b5287ebb9672b1821796146a25c5132d"
+    "diffusion_model_v2_1.h5", SD2_URLS, "c31730e91111f98fe0e2dbde4475d381b5287ebb9672b1821796146a25c5132d"
 )
 PARTS = ("image_encoder", "unet", "decoder")
 
@@ -164,6 +172,7 @@ BACKBONES = {
             block=16,
             build={"image_encoder": sd_image_encoder, "unet": sd1_unet, "decoder": sd_decoder},
             files={**SD_VAE, "unet": SD1_UNET},
+            heads=(8, 8, 8, 8),
         ),
         Backbone(
             name="sd2",
@@ -175,6 +184,7 @@ BACKBONES = {
             block=16,
             build={"image_encoder": sd_image_encoder, "unet": sd2_unet, "decoder": sd_decoder},
             files={**SD_VAE, "unet": SD2_UNET},
+            heads=(5, 10, 20, 20),
         ),
         Backbone(
             name="mini",

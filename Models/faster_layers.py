@@ -92,9 +92,11 @@ class CrossAttention(diffusion_model.CrossAttention):
 class GEGLU(diffusion_model.GEGLU):
     """Splits by one operation instead of two slices, whose gradients would each fill a whole array with zeros."""
 
+    approximate = True  # GELU by tanh, as in KerasCV; `Models.numerics` sets it
+
     def call(self, inputs):
         x, gate = ops.split(self.dense(inputs), 2, axis=-1)
-        return x * ops.gelu(gate, approximate=True)
+        return x * ops.gelu(gate, approximate=self.approximate)
 
 
 # The names of the classes stay the same too: Keras builds the paths in weight files from them.

@@ -12,9 +12,10 @@ from Experiment.errors import UserError
 from Experiment.randomness import random_stream
 from Models.faster_layers import enable_low_rank
 from Models.lora_files import check_updates, read_facts, read_updates, write_updates
+from Models.numerics import AS_PUBLISHED, let_follow
 from Models.runtime import precision
 from Models.weight_cards import write_card
-from Models.weights import check_weights, load_weights
+from Models.weights import check_weights, load_weights, stored_following
 
 ATTENTION = ("to_q", "to_k", "to_v", "out_proj")  # of KerasCV's CrossAttention
 BYTES_AN_ARRAY = 1024  # what HDF5 adds to it, at most
@@ -81,16 +82,25 @@ class UNetEpochs:
         self.unet, self.backbone, self.weights_dir = unet, backbone, weights_dir
         self.kernels = {}  # {place: float32}, pretrained, of layers that have been updated; empty: the base is not loaded
 
+    def following(self, path):
+        """What the UNet of an epoch follows: its own weights, or the pretrained ones that it updates."""
+        if read_facts(path):
+            return self.backbone.pretrained(self.weights_dir).following("unet")
+        return stored_following(path)
+
     def check(self, path):
         """Refuse a file that does not fit, without reading its weights (UserError)."""
         if facts := read_facts(path):
             check_updates(path, kernel_shapes(target_layers(self.unet, facts.targets)))
         else:
             check_weights(self.unet, path)
+        if self.following(path) != getattr(self.unet, "following", AS_PUBLISHED):
+            raise UserError(f"{path} was trained from weights that compute otherwise than those of the other epochs.")
 
     def load(self, path):
         """Load an epoch (UserError where it does not fit)."""
         facts = read_facts(path)
+        let_follow(self.unet, self.following(path))
         if facts is None:
             self.kernels = {}
             load_weights(self.unet, path)

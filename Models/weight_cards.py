@@ -1,13 +1,21 @@
-"""What is known of an epoch's weights, in a small file beside them: their hash, and what they were trained on."""
+"""What is known of weights, in a small file beside them: their hash, and what an epoch's were trained on."""
+
+import hashlib
 
 from Experiment.errors import UserError
 from Experiment.files import file_hash, read_json, write_json
+from Experiment.paths import REPOSITORY
 
 KEPT = ("sha256", "bytes", "modified")  # the rest of a card is what its writer says
 
 
 def card_path(path):
     return path.with_name(path.name + ".json")
+
+
+def kept_elsewhere(path):
+    """Where the card of a file lies whose folder can only be read."""
+    return REPOSITORY / "cache" / "hashes" / f"{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:32]}.json"
 
 
 def write_card(path, facts):
@@ -21,26 +29,33 @@ def write_card(path, facts):
 def read_card(path):
     """The card of a weight file. Its hash is computed at most once: only if the file has changed since, or has no card.
 
-    Published weights have none; it is made where the folder can be written to.
+    Published and foreign weights have none; it is made beside them, or in the project's cache where they can only be read.
     """
-    card = {}
-    if card_path(path).exists():
-        try:
-            card = read_json(card_path(path))
-        except UserError:
-            card = {}  # damaged: made again
-    found = path.stat()
-    if (card.get("bytes"), card.get("modified")) == (found.st_size, found.st_mtime_ns) and "sha256" in card:
-        return card
+    found, places = path.stat(), (card_path(path), kept_elsewhere(path))
+    cards = [known_card(place) for place in places]
+    for card in cards:
+        if (card.get("bytes"), card.get("modified")) == (found.st_size, found.st_mtime_ns) and "sha256" in card:
+            return card
     sha256 = file_hash(path)
+    card = next(filter(None, cards), {})
     # Facts hold for a copy of the file, not for another one under its name.
     facts = {k: v for k, v in card.items() if k not in KEPT} if card.get("sha256") == sha256 else {}
     card = {"sha256": sha256, "bytes": found.st_size, "modified": found.st_mtime_ns, **facts}
-    try:
-        write_json(card_path(path), card)
-    except OSError:
-        pass  # a folder that can only be read
+    for place in places:
+        try:
+            write_json(place, card)
+            break
+        except OSError:
+            pass  # a folder that can only be read
     return card
+
+
+def known_card(place):
+    """The content of a card; {} if there is none, or a damaged one, which is made again."""
+    try:
+        return read_json(place) if place.exists() else {}
+    except UserError:
+        return {}
 
 
 def weights_hashes(files, classes):

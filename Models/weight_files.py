@@ -1,4 +1,4 @@
-"""Where the pretrained weights of a backbone come from."""
+"""The files of a backbone's own pretrained weights, in KerasCV's layout: where they lie, and where they come from."""
 
 import os
 from dataclasses import dataclass
@@ -6,6 +6,7 @@ from pathlib import Path
 
 from Experiment.errors import UserError
 from Experiment.files import atomic_path, file_hash
+from Models.weight_cards import read_card
 
 # Tests and measurements of the full-size models need no pretrained numbers: this variable, and only it, leaves
 # backbones whose weights are downloaded as they were initialised.
@@ -19,12 +20,12 @@ class PublishedFile:
 
     Attributes:
         name: Name of the file.
-        url: Address of its folder.
+        urls: Addresses of folders that have it, in the order in which they are tried.
         sha256: Its hash.
     """
 
     name: str
-    url: str
+    urls: tuple
     sha256: str
 
     @property
@@ -47,33 +48,47 @@ class PublishedFile:
         if not path.is_file():
             if weights_dir:
                 raise UserError(
-                    f"there is no {self.name} in {weights_dir}: get it from {self.url}{self.name} (SHA-256 {self.sha256})."
+                    f"there is no {self.name} in {weights_dir}{safetensors_in(weights_dir)}: get it from {self.addresses} "
+                    f"(SHA-256 {self.sha256})."
                 )
             self.download(path)
-        if file_hash(path) != self.sha256:
+        if read_card(path)["sha256"] != self.sha256:
             raise UserError(
-                f"{path} is not the published file of {self.url}{self.name}: its SHA-256 is not {self.sha256}. Delete it."
+                f"{path} is not the published file of {self.addresses}: its SHA-256 is not {self.sha256}. Delete it."
             )
         return path
 
+    @property
+    def addresses(self):
+        return " or ".join(url + self.name for url in self.urls)
+
     def download(self, path):
+        """Get the file from the first of its addresses that has it (UserError)."""
+        problems = []
+        for url in self.urls:
+            try:
+                return self.download_from(url, path)
+            # Keras wraps every failure of a download in a plain Exception.
+            except Exception as error:
+                problems.append(f"from {url}{self.name} ({error})")
+        raise UserError(
+            f"{self.name} cannot be downloaded {', nor '.join(problems)} to {path.parent}. Get it by other "
+            f"means (SHA-256 {self.sha256}) and put it there, or name its folder with --weights_dir."
+        )
+
+    def download_from(self, url, path):
         from keras.utils import get_file
 
-        try:
-            with atomic_path(path) as partial:
-                get_file(
-                    partial.name,
-                    origin=self.url + self.name,
-                    cache_dir=str(path.parent),
-                    cache_subdir="",
-                    file_hash=self.sha256,
-                )
-        # Keras wraps every failure of a download in a plain Exception.
-        except Exception as error:
-            raise UserError(
-                f"{self.name} cannot be downloaded from {self.url}{self.name} to {path.parent} ({error}). Get it by other "
-                f"means (SHA-256 {self.sha256}) and put it there, or name its folder with --weights_dir."
-            ) from None
+        with atomic_path(path) as partial:
+            get_file(
+                partial.name, origin=url + self.name, cache_dir=str(path.parent), cache_subdir="", file_hash=self.sha256
+            )
+
+
+def safetensors_in(folder):
+    """A remark for those who have named the folder of a safetensors file."""
+    found = sorted(path.name for path in folder.glob("*.safetensors"))
+    return f" (to use {found[0]}, give its path)" if found else ""
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import numpy as np
 from Experiment.errors import UserError
 from Experiment.files import atomic_path
 from Models.hdf5_heaps import check_heaps
+from Models.numerics import AS_PUBLISHED, EPSILON, PREDICTIONS, Following
 
 LFS_HEADER = b"version https://git-lfs"
 HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
@@ -56,6 +57,32 @@ def check_weights(model, path):
         in_file, expected = stored_shapes(file), sorted(tuple(w.shape) for w in model.weights)
         if sorted(in_file) != expected:
             raise UserError(f"{path} does not fit {model.name}: {shape_difference(in_file, expected)}")
+
+
+def stored_following(path):
+    """What the UNet of an epoch file follows: attributes of the file; without any it is as published.
+
+    Raises:
+        UserError: It is no sound HDF5 file, or follows what is not known here.
+    """
+    check_hdf5(path)
+    found = vars(AS_PUBLISHED)
+    try:
+        with h5py.File(path) as file:
+            check_heaps(file)
+            found = {name: as_text(file.attrs.get(name, value)) for name, value in found.items()}
+    except UserError:
+        raise
+    # As in `refusing_misfits`.
+    except Exception as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+    if found["numerics"] not in EPSILON or found["prediction_type"] not in PREDICTIONS:
+        raise UserError(f"{path} follows {found}, which this version does not know.")
+    return Following(**found)
+
+
+def as_text(value):
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
 
 @contextlib.contextmanager
@@ -105,7 +132,7 @@ def shape_difference(found, expected):
 
 
 def save_weights(model, path):
-    """Save atomically as Keras's `.weights.h5`.
+    """Save atomically as Keras's `.weights.h5`, with what the weights follow in attributes, where that is unusual.
 
     Raises:
         UserError: A weight is not finite; nothing is written then.
@@ -115,3 +142,7 @@ def save_weights(model, path):
         raise UserError(f"the weights are no longer finite, and not saved: {', '.join(broken[:3])}")
     with atomic_path(path) as partial:
         model.save_weights(partial)
+        following = getattr(model, "following", AS_PUBLISHED)
+        if following != AS_PUBLISHED:
+            with h5py.File(partial, "r+") as file:
+                file.attrs.update({name: np.bytes_(value) for name, value in following.unusual.items()})

@@ -144,13 +144,20 @@ def prepare(args, known):
     recipe = Recipe(args.optimizer, args.epochs)
     classifier = Classifier(args.classifier, spec.resolution, spec.num_classes, recipe)
     with precision(args.precision):
-        diffusion = load_diffusion(backbone, spec.num_classes, args.weights_dir, **known.epoch_files)
+        diffusion = load_diffusion(backbone, spec.num_classes, args.weights_dir, **first_epochs(args, known))
     adapted = WholeNetwork(diffusion, args.train_model)
     for file in known.epochs.values():
         adapted.check(file)
     chosen_on = known.splits.test if args.select_on == "test" else known.splits.val
     block = block_size(backbone, args.gen_batch_size)
     return Context(args, spec, adapted, diffusion.sampler(), block, classifier, known.epochs, chosen_on)
+
+
+def first_epochs(args, known):
+    """Epoch files to begin with. In a search of the UNet's epochs the first of them takes the place of the pretrained one,
+    which is then neither read nor downloaded."""
+    first = {"dif": next(iter(known.epochs.values()))} if args.train_model == "dif" else {}
+    return known.epoch_files | first
 
 
 def suggest(trial, context):

@@ -146,7 +146,15 @@ def add_model_flags(parser):
         choices=PRECISIONS,
         help="arithmetic of the UNet; auto: mixed_bfloat16 where the hardware has it (auto)",
     )
-    parser.add_argument("--weights_dir", type=Path, help="folder with the backbone's weight files (else downloaded)")
+    parser.add_argument(
+        "--weights",
+        "--weights_dir",
+        dest="weights_dir",
+        type=Path,
+        metavar="PATH",
+        help="a Stable Diffusion that you have: a folder of diffusers, a .safetensors file of the original layout, or a "
+        "folder with the backbone's own files (else these are downloaded)",
+    )
 
 
 def add_spacing_flag(parser):
@@ -196,6 +204,6 @@ def finish_args(parser, argv=None):
         args.dataset = str(Path(args.dataset).expanduser().resolve())
     if getattr(args, "weights_dir", None):
         args.weights_dir = args.weights_dir.expanduser().resolve()
-        if not args.weights_dir.is_dir():
-            parser.error(f"argument --weights_dir: there is no folder {args.weights_dir}")
+        if not args.weights_dir.exists():
+            parser.error(f"argument --weights/--weights_dir: there is no folder or file {args.weights_dir}")
     return args

@@ -5,6 +5,7 @@ from functools import partial
 from cli.flags import integer, number
 from Models.backbones import BACKBONES, PARTS
 from Models.lora_files import MOST_RANK, TARGETS, Facts, refuse_other_base
+from Models.pretrained import pretrained_inputs
 
 
 def add_lora_flags(parser):
@@ -50,18 +51,26 @@ def wanted_updates(args, dif):
     return wanted
 
 
-def base_hashes(args, parts, *dif):
-    """What identifies the pretrained weights that are read: {part: hash}.
-
-    Args:
-        args: The arguments.
-        parts: Those that are read whatever the epochs.
-        dif: Epoch files of the UNet. With None the pretrained one is read, and with low-rank updates too.
+def updates_fit(args, *dif):
+    """Whether epoch files of the UNet, or None, hold low-rank updates, for which the pretrained UNet is needed.
 
     Raises:
         UserError: A file holds low-rank updates of another UNet.
     """
-    weights_hash = partial(BACKBONES[args.backbone].weights_hash, weights_dir=args.weights_dir)
-    updates = refuse_other_base(dif, partial(weights_hash, "unet"))
-    read = {*parts, "unet"} if updates or None in dif else parts
-    return {part: weights_hash(part) for part in PARTS if part in read}
+    return refuse_other_base(dif, partial(BACKBONES[args.backbone].weights_hash, "unet", args.weights_dir))
+
+
+def base_hashes(args, parts, dif):
+    """What identifies the pretrained weights that are read, as `pretrained_inputs` returns it.
+
+    Args:
+        args: The arguments.
+        parts: Those that are read whatever the epoch.
+        dif: Epoch file of the UNet. With None the pretrained one is read, and with low-rank updates too.
+
+    Raises:
+        UserError: The file holds low-rank updates of another UNet.
+    """
+    if dif is None or updates_fit(args, dif):
+        parts, dif = [part for part in PARTS if part in (*parts, "unet")], None
+    return pretrained_inputs(BACKBONES[args.backbone], parts, args.weights_dir, dif)

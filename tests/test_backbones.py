@@ -11,13 +11,14 @@ from Data.loaders import load_splits, resize_images
 from Data.registry import DATASETS
 from Experiment.errors import UserError
 from Experiment.locks import machine
+from Models import weight_cards
 from Models.backbones import BACKBONES, MINI_WEIGHTS
 from Models.runtime import precision
 from Models.weight_files import UNTRAINED, PublishedFile
 
 MINI = BACKBONES["mini"]
 URL = "https://example.org/weights/"
-FILE = PublishedFile("unet.h5", URL, hashlib.sha256(b"published").hexdigest())
+FILE = PublishedFile("unet.h5", (URL,), hashlib.sha256(b"published").hexdigest())
 
 
 @pytest.fixture
@@ -57,7 +58,7 @@ def test_a_missing_file_is_downloaded(cache, monkeypatch):
 
     monkeypatch.setattr(keras.utils, "get_file", get_file)
     assert FILE.path() == cache / "unet.h5"
-    assert [path.name for path in cache.iterdir()] == ["unet.h5"]
+    assert sorted(path.name for path in cache.iterdir()) == ["unet.h5", "unet.h5.json"]
 
 
 def test_offline_error_says_how_to_get_the_file(cache, monkeypatch):
@@ -68,6 +69,31 @@ def test_offline_error_says_how_to_get_the_file(cache, monkeypatch):
     with pytest.raises(UserError) as error:
         FILE.path()
     assert all(part in str(error.value) for part in (f"{URL}unet.h5", FILE.sha256, str(cache), "--weights_dir"))
+
+
+def test_addresses_are_tried_in_order(cache, monkeypatch):
+    from dataclasses import replace
+
+    mirrored, tried = replace(FILE, urls=("https://gone.org/", URL, "https://never.org/")), []
+
+    def get_file(name, origin, file_hash, cache_dir, cache_subdir):
+        tried.append(origin)
+        if origin.startswith("https://gone"):
+            raise Exception("404")
+        (Path(cache_dir) / name).write_bytes(b"published")
+
+    monkeypatch.setattr(keras.utils, "get_file", get_file)
+    assert mirrored.path() == cache / "unet.h5" and tried == ["https://gone.org/unet.h5", f"{URL}unet.h5"]
+    (cache / "unet.h5").unlink()
+    with pytest.raises(UserError, match=r"cannot be downloaded from https://gone.org/unet.h5 \(404\), nor from .* to "):
+        replace(FILE, urls=("https://gone.org/", "https://gone.org/too/")).path()
+
+
+def test_a_published_file_is_hashed_once(tmp_path, monkeypatch):
+    (tmp_path / "unet.h5").write_bytes(b"published")
+    assert FILE.path(tmp_path) == tmp_path / "unet.h5"
+    monkeypatch.setattr(weight_cards, "file_hash", None)
+    assert FILE.path(tmp_path) == tmp_path / "unet.h5"
 
 
 @pytest.mark.parametrize("name, image_size, latent_shape, context_shape, hidden_units", [

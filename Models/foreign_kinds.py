@@ -1,0 +1,193 @@
+"""Which Stable Diffusion a foreign model is, told from its configuration and from names and shapes; others are refused."""
+
+import re
+
+from Experiment.errors import UserError
+from Experiment.files import read_json
+from Models.noise_schedule import STABLE_DIFFUSION
+
+WIDTH_OF = {"768": "Stable Diffusion 1.x (context width 768)", "1024": "Stable Diffusion 2.x (context width 1024)",
+            "2048": "Stable Diffusion XL (context width 2048)"}  # fmt: skip
+FITS = "models of the shape of Stable Diffusion 1.x fit --backbone sd1, of 2.x --backbone sd2"
+LATENTS = 4
+CHANNELS_OF = {
+    "9": "a model for inpainting", "8": "a model for editing (InstructPix2Pix)", "7": "an upscaler", "5": "a model for depth"
+}  # fmt: skip
+
+# Parts of tensors' names that only one kind of file has, in the order in which they are looked for.
+MARKS = {
+    r"lora_(up|down|A|B)\b|lora\.(up|down)\b|\bhada_w|\blokr_": "a LoRA, changes of a model and not one",
+    r"\bcontrol_model\.|controlnet_cond_embedding|\binput_hint_block\.": "a ControlNet",
+    r"\b(double_blocks|single_transformer_blocks)\.": "a Flux model",
+    r"\bjoint_blocks\.|\bjoint_transformer_blocks\.": "Stable Diffusion 3",
+    r"^conditioner\.embedders\.|\bmodel\.diffusion_model\.label_emb\.|\badd_embedding\.": "Stable Diffusion XL, or of its kind",
+    r"\btime_embedding\.cond_proj\.|\btime_embed\.cond_proj\.": "a distilled model that is told the guidance scale",
+}
+WITHOUT_UNET = {
+    r"\btext_model\.|\btransformer\.resblocks\.": "a text encoder, which is not needed",
+    r"^(down_blocks|up_blocks|mid_block)\.": "a UNet in diffusers' names without the rest: give the folder that holds unet/ and vae/",
+    r"^(first_stage_model\.)?(encoder|decoder)\.": "a VAE without a UNet",
+    r"^emb_params$|^string_to_param": "a textual inversion",
+}  # fmt: skip
+
+# What diffusers takes for a key that a configuration lacks: also what is computed here.
+UNET_CONFIG = {
+    "_class_name": "UNet2DConditionModel", "act_fn": "silu", "norm_num_groups": 32, "norm_eps": 1e-5,
+    "center_input_sample": False, "flip_sin_to_cos": True, "freq_shift": 0, "downsample_padding": 1,
+    "mid_block_type": "UNetMidBlock2DCrossAttn", "mid_block_scale_factor": 1, "only_cross_attention": False,
+    "mid_block_only_cross_attention": None, "dual_cross_attention": False, "class_embed_type": None,
+    "num_class_embeds": None, "addition_embed_type": None, "encoder_hid_dim": None, "encoder_hid_dim_type": None,
+    "resnet_time_scale_shift": "default", "resnet_skip_time_act": False, "resnet_out_scale_factor": 1,
+    "time_embedding_type": "positional", "time_embedding_act_fn": None, "timestep_post_act": None,
+    "time_cond_proj_dim": None, "cross_attention_norm": None, "attention_type": "default",
+    "transformer_layers_per_block": 1,
+}  # fmt: skip
+VAE_CONFIG = {
+    "_class_name": "AutoencoderKL", "act_fn": "silu", "norm_num_groups": 32, "latent_channels": LATENTS,
+    "scaling_factor": 0.18215, "shift_factor": None, "latents_mean": None, "latents_std": None,
+    "use_quant_conv": True, "use_post_quant_conv": True, "mid_block_add_attention": True,
+}  # fmt: skip
+SCHEDULE = {
+    "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000,
+    "trained_betas": None, "rescale_betas_zero_snr": False,
+}  # fmt: skip
+SCHEDULE_DEFAULTS = SCHEDULE | {"beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "linear"}
+PREDICTIONS = {"epsilon": "epsilon", "eps": "epsilon", "v_prediction": "v_prediction", "v": "v_prediction"}
+
+
+def first_mark(marks, names):
+    """The meaning of the first of some marks that one of the names has; None if none has any."""
+    for mark, meaning in marks.items():
+        if any(re.search(mark, name) for name in names):
+            return meaning
+    return None
+
+
+def refuse_other_files(path, shapes, prefix):
+    """Refuse a single file that holds something else than a Stable Diffusion in the original layout.
+
+    Args:
+        path: The file, for the message.
+        shapes: {name: shape} of its tensors.
+        prefix: Of the names of a UNet's tensors.
+
+    Raises:
+        UserError: It is something else; it says what, as far as the names tell.
+    """
+    what = first_mark(MARKS, shapes)
+    if not what and not any(name.startswith(prefix) for name in shapes):
+        shown = ", ".join(sorted(shapes)[:3]) or "none"
+        what = first_mark(WITHOUT_UNET, shapes) or f"no Stable Diffusion: its tensors are {shown}"
+    if what:
+        raise UserError(f"{path} is {what}; {FITS}.")
+
+
+def refuse_other_shapes(path, backbone, first_kernel, context_kernel):
+    """Refuse a UNet of another kind, or of another backbone (UserError).
+
+    Args:
+        path: Of its file, for the message.
+        backbone: The `Backbone` that it is to be.
+        first_kernel: Shape of its first kernel, or None.
+        context_kernel: Shape of a matrix that takes the context, or None.
+    """
+    channels = first_kernel[1] if first_kernel and len(first_kernel) == 4 else None
+    width = context_kernel[1] if context_kernel and len(context_kernel) == 2 else None
+    if channels not in (LATENTS, None):
+        kind = CHANNELS_OF.get(str(channels), "another kind of model")
+        raise UserError(f"{path} is {kind}: its UNet takes {channels} channels, not {LATENTS}; {FITS}.")
+    if width not in (backbone.context_shape[1], None):
+        kind = WIDTH_OF.get(str(width), f"another model (context width {width})")
+        raise UserError(f"{path} is {kind}, not --backbone {backbone.name}; {FITS}.")
+
+
+def refuse_other_config(path, config, expected):
+    """Refuse a configuration under which diffusers would compute something else (UserError).
+
+    Args:
+        path: Of the configuration, for the message.
+        config: Its content.
+        expected: {key: value}; a key that is not there has this value.
+    """
+    for key, value in expected.items():
+        found = config.get(key, value)
+        if found != value and (found or value) and not same_for_all_levels(found, value):
+            raise UserError(f"{path} has {key} {found!r}, where only {value!r} is computed here; {FITS}.")
+
+
+def same_for_all_levels(found, value):
+    return isinstance(found, list) and bool(found) and all(one == value for one in found)
+
+
+def refuse_other_heads(path, config, heads):
+    """Refuse other numbers of attention heads, which no shape tells (UserError).
+
+    Args:
+        path, config: As above.
+        heads: Of each level, from the finest.
+    """
+    found = config.get("num_attention_heads") or config.get("attention_head_dim", 8)
+    if (list(found) if isinstance(found, list) else [found] * len(heads)) != list(heads):
+        raise UserError(
+            f"{path} has {found} attention heads (attention_head_dim), where {list(heads)} are computed here."
+        )
+
+
+def prediction_of_scheduler(path):
+    """What the UNet of a diffusers model predicts, from its scheduler's configuration.
+
+    Raises:
+        UserError: It was trained with another noise schedule, or predicts something else.
+    """
+    config = SCHEDULE_DEFAULTS | read_json(path)
+    for key, value in SCHEDULE.items():
+        if config[key] != value:
+            raise UserError(
+                f"{path} has {key} {config[key]!r}: only the schedule of Stable Diffusion is computed ({value!r})."
+            )
+    return known_prediction(path, config.get("prediction_type", "epsilon"))
+
+
+def known_prediction(path, name):
+    if not isinstance(name, str) or name not in PREDICTIONS:
+        raise UserError(f"{path}: the prediction type is {str(name)[:40]!r}, not epsilon or v_prediction.")
+    return PREDICTIONS[name]
+
+
+def prediction_of_file(path, metadata, width):
+    """What the UNet of a single file predicts: from its metadata, or a .yaml of the same name beside it.
+
+    Without either a 1.x is taken to predict the noise, as all published ones do; of 2.x there are both kinds.
+
+    Args:
+        path: The file.
+        metadata: Its metadata.
+        width: Of its context.
+
+    Raises:
+        UserError: It cannot be told.
+    """
+    if "modelspec.prediction_type" in metadata:
+        return known_prediction(path, metadata["modelspec.prediction_type"])
+    config = path.with_suffix(".yaml")
+    if config.is_file():
+        found = re.search(r"^\s*parameterization:\s*[\"']?(\w+)", config.read_text(errors="replace"), re.MULTILINE)
+        return known_prediction(config, found[1]) if found else "epsilon"
+    if width == 768:
+        return "epsilon"
+    raise UserError(
+        f"{path} does not say whether its UNet predicts noise (2.x-base) or v (2.x at 768 px): put the model's .yaml beside "
+        f"it as {config.name}, or give diffusers' folder."
+    )
+
+
+def refuse_other_schedule(path, alphas_cumprod):
+    """Refuse a single file that was trained with another noise schedule, if it tells (UserError).
+
+    Args:
+        path: The file.
+        alphas_cumprod: Its buffer (T,).
+    """
+    own = STABLE_DIFFUSION.alphas_cumprod
+    if alphas_cumprod.shape != own.shape or abs(alphas_cumprod - own).max() > 1e-3:
+        raise UserError(f"{path} was trained with another noise schedule than Stable Diffusion's.")

@@ -1,0 +1,139 @@
+"""Safetensors files: headers checked, tensors read one at a time. Nothing in them is ever run."""
+
+from pathlib import Path
+
+import ml_dtypes  # noqa: F401  safetensors needs its bfloat16
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from Experiment.errors import UserError
+from Experiment.files import read_json
+
+READ = ("F32", "F16", "BF16")
+SUFFIX = ".safetensors"
+PICKLES = (".ckpt", ".bin", ".pt", ".pth", ".pkl", ".pickle")
+# How files of other kinds begin.
+BEGINNINGS = {
+    b"PK\x03\x04": "a pickle of PyTorch, or another zip file",
+    b"\x80\x02": "a pickle",
+    b"\x80\x04": "a pickle",
+    b"\x89HDF": "an HDF5 file",
+    b"version https://git-lfs": "a Git LFS pointer, not the weights: fetch them with `git lfs pull`",
+    b"<": "a web page",
+}
+PICKLE_ADVICE = "a pickle can run code when it is read, so none is: convert it to .safetensors, or get it so"
+INDEX = f"{SUFFIX}.index.json"
+
+
+class Tensors:
+    """The tensors of one or several safetensors files by name.
+
+    Args:
+        paths: The files.
+
+    Attributes:
+        shapes: {name: shape}.
+        metadata: {name: text} of the first file.
+
+    Raises:
+        UserError: A file is none, is not whole, or two hold a tensor of the same name.
+    """
+
+    def __init__(self, paths):
+        self.files, self.metadata = {}, {}
+        for path in paths:
+            file = open_tensors(path)
+            names = set(file.keys())
+            if twice := names & set(self.files):
+                raise UserError(f"{path}: the tensor {min(twice)} is in {self.files[min(twice)][0].name} too.")
+            self.files |= dict.fromkeys(names, (Path(path), file))
+            self.metadata = self.metadata or dict(file.metadata() or {})
+        self.shapes = {name: tuple(file.get_slice(name).get_shape()) for name, (_, file) in self.files.items()}
+
+    def read(self, name):
+        """A tensor as a float32 array.
+
+        Raises:
+            UserError: It is of another type, cannot be read, or is not finite.
+        """
+        path, file = self.files[name]
+        kind = file.get_slice(name).get_dtype()
+        if kind not in READ:
+            raise UserError(f"{path}: the tensor {name} is of type {kind}: {', '.join(READ)} are read.")
+        array = np.asarray(file.get_tensor(name)).astype("float32")
+        if not np.isfinite(array).all():
+            raise UserError(f"{path}: the tensor {name} is not finite.")
+        return array
+
+
+def open_tensors(path):
+    """An open safetensors file, whose header is good: of a sound size, and with tensors that fill the file side by side.
+
+    Raises:
+        UserError: It is another kind of file, or damaged.
+    """
+    refuse_others(path)
+    try:
+        return safe_open(path, framework="numpy")
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{path} is no sound safetensors file: {' '.join(str(error).split())[:200]}") from None
+
+
+def refuse_others(path):
+    """Refuse, in words of their own, the kinds of file that people have instead of safetensors (UserError)."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"there is no file {path}.")
+    with open(path, "rb") as file:
+        start = file.read(32)
+    kind = next((kind for beginning, kind in BEGINNINGS.items() if start.startswith(beginning)), None)
+    if path.suffix in PICKLES or (kind and "pickle" in kind):
+        raise UserError(f"{path} is {kind or 'a pickle by its name'}: {PICKLE_ADVICE}.")
+    if kind:
+        raise UserError(
+            f"{path} is {kind}; weights are read from safetensors files, and from KerasCV's HDF5 files by folder."
+        )
+
+
+def files_of_part(folder):
+    """The safetensors files of a part of a diffusers model: one, or the shards of one.
+
+    Of several complete sets the one without a variant (`fp16`, `non_ema`) is taken.
+
+    Raises:
+        UserError: There are none, shards are missing, or none of several sets is the plain one.
+    """
+    names = {path.name for path in folder.iterdir() if path.is_file()}
+    plain = "diffusion_pytorch_model"
+    index = next((name for name in (f"{plain}{INDEX}", *sorted(names)) if name in names and name.endswith(INDEX)), None)
+    if f"{plain}{SUFFIX}" in names:
+        return [folder / f"{plain}{SUFFIX}"]
+    if index:
+        return shards_of_index(folder / index)
+    found = sorted(name for name in names if name.endswith(SUFFIX))
+    if not found:
+        pickles = sorted(name for name in names if name.endswith(PICKLES))
+        there = f" but {pickles[0]}: {PICKLE_ADVICE}" if pickles else ""
+        raise UserError(f"there are no safetensors in {folder}{there}.")
+    if len(found) > 1 and not all(f"-of-{len(found):05d}" in name for name in found):
+        raise UserError(f"{folder} holds {', '.join(found[:4])}: leave the one that is meant, or all shards of it.")
+    if len(found) == 1 and "-of-" in found[0] and "-00001-of-00001" not in found[0]:
+        raise UserError(f"{folder} holds only the shard {found[0]}.")
+    return [folder / name for name in found]
+
+
+def shards_of_index(index):
+    """The files that an index names.
+
+    Raises:
+        UserError: It is no index, or names a file elsewhere or one that is missing.
+    """
+    places = read_json(index).get("weight_map")
+    files = set(places.values()) if isinstance(places, dict) else set()
+    if not files or not all(isinstance(name, str) and name == Path(name).name for name in files):
+        raise UserError(f"{index} is no index of shards beside it.")
+    if missing := sorted(name for name in files if not (index.parent / name).is_file()):
+        raise UserError(
+            f"{index} names {', '.join(missing[:4])}, which {'is' if len(missing) == 1 else 'are'} missing."
+        )
+    return [index.parent / name for name in sorted(files)]
