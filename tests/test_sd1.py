@@ -1,5 +1,6 @@
 """The full-size sd1 backbone through the four scripts, with random weights: minutes, and 15 GB of memory."""
 
+import math
 import os
 import subprocess
 import sys
@@ -62,3 +63,18 @@ def test_every_stage_of_sd1_runs(images, tmp_path):
         assert image.size == (128, 128)
     assert "--weights_dir" in run("generate_dataset.py", *common, "--img_total", 2, "--enc_epoch", 0, "--dif_epoch", 0,
                                   env={"KERAS_HOME": str(tmp_path / "empty")}).stderr  # fmt: skip
+
+
+@pytest.mark.parametrize("backbone, parameters", [("sd1", 797_184), ("sd2", 829_952)])
+def test_low_rank_updates_are_three_megabytes(monkeypatch, backbone, parameters):
+    """Rank 4 on queries, keys, values and outputs of the 16 transformers: as many as others' files of Stable Diffusion."""
+    from Models.backbones import BACKBONES
+    from Models.lora import kernel_shapes, target_layers
+    from Models.runtime import precision
+
+    monkeypatch.setenv(UNTRAINED, "1")
+    with precision("mixed_bfloat16"):
+        unet = BACKBONES[backbone].unet()
+    shapes = kernel_shapes(target_layers(unet, "attention"))
+    assert len(shapes) == 16 * 8
+    assert sum(4 * (math.prod(shape[:-1]) + shape[-1]) for shape in shapes.values()) == parameters
