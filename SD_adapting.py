@@ -44,7 +44,11 @@ def parse_args(argv=None):
     add("--keep", type=integer(1), help="keep only the last N epochs of this run (all, since the search chooses)")
     add("--epochs", type=integer(1), help="epochs (enc 50, dif 10; mini: 12, 64)")
     add("--batch_size", type=integer(1), help="images a step (enc 64, dif 16; mini: 64, 32)")
-    add("--lr", type=number(0, 10, above=True), help="first learning rate (enc 1e-4, dif 1e-5, LoRA 1e-4; mini: 2e-2, 8e-4, 4e-3)")
+    add(
+        "--lr",
+        type=number(0, 10, above=True),
+        help="first learning rate (enc 1e-4, dif 1e-5, LoRA 1e-4; mini: 2e-2, 8e-4, 4e-3)",
+    )
     add("--gradient_checkpointing", action="store_true",
         help="compute the UNet's blocks twice a step instead of keeping what they computed: less memory")  # fmt: skip
     add_lora_flags(parser)
