@@ -9,6 +9,7 @@ import time
 
 import numpy as np
 
+from cli.adaptation import add_training_levers, said_training, training_levers
 from cli.best import epoch_or_best, take_best_epochs
 from cli.flags import add_model_flags, check_batch_size, finish_args, integer, new_parser, number
 from cli.lora import add_lora_flags, base_hashes, check_lora_flags, wanted_updates
@@ -52,6 +53,7 @@ def parse_args(argv=None):
     add("--gradient_checkpointing", action="store_true",
         help="compute the UNet's blocks twice a step instead of keeping what they computed: less memory")  # fmt: skip
     add_lora_flags(parser)
+    add_training_levers(parser)
     add_model_flags(parser)
     add("--restart", action="store_true", help="throw away what an earlier run has left here")
     args = finish_args(parser, argv)
@@ -125,11 +127,11 @@ def adapt(args, known=None):
     Returns:
         The folder of the epochs.
     """
-    from Models.adapter import adaptation, load_diffusion
+    from Models.adapter import load_diffusion
     from Models.fit_state import FitState
     from Models.runtime import make_repeatable, precision
     from Models.samples import sheet_writer
-    from Models.training import bytes_needed, compile_model
+    from Models.training import bytes_needed
 
     started = time.time()
     known = known or plan(args)
@@ -145,10 +147,9 @@ def adapt(args, known=None):
         title = f"{known.spec.name}, {args.train_model} epoch {{}}"
         write_sheet = sheet_writer(diffusion, classes, args.seed, folder, title)
     moments = dataset_moments(args, known, backbone)  # float32 (N, h, w, 8)
-    facts = {"classes": classes, "dataset": known.spec.name}
-    adapted = adaptation(diffusion, args.train_model, facts, known.updates, args.seed, known.epochs["dif"])
+    adapted, model, fit_levers, recorded = set_up(args, known, diffusion, used)
+    write_sheet = adapted.drawn(write_sheet) if args.ema else write_sheet
     steps = -(-len(known.train.labels) // args.batch_size)
-    model = compile_model(adapted, args.lr, steps * args.epochs, used, args.gradient_checkpointing)
     variables = [*adapted.variables, *model.optimizer.variables]
     state = FitState(folder / "state.npz", known.identity, variables)
     done, history, _ = (0, {}, []) if args.restart else state.load()
@@ -164,14 +165,34 @@ def adapt(args, known=None):
         )  # fmt: skip
         if known.updates:
             log.info("low-rank updates: %s", known.updates)
-        losses = train(args, known, adapted, model, state, moments, done, history.get("loss", []), write_sheet)
-        write_json(known.record_file, describe_run(args, started, known.inputs, precision_used=used, loss=losses[-1]))
+        if said := said_training(args, recorded):
+            log.info(said)
+        losses = history.get("loss", [])
+        losses = train(args, known, adapted, model, state, moments, done, losses, write_sheet, fit_levers)
+        recorded |= {"precision_used": used, "loss": losses[-1]}
+        write_json(known.record_file, describe_run(args, started, known.inputs, **recorded))
         log.info("loss %.4f after %d epochs, %.0f s -> %s", losses[-1], args.epochs, time.time() - started, folder)
         state.path.unlink(missing_ok=True)
     return folder
 
 
-def train(args, known, adapted, model, state, moments, done, losses, write_sheet):
+def set_up(args, known, diffusion, precision_name):
+    """What learns, its compiled model, and what `training_levers` says for `fit_epochs` and for the record."""
+    from Models.adapter import adaptation
+    from Models.averages import Averaged
+    from Models.training import compile_model
+
+    facts = {"classes": class_names(known.spec), "dataset": known.spec.name}
+    adapted = adaptation(diffusion, args.train_model, facts, known.updates, args.seed, known.epochs["dif"])
+    fit_levers, compiled, recorded = training_levers(args, diffusion.backbone)
+    steps = -(-len(known.train.labels) // args.batch_size) * args.epochs
+    model = compile_model(adapted, compiled.pop("lr"), steps, precision_name, args.gradient_checkpointing, **compiled)
+    if args.ema:
+        adapted = Averaged(adapted, model.trainable_variables, model.optimizer.averages)
+    return adapted, model, fit_levers, recorded
+
+
+def train(args, known, adapted, model, state, moments, done, losses, write_sheet, levers):
     """Train from epoch `done` on, and save epochs, history, sheets and loss curve. Returns the losses of this run."""
     from Models.training import SaveEpochs, fit_epochs
     from plots import class_collages, loss_curve
@@ -197,7 +218,7 @@ def train(args, known, adapted, model, state, moments, done, losses, write_sheet
 
     earlier = earlier_history(folder, offset)
     saver = SaveEpochs(adapted, folder, state, args.freq, args.epochs, offset, losses, on_save, earlier, args.keep)
-    fit_epochs(model, saver, moments, labels, spec.num_classes, args.batch_size, args.seed, done)
+    fit_epochs(model, saver, moments, labels, spec.num_classes, args.batch_size, args.seed, done, **levers)
     loss_curve(saver.history, folder / "loss.png", f"{spec.name}, {args.train_model}")
     return saver.losses
 

@@ -5,12 +5,11 @@
         --inf_steps 31 --ugs 1.74
 """
 
-import argparse
 import logging
-import re
 import time
 from functools import partial
 
+from cli import sampling, sets
 from cli.best import add_best_flag, epoch_or_best, settle_best, take_best
 from cli.flags import add_model_flags, add_spacing_flag, finish_args, integer, new_parser, number
 from cli.lora import base_hashes
@@ -18,7 +17,7 @@ from cli.process import run, writing_in
 from Data.generation import begin_folder, check_folder, draw_pictures, finish_set, is_complete, move_sheet
 from Data.pictures import resize_images
 from Data.registry import class_names, dataset_spec
-from Data.synthetic import SyntheticWriter, balanced_counts
+from Data.synthetic import SyntheticWriter
 from Experiment import presets
 from Experiment.disk import check_room, gigabytes
 from Experiment.files import write_json
@@ -28,7 +27,7 @@ from Experiment.plan import Plan
 from Experiment.records import DATA_FLAGS, describe_run, fixed_arguments
 from Models.backbones import BACKBONES
 from Models.weight_cards import weights_hashes
-from Models.weight_names import chosen_epochs
+from Models.weight_names import chosen_epochs, guide_epoch
 
 log = logging.getLogger("experiment")
 
@@ -36,14 +35,6 @@ MOST_IMAGES = 10_000_000
 BYTES_A_PIXEL, BYTES_A_FILE = 1.5, 2_000  # of a PNG, about: half of the raw pixels
 # Arguments that do not change the images; what the data are decides no more than the classes.
 FREE = (*DATA_FLAGS, "weights_dir", "batch_size", "img_class", "img_total", "shard")
-
-
-def shard(text):
-    """An argparse type: I/N with 1 <= I <= N."""
-    match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
-    if not match or not 1 <= int(match[1]) <= int(match[2]):
-        raise argparse.ArgumentTypeError(f"must be I/N with I from 1 to N, received {text}")
-    return int(match[1]), int(match[2])
 
 
 def parse_args(argv=None):
@@ -61,10 +52,12 @@ def parse_args(argv=None):
     add("--inf_steps", type=integer(1, 1000), help="inference steps (50)")
     add("--ugs", type=number(0, 1000), help="unconditional guidance scale (7.5)")
     add_spacing_flag(parser)
+    sampling.add_sampling_levers(parser)
+    sets.add_set_levers(parser)
     add("--image_size", type=integer(1, 4096), help="side of the stored images, px (the backbone's)")
     add_model_flags(parser)
     add(
-        "--shard", default=(1, 1), type=shard, metavar="I/N",
+        "--shard", default=(1, 1), type=sets.shard, metavar="I/N",
         help="make the Ith of N parts of the dataset, beside other processes or machines",
     )  # fmt: skip
     add("--restart", action="store_true", help="throw away what an earlier run has left here")
@@ -74,16 +67,23 @@ def parse_args(argv=None):
         parser.error("exactly one of --img_class and --img_total is needed")
     if args.restart and args.shard[1] > 1:
         parser.error("argument --restart: not allowed with --shard: it would throw away what other shards make")
+    sampling.finish_sampling_levers(parser, args, args.best)
+    sets.finish_set_levers(parser, args)
     return args
+
+
+def trained_last(args):
+    """The part of which `--autoguide` means an epoch, and its epoch that is sampled."""
+    return ("dif", args.dif_epoch) if args.dif_epoch else ("enc", args.enc_epoch)
 
 
 def plan(args):
     """Look at what is there.
 
     Returns:
-        A `Plan`: `name` and `classes` of the dataset, the `experiment`, the `folder` of the images, files of the `epochs`
-        that make them, the `settings` that decide the images (the precision that `auto` means is not known yet), `counts`
-        of each class, and this run's `part` of the folder, empty for the whole.
+        A `Plan`: the dataset's `spec`, its `name` and `classes`, the `experiment`, the `folder` of the images, files of the
+        `epochs` that make them and of the `guide`, the `settings` that decide the images (the precision that `auto` means is
+        not known yet), `counts` of each class, their `numbering`, and this run's `part` of the folder, empty for the whole.
 
     Raises:
         UserError: The run cannot begin: images of other settings, weights of other classes, a missing epoch, another
@@ -92,26 +92,36 @@ def plan(args):
     spec = dataset_spec(args.dataset, args.skip_broken, args.resolution, args.background)
     experiment, backbone = Experiment(args.root, args.exp, spec.name), BACKBONES[args.backbone]
     taken = {"enc_epoch": "enc_epoch", "dif_epoch": "epoch", "inf_steps": "is", "ugs": "ugs"}
-    take_best(args, experiment, class_names(spec), "dif", taken)
+    take_best(args, experiment, class_names(spec), "dif", taken, levers=True)
+    sampling.fill_in_spacing(args)
     total = args.img_total or args.img_class * spec.num_classes
     name = f"{size_name(total)}Enc{args.enc_epoch}Dif{args.dif_epoch}Is{args.inf_steps}Ugs{args.ugs:g}"
+    name += sampling.sampling_name(args) + sets.set_name(args)
     epochs, classes = chosen_epochs(experiment, args.enc_epoch, args.dif_epoch), class_names(spec)
+    last, sampled = trained_last(args)
+    guide = guide_epoch(experiment, last, args.autoguide, sampled)
+    hashes = base_hashes(args, ["decoder", *sampling.guide_parts(args, guide)], epochs["dif"])
+    hashes |= weights_hashes({**epochs, "guide": guide}, classes) | sets.filter_hash(args, spec, experiment, classes)
+    numbering, prior = sets.numbering_of(args, spec, experiment, total, max(args.batch_size, backbone.block))
     settings = {
         "total": total,
         **fixed_arguments(args, FREE),
         "image_size": args.image_size or backbone.image_size,
         "classes": list(classes),
-        "weights": base_hashes(args, ["decoder"], epochs["dif"]) | weights_hashes(epochs, classes),
+        "weights": hashes,
+        **prior,
     }
     if args.precision == "auto":
         del settings["precision"]  # a finished set is what was asked for, whichever it was
     folder, part = experiment.synthetic_root / name, "-{}-of-{}".format(*args.shard) if args.shard[1] > 1 else ""
-    counts = balanced_counts(total, spec.num_classes)
-    known = Plan(name=spec.name, classes=classes, experiment=experiment, folder=folder, epochs=epochs,
-                 settings=settings, counts=counts, part=part)  # fmt: skip
+    counts = numbering.counts(total)
+    known = Plan(
+        spec=spec, name=spec.name, classes=classes, experiment=experiment, folder=folder, epochs=epochs, guide=guide,
+        settings=settings, counts=counts, numbering=numbering, part=part,
+    )  # fmt: skip
     if not args.restart:
         check_folder(folder, settings)
-        if is_complete(folder, total, spec.num_classes):
+        if is_complete(folder, total, spec.num_classes, counts):
             move_sheet(folder)
             known.done = f"finished already: {folder} (--restart makes the images again)"
             return known
@@ -146,13 +156,15 @@ def generate(args, known=None):
     make_repeatable(args.seed, args.deterministic)  # a fresh encoder of --enc_epoch 0 is the same every time
     with precision(args.precision):
         diffusion = load_diffusion(backbone, len(known.classes), args.weights_dir, **known.epochs)
-    writer = SyntheticWriter(folder, known.counts, backbone.block)
+        guide = sampling.chosen_guide(args, backbone, trained_last(args)[0], known.guide, len(known.classes))
+    # A filter numbers candidates; what it keeps is numbered as if classes were balanced.
+    writer = SyntheticWriter(folder, known.counts, backbone.block, known.numbering if args.filter is None else None)
     there, whole = writer.progress(args.shard)
     check_room(folder, 0 if args.restart else bytes_of(known, whole - there), "what is missing of the set")
     with writing_in(folder, known.part, saved=lambda: "{} of {} images are saved".format(*writer.progress(args.shard))):
         begin_folder(folder, settings, args.restart)
         writer.begin()
-        made = write_images(args, known, settings["precision"], diffusion, writer)
+        made = write_images(args, known, settings["precision"], diffusion, guide, writer)
         others = [f"{i}/{parts}" for i in range(1, parts + 1) if writer.missing((i, parts)).size]
         if others:
             log.info(
@@ -162,7 +174,7 @@ def generate(args, known=None):
             return folder
         sheet = draw_pictures(folder, known.classes, f"{known.name}, {folder.name}", known.experiment.images_dir)
         write_json(folder / "run.json", describe_run(args, started, {"weights": settings["weights"]}))
-        finish_set(writer, settings)  # last: what has a manifest is complete
+        finish_set(writer, settings | sets.filter_facts(args, folder))  # last: what has a manifest is complete
         log.info("%d images in %.0f s -> %s, samples %s", made, time.time() - started, folder, sheet)
     return folder
 
@@ -172,22 +184,25 @@ def bytes_of(known, count):
     return count * (BYTES_A_PIXEL * known.settings["image_size"] ** 2 + BYTES_A_FILE)
 
 
-def write_images(args, known, precision, diffusion, writer):
+def write_images(args, known, precision, diffusion, guide, writer):
     """Generate and write the images of this shard that are missing. Returns their number."""
     from Models.written import write_generated
 
     there, whole = writer.progress(args.shard)
     side = known.settings["image_size"]
     log.info(
-        "%d images of %s with %s, %d there, %d inference steps, guidance scale %g, %s, seed %d, about %s on disk -> %s",
-        whole, known.name, diffusion.backbone.name, there, args.inf_steps, args.ugs, precision, args.seed,
-        gigabytes(bytes_of(known, whole - there)), known.folder,
+        "%d images of %s with %s, %d there, %d inference steps, guidance scale %g%s, %s, seed %d, about %s on disk -> %s",
+        whole, known.name, diffusion.backbone.name, there, args.inf_steps, args.ugs, sampling.said_sampling(args),
+        precision, args.seed, gigabytes(bytes_of(known, whole - there)), known.folder,
     )  # fmt: skip
-    resize = partial(resize_images, side=side, mode="bilinear")
-    return write_generated(
-        diffusion, writer, args.shard, resize, args.batch_size, num_steps=args.inf_steps,
-        scale=args.ugs, seed=args.seed, spacing=args.timestep_spacing,
-    )  # fmt: skip
+    how = {
+        "resize": partial(resize_images, side=side, mode="bilinear"), "batch_size": args.batch_size,
+        "solver": args.solver, "guide": guide, "num_steps": args.inf_steps, "scale": args.ugs, "seed": args.seed,
+        "spacing": args.timestep_spacing, "interval": args.guidance_interval,
+    }  # fmt: skip
+    if args.filter is not None:
+        return sets.generate_filtered(args, known, diffusion, writer, how)
+    return write_generated(diffusion, writer, args.shard, places=known.numbering.places, **how)
 
 
 if __name__ == "__main__":

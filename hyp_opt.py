@@ -13,6 +13,7 @@ from pathlib import Path
 from cli.best import BEST, add_best_flag, epoch_or_best, settle_best, take_best
 from cli.flags import (
     add_classifier_flags,
+    add_measurement_flags,
     add_model_flags,
     add_spacing_flag,
     check_batch_size,
@@ -24,6 +25,7 @@ from cli.flags import (
 from cli.levers import add_classifier_levers
 from cli.lora import updates_fit
 from cli.process import logging_to, run, telling_what_is_saved
+from cli.sampling import add_sampling_levers, add_search_levers, check_search_levers, finish_sampling_levers
 from Data.loaders import Splits, load_splits
 from Data.registry import DatasetSpec, class_names, dataset_spec
 from Experiment import presets
@@ -32,7 +34,7 @@ from Experiment.files import read_json
 from Experiment.paths import Experiment
 from Experiment.results import PIPELINE_SCHEMA, read_results
 from Models.backbones import BACKBONES
-from Models.weight_names import chosen_epochs, saved_epochs
+from Models.weight_names import chosen_epochs, guide_epoch, saved_epochs
 from Search.inputs import foreign_inputs, search_inputs
 
 log = logging.getLogger("experiment")
@@ -67,23 +69,6 @@ def add_search_flags(add):
     add("--restart", action="store_true", help="throw away the study that is there")
 
 
-def add_measurement_flags(add):
-    """How a trial is measured, and what becomes of the best."""
-    add("--num_imgs", default=presets.TRIAL_IMAGES, type=integer(1), help="images of a trial (4000)")
-    add("--rungs", default=3, type=integer(1, 6),
-        help="a trial begins with 1/4 of its images, goes on with 1/2, then all; 1: all at once (3)")  # fmt: skip
-    add("--gen_batch_size", default=presets.GENERATION_BATCH, type=integer(1),
-        help="most images generated at a time (250; on a processor 16, mini 96)")  # fmt: skip
-    add("--epochs", default=presets.TRIAL_EPOCHS, type=integer(1), help="most epochs of a trial's classifier (100)")
-    add("--select_on", default="val", choices=["val", "test"],
-        help="images whose accuracy is maximised; test as published, which is no fair test (val)")  # fmt: skip
-    add("--repeats", type=integer(0, 100),
-        help="times that the best three trials are run again with new seeds; the mean decides (1; with --select_on test 0)")  # fmt: skip
-    add("--test_imgs", type=integer(1), help="images of the final measurement on test (--num_imgs)")
-    add("--save_plots", action="store_true", help="write the ten plots")
-    add("--prune", action="store_true", help="report, and remove the epochs that the finished search has not chosen")
-
-
 def parse_args(argv=None):
     parser = new_parser(__doc__)
     add_search_flags(parser.add_argument)
@@ -92,6 +77,8 @@ def parse_args(argv=None):
     add_classifier_flags(parser)
     add_classifier_levers(parser)
     add_spacing_flag(parser)
+    add_sampling_levers(parser)
+    add_search_levers(parser)
     add_model_flags(parser)
     args = finish_args(parser, argv)
     settle_best(parser, args, FIRST_SEARCH)
@@ -105,6 +92,8 @@ def parse_args(argv=None):
         parser.error(f"argument --restart: not allowed with {'--prune' if args.prune else '--no-optimize'}")
     if not args.best and (wrong := complete_bounds(args)):
         parser.error(wrong)
+    finish_sampling_levers(parser, args)
+    check_search_levers(parser, args)
     args.optimize &= not args.prune
     return args
 
@@ -133,6 +122,7 @@ class Plan:
         inputs: What the search reads besides the epochs, by content.
         hashes: {epoch as text: SHA-256} of what is searched.
         address: Where the study lies.
+        guide: File of the epoch that guides, if one does; None: the pretrained UNet.
         done: None: a search always reports.
     """
 
@@ -145,6 +135,7 @@ class Plan:
     inputs: dict
     hashes: dict
     address: str
+    guide: Path | None = None
     done: None = None
 
     @property
@@ -174,9 +165,13 @@ def plan(args):
         read_results(experiment.pipeline_file, PIPELINE_SCHEMA)  # reject a broken file before days of search
     address = args.storage or f"sqlite:///{folder.parent / 'study.db'}"
     splits = load_splits(spec, args.data_dir, args.seed, spec.resolution, experiment)
-    inputs, hashes = search_inputs(splits, spec, epochs, epoch_files)
+    guide = guide_epoch(experiment, part, args.autoguide)
+    epochs = {epoch: file for epoch, file in epochs.items() if epoch > (args.autoguide or 0)}
+    if not epochs:
+        raise UserError(f"argument --autoguide: there are no epochs after {args.autoguide} in {weights}.")
+    inputs, hashes = search_inputs(splits, spec, epochs, epoch_files | ({"guide": guide} if guide else {}))
     inputs["weights"] |= foreign_inputs(BACKBONES[args.backbone], part, args.weights_dir)
-    return Plan(spec, experiment, folder, splits, epochs, epoch_files, inputs, hashes, address)
+    return Plan(spec, experiment, folder, splits, epochs, epoch_files, inputs, hashes, address, guide)
 
 
 def search(args, known=None):

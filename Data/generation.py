@@ -10,6 +10,7 @@ from Data.pictures import read_images
 from Data.synthetic import MANIFEST, SyntheticWriter, balanced_counts, image_side, synthetic_files
 from Experiment.errors import UserError
 from Experiment.files import read_json, write_json
+from Experiment.levers import filled_in
 from Experiment.locks import locked
 from Experiment.records import flattened, short
 
@@ -44,6 +45,7 @@ def check_folder(folder, settings):
     record = folder / RECORD
     if record.exists():
         before, now = flattened(read_json(record)), flattened(settings)
+        before, now = filled_in(before, now), filled_in(now, before)
         differing = [key for key in now if key in before and before[key] != now[key]]
         if differing:
             shown = "; ".join(f"{key}: {short(before[key])} there, {short(now[key])} now" for key in differing)
@@ -52,11 +54,18 @@ def check_folder(folder, settings):
         raise UserError(f"{folder} holds something that generate_dataset.py has not begun: move it away.")
 
 
-def is_complete(folder, total, num_classes):
-    """Whether the set has its manifest and all of its files. What is in them is not looked at."""
+def is_complete(folder, total, num_classes, counts=None):
+    """Whether the set has its manifest and all of its files. What is in them is not looked at.
+
+    Args:
+        folder: Of the images.
+        total: Their number.
+        num_classes: Number of classes.
+        counts: Images of each class, if the set is not balanced.
+    """
     if not (folder / MANIFEST).exists():
         return False
-    writer = SyntheticWriter(folder, balanced_counts(total, num_classes))
+    writer = SyntheticWriter(folder, counts or balanced_counts(total, num_classes))
     return not writer.missing().size
 
 

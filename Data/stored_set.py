@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 
 from Data.decoded import decoded_rows
+from Data.numbering import subset_counts
 from Data.pictures import read_images
-from Data.synthetic import balanced_counts, content_hash, image_names, read_manifest
+from Data.synthetic import content_hash, image_names, read_manifest
 from Experiment.errors import UserError
 from Experiment.randomness import random_stream
 
@@ -30,9 +31,9 @@ class StoredSet:
         of_classes = image_names(folder, num_classes)
         self.counts, self.names = [len(images) for images in of_classes], list(itertools.chain(*of_classes))
         self.labels = np.repeat(np.arange(num_classes, dtype=np.int32), self.counts)
-        self.file = None
-        if cache and (manifest := read_manifest(folder)):
-            key = content_hash(folder, num_classes, manifest)
+        self.file, self.manifest = None, read_manifest(folder)
+        if cache and self.manifest:
+            key = content_hash(folder, num_classes, self.manifest)
             self.file = cache / f"{self.folder.name}_{side}_{mode}_{key[:16]}.npy"
 
     def read(self, rows):
@@ -45,14 +46,17 @@ class StoredSet:
             return decoded_rows(self.file, self.folder, self.names, self.side, self.mode, rows)
         return read_images([self.names[row] for row in rows], self.side, self.mode, self.folder)
 
+    def wanted_counts(self, wanted):
+        return subset_counts(self.manifest, wanted, len(self.counts))
+
     def choose(self, wanted, seed):
-        """Rows int (wanted,) of a class-balanced subset, drawn by seed; class by class, ascending.
+        """Rows int (wanted,) of a subset, drawn by seed; class by class, ascending. It is balanced, or has the set's prior.
 
         Raises:
             UserError: A class has too few images.
         """
         chosen, first = [], 0
-        for label, (count, there) in enumerate(zip(balanced_counts(wanted, len(self.counts)), self.counts)):
+        for label, (count, there) in enumerate(zip(self.wanted_counts(wanted), self.counts)):
             if count > there:
                 raise UserError(f"{self.folder}: class {label} has {there} images, {count} are needed.")
             chosen.append(first + np.sort(random_stream(seed, "subset", label).permutation(there)[:count]))

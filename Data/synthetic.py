@@ -12,9 +12,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from Data.numbering import Balanced
 from Data.pictures import first_ten, in_chunks
 from Experiment.errors import UserError
 from Experiment.files import file_hash, read_json, write_json
+from Experiment.levers import levers_on
 from Experiment.locks import partial_path
 from Experiment.paths import size_from_name
 from Experiment.records import short
@@ -30,7 +32,7 @@ RECIPE = ("enc_epoch", "dif_epoch", "inf_steps", "ugs", "seed", "weights", "back
 
 def balanced_counts(total, num_classes):
     """How many images each class gets: the remainder of the division goes to the first classes, one each."""
-    return [total // num_classes + (label < total % num_classes) for label in range(num_classes)]
+    return Balanced(num_classes).counts(total)
 
 
 def class_folders(folder, num_classes):
@@ -51,16 +53,16 @@ def image_name(index):
 class SyntheticWriter:
     """Writes images as they come, on a few threads with a bounded queue, and the manifest when all are there.
 
-    Image n is the (n // C)th of class n % C, of C classes.
-
     Args:
         folder: Folder of the dataset.
         counts: Number of images of each class.
         block: Images that are computed together: shards are made of whole blocks.
+        numbering: Which image has which number, see `Data.numbering`; None: balanced.
     """
 
-    def __init__(self, folder, counts, block=1):
+    def __init__(self, folder, counts, block=1, numbering=None):
         self.folder, self.counts, self.block = Path(folder), counts, block
+        self.numbering = numbering or Balanced(len(counts))
         self.class_folders = class_folders(folder, len(counts))
         self.pool = ThreadPoolExecutor(max(2, os.cpu_count() // 2))
         self.waiting = deque()
@@ -73,8 +75,7 @@ class SyntheticWriter:
 
     def place(self, number):
         """Label and index of an image."""
-        index, label = divmod(int(number), len(self.counts))
-        return label, index
+        return tuple(map(int, self.numbering.places(int(number))))
 
     def file(self, number):
         """Path of an image."""
@@ -84,9 +85,11 @@ class SyntheticWriter:
     def shard(self, shard=(1, 1)):
         """Numbers, int64 (n,), ascending, of the images of a shard (I, N): the Ith of N equal runs of blocks."""
         counts = np.array(self.counts)
-        numbers = np.arange(counts.max() * len(counts))
-        numbers = numbers[numbers // len(counts) < counts[numbers % len(counts)]]
-        blocks = -(-(counts.max() * len(counts)) // self.block)
+        balanced = isinstance(self.numbering, Balanced)  # else the first images are those of these counts
+        numbers = np.arange(counts.max() * len(counts) if balanced else counts.sum())
+        labels, indices = self.numbering.places(numbers)
+        blocks = -(-len(numbers) // self.block)
+        numbers = numbers[indices < counts[labels]]
         first, last = (blocks * i // shard[1] * self.block for i in (shard[0] - 1, shard[0]))
         return numbers[(numbers >= first) & (numbers < last)]
 
@@ -230,7 +233,7 @@ def recipe(folder):
     folder, manifest = Path(folder), read_manifest(folder)
     if manifest is None:
         return {"name": re.sub(r"^\d+(\.\d+)?k?(?=Enc|$)", "", folder.name)}
-    found = {key: manifest.get(key) for key in RECIPE}
+    found = {key: manifest.get(key) for key in RECIPE} | levers_on(manifest)
     if isinstance(found["weights"], dict):  # an earlier version has the pretrained UNet beside the one in its place
         left_out = "unet" if "dif" in found["weights"] else ""
         found["weights"] = {part: short(value) for part, value in found["weights"].items() if part != left_out}

@@ -12,9 +12,11 @@ from Experiment.progress import each
 from Models.backbones import Backbone
 from Models.class_encoder import class_encoder
 from Models.diffusion import PREDICTION_TYPES, add_noise, alpha_bar_at, sample_latents, timestep_embedding
+from Models.guidance import Guide
 from Models.lora import LowRank, UNetEpochs
 from Models.noise_schedule import STABLE_DIFFUSION
 from Models.sampler import Sampler
+from Models.solvers import SOLVERS
 from Models.weight_cards import write_card
 from Models.weights import check_weights, load_weights, save_weights
 
@@ -41,9 +43,13 @@ class Diffusion:
         """What loads epochs into the UNet."""
         return UNetEpochs(self.unet, self.backbone, self.weights_dir)
 
-    def sampler(self):
+    def sampler(self, solver="ddim", guide=None):
+        """A `Sampler` with a solver of `SOLVERS`, guided by a `Guide` if there is one."""
         backbone = self.backbone
-        return Sampler(self.unet, self.decoder, backbone.side_by_side, backbone.schedule, backbone.prediction_type)
+        return Sampler(
+            self.unet, self.decoder, backbone.side_by_side, backbone.schedule, backbone.prediction_type,
+            SOLVERS[solver], guide,
+        )  # fmt: skip
 
 
 def load_diffusion(backbone, num_classes, weights_dir=None, enc=None, dif=None, decoder=True):
@@ -72,6 +78,26 @@ def load_diffusion(backbone, num_classes, weights_dir=None, enc=None, dif=None, 
     if following and following.prediction_type != backbone.prediction_type:
         diffusion.backbone = replace(backbone, prediction_type=following.prediction_type)
     return diffusion
+
+
+def load_guide(backbone, part, path, num_classes, weights_dir=None):
+    """The `Guide` of an earlier epoch.
+
+    Args:
+        backbone: A `Backbone`.
+        part: What is of an earlier epoch, `enc` or `dif`.
+        path: Its file; None: the pretrained UNet.
+        num_classes: Number of classes.
+        weights_dir: Folder of the pretrained files, if not the usual one.
+
+    Raises:
+        UserError: A file is missing or does not fit.
+    """
+    if part == "enc":
+        return Guide(
+            encoder=load_weights(class_encoder(num_classes, backbone.hidden_units, backbone.context_shape), path)
+        )
+    return Guide(unet=load_diffusion(backbone, num_classes, weights_dir, dif=path, decoder=False).unet)
 
 
 class WholeNetwork:

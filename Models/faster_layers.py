@@ -200,6 +200,10 @@ def enable_low_rank(layer, rank, alpha, seed):
     layer.__class__ = LOW_RANK[type(layer)]
 
 
+def cross_attentions(unet):
+    return [layer.attn2 for layer in all_layers(unet) if isinstance(layer, diffusion_model.BasicTransformerBlock)]
+
+
 @contextlib.contextmanager
 def shared_contexts(unet, contexts, rows):
     """Within this block the UNet attends to `contexts[rows]`, projected once, whatever context it is called with.
@@ -208,7 +212,7 @@ def shared_contexts(unet, contexts, rows):
         contexts: (R, tokens, width), the few that a batch has.
         rows: int (B,): which of them each sample is conditioned on.
     """
-    attentions = [layer.attn2 for layer in all_layers(unet) if isinstance(layer, diffusion_model.BasicTransformerBlock)]
+    attentions = cross_attentions(unet)
     try:
         for attention in attentions:
             attention.shared = *attention.keys_and_values(contexts), rows
@@ -216,3 +220,17 @@ def shared_contexts(unet, contexts, rows):
     finally:
         for attention in attentions:
             attention.shared = None
+
+
+@contextlib.contextmanager
+def attending_to(unet, rows):
+    """Within `shared_contexts` and this block, samples are conditioned on other rows (B,) of the same contexts."""
+    attentions = cross_attentions(unet)
+    before = [attention.shared for attention in attentions]
+    try:
+        for attention in attentions:
+            attention.shared = *attention.shared[:2], rows
+        yield
+    finally:
+        for attention, shared in zip(attentions, before):
+            attention.shared = shared

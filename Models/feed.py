@@ -51,6 +51,28 @@ def noisy_batches(moments, labels, num_classes, batch_size, seed, first_epoch, n
         epoch += 1
 
 
-def with_targets(batches):
-    """(batch, target) pairs for fit(): the target is the noise of the forward process."""
-    return ((batch, batch["noise"]) for batch in batches)
+def drop_labels(probability):
+    """A transform that, with a probability, makes a sample's label all zeros: what the unconditional pass of sampling has.
+
+    So the network learns what guidance extrapolates from (Ho & Salimans 2022, algorithm 1). Which samples is a function of
+    (seed, epoch, sample).
+    """
+
+    def drop(batch, seed, epoch, samples):
+        kept = [random_stream(seed, "label_dropout", epoch, int(sample)).random() >= probability for sample in samples]
+        return {**batch, "label": batch["label"] * np.array(kept, "float32")[:, None]}
+
+    return drop
+
+
+def with_targets(batches, weights=None):
+    """(batch, target) pairs for fit(): the target is the noise of the forward process.
+
+    Args:
+        batches: Of `noisy_batches`.
+        weights: float32 (T,): of the loss at each timestep; a batch's come third, (B, 1, 1) as Keras weighs the error of
+            each place of the latents. None: all the same.
+    """
+    if weights is None:
+        return ((batch, batch["noise"]) for batch in batches)
+    return ((batch, batch["noise"], weights[batch["timestep"], None, None]) for batch in batches)

@@ -7,6 +7,7 @@ The forward process is x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps (Ho et al. 
 import numpy as np
 
 TIMESTEP_SPACINGS = ("leading", "linspace")
+DEFAULT_SPACINGS = {"ddim": "leading", "dpmpp": "linspace"}  # by solver, as it was published
 
 
 class NoiseSchedule:
@@ -22,6 +23,20 @@ class NoiseSchedule:
     @property
     def num_timesteps(self):
         return len(self.alphas_cumprod)
+
+    def noise_levels(self, timesteps):
+        """sigma / alpha = sqrt((1 - abar) / abar) at timesteps (n,), the unit of Karras et al. 2022: float64 (n,)."""
+        alpha_bar = self.alphas_cumprod[timesteps].astype("float64")
+        return np.sqrt((1.0 - alpha_bar) / alpha_bar)
+
+    def min_snr_weights(self, gamma, prediction_type="epsilon"):
+        """Weights of the loss at each timestep, float32 (T,), that bound the signal-to-noise ratio (arXiv 2303.09556).
+
+        min(SNR, gamma) / SNR for predicted noise, and / (SNR + 1) for v, with SNR = abar / (1 - abar).
+        """
+        alpha_bar = self.alphas_cumprod.astype("float64")
+        ratio = alpha_bar / (1.0 - alpha_bar)
+        return (np.minimum(ratio, gamma) / (ratio + (prediction_type == "v_prediction"))).astype("float32")
 
     def sampling_timesteps(self, num_steps, spacing="leading"):
         """Timesteps that a sampler visits, from noisy to clean: int32 (n,).

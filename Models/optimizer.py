@@ -19,11 +19,19 @@ class SequentialAdam(keras.optimizers.Adam):
         gradient_dtype: What gradients of matrices and kernels are kept in until the norm is known. With mixed precision
             they are computed in bfloat16, and lose nothing in it.
         epsilon: Adam's.
+        average_power: gamma of a power-function average of the weights, see `Models.averages`; None: none is kept.
     """
 
-    def __init__(self, learning_rate, decay, clip, gradient_dtype="float32", epsilon=1e-8):
+    def __init__(self, learning_rate, decay, clip, gradient_dtype="float32", epsilon=1e-8, average_power=None):
         super().__init__(learning_rate, epsilon=epsilon)
-        self.decay, self.clip, self.gradient_dtype = decay, clip, gradient_dtype
+        self.decay, self.clip, self.gradient_dtype, self.average_power = decay, clip, gradient_dtype, average_power
+        self.averages = []  # of the variables, in their order
+
+    def build(self, variables):
+        built = self.built
+        super().build(variables)
+        if self.average_power is not None and not built:
+            self.averages = [self.add_variable_from_reference(v, "average") for v in variables]
 
     def apply(self, grads, trainable_variables=None):
         grads = [keras.ops.cast(g, self.gradient_dtype) if len(g.shape) > 1 else g for g in grads]
@@ -46,6 +54,20 @@ class SequentialAdam(keras.optimizers.Adam):
                 self.last = [self.fused_update(gradient, variable, *numbers)]
             else:
                 super().update_step(gradient, variable, learning_rate)
+        if self.average_power is not None:
+            with ordered_after(*self.last):
+                self.last = self.update_average(variable)
+
+    def update_average(self, variable):
+        """One more step into the average of a variable. Returns what the next update has to wait for.
+
+        At step t the average keeps beta = (1 - 1/t)^(gamma + 1) of itself (Karras et al. 2024, arXiv 2312.02696, eq. 6).
+        """
+        average = self.averages[self._get_variable_index(variable)]
+        step = keras.ops.cast(self.iterations + 1, "float32")
+        share = 1.0 - (1.0 - 1.0 / step) ** (self.average_power + 1.0)
+        self.assign_add(average, share * (variable - average))
+        return [average.value] if keras.backend.backend() == "tensorflow" else []
 
     def fused_update(self, gradient, variable, power_1, power_2, rate, beta_1, beta_2, epsilon):
         """Adam's update as one operation, which needs no arrays of its own."""
@@ -66,7 +88,9 @@ class SequentialAdam(keras.optimizers.Adam):
         )
 
 
-def paper_optimizer(learning_rate, steps, gradient_dtype="float32"):
+def paper_optimizer(learning_rate, steps, gradient_dtype="float32", average_power=None):
     """Adam with cosine decay to 0, decoupled weight decay 0.004 and clipped global norm (paper, section 3)."""
     schedule = keras.optimizers.schedules.CosineDecay(learning_rate, steps)
-    return SequentialAdam(schedule, presets.WEIGHT_DECAY, presets.CLIP_NORM, gradient_dtype)
+    return SequentialAdam(
+        schedule, presets.WEIGHT_DECAY, presets.CLIP_NORM, gradient_dtype, average_power=average_power
+    )

@@ -19,7 +19,7 @@ from Models.weight_names import epoch_path, saved_epochs
 log = logging.getLogger("experiment")
 
 
-def compile_model(adapted, lr, steps, precision_name, gradient_checkpointing=False):
+def compile_model(adapted, lr, steps, precision_name, gradient_checkpointing=False, average_power=None):
     """The denoising model with the paper's optimizer, in which only the adapted part learns.
 
     Args:
@@ -28,6 +28,7 @@ def compile_model(adapted, lr, steps, precision_name, gradient_checkpointing=Fal
         steps: Steps of the whole training, over which the rate falls to 0.
         precision_name: `float32` or `mixed_bfloat16`, as the networks were built.
         gradient_checkpointing: Whether the UNet's blocks are computed again for the gradients.
+        average_power: As in `SequentialAdam`.
     """
     diffusion, backbone = adapted.diffusion, adapted.diffusion.backbone
     if gradient_checkpointing:
@@ -42,7 +43,7 @@ def compile_model(adapted, lr, steps, precision_name, gradient_checkpointing=Fal
         )  # fmt: skip
     # The encoder computes in float32 whatever the precision.
     bfloat16 = adapted.part == "dif" and precision_name == "mixed_bfloat16"
-    model.compile(paper_optimizer(lr, steps, "bfloat16" if bfloat16 else "float32"), "mse")
+    model.compile(paper_optimizer(lr, steps, "bfloat16" if bfloat16 else "float32", average_power), "mse")
     model.optimizer.build(model.trainable_variables)
     return model
 
@@ -54,7 +55,7 @@ def bytes_needed(adapted, epochs, freq, keep=None):
     return epoch * min(saves, keep + 1 if keep else saves) + 2 * state
 
 
-def fit_epochs(model, saver, moments, labels, num_classes, batch_size, seed, done):
+def fit_epochs(model, saver, moments, labels, num_classes, batch_size, seed, done, transforms=(), weights=None):
     """Train from epoch `done` on to the last one of the saver.
 
     Args:
@@ -65,14 +66,15 @@ def fit_epochs(model, saver, moments, labels, num_classes, batch_size, seed, don
         num_classes, batch_size, seed: As in `noisy_batches`.
         done: Epochs of this run that are done. Noise is addressed by the number of the epoch in its file's name, so a
             run that continues another one draws its own.
+        transforms, weights: As in `noisy_batches` and `with_targets`.
     """
     schedule = saver.adapted.diffusion.backbone.schedule
     first = saver.offset + done
-    batches = noisy_batches(moments, labels, num_classes, batch_size, seed, first, schedule.num_timesteps)
+    batches = noisy_batches(moments, labels, num_classes, batch_size, seed, first, schedule.num_timesteps, transforms)
     steps = -(-len(labels) // batch_size)
     with fit_progress(steps, saver.last, done) as (verbose, shown):
         model.fit(
-            fast_feed(with_targets(batches)), steps_per_epoch=steps, epochs=saver.last, initial_epoch=done,
+            fast_feed(with_targets(batches, weights)), steps_per_epoch=steps, epochs=saver.last, initial_epoch=done,
             callbacks=[saver, *shown], shuffle=False, verbose=verbose,
         )  # fmt: skip
 

@@ -31,8 +31,8 @@ def saved_epochs(folder):
     return dict(sorted(found.items()))
 
 
-def epoch_file(folder, epoch, part):
-    """The file of an epoch of `enc` or `dif`.
+def epoch_file(folder, epoch, part, flag=None):
+    """The file of an epoch of `enc` or `dif`, which `flag` (--enc_epoch, --dif_epoch) asks for.
 
     Raises:
         UserError: The epoch is not there; it lists those that are.
@@ -41,7 +41,7 @@ def epoch_file(folder, epoch, part):
     if epoch not in epochs:
         there = ", ".join(map(str, epochs)) or "none"
         raise UserError(
-            f"--{part}_epoch {epoch}: there is no {KIND[part]} of that epoch in {folder}. Epochs there: {there}"
+            f"{flag or f'--{part}_epoch'} {epoch}: there is no {KIND[part]} of that epoch in {folder}. Epochs there: {there}"
         )
     return epochs[epoch]
 
@@ -101,6 +101,25 @@ def enc_epochs_in_use(experiment):
         content = read_json(record)
         found |= {content.get("--enc_epoch"), content.get("arguments", {}).get("enc_epoch")}
     return found - {None, 0}
+
+
+def guide_epoch(experiment, part, epoch, sampled=None):
+    """File of the earlier epoch of `part` that guides; None for epoch 0: the pretrained UNet, and for None: none does.
+
+    Args:
+        experiment: The `Experiment`.
+        part: `enc` or `dif`: what was trained last.
+        epoch: The one that --autoguide asks for.
+        sampled: The one that is sampled, if that is known.
+
+    Raises:
+        UserError: The epoch is not there, or is no earlier one; it names the flag.
+    """
+    if epoch is not None and sampled is not None and epoch >= sampled:
+        raise UserError(f"--autoguide {epoch}: must be an epoch before --{part}_epoch {sampled}, which it guides.")
+    if epoch == 0 and part == "enc":
+        raise UserError("--autoguide 0: is the pretrained UNet; a fresh Class Encoder guides nowhere.")
+    return epoch_file(experiment.part_dir(part), epoch, part, "--autoguide") if epoch else None
 
 
 def chosen_epochs(experiment, enc_epoch, dif_epoch):

@@ -16,8 +16,8 @@ from Models.classifier import accuracies
 from Models.sampler import first_of_each_class
 from plots import MAX_SHEET_ROWS, side_by_side
 from Search.repeats import recorded
+from Search.settings import Settings, searched_levers, settings_of
 from Search.studies import FINISHED
-from Search.trials import settings_of
 from Search.workers import trials
 
 log = logging.getLogger("experiment")
@@ -31,6 +31,9 @@ def trial_line(trial):
     pruned = f"pruned on rung {rung}, epoch {trial.last_step or 1}" + (f": {why}" if why else "")
     result = {"COMPLETE": f"{trial.value or 0:.4f}", "PRUNED": pruned}
     settings = f"steps {p['is']:2d}, scale {p['ugs']:4.2f}, epoch {p['epoch']:2d}" if p else "not begun"
+    if levers := searched_levers(p):
+        settings += f", solver {levers['solver']}" if "solver" in levers else ""
+        settings += ", guided from {1:g} to {0:g}".format(*levers["interval"]) if "interval" in levers else ""
     return f"trial {trial.number:3d}: {settings} -> {result.get(trial.state.name, trial.state.name.lower())}"
 
 
@@ -69,11 +72,11 @@ def measure(args, context, test, best):
     """
     first = args.train_model == "enc"
     default = (presets.INFERENCE_STEPS, presets.GUIDANCE_SCALE) if first else (args.is_1, args.ugs_1)
-    settings = {"no_opt": (*default, max(context.epochs)), "opt": settings_of(best)}
+    settings = {"no_opt": Settings(*default, max(context.epochs)), "opt": settings_of(best)}
     results, count = {}, args.test_imgs
-    for name, (steps, scale, epoch) in each(settings.items(), "measurement"):
+    for name, (steps, scale, epoch, levers) in each(settings.items(), "measurement"):
         context.load(epoch)
-        images = context.images(steps, scale, np.arange(count))
+        images = context.images(steps, scale, np.arange(count), **levers)
         history = context.train(images, context.labels(count))
         if not np.isfinite(history["loss"]).all():
             raise UserError(
@@ -100,9 +103,9 @@ def contact_sheet(context, study, best, folder):
     numbers, labels = first_of_each_class(context.spec.num_classes, SHEET_COLUMNS, MAX_SHEET_ROWS)
     sheets, titles = [], []
     for kind, trial in (("best", best), ("worst", worst)):
-        steps, scale, epoch = settings_of(trial)
+        steps, scale, epoch, levers = settings_of(trial)
         context.load(epoch)
-        sheets.append(context.images(steps, scale, numbers, bad_too=True))
+        sheets.append(context.images(steps, scale, numbers, bad_too=True, **levers))
         titles.append(
             f"{kind}: trial {trial.number}, {steps} steps, scale {scale:.2f}, epoch {epoch}: "
             f"{last_value(trial):.3f}{' when pruned' * (trial.state.name == 'PRUNED')}"
@@ -122,11 +125,13 @@ def repeats_of(study, trial):
 
 def write_trials(study, folder):
     """A table of all trials as trials.csv. Returns the file."""
+    levers = dict.fromkeys(k for t in study.get_trials(deepcopy=False) for k in searched_levers(t.params))
     rows = [
         {
             "trial": t.number,
             "state": t.state.name,
             **{k: t.params.get(k, "") for k in ("is", "ugs", "epoch")},
+            **{k: str(searched_levers(t.params).get(k, "")) for k in levers},
             "saved_epoch": t.user_attrs.get("saved_epoch", ""),
             "accuracy": "" if t.value is None else t.value,
             "epochs_trained": t.last_step or "",

@@ -26,8 +26,9 @@ from Search.repeats import (
     wanted_repeats,
 )  # fmt: skip
 from Search.report import contact_sheet, measure, progress_lines, trial_line, write_trials
+from Search.settings import as_flags, levers_used, settings_of
 from Search.studies import FINISHED, delete_study, open_study, pruner, run_trials
-from Search.trials import objective, settings_of, warm_start
+from Search.trials import objective, warm_start
 from Search.workers import sweep_stale_trials, trials
 
 SELECTED = {"val": "validation", "test": "TEST"}
@@ -126,13 +127,14 @@ def measure_best(args, known, study, context, started):
             experiment_pipeline_bars(args.root, args.exp)
             if args.save_plots:
                 log.info("  %s", contact_sheet(context, study, best, known.folder))
-        steps, scale, epoch = settings_of(best)
+        steps, scale, epoch, levers = settings_of(best)
         inputs = {**known.inputs, "epoch": known.hashes[str(epoch)]}
         found = {
             "trial": best.number,
             "is": steps,
             "ugs": scale,
             "epoch": epoch,
+            **levers_used(args, levers),
             f"{args.select_on}_accuracy": mean(values),
             "first_value": best.value,
             "repeats": runs,
@@ -164,10 +166,11 @@ def report(args, known, study, started):
         for plot in search_plots(study, known.folder):
             log.info("  %s", plot)
     log.info("all trials -> %s", table)
-    steps, scale, epoch = settings_of(best)
+    steps, scale, epoch, levers = settings_of(best)
     log.info(
-        "best of %d trials: --inf_steps %d --ugs %g --%s_epoch %d, %s accuracy %.4f%s, %.0f s -> %s",
-        len(trials(study, *FINISHED)), steps, scale, args.train_model, epoch, SELECTED[args.select_on], mean(values),
+        "best of %d trials: --inf_steps %d --ugs %g --%s_epoch %d%s, %s accuracy %.4f%s, %.0f s -> %s",
+        len(trials(study, *FINISHED)), steps, scale, args.train_model, epoch,
+        as_flags(levers_used(args, levers)), SELECTED[args.select_on], mean(values),
         f" (mean of {len(values)} runs)" if len(values) > 1 else "", time.time() - started, known.best_file,
     )  # fmt: skip
 
@@ -190,7 +193,7 @@ def remove_unchosen(args, known, study):
     if running := trials(study, TrialState.RUNNING):
         raise UserError(f"trial {running[0].number} of the study {study.study_name} is running: wait for its end.")
     best, weights = read_json(known.best_file)["epoch"], known.experiment.part_dir(args.train_model)
-    keep = {best} | (enc_epochs_in_use(known.experiment) if args.train_model == "enc" else set())
+    keep = {best, args.autoguide} | (enc_epochs_in_use(known.experiment) if args.train_model == "enc" else set())
     with claimed(weights):
         files = {epoch: file for epoch, file in own_epochs(weights).items() if epoch not in keep}
         numbers, size = ", ".join(map(str, files)) or "none", sum(file.stat().st_size for file in files.values())

@@ -2,7 +2,7 @@
 
 import argparse
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import median
 
 import keras
@@ -14,13 +14,14 @@ from Data.registry import DatasetSpec, augmentations
 from Experiment import presets
 from Experiment.errors import UserError
 from Experiment.progress import each
-from Models.adapter import WholeNetwork, load_diffusion
+from Models.adapter import WholeNetwork, load_diffusion, load_guide
 from Models.augment import Augment
 from Models.backbones import BACKBONES
 from Models.classifier import Classifier
 from Models.recipes import Recipe
 from Models.runtime import make_repeatable, precision
 from Models.sampler import block_size, generate_images
+from Search.settings import published_levers, settings_of, suggest_settings
 
 log = logging.getLogger("experiment")
 
@@ -37,11 +38,12 @@ class Context:
         args: The script's arguments.
         spec: The dataset's.
         adapted: What was adapted, a `WholeNetwork`: epochs are loaded into it.
-        sampler: A `Sampler`.
+        sampler: A `Sampler` with the user's solver.
         block: Images that are computed together.
         classifier: A `Classifier`.
         epochs: {epoch: file}.
         chosen_on: Images and labels whose accuracy is maximised.
+        others: {solver: `Sampler`} of other solvers, in use.
     """
 
     args: argparse.Namespace
@@ -52,6 +54,7 @@ class Context:
     classifier: object
     epochs: dict
     chosen_on: tuple
+    others: dict = field(default_factory=dict)
 
     def load(self, epoch):
         """Load the searched part's weights of an epoch."""
@@ -65,7 +68,15 @@ class Context:
         """The number of images of the whole blocks that hold the first `count`."""
         return -(-count // self.block) * self.block
 
-    def images(self, steps, scale, numbers, seed=None, bad_too=False):
+    def sampler_of(self, solver):
+        """The sampler of a solver; another than the user's is built when it is first asked for."""
+        if solver == self.args.solver:
+            return self.sampler
+        if solver not in self.others:
+            self.others[solver] = self.adapted.diffusion.sampler(solver, self.sampler.guide)
+        return self.others[solver]
+
+    def images(self, steps, scale, numbers, seed=None, bad_too=False, solver=None, interval=None):
         """Images of the loaded weights as the classifier sees them, uint8 (N, px, px, 3).
 
         Args:
@@ -73,12 +84,13 @@ class Context:
             numbers: int (N,), ascending: which images.
             seed: Of the initial noise; without it the user's.
             bad_too: Whether images may be of one value or hold NaN.
+            solver, interval: Where they are searched; else the user's.
 
         Raises:
             Unusable: One is, or does.
         """
         made = generate_images(
-            self.sampler,
+            self.sampler_of(solver or self.args.solver),
             self.adapted.diffusion.encoder,
             numbers,
             num_steps=steps,
@@ -86,6 +98,7 @@ class Context:
             seed=self.args.seed if seed is None else seed,
             block=self.block,
             spacing=self.args.timestep_spacing,
+            interval=interval or self.args.guidance_interval,
         )
         parts, count = [], 0
         for _, images, good in each(made, "image", len(numbers), lambda block: len(block[0])):
@@ -145,12 +158,16 @@ def prepare(args, known):
     classifier = Classifier(args.classifier, spec.resolution, spec.num_classes, recipe)
     with precision(args.precision):
         diffusion = load_diffusion(backbone, spec.num_classes, args.weights_dir, **first_epochs(args, known))
+        guide = None
+        if args.autoguide is not None:
+            guide = load_guide(backbone, args.train_model, known.guide, spec.num_classes, args.weights_dir)
     adapted = WholeNetwork(diffusion, args.train_model)
     for file in known.epochs.values():
         adapted.check(file)
     chosen_on = known.splits.test if args.select_on == "test" else known.splits.val
     block = block_size(backbone, args.gen_batch_size)
-    return Context(args, spec, adapted, diffusion.sampler(), block, classifier, known.epochs, chosen_on)
+    sampler = diffusion.sampler(args.solver, guide)
+    return Context(args, spec, adapted, sampler, block, classifier, known.epochs, chosen_on)
 
 
 def first_epochs(args, known):
@@ -161,12 +178,10 @@ def first_epochs(args, known):
 
 
 def suggest(trial, context):
-    """The settings of a trial: inference steps, guidance scale and epoch in the paper's ranges."""
-    args = context.args
-    steps = trial.suggest_int("is", args.is_min, args.is_max)
-    scale = trial.suggest_float("ugs", 0.0, args.ugs_max)
-    epoch = trial.suggest_int("epoch", 1, max(context.epochs))
-    return steps, scale, context.nearest_epoch(epoch)
+    """The `Settings` of a new trial."""
+    suggest_settings(trial, context.args, max(context.epochs))
+    trial.set_user_attr("saved_epoch", context.nearest_epoch(trial.params["epoch"]))
+    return settings_of(trial)
 
 
 def climb(context, settings, seed, on_rung, on_epoch):
@@ -178,7 +193,7 @@ def climb(context, settings, seed, on_rung, on_epoch):
 
     Args:
         context: A `Context`.
-        settings: Inference steps, guidance scale, epoch.
+        settings: Its `Settings`.
         seed: Of the images and of the classifier's batches.
         on_rung: Called with a rung's name when it begins.
         on_epoch: Called with the number and the logs of every epoch.
@@ -186,7 +201,7 @@ def climb(context, settings, seed, on_rung, on_epoch):
     Raises:
         Unusable: An image is bad, or the loss is not finite.
     """
-    steps, scale, epoch = settings
+    steps, scale, epoch, levers = settings
     rungs = context.rungs()
     context.load(epoch)
 
@@ -200,7 +215,7 @@ def climb(context, settings, seed, on_rung, on_epoch):
         on_rung(f"{rung}/{len(rungs)}")
         whole = context.whole_blocks(count)
         if whole > made:
-            parts.append(context.images(steps, scale, np.arange(made, whole), seed))
+            parts.append(context.images(steps, scale, np.arange(made, whole), seed, **levers))
         images = np.concatenate(parts)[:count]
         history = context.train(
             images,
@@ -224,8 +239,7 @@ def objective(trial, context):
 
     Real images are read from the validation split alone (with --select_on test, as published, from the test split).
     """
-    steps, scale, epoch = suggest(trial, context)
-    trial.set_user_attr("saved_epoch", epoch)
+    settings = suggest(trial, context)
     best = 0.0
 
     def report(epoch, logs):
@@ -236,17 +250,10 @@ def objective(trial, context):
             raise optuna.TrialPruned
 
     try:
-        return climb(
-            context, (steps, scale, epoch), context.args.seed, lambda name: trial.set_user_attr("rung", name), report
-        )
+        return climb(context, settings, context.args.seed, lambda name: trial.set_user_attr("rung", name), report)
     except Unusable as error:
         trial.set_user_attr("pruned_because", str(error))
         raise optuna.TrialPruned(str(error)) from None
-
-
-def settings_of(trial):
-    """Inference steps, guidance scale and epoch of a trial."""
-    return trial.params["is"], trial.params["ugs"], trial.user_attrs["saved_epoch"]
 
 
 def accuracy_again(context, trial, seed):
@@ -283,5 +290,6 @@ def warm_start(args, study, epochs, dataset):
             "is": min(max(round(steps), args.is_min), args.is_max),
             "ugs": min(round(scale, 4), args.ugs_max),
             "epoch": max(1, round(share * max(epochs))),
+            **published_levers(args),
         }
         study.enqueue_trial(settings, skip_if_exists=True)

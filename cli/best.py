@@ -3,8 +3,10 @@
 import logging
 
 from cli.flags import integer
+from cli.sampling import SAMPLING, as_words
 from Experiment.errors import UserError
 from Experiment.files import read_json
+from Experiment.levers import levers_on
 from Models.weight_cards import weights_hashes
 from Models.weight_names import KIND, epoch_file
 
@@ -50,7 +52,8 @@ def search_result(experiment, part, classes, flag):
         flag: What asks for it, for messages.
 
     Returns:
-        `epoch`, `is`, `ugs`, and `enc_epoch`, the Class Encoder of a search after fine-tuning.
+        `epoch`, `is`, `ugs`, `enc_epoch`, the Class Encoder of a search after fine-tuning, and `levers`, those of sampling
+        that were on.
 
     Raises:
         UserError: No search is finished, or its epoch is gone, or has been trained again since.
@@ -66,6 +69,7 @@ def search_result(experiment, part, classes, flag):
         run = best.get("run", {})
         found = {"epoch": int(best["epoch"]), "is": int(best["is"]), "ugs": float(best["ugs"])}
         found["enc_epoch"] = int(run["arguments"]["enc_epoch"]) if part == "dif" else found["epoch"]
+        found["levers"] = levers_on({name: best[name] for name in SAMPLING if name in best})
         searched = {part: run["inputs"]["epoch"], **run["inputs"]["weights"]}
     except (KeyError, TypeError, ValueError, AttributeError):
         raise UserError(f"{flag}: {file} is not what a search writes: run the search again with --restart.") from None
@@ -77,8 +81,8 @@ def search_result(experiment, part, classes, flag):
                 f"{flag}: epoch {epochs[name]} of the {KIND[name]} is not the one that was searched: it has been trained "
                 f"again since. Search again: hyp_opt.py --train_model {part} --restart."
             )
-    log.info("%s takes epoch %d, steps %d, scale %g, Class Encoder epoch %d from %s",
-             flag, found["epoch"], found["is"], found["ugs"], found["enc_epoch"], file)  # fmt: skip
+    log.info("%s takes epoch %d, steps %d, scale %g%s, Class Encoder epoch %d from %s", flag, found["epoch"], found["is"],
+             found["ugs"], as_words(found["levers"]), found["enc_epoch"], file)  # fmt: skip
     return found
 
 
@@ -90,16 +94,19 @@ def take_best_epochs(args, experiment, classes):
             setattr(args, name, search_result(experiment, part, classes, f"--{name} {BEST}")["epoch"])
 
 
-def take_best(args, experiment, classes, part, names):
+def take_best(args, experiment, classes, part, names, levers=False):
     """Put what a finished search has chosen in place of --best, so that a record is that of a run with typed numbers.
 
     Args:
         args: The script's arguments.
         experiment, classes, part: As in `search_result`.
         names: {flag: key of what `search_result` returns}.
+        levers: Whether those of sampling are taken too.
     """
     if vars(args).pop("best", False):
         found = search_result(experiment, part, classes, "--best")
         for flag, key in names.items():
             setattr(args, flag, found[key])
+        for name, value in found["levers"].items() if levers else ():
+            setattr(args, name, value)
     take_best_epochs(args, experiment, classes)

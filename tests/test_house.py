@@ -100,6 +100,12 @@ def test_a_new_backbone_goes_through_the_stages_called_as_functions(tiny, tmp_pa
 class Momentum:
     """A solver with a state of two tensors: DDIM whose noise is averaged with that of the step before."""
 
+    spacing = "leading"
+
+    @staticmethod
+    def timesteps(schedule, num_steps, spacing):
+        return schedule.sampling_timesteps(num_steps, spacing)
+
     @staticmethod
     def coefficients(schedule, timesteps):
         alpha_bar = schedule.alphas_cumprod[timesteps]

@@ -1,0 +1,70 @@
+"""The settings of a trial: what is searched, and what a command line has to say to generate with them."""
+
+from typing import NamedTuple
+
+from Models.noise_schedule import DEFAULT_SPACINGS
+
+NOISE_LEVELS = (0.02, 15.0)  # sigma / alpha: all of Stable Diffusion's, 0.029 to 14.6
+
+
+class Settings(NamedTuple):
+    """Settings of the sampler, and the epoch.
+
+    Attributes:
+        steps, scale, epoch: Inference steps, guidance scale, number of the saved epoch.
+        levers: Further settings that are searched, {"solver": name, "interval": [LO, HI]}, or less: those that are not
+            are the command line's.
+    """
+
+    steps: int
+    scale: float
+    epoch: int
+    levers: dict = {}
+
+
+def suggest_settings(trial, args, last_epoch):
+    """Parameters of a trial: inference steps, guidance scale and epoch in the paper's ranges, and searched levers."""
+    trial.suggest_int("is", args.is_min, args.is_max)
+    trial.suggest_float("ugs", 0.0, args.ugs_max)
+    trial.suggest_int("epoch", 1, last_epoch)
+    if args.search_solver:
+        trial.suggest_categorical("solver", list(DEFAULT_SPACINGS))
+    if args.search_interval:
+        for end in ("sigma_1", "sigma_2"):  # the two ends, in either order
+            trial.suggest_float(end, *NOISE_LEVELS, log=True)
+
+
+def searched_levers(params):
+    """The `levers` of a trial's parameters."""
+    levers = {"solver": params["solver"]} if "solver" in params else {}
+    if "sigma_1" in params:
+        levers["interval"] = sorted(float(f"{params[end]:.3g}") for end in ("sigma_1", "sigma_2"))
+    return levers
+
+
+def settings_of(trial):
+    """The `Settings` of a trial."""
+    params = trial.params
+    return Settings(params["is"], params["ugs"], trial.user_attrs["saved_epoch"], searched_levers(params))
+
+
+def published_levers(args):
+    """Parameters that stand for the paper's way where it is searched: DDIM, guided at all noise levels."""
+    solver = {"solver": "ddim"} if args.search_solver else {}
+    return solver | (dict(zip(("sigma_1", "sigma_2"), NOISE_LEVELS)) if args.search_interval else {})
+
+
+def levers_used(args, levers):
+    """{argument of generate_dataset.py: value} of the levers that are on, searched or given."""
+    solver, interval = levers.get("solver", args.solver), levers.get("interval", args.guidance_interval)
+    used = {} if solver == "ddim" else {"solver": solver}
+    used |= {"guidance_interval": interval} if interval else {}
+    return used | ({} if args.autoguide is None else {"autoguide": args.autoguide})
+
+
+def as_flags(used):
+    """What `levers_used` returns, as a command line says it: empty, or begins with a space."""
+    texts = {
+        name: " ".join(f"{v:g}" for v in value) if isinstance(value, list) else value for name, value in used.items()
+    }
+    return "".join(f" --{name} {text}" for name, text in texts.items())

@@ -1,0 +1,52 @@
+"""Flags of the adaptation that the paper does not have, all off by default."""
+
+from cli.flags import number
+from Experiment.levers import OFF
+from Models.averages import WIDTHS, power_of_width
+from Models.feed import drop_labels
+
+
+def add_training_levers(parser):
+    """The flags of the adaptation."""
+    parser.add_argument(
+        "--label_dropout", default=OFF["label_dropout"], type=number(0, 0.9), metavar="P",
+        help="train without the label with this probability, so that the unconditional pass is trained too (0)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--ema", nargs="?", const=0.1, type=number(*WIDTHS), metavar="WIDTH",
+        help="save averages of the weights over the run, of this width relative to its length (off; alone: 0.1)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--min_snr", type=number(0, 1e6, above=True), metavar="GAMMA",
+        help="weigh the loss by min(SNR, GAMMA) / SNR; the learning rate is divided by the mean weight (off; usual: 5)",
+    )  # fmt: skip
+
+
+def training_levers(args, backbone):
+    """What these flags mean for the training.
+
+    Returns:
+        For `fit_epochs`: {"transforms": [...], "weights": float32 (T,) or None}; for `compile_model`: {"lr": ...,
+        "average_power": ...}; and facts for the record, empty where they are off.
+    """
+    fit = {"transforms": [drop_labels(args.label_dropout)] if args.label_dropout else [], "weights": None}
+    compiled, facts = {"lr": args.lr, "average_power": None}, {}
+    if args.ema is not None:
+        facts["average_power"] = compiled["average_power"] = power_of_width(args.ema)
+    if args.min_snr is not None:
+        fit["weights"] = backbone.schedule.min_snr_weights(args.min_snr, backbone.prediction_type)
+        facts["mean_loss_weight"] = float(fit["weights"].mean())
+        facts["first_learning_rate"] = compiled["lr"] = args.lr / facts["mean_loss_weight"]
+    return fit, compiled, facts
+
+
+def said_training(args, facts):
+    """One line of what is on; empty where nothing is."""
+    said = [f"label dropout {args.label_dropout:g}"] if args.label_dropout else []
+    if args.ema is not None:
+        said.append(f"averages of width {args.ema:g}, power {facts['average_power']:.3g}")
+    if args.min_snr is not None:
+        said.append(
+            f"min-SNR {args.min_snr:g}, mean weight {facts['mean_loss_weight']:.3f}, lr {facts['first_learning_rate']:.3g}"
+        )
+    return "; ".join(said)

@@ -1,0 +1,95 @@
+"""Flags of sampling that the paper does not have, all off by default."""
+
+from cli.flags import integer, number
+from cli.lora import updates_fit
+from Experiment.levers import OFF, levers_on
+from Models.noise_schedule import DEFAULT_SPACINGS
+
+
+def add_sampling_levers(parser):
+    """The flags of the two scripts that generate images."""
+    parser.add_argument(
+        "--solver", default=OFF["solver"], choices=list(DEFAULT_SPACINGS),
+        help="ddim as published, or dpmpp: DPM-Solver++(2M), for 6 to 15 steps (ddim)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--guidance_interval", nargs=2, type=number(0), metavar=("LO", "HI"),
+        help="guide only at noise levels LO < sigma / alpha <= HI, which go from 14.6 to 0.03: other steps are one pass",
+    )  # fmt: skip
+    parser.add_argument(
+        "--autoguide", type=integer(0), metavar="EPOCH",
+        help="guide by an earlier epoch of what was trained last, instead of the unconditional pass; 0: the pretrained UNet",
+    )  # fmt: skip
+
+
+def add_search_levers(parser):
+    """What a search may choose beside steps, scale and epoch."""
+    parser.add_argument("--search_solver", action="store_true", help="search the solver too, together with its steps")
+    parser.add_argument("--search_interval", action="store_true", help="search both ends of the guidance interval too")
+
+
+def check_search_levers(parser, args):
+    for searched, given, name in (("solver", args.solver != OFF["solver"], "solver"),
+                                  ("interval", args.guidance_interval, "guidance_interval")):  # fmt: skip
+        if getattr(args, f"search_{searched}") and given:
+            parser.error(f"argument --{name}: not allowed with --search_{searched}, which chooses it")
+
+
+SAMPLING = ("solver", "guidance_interval", "autoguide")
+
+
+def finish_sampling_levers(parser, args, from_best=False):
+    """Check these flags, and fill in the spacing that is the solver's own.
+
+    Args:
+        parser, args: The script's.
+        from_best: Whether they will be taken from a search: then none may be given.
+    """
+    if args.guidance_interval and args.guidance_interval[0] >= args.guidance_interval[1]:
+        parser.error(
+            "argument --guidance_interval: LO must be less than HI, received {:g} {:g}".format(*args.guidance_interval)
+        )
+    if from_best:
+        for name in (name for name in SAMPLING if getattr(args, name) != OFF[name]):
+            parser.error(f"argument --best: not allowed with --{name}")
+    elif not getattr(args, "search_solver", False):
+        fill_in_spacing(args)
+
+
+def fill_in_spacing(args):
+    args.timestep_spacing = args.timestep_spacing or DEFAULT_SPACINGS[args.solver]
+
+
+def guide_parts(args, path):
+    """Pretrained parts that a guide of this epoch file, or None, needs: ["unet"] or none."""
+    return ["unet"] if args.autoguide == 0 or (path and updates_fit(args, path)) else []
+
+
+def chosen_guide(args, backbone, part, path, num_classes):
+    """The `Guide` of --autoguide, None without it. `part` and `path` are as in `load_guide`."""
+    from Models.adapter import load_guide
+
+    return None if args.autoguide is None else load_guide(backbone, part, path, num_classes, args.weights_dir)
+
+
+def sampling_name(args):
+    """What a set's name says of these flags; empty where they are off."""
+    parts = [
+        "" if args.solver == OFF["solver"] else args.solver.capitalize(),
+        "Gi{:g}-{:g}".format(*args.guidance_interval) if args.guidance_interval else "",
+        "" if args.autoguide is None else f"Ag{args.autoguide}",
+    ]
+    return "".join(parts)
+
+
+def said_sampling(args):
+    """The same for a log line: empty, or begins with a comma."""
+    return as_words(levers_on({name: getattr(args, name) for name in SAMPLING}))
+
+
+def as_words(levers):
+    """Levers {name: value} that are on, for a log line: empty, or begins with a comma."""
+    said = f", solver {levers['solver']}" if "solver" in levers else ""
+    if "guidance_interval" in levers:
+        said += ", guided between the noise levels {:g} and {:g}".format(*levers["guidance_interval"])
+    return said + (f", guided by epoch {levers['autoguide']}" if "autoguide" in levers else "")

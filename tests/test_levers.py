@@ -1,0 +1,184 @@
+"""Levers that the paper does not have: off by default, on record when they are on."""
+
+import csv
+import json
+
+import optuna
+import pytest
+
+import generate_dataset
+import hyp_opt
+import SD_adapting
+from Experiment.errors import UserError
+from Experiment.files import read_json, write_json
+from Experiment.levers import OFF
+from Experiment.paths import Experiment
+from Experiment.records import changes, describe_run, fixed_arguments
+from Models.weight_cards import weights_hashes
+from Search.settings import NOISE_LEVELS, as_flags, levers_used, published_levers, settings_of, suggest_settings
+
+GENERATE = ["--img_total", "23", "--enc_epoch", "31", "--dif_epoch", "10", "--inf_steps", "3", "--ugs", "1.5"]
+
+
+def refused(parse_args, flags, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        parse_args(flags)
+    assert stopped.value.code == 2
+    return capsys.readouterr().err
+
+
+# Records
+
+
+def test_a_lever_that_is_off_is_in_no_record():
+    args = generate_dataset.parse_args(GENERATE)
+    assert {name: getattr(args, name) for name in OFF if hasattr(args, name)} == {
+        name: value for name, value in OFF.items() if hasattr(args, name)
+    }
+    assert not set(OFF) & set(fixed_arguments(args, ())) and args.timestep_spacing == "leading"
+    assert not set(OFF) & set(describe_run(args, 0)["arguments"])
+
+
+@pytest.mark.parametrize("before, now, said", [
+    ({}, {"--solver": "dpmpp"}, "--solver ddim (now dpmpp)"),
+    ({"--guidance_interval": [0.3, 2.0]}, {}, "--guidance_interval [0.3, 2.0] (now None)"),
+    ({"--guidance_interval": [0.3, 2.0]}, {"--guidance_interval": [0.3, 2.5]}, "--guidance_interval [0.3, 2.0] (now [0.3, 2.5])"),
+    ({"--autoguide": 3}, {"--autoguide": 3}, ""),
+    ({}, {}, ""),
+])  # fmt: skip
+def test_a_lever_that_a_record_does_not_name_is_off(before, now, said):
+    assert changes({"--lr": 1, **before}, {"--lr": 1, **now}) == (f"other arguments: {said}" if said else "")
+
+
+# Sets
+
+
+def test_sets_of_other_levers_have_other_names_and_are_not_mixed(tiny_experiment, tmp_path):
+    flags = [*tiny_experiment, *GENERATE]
+    plain = generate_dataset.generate(generate_dataset.parse_args(flags))
+    on = ["--solver", "dpmpp", "--guidance_interval", "0.3", "2"]
+    folder = generate_dataset.generate(generate_dataset.parse_args([*flags, *on]))
+    assert folder.name == f"{plain.name}DpmppGi0.3-2"
+    manifest = read_json(folder / "manifest.json")
+    assert (manifest["solver"], manifest["guidance_interval"]) == ("dpmpp", [0.3, 2.0])
+    assert manifest["timestep_spacing"] == "linspace"
+    assert not set(OFF) & set(read_json(plain / "manifest.json"))
+    assert (folder / "class_00/img_0.png").read_bytes() != (plain / "class_00/img_0.png").read_bytes()
+    assert generate_dataset.plan(generate_dataset.parse_args([*flags, *on])).done
+    # Were the folder's name no help, its record would be.
+    record = read_json(folder / "generation.json")
+    del record["solver"]
+    (folder / "generation.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match="solver: ddim there, dpmpp now"):
+        generate_dataset.plan(generate_dataset.parse_args([*flags, *on]))
+
+
+def test_a_set_guided_by_an_earlier_epoch_says_by_which_weights(tiny_experiment, tmp_path):
+    from Models.backbones import BACKBONES
+
+    folder = tmp_path / "Checkpoints/DDPM/Exp_0001/digits/DiffusionFt"
+    flags = [*tiny_experiment, *GENERATE, "--autoguide", "4"]
+    with pytest.raises(UserError, match="--autoguide 4: there is no UNet of that epoch in .*Epochs there: 10"):
+        generate_dataset.plan(generate_dataset.parse_args(flags))
+    BACKBONES["mini"].unet().save_weights(folder / "epoch4.weights.h5")
+    made = generate_dataset.generate(generate_dataset.parse_args(flags))
+    manifest = read_json(made / "manifest.json")
+    assert made.name.endswith("Ag4") and manifest["autoguide"] == 4 and len(manifest["weights"]["guide"]) == 64
+    BACKBONES["mini"].unet().save_weights(folder / "epoch4.weights.h5")  # other random weights
+    with pytest.raises(UserError, match="weights.guide"):
+        generate_dataset.plan(generate_dataset.parse_args(flags))
+
+
+@pytest.mark.parametrize("flags, said", [
+    (["--guidance_interval", "2", "1"], "LO must be less than HI, received 2 1"),
+    (["--guidance_interval", "-1", "1"], "at least 0"),
+    (["--solver", "euler"], "invalid choice"),
+    (["--filter", "--shard", "1/2"], "argument --shard: not allowed with --filter"),
+])  # fmt: skip
+def test_flags_that_make_no_sense_are_refused_in_one_line(flags, said, capsys):
+    error = refused(generate_dataset.parse_args, [*GENERATE, *flags], capsys)
+    assert said in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("flags, said", [
+    (["--autoguide", "10"], "--autoguide 10: must be an epoch before --dif_epoch 10, which it guides"),
+    (["--dif_epoch", "0", "--autoguide", "0"], "a fresh Class Encoder guides nowhere"),
+])  # fmt: skip
+def test_a_guide_is_an_earlier_epoch(tiny_experiment, flags, said):
+    with pytest.raises(UserError, match=said):
+        generate_dataset.plan(generate_dataset.parse_args([*tiny_experiment, *GENERATE, *flags]))
+
+
+# Search
+
+
+def test_searched_levers_are_settings_of_a_trial():
+    args = hyp_opt.parse_args(["--dataset", "digits", "--search_solver", "--search_interval"])
+    study = optuna.create_study()
+    study.enqueue_trial({"is": 7, "ugs": 1.5, "epoch": 3, "sigma_1": 2.0, "sigma_2": 0.5, "solver": "dpmpp"})
+    study.enqueue_trial({"is": 7, "ugs": 1.5, "epoch": 3, **published_levers(args)})
+
+    def objective(trial):
+        suggest_settings(trial, args, 9)
+        trial.set_user_attr("saved_epoch", 4)
+        return 0.0
+
+    study.optimize(objective, n_trials=2)
+    searched, published = map(settings_of, study.trials)
+    assert searched == (7, 1.5, 4, {"solver": "dpmpp", "interval": [0.5, 2.0]})
+    assert published.levers == {"solver": "ddim", "interval": list(NOISE_LEVELS)}
+    assert as_flags(levers_used(args, searched.levers)) == " --solver dpmpp --guidance_interval 0.5 2"
+    plain = hyp_opt.parse_args(["--dataset", "digits"])
+    assert levers_used(plain, {}) == {} and published_levers(plain) == {}
+
+
+@pytest.mark.parametrize("flags, said", [
+    (["--search_solver", "--solver", "dpmpp"], "argument --solver: not allowed with --search_solver"),
+    (["--search_interval", "--guidance_interval", "1", "2"], "not allowed with --search_interval"),
+])  # fmt: skip
+def test_a_search_of_what_is_given_is_refused(flags, said, capsys):
+    assert said in refused(hyp_opt.parse_args, ["--dataset", "digits", *flags], capsys)
+
+
+@pytest.fixture
+def adapted(tiny, tmp_path):
+    common = ["--dataset", "digits", "--exp", "x", "--backbone", "tiny", "--root", str(tmp_path / "out")]
+    SD_adapting.adapt(SD_adapting.parse_args([*common, "--epochs", "3", "--lr", "1e-3"]))
+    return common
+
+
+def test_best_takes_the_levers_of_the_search(tiny_experiment, tmp_path, capsys):
+    experiment = Experiment(tmp_path, "0001", "digits")
+    args = hyp_opt.parse_args([*tiny_experiment, "--train_model", "dif", "--enc_epoch", "31"])
+    folder = experiment.part_dir("dif")
+    files = {"enc": experiment.part_dir("enc") / "epoch31.hdf5", "dif": folder / "epoch10.weights.h5"}
+    hashes = weights_hashes(files, list("0123456789"))
+    run = describe_run(args, 0, {"epoch": hashes["dif"], "weights": {"enc": hashes["enc"]}})
+    found = {"epoch": 10, "is": 4, "ugs": 1.5, "solver": "dpmpp", "guidance_interval": [0.3, 2.0], "run": run}
+    write_json(experiment.search_dir("dif") / "best.json", found)
+    flags = [*tiny_experiment, "--img_total", "20", "--best"]
+    args = generate_dataset.parse_args(flags)
+    known = generate_dataset.plan(args)
+    assert known.folder.name == "20Enc31Dif10Is4Ugs1.5DpmppGi0.3-2"
+    assert (known.settings["solver"], known.settings["timestep_spacing"]) == ("dpmpp", "linspace")
+    assert "argument --best: not allowed with --solver" in refused(
+        generate_dataset.parse_args, [*flags, "--solver", "dpmpp"], capsys
+    )
+
+
+def test_solver_interval_and_steps_are_searched_together(adapted, tmp_path, caplog):
+    small = ["--num_imgs", "20", "--epochs", "1", "--batch_size", "10", "--classifier", "resnet20_16", "--rungs", "1",
+             "--n_trials", "3", "--is_min", "2", "--is_max", "4", "--repeats", "0", "--autoguide", "1", "--pruner", "none"]  # fmt: skip
+    flags = [*adapted, *small, "--search_solver", "--search_interval"]
+    with caplog.at_level("INFO", logger="experiment"):
+        best = hyp_opt.search(hyp_opt.parse_args(flags))
+    folder = tmp_path / "out/optimization_plots/x/digits/enc"
+    with open(folder / "trials.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["solver"] for row in rows} <= {"ddim", "dpmpp"} and all(row["interval"].startswith("[") for row in rows)
+    assert all(int(row["saved_epoch"]) > 1 for row in rows)
+    assert len(best["guidance_interval"]) == 2 and best["autoguide"] == 1
+    assert "--autoguide 1, validation accuracy" in caplog.text
+    assert best["run"]["arguments"]["search_interval"] is True
+    with pytest.raises(UserError, match=r"--search_interval True \(now False\)"):
+        hyp_opt.search(hyp_opt.parse_args([*adapted, *small, "--search_solver"]))
