@@ -4,28 +4,25 @@ python hyp_opt.py --dataset cifar10 --exp 0001 --train_model enc
 python hyp_opt.py --dataset cifar10 --exp 0001 --train_model dif --best
 """
 
-import argparse
 import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from cli.best import BEST, add_best_flag, epoch_or_best, settle_best, take_best
+from cli.best import BEST, add_best_flag, settle_best, take_best
 from cli.flags import (
     add_classifier_flags,
-    add_measurement_flags,
     add_model_flags,
     add_spacing_flag,
     check_batch_size,
     finish_args,
-    integer,
     new_parser,
-    number,
 )  # fmt: skip
 from cli.levers import add_classifier_levers
 from cli.lora import updates_fit
 from cli.process import logging_to, run, telling_what_is_saved
 from cli.sampling import add_sampling_levers, add_search_levers, check_search_levers, finish_sampling_levers
+from cli.search_flags import add_measurement_flags, add_search_flags
 from Data.loaders import Splits, load_splits
 from Data.registry import DatasetSpec, class_names, dataset_spec
 from Experiment import presets
@@ -41,32 +38,6 @@ log = logging.getLogger("experiment")
 
 # What the second search takes from the first, and is without it.
 FIRST_SEARCH = {"enc_epoch": 0, "is_1": presets.INFERENCE_STEPS, "ugs_1": presets.GUIDANCE_SCALE}
-
-
-def add_search_flags(add):
-    """What is searched, how, and for how long."""
-    add("--optimize", default=True, action=argparse.BooleanOptionalAction,
-        help="search; --no-optimize only reports an earlier search (--optimize)")  # fmt: skip
-    add("--train_model", default="enc", choices=["enc", "dif"],
-        help="search after training the Class Encoder (enc) or the UNet (dif) (enc)")  # fmt: skip
-    add("--enc_epoch", type=epoch_or_best, help="Class Encoder of the second search, or best (0)")
-    add("--is_1", type=integer(1, 1000),
-        help="best inference steps of the first search: upper bound of the second (50)")  # fmt: skip
-    add("--ugs_1", type=number(0, 1000, above=True),
-        help="best guidance scale of the first search: half the upper bound of the second (7.5)")  # fmt: skip
-    add("--is_min", default=presets.STEPS_RANGE[0], type=integer(1, 1000), help="fewest inference steps (5)")
-    add("--is_max", type=integer(1, 1000), help="most inference steps (enc 50; dif --is_1)")
-    add("--ugs_max", type=number(0, 1000, above=True), help="largest scale (enc 7.5; dif 2 * --ugs_1)")
-    add("--warm_start", action="store_true", help="try the paper's best settings for other datasets first")
-    add("--n_trials", type=integer(1), help="finished trials in all, over all runs (enc 50, dif 40)")
-    add("--timeout", type=number(0, above=True), help="seconds after which no trial is begun")
-    add(
-        "--storage",
-        help="where the study lies: sqlite:///FILE, journal:FILE, postgresql://... (SQLite beside the plots)",
-    )
-    add("--pruner", default="hyperband", choices=["hyperband", "halving", "median", "none"],
-        help="what stops bad trials early (hyperband)")  # fmt: skip
-    add("--restart", action="store_true", help="throw away the study that is there")
 
 
 def parse_args(argv=None):

@@ -175,23 +175,6 @@ def check_batch_size(args, default, images):
         raise UserError(f"argument --batch_size: {args.batch_size} is more than the {images} training images.")
 
 
-def add_measurement_flags(add):
-    """How a trial is measured, and what becomes of the best."""
-    add("--num_imgs", default=presets.TRIAL_IMAGES, type=integer(1), help="images of a trial (4000)")
-    add("--rungs", default=3, type=integer(1, 6),
-        help="a trial begins with 1/4 of its images, goes on with 1/2, then all; 1: all at once (3)")  # fmt: skip
-    add("--gen_batch_size", default=presets.GENERATION_BATCH, type=integer(1),
-        help="most images generated at a time (250; on a processor 16, mini 96)")  # fmt: skip
-    add("--epochs", default=presets.TRIAL_EPOCHS, type=integer(1), help="most epochs of a trial's classifier (100)")
-    add("--select_on", default="val", choices=["val", "test"],
-        help="images whose accuracy is maximised; test as published, which is no fair test (val)")  # fmt: skip
-    add("--repeats", type=integer(0, 100),
-        help="times that the best three trials are run again with new seeds; the mean decides (1; with --select_on test 0)")  # fmt: skip
-    add("--test_imgs", type=integer(1), help="images of the final measurement on test (--num_imgs)")
-    add("--save_plots", action="store_true", help="write the ten plots")
-    add("--prune", action="store_true", help="report, and remove the epochs that the finished search has not chosen")
-
-
 def add_classifier_flags(parser):
     """The flags of the two scripts that train a classifier on generated images."""
     parser.add_argument(

@@ -2,6 +2,7 @@
 
 import shutil
 
+import h5py
 import pytest
 
 import generate_dataset
@@ -25,11 +26,16 @@ def experiment(tmp_path):
         for epoch in epochs:
             file = experiment.part_dir(part) / f"epoch{epoch}.weights.h5"
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(f"{part} {epoch}")
+            write_weights(file, epoch)
     finish_search(experiment, "enc", epoch=2, steps=9, scale=SCALE, enc_epoch=0, weights={})
     hashes = {"enc": file_hash(experiment.part_dir("enc") / "epoch2.weights.h5")}
     finish_search(experiment, "dif", epoch=3, steps=7, scale=2 * SCALE, enc_epoch=2, weights=hashes)
     return experiment
+
+
+def write_weights(file, number):
+    with h5py.File(file, "w") as weights:
+        weights["number"] = number
 
 
 def finish_search(experiment, part, epoch, steps, scale, enc_epoch, weights):
@@ -120,7 +126,7 @@ def test_more_steps_at_least_than_the_first_search_found_are_refused(experiment)
 @pytest.mark.parametrize("part, epoch, kind", [("dif", 3, "UNet"), ("enc", 2, "Class Encoder")])
 def test_weights_that_were_trained_again_are_refused(part, epoch, kind, experiment):
     file = experiment.part_dir(part) / f"epoch{epoch}.weights.h5"
-    file.write_text("others")
+    write_weights(file, 99)
     with pytest.raises(UserError, match=f"--best: epoch {epoch} of the {kind} is not the one that was searched"):
         search_result(experiment, "dif", DATASETS["digits"].classes, "--best")
     file.unlink()
