@@ -146,6 +146,10 @@ def add_model_flags(parser):
         choices=PRECISIONS,
         help="arithmetic of the UNet; auto: mixed_bfloat16 where the hardware has it (auto)",
     )
+    add_weights_flag(parser)
+
+
+def add_weights_flag(parser):
     parser.add_argument(
         "--weights",
         "--weights_dir",
