@@ -11,7 +11,7 @@ import numpy as np
 
 from cli.adaptation import add_training_levers, said_training, training_levers
 from cli.best import epoch_or_best, take_best_epochs
-from cli.flags import add_model_flags, check_batch_size, finish_args, integer, new_parser, number
+from cli.flags import add_model_flags, add_training_flags, check_batch_size, finish_args, new_parser
 from cli.lora import add_lora_flags, base_hashes, check_lora_flags, wanted_updates
 from cli.process import run, writing_in
 from Data.latents import cached_moments
@@ -41,17 +41,7 @@ def parse_args(argv=None):
         help="enc: the Class Encoder; dif: the UNet, with the encoder of --enc_epoch (enc)")  # fmt: skip
     add("--enc_epoch", default=0, type=epoch_or_best, help="Class Encoder to start from, or best; 0: fresh (0)")
     add("--dif_epoch", default=0, type=epoch_or_best, help="UNet to start from, or best; 0: pretrained (0)")
-    add("--freq", default=1, type=integer(1), help="epochs between saved weights (1)")
-    add("--keep", type=integer(1), help="keep only the last N epochs of this run (all, since the search chooses)")
-    add("--epochs", type=integer(1), help="epochs (enc 50, dif 10; mini: 12, 64)")
-    add("--batch_size", type=integer(1), help="images a step (enc 64, dif 16; mini: 64, 32)")
-    add(
-        "--lr",
-        type=number(0, 10, above=True),
-        help="first learning rate (enc 1e-4, dif 1e-5, LoRA 1e-4; mini: 2e-2, 8e-4, 4e-3)",
-    )
-    add("--gradient_checkpointing", action="store_true",
-        help="compute the UNet's blocks twice a step instead of keeping what they computed: less memory")  # fmt: skip
+    add_training_flags(add)
     add_lora_flags(parser)
     add_training_levers(parser)
     add_model_flags(parser)

@@ -13,7 +13,7 @@ from Experiment.files import read_json
 from Models import foreign_kinds
 from Models.foreign_kinds import UNET_CONFIG, VAE_CONFIG
 from Models.foreign_names import foreign_shapes, from_foreign, named_variables
-from Models.numerics import DIFFUSERS, Following, let_follow
+from Models.numerics import DIFFUSERS, EPSILON, Following, let_follow
 from Models.tensor_files import Tensors, files_of_part, refuse_others
 from Models.weight_cards import read_card
 
@@ -70,8 +70,10 @@ class ForeignWeights:
         raise NotImplementedError
 
     def following(self, part):
-        """What the numbers of a part were trained with, a `Following`."""
-        return Following(DIFFUSERS, self.prediction_type() if part == "unet" else "epsilon")
+        """What the numbers of a part were trained with, a `Following`: an export of ours says where that was KerasCV."""
+        numerics = Tensors(self.files(part)[:1]).metadata.get("numerics", DIFFUSERS)
+        numerics = numerics if numerics in EPSILON else DIFFUSERS
+        return Following(numerics, self.prediction_type() if part == "unet" else "epsilon")
 
     def check(self, part):
         """Refuse other kinds of models and files, by headers and configurations (UserError)."""

@@ -17,9 +17,10 @@ import sys
 import tempfile
 from pathlib import Path
 
+from bench.environment import peer_python
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 HERE = Path(__file__).resolve().parent
-PEER = REPOSITORY / ".venv-peer"
 GFLOP_PER_PASS = 43  # of sd1's UNet at 128 px, a sample; convolutions over their padding included
 
 
@@ -360,21 +361,6 @@ def precision(args):
 
 
 TOPICS = {"generation": generation, "training": training, "lora": lora, "disk": disk, "precision": precision}
-
-
-def peer_python():
-    """The interpreter of the peer's environment, which is made where it is missing; None where that fails."""
-    python = PEER / "bin" / "python"
-    if not (PEER / ".installed").exists():
-        print(f"diffusers and PyTorch into {PEER}", flush=True)
-        install = [python, "-m", "pip", "install", "-q", "-r", HERE / "peer-requirements.txt"]
-        for command in ([sys.executable, "-m", "venv", PEER], install):
-            done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
-            if done.returncode:
-                print(f"no rows of diffusers: it cannot be installed:\n{done.stderr[-500:]}", flush=True)
-                return None
-        (PEER / ".installed").touch()
-    return python
 
 
 def machine():

@@ -138,6 +138,18 @@ def new_parser(doc, exp_required=False):
     return parser
 
 
+def add_training_flags(add):
+    """How long and how the adaptation trains, and which of its epochs stay."""
+    add("--freq", default=1, type=integer(1), help="epochs between saved weights (1)")
+    add("--keep", type=integer(1), help="keep only the last N epochs of this run (all, since the search chooses)")
+    add("--epochs", type=integer(1), help="epochs (enc 50, dif 10; mini: 12, 64)")
+    add("--batch_size", type=integer(1), help="images a step (enc 64, dif 16; mini: 64, 32)")
+    add("--lr", type=number(0, 10, above=True),
+        help="first learning rate (enc 1e-4, dif 1e-5, LoRA 1e-4; mini: 2e-2, 8e-4, 4e-3)")  # fmt: skip
+    add("--gradient_checkpointing", action="store_true",
+        help="compute the UNet's blocks twice a step instead of keeping what they computed: less memory")  # fmt: skip
+
+
 def add_model_flags(parser):
     """The flags of the three scripts that run the diffusion model."""
     parser.add_argument(
@@ -146,6 +158,10 @@ def add_model_flags(parser):
         choices=PRECISIONS,
         help="arithmetic of the UNet; auto: mixed_bfloat16 where the hardware has it (auto)",
     )
+    add_weights_flag(parser)
+
+
+def add_weights_flag(parser):
     parser.add_argument(
         "--weights",
         "--weights_dir",

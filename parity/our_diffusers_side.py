@@ -94,8 +94,11 @@ def main(folder, name):
     for network in (unet, decoder):
         let_follow(network, AS_PUBLISHED)
         network.predict_function = None
-    compare("  UNet", predicted(unet, expected), expected["noise"])
-    compare("  decoder", decoder.predict_on_batch(expected["latents"]), expected["decoded"])
+    for part, ours, theirs in (
+        ("UNet", predicted(unet, expected), expected["noise"]),
+        ("decoder", decoder.predict_on_batch(expected["latents"]), expected["decoded"]),
+    ):
+        print(f"  {part}: largest difference {np.abs(ours - theirs).max():.1e}", flush=True)
     compare_images(generated(unet, decoder, expected), expected["generated"], "  generation")
     del unet
     gc.collect()

@@ -119,6 +119,41 @@ def read_updates(path):
 MODELS = {}  # built once a process
 
 
+def foreign_model():
+    """A backbone of one level, its image encoder, and tensors for it: {part: ...} of `tests.foreign`."""
+    from tests import foreign
+
+    if "foreign" not in MODELS:
+        backbone = foreign.small_backbone(levels=1)
+        models = {"image_encoder": backbone.build["image_encoder"](backbone)}
+        MODELS["foreign"] = backbone, models, foreign.foreign_tensors(models, levels=1)
+    return MODELS["foreign"]
+
+
+def write_foreign(folder):
+    """A VAE's encoder in either layout; what is damaged is its numbers' file, a shard, an index or a configuration."""
+    from tests import foreign
+
+    _, _, tensors = foreign_model()
+    tensors = {"unet": {}, "decoder": {}, **tensors}
+    if random.random() < 0.4:
+        arrays = foreign.original_arrays(tensors) | {"model.diffusion_model.time_embed.0.bias": numpy_images(1).ravel()}
+        foreign.save_file(arrays, folder / "sd.safetensors")
+        return folder / "sd.safetensors"
+    shards = random.choice([1, 2])
+    foreign.write_folder(folder / "sd", tensors, shards=shards, dtype=random.choice(["float32", "float16"]), heads=[2])
+    return random.choice(sorted((folder / "sd/vae").iterdir()))
+
+
+def read_foreign(path):
+    from Models.foreign_weights import foreign_weights
+
+    backbone, models, _ = foreign_model()
+    source = foreign_weights(backbone, path if path.name == "sd.safetensors" else path.parent.parent)
+    source.check("image_encoder")
+    source.fill(models["image_encoder"], "image_encoder")
+
+
 def write_synthetic(folder):
     from PIL import Image
 
@@ -274,7 +309,8 @@ def read_study(path):
 
 READERS = {
     "own npz": (write_npz, read_dataset), "own image folder": (write_images, read_images),
-    "HDF5 weights": (write_weights, read_weights), "low-rank updates": (write_updates, read_updates), "synthetic set": (write_synthetic, read_synthetic),
+    "HDF5 weights": (write_weights, read_weights), "low-rank updates": (write_updates, read_updates),
+    "safetensors": (write_foreign, read_foreign), "synthetic set": (write_synthetic, read_synthetic),
     "results": (write_results, read_results), "record of a run": (write_record, read_record),
     "training state": (write_state, read_state), "cached moments": (write_moments, read_moments),
     "study": (write_study, read_study), "predictions": (write_predictions, read_predictions),

@@ -11,7 +11,7 @@ from Experiment.paths import REPOSITORY
 from Models.noise_schedule import STABLE_DIFFUSION
 from Models.sampler import Sampler
 
-SCRIPTS = ("SD_adapting", "hyp_opt", "generate_dataset", "classifier_training", "pipeline")
+SCRIPTS = "SD_adapting hyp_opt generate_dataset classifier_training merge_lora export_weights pipeline".split()
 # From the ground up. A room imports rooms of lower floors, and itself.
 FLOORS = {
     "Experiment": 0,
@@ -23,7 +23,6 @@ FLOORS = {
     "cli": 4,
     "Stages": 4,
     **dict.fromkeys(SCRIPTS, 5),
-    "merge_lora": 5,
     "pipeline": 6,
 }
 # What stands above its room: a training of its own that draws its corpus from Data.

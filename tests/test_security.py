@@ -72,7 +72,9 @@ def test_every_download_is_https_with_a_pinned_hash():
     for backbone in BACKBONES.values():
         for file in backbone.files.values():
             if isinstance(file, PublishedFile):
-                assert file.url.startswith("https://") and re.fullmatch("[0-9a-f]{64}", file.sha256)
+                assert all(url.startswith("https://") for url in file.urls) and re.fullmatch(
+                    "[0-9a-f]{64}", file.sha256
+                )
 
 
 def weights(path):

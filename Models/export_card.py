@@ -1,0 +1,138 @@
+"""The model card of an export: README.md with the facts that readers and hubs look for, and an example that runs."""
+
+from Models.numerics import KERASCV
+
+# Licences of the backbones' own weights, as their publishers name them.
+LICENCES = {"sd1": "creativeml-openrail-m", "sd2": "openrail++"}
+ANOTHERS = "other\nlicense_name: that-of-the-model-it-was-adapted-from"
+
+EXAMPLE = """\
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from PIL import Image
+from safetensors.torch import load_file
+{imports}
+folder, vae_folder, label, count, steps, scale = ".", {vae}, 0, 4, {steps}, {scale:g}
+table = load_file(f"{{folder}}/class_embeddings.safetensors")
+unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet").eval()
+vae = AutoencoderKL.from_pretrained(vae_folder, subfolder="vae").eval()
+ddim = DDIMScheduler.from_pretrained(folder, subfolder="scheduler")
+{patch}prompts = torch.cat([table["negative_prompt_embeds"].expand(count, -1, -1), table["prompt_embeds"][[label] * count]])
+latents = torch.randn(count, 4, {side}, {side})
+ddim.set_timesteps(steps)
+ddim.timesteps = torch.arange(1, 1000, 1000 // steps).flip(0)  # those that the images of the project visit
+with torch.inference_mode():
+    for t in ddim.timesteps:
+        null_noise, noise = unet(torch.cat([latents, latents]), t, prompts).sample.chunk(2)
+        latents = ddim.step(null_noise + scale * (noise - null_noise), t, latents).prev_sample
+    images = vae.decode(latents / {latent_scale}).sample
+for i, pixels in enumerate(((images + 1) * 127.5).clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()):
+    Image.fromarray(pixels).save(f"{{i}}.png")
+"""
+IMPORTS = """
+import torch.nn.functional as F
+from diffusers.models.activations import GEGLU
+"""
+PATCH = """\
+for module in [{networks}]:
+    if isinstance(module, torch.nn.GroupNorm):
+        module.eps = 1e-5
+    if isinstance(module, GEGLU):
+        module.gelu = lambda x: F.gelu(x, approximate="tanh")
+"""
+DIFFERENCE = """\
+The numbers of {networks} were trained with KerasCV's arithmetic: GELU by tanh where diffusers computes it by erf, and group
+normalisations with an epsilon of 1e-5 where diffusers has 1e-6 in transformers and VAE. The five lines with `module` say so
+to diffusers. Without them it computes something else: {measured}.
+"""
+# By `make parity-diffusers`, full-size, random weights, five steps.
+MEASURED = "not measured yet"
+CARD = """\
+---
+library_name: diffusers
+license: {licence}
+pipeline_tag: unconditional-image-generation
+tags:
+- stable-diffusion
+- class-conditional
+- synthetic-data
+---
+
+# Stable Diffusion adapted to {title}
+
+A class-conditional Stable Diffusion, made by the method of *Stable Diffusion Dataset Generation for Downstream Classification
+Tasks* ([arXiv 2405.02698](https://arxiv.org/abs/2405.02698)): a Class Encoder takes the place of the text encoder. Its contexts
+are the table `class_embeddings.safetensors`: `prompt_embeds` {shape}, one for each class, and `negative_prompt_embeds` for
+guidance. There is no text: prompts mean nothing to it. Images are of {size} px.
+
+| label | class |
+|---|---|
+{classes}
+
+| | |
+|---|---|
+{facts}
+
+## Generate
+
+`pip install torch diffusers`, and in this folder:
+
+```python
+{example}```
+
+{difference}{vae_note}
+The images are synthetic. They follow the training images, whose rights and biases they may carry, and the licence of the model
+that was adapted.
+"""
+
+
+def example(kerascv, vae_here, steps, scale, side, latent_scale):
+    """The example of the card.
+
+    Args:
+        kerascv: Which of `unet` and `vae` have numbers that were trained with KerasCV's arithmetic.
+        vae_here: Whether the VAE is in the folder.
+        steps, scale: Inference steps and guidance scale.
+        side: Of the latents.
+        latent_scale: Factor that gives latents unit variance.
+    """
+    networks = ", ".join(f"*{name}.modules()" for name in kerascv)
+    return EXAMPLE.format(
+        imports=IMPORTS if kerascv else "", patch=PATCH.format(networks=networks) if kerascv else "",
+        vae='"."' if vae_here else '"a-stable-diffusion"', steps=steps, scale=scale, side=side, latent_scale=latent_scale,
+    )  # fmt: skip
+
+
+def card(diffusion, classes, dataset, *, vae_here, foreign, steps, scale, facts):
+    """The text of the card.
+
+    Args:
+        diffusion: A `Diffusion`, its decoder included.
+        classes, dataset: Names of the classes and of the dataset.
+        vae_here: Whether the VAE is in the folder.
+        foreign: Whether the pretrained weights were others than the backbone's own.
+        steps, scale: Inference steps and guidance scale of the example.
+        facts: {name: value} to be shown.
+    """
+    backbone = diffusion.backbone
+    networks = {"unet": diffusion.unet, "vae": diffusion.decoder}
+    kerascv = [name for name, network in networks.items() if network.following.numerics == KERASCV]
+    shape = (len(classes), *backbone.context_shape)
+    vae_note = (
+        "The VAE is that of the model that was adapted: put the folder of a Stable Diffusion in diffusers' layout in the place "
+        "of `a-stable-diffusion`.\n"
+    )
+    return CARD.format(
+        licence=ANOTHERS if foreign else LICENCES.get(backbone.name, ANOTHERS),
+        title=plain(dataset), shape=shape, size=backbone.image_size,
+        classes="\n".join(f"| {label} | {plain(name)} |" for label, name in enumerate(classes)),
+        facts="\n".join(f"| {name} | {plain(value)} |" for name, value in facts.items()),
+        example=example(kerascv, vae_here, steps, scale, backbone.latent_shape[0], backbone.latent_scale),
+        difference=DIFFERENCE.format(networks=" and ".join(kerascv), measured=MEASURED) if kerascv else "",
+        vae_note="" if vae_here else vae_note,
+    )  # fmt: skip
+
+
+def plain(text):
+    """A text in one line in which Markdown finds nothing."""
+    return "".join(f"\\{c}" if c in "\\`*_{}[]<>()#+-!|" else c for c in " ".join(str(text).split()))
