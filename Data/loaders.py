@@ -1,5 +1,6 @@
 """Real data: every dataset becomes the same three disjoint splits of uint8 images and int labels."""
 
+import importlib.util
 import logging
 import tarfile
 from collections import Counter
@@ -39,8 +40,8 @@ CIFAR_FILES = {
         ["cifar-100-binary/test.bin"],
     ),
 }
-
-
+# Numbers of the digits of each split, one line each, in their order.
+DIGITS_SPLIT = Path(__file__).parent / "digits_split.txt"
 DARK = 32  # grey levels
 
 
@@ -204,17 +205,18 @@ def medmnist_name(name, size):
 
 
 def load_digits(spec, data_dir, side):
-    """The 1,797 handwritten digits that scikit-learn carries: a fixed stratified split, 1000 / 297 / 500."""
-    from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
+    """The 1,797 handwritten digits that scikit-learn carries: a fixed stratified split, 1000 / 297 / 500.
 
-    data = load_digits()
-    images = np.repeat((data.images * (255 / 16)).round().astype(np.uint8)[..., None], 3, axis=-1)  # (1797, 8, 8, 3)
+    Its file is read without scikit-learn, whose import takes longer than all other reading: the split is what its
+    `train_test_split` gives with seed 1234, first of the test images, then of the validation images.
+    """
+    folder = importlib.util.find_spec("sklearn").submodule_search_locations[0]
+    rows = np.loadtxt(Path(folder) / "datasets" / "data" / "digits.csv.gz", delimiter=",")  # (1797, 65): pixels, label
+    pixels, labels = rows[:, :-1].reshape(-1, 8, 8), rows[:, -1].astype(np.int32)
+    images = np.repeat((pixels * (255 / 16)).round().astype(np.uint8)[..., None], 3, axis=-1)  # (1797, 8, 8, 3)
     images = resize_images(images, side or 8)
-    labels = data.target.astype(np.int32)
-    rest, test = train_test_split(np.arange(1797), test_size=500, stratify=labels, random_state=1234)
-    train, val = train_test_split(rest, test_size=297, stratify=labels[rest], random_state=1234)
-    return Splits(*(Split(images[index], labels[index]) for index in (train, val, test)))
+    split = [np.array(line.split(), int) for line in DIGITS_SPLIT.read_text().splitlines()]
+    return Splits(*(Split(images[index], labels[index]) for index in split))
 
 
 def load_folder(spec, seed, side, experiment, background):

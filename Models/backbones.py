@@ -1,7 +1,7 @@
 """The pretrained Stable Diffusions: one object each. A new one is an entry of `BACKBONES` and its three builders.
 
-KerasCV is no longer developed; only this module, `mini_backbone.py` and `faster_layers.py` import it, and only when a
-part is built: the table is read by command lines, which must answer at once.
+KerasCV is no longer developed; only `kerascv_layers.py` imports it, and only when a part is
+built: the table is read by command lines, which must answer at once.
 """
 
 from dataclasses import dataclass, field
@@ -103,31 +103,32 @@ class Backbone:
 
 def sd_image_encoder(backbone):
     import keras
-    from keras_cv.models.stable_diffusion import ImageEncoder
 
-    full = ImageEncoder(download_weights=False)
+    from Models.kerascv_layers import image_encoder
+
+    full = image_encoder.ImageEncoder(download_weights=False)
     # KerasCV's last layer throws the log-variance away and scales the mean.
     return keras.Model(full.inputs, full.layers[-2].output, name="image_encoder")
 
 
 def sd1_unet(backbone):
-    from keras_cv.src.models.stable_diffusion.diffusion_model import DiffusionModel
+    from Models.kerascv_layers import diffusion_model
 
     size, tokens = backbone.image_size, backbone.context_shape[0]
-    return DiffusionModel(size, size, tokens, name="unet", download_weights=False)
+    return diffusion_model.DiffusionModel(size, size, tokens, name="unet", download_weights=False)
 
 
 def sd2_unet(backbone):
-    from keras_cv.src.models.stable_diffusion.diffusion_model import DiffusionModelV2
+    from Models.kerascv_layers import diffusion_model
 
     size, tokens = backbone.image_size, backbone.context_shape[0]
-    return DiffusionModelV2(size, size, tokens, name="unet", download_weights=False)
+    return diffusion_model.DiffusionModelV2(size, size, tokens, name="unet", download_weights=False)
 
 
 def sd_decoder(backbone):
-    from keras_cv.models.stable_diffusion import Decoder
+    from Models.kerascv_layers import decoder
 
-    return Decoder(backbone.image_size, backbone.image_size, name="decoder", download_weights=False)
+    return decoder.Decoder(backbone.image_size, backbone.image_size, name="decoder", download_weights=False)
 
 
 def mini_part(part):

@@ -10,8 +10,8 @@ import contextlib
 
 import keras
 from keras import ops
-from keras_cv.src.models.stable_diffusion import diffusion_model
 
+from Models.kerascv_layers import diffusion_model
 from Models.runtime import ordered_after
 
 # Weights of a kernel's element over pixels of the map, above which a matrix product is faster (measured on 2 cores, batch

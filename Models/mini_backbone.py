@@ -6,12 +6,13 @@ were made by `python -m Models.mini_pretraining` and lie in `Models/mini_weights
 """
 
 import keras
-from keras_cv.src.models.stable_diffusion.attention_block import AttentionBlock
-from keras_cv.src.models.stable_diffusion.diffusion_model import ResBlock, SpatialTransformer, Upsample
-from keras_cv.src.models.stable_diffusion.padded_conv2d import PaddedConv2D
-from keras_cv.src.models.stable_diffusion.resnet_block import ResnetBlock
 
 from Models.diffusion import TIMESTEP_EMBEDDING_DIM
+from Models.kerascv_layers import AttentionBlock, PaddedConv2D, ResnetBlock, diffusion_model
+
+ResBlock, SpatialTransformer, Upsample = (
+    diffusion_model.ResBlock, diffusion_model.SpatialTransformer, diffusion_model.Upsample,
+)  # fmt: skip
 
 DOWNSAMPLING = 4
 HEADS = 4

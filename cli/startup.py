@@ -1,5 +1,8 @@
 """Start-up of a script's process: cores, memory, and Keras without TensorFlow's notes."""
 
+import contextlib
+import ctypes
+import gc
 import os
 import sys
 import tempfile
@@ -9,6 +12,10 @@ from Models.backbones import BACKBONES
 # For glibc's malloc: arrays of 256 KB and more go back to the system when they are freed; one heap for all threads; pages
 # of 2 MB where the system allows them, since fresh memory for every array otherwise costs a page fault per 4 KB.
 GIVE_BACK = "glibc.malloc.mmap_threshold=262144:glibc.malloc.arena_max=1:glibc.malloc.hugetlb=1"
+
+# The same, the other way round, for a process that asks for the same arrays again and again: none is given back. Numbers
+# of glibc's malloc.h: M_MMAP_MAX, M_TRIM_THRESHOLD (-1: never) and M_TOP_PAD.
+KEEP = ((-4, 0), (-1, -1), (-2, 256 * 2**20))
 
 
 def share_cores(backbone):
@@ -35,6 +42,38 @@ def give_memory_back():
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
+def keep_memory():
+    """Let glibc's malloc keep what is freed: on Linux alone, and not where the user has set something else.
+
+    A training step asks for the same arrays as the one before. Given back and fetched again, each costs a page fault
+    per 4 KB, up to a third of a step of mini.
+    """
+    set_by_user = [name for name in os.environ if name == "GLIBC_TUNABLES" or name.startswith("MALLOC_")]
+    libc = ctypes.CDLL(None) if sys.platform == "linux" and not set_by_user else None
+    if hasattr(libc, "mallopt"):  # musl has none
+        for option, value in KEEP:
+            libc.mallopt(option, value)
+
+
+@contextlib.contextmanager
+def light_import():
+    """Within this block Keras is imported without packages that it can do without, and garbage is not collected.
+
+    For users of scikit-learn and pandas it has wrappers, and pictures that matplotlib draws. None of them is used here,
+    and they take half as long to import as TensorFlow. Modules are no garbage, and are not looked at again later.
+    """
+    hidden = [name for name in ("sklearn", "pandas", "matplotlib") if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(hidden))  # None: an ImportError, for which Keras is prepared
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
+        for name in hidden:
+            del sys.modules[name]
+
+
 def import_keras(args=None):
     """Import Keras and find the devices without the notes that TensorFlow writes; if it fails, they are shown.
 
@@ -48,15 +87,18 @@ def import_keras(args=None):
     """
     if hasattr(args, "precision"):
         share_cores(args.backbone)
-    spare_memory = getattr(args, "gradient_checkpointing", False)
+    spare_memory = getattr(args, "gradient_checkpointing", None)  # None: no adaptation
     if spare_memory:
         give_memory_back()
+    elif spare_memory is False and BACKBONES[args.backbone].small:
+        keep_memory()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     with tempfile.TemporaryFile() as notes:
         terminal = os.dup(2)
         os.dup2(notes.fileno(), 2)
         try:
-            import keras
+            with light_import():
+                import keras
 
             if keras.backend.backend() == "tensorflow":
                 import tensorflow as tf

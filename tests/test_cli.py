@@ -265,3 +265,41 @@ def test_sparing_memory_begins_the_same_process_again_once(monkeypatch, set_by_u
     lines = process.communicate()[0].splitlines()
     assert lines[:-1] == [f"begins {process.pid} --exp two words"] * begins
     assert lines[-1] == f"goes on {process.pid} {set_by_user or startup.GIVE_BACK} False"
+
+
+KEEPING = """
+import resource
+from cli.startup import keep_memory
+keep_memory()
+for _ in range(3):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    array = b"x" * 2**26
+    del array
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a setting of glibc")
+@pytest.mark.parametrize("set_by_user", [None, ("MALLOC_TOP_PAD_", "0"), ("GLIBC_TUNABLES", "glibc.malloc.mmap_max=9")])
+def test_kept_memory_costs_no_page_faults(monkeypatch, set_by_user):
+    for name in ("GLIBC_TUNABLES", "MALLOC_TOP_PAD_"):
+        monkeypatch.delenv(name, raising=False)
+    if set_by_user:
+        monkeypatch.setenv(*set_by_user)
+    command = [sys.executable, "-c", KEEPING]
+    faults = int(subprocess.run(command, cwd=REPOSITORY, text=True, capture_output=True, check=True).stdout)
+    assert faults > 10_000 if set_by_user else faults < 100  # 64 MiB have 16,384 pages
+
+
+def test_keras_starts_without_what_is_not_used():
+    code = """
+import sys
+from cli.startup import import_keras
+import_keras()
+import Models.faster_layers
+print(*{"sklearn", "pandas", "keras_cv", "keras_cv.src.models", "matplotlib"} & set(sys.modules))
+import keras_cv, matplotlib, pandas, sklearn
+print(keras_cv.models.stable_diffusion.DiffusionModel is Models.faster_layers.diffusion_model.DiffusionModel)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, text=True, capture_output=True, check=True)
+    assert done.stdout.splitlines() == ["", "True"]

@@ -3,10 +3,10 @@
 import keras
 import numpy as np
 import pytest
-from keras_cv.src.models.stable_diffusion import diffusion_model
 
-from Models import faster_layers
+from Models import faster_layers, kerascv_layers
 from Models.faster_layers import shared_contexts, use_faster_layers
+from Models.kerascv_layers import diffusion_model
 from Models.mini_backbone import mini_unet
 
 
@@ -90,3 +90,32 @@ def test_unet_keeps_its_numbers_and_its_weights(unet, inputs, tmp_path):
     assert np.abs(shared - expected).max() < 1e-4 * np.abs(expected).max()
     other = np.asarray(faster([latents, time, np.zeros_like(contexts[rows])]))  # outside of the block it is
     assert np.abs(other - expected).max() > 1e-2 * np.abs(expected).max()
+
+
+def every_kerascv_layer():
+    """Networks with each layer of KerasCV's Stable Diffusion: (path, shape, values) of weights, and shapes of layers."""
+    keras.utils.set_random_seed(3)
+    image, time, context = keras.Input((4, 6, 8)), keras.Input((10,)), keras.Input((3, 5))
+    x = kerascv_layers.PaddedConv2D(64, 3, padding=1, strides=2)(image)
+    x = kerascv_layers.ResnetBlock(32)(x)
+    x = kerascv_layers.AttentionBlock(32)(kerascv_layers.ResnetBlock(32)(x))
+    x = diffusion_model.ResBlock(64)([x, time])
+    x = diffusion_model.ResBlock(64)([x, time])
+    for fully_connected in (False, True):
+        x = diffusion_model.SpatialTransformer(4, 16, fully_connected)([x, context])
+    model = keras.Model([image, time, context], diffusion_model.Upsample(16)(x))
+    weights = [(w.path, tuple(w.shape), w.numpy().tobytes()) for w in model.weights]
+    return weights, [(layer.name, layer.output.shape, layer.output.dtype) for layer in model.layers]
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+def test_kerascv_layers_are_built_as_kerascv_builds_them(monkeypatch, float32_after, policy):
+    keras.config.set_dtype_policy(policy)
+    keras.backend.clear_session()  # names of layers count from 0 again
+    found = every_kerascv_layer()
+    for kind, build in kerascv_layers.KERASCV_BUILDS.items():
+        monkeypatch.setattr(kind, "build", build)
+        monkeypatch.delattr(kind, "compute_output_shape")
+    keras.backend.clear_session()
+    stock = every_kerascv_layer()
+    assert len(stock[0]) == 106 and found == stock

@@ -12,8 +12,10 @@ import tarfile
 
 import numpy as np
 import pytest
+import sklearn.datasets
 from medmnist import INFO
 from PIL import Image
+from sklearn.model_selection import train_test_split
 
 from Data import loaders
 from Data.loaders import Split, Splits, class_names, data_identity, load_splits, read_images, resize_images
@@ -55,6 +57,12 @@ def test_digits():
         assert np.abs(np.bincount(split.labels) / len(split.labels) - whole).max() < 0.003  # stratified
     different = {image.tobytes() for split in splits for image in split.images}
     assert len(different) == 1797  # disjoint: no two of these digits are equal
+    data = sklearn.datasets.load_digits()
+    rest, test = train_test_split(np.arange(1797), test_size=500, stratify=data.target, random_state=1234)
+    train, val = train_test_split(rest, test_size=297, stratify=data.target[rest], random_state=1234)
+    for split, index in zip(splits, (train, val, test)):
+        assert np.array_equal(split.images[..., 1], (data.images[index] * 255 / 16).round())
+        assert np.array_equal(split.labels, data.target[index])
     again = load_splits(DATASETS["digits"], "unused", seed=2)  # the same split in every experiment
     assert all(np.array_equal(a.images, b.images) for a, b in zip(splits, again))
 
