@@ -23,7 +23,7 @@ from Stages.display import Display
 from Stages.outcome import outcome
 from Stages.recipes import COARSE
 from Stages.running import Runner
-from Stages.stages import at_once, stage_list
+from Stages.stages import PARTS, at_once, stage_list
 from Stages.work import operations
 
 SCRIPTS = {
@@ -36,7 +36,7 @@ def parse_args(argv=None):
     parser = new_pipeline_parser(__doc__)
     args = finish_args(parser, argv)
     args.sizes = sorted(set(args.sizes))
-    args.also = further_flags(parser, args.also, list(SCRIPTS))
+    args.also = further_flags(parser, args.also, PARTS)
     return args
 
 

@@ -11,7 +11,9 @@ from Stages.recipes import recipe
 COMMON = {"data_dir": None, "seed": presets.SEED, "deterministic": False, "skip_broken": False, "resolution": None,
           "background": "white"}  # fmt: skip
 MODEL = {"precision": "auto", "weights_dir": None}
-SCRIPTS = ("SD_adapting", "hyp_opt", "generate_dataset", "classifier_training")
+# Scripts, and parts of those that run more than once with different flags: what --also can name, as in `SD_adapting:dif`.
+PARTS = {"SD_adapting": ("enc", "dif"), "hyp_opt": ("enc", "dif"), "generate_dataset": (),
+         "classifier_training": ("real", "synthetic")}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -69,28 +71,29 @@ def stage_list(args, spec):
     model = as_flags({"backbone": args.backbone, **changed(args, MODEL)})
     stages, group = [], 0
 
-    def add(name, script, flags):
+    def add(name, script, part, flags):
         shared = common if script == "classifier_training" else common + model
-        stages.append(Stage(name, script, (*shared, *as_flags(flags), *args.also.get(script, ())), group))
+        further = [*args.also.get(script, ()), *args.also.get(f"{script}:{part}", ())]
+        stages.append(Stage(name, script, (*shared, *as_flags(flags), *further), group))
 
-    def classify(name, take, flags):
+    def classify(name, part, take, flags):
         epochs = values["classifier_epochs"](take)
-        add(f"classifier, {name}", "classifier_training", {**values["classifier"], "epochs": epochs, **flags})
+        add(f"classifier, {name}", "classifier_training", part, {**values["classifier"], "epochs": epochs, **flags})
 
-    add("transfer learning", "SD_adapting", {"train_model": "enc", **values["enc"]})
+    add("transfer learning", "SD_adapting", "enc", {"train_model": "enc", **values["enc"]})
     group += 1
-    add("first search", "hyp_opt", {"train_model": "enc", **values["search"], **values["first_search"]})
+    add("first search", "hyp_opt", "enc", {"train_model": "enc", **values["search"], **values["first_search"]})
     group += 1
-    add("fine-tuning", "SD_adapting", {"train_model": "dif", "enc_epoch": "best", **values["dif"]})
+    add("fine-tuning", "SD_adapting", "dif", {"train_model": "dif", "enc_epoch": "best", **values["dif"]})
     group += 1
-    add("final search", "hyp_opt", {"train_model": "dif", "best": True, **values["search"]})
-    group += 1
-    for take in args.sizes:
-        add(f"generation, {take}x", "generate_dataset", {"img_total": take * spec.unit, "best": True})
-    classify("real", 1, {"synthetic": "False"})
+    add("final search", "hyp_opt", "dif", {"train_model": "dif", "best": True, **values["search"]})
     group += 1
     for take in args.sizes:
-        classify(f"{take}x", take, {"take": take})
+        add(f"generation, {take}x", "generate_dataset", "", {"img_total": take * spec.unit, "best": True})
+    classify("real", "real", 1, {"synthetic": "False"})
+    group += 1
+    for take in args.sizes:
+        classify(f"{take}x", "synthetic", take, {"take": take})
     return stages
 
 

@@ -38,7 +38,7 @@ def operations(script, args, spec, steps):
         return args.img_total * steps * sampling
     learning = TRAINING * listed(CLASSIFIER, args.classifier) * (spec.resolution / 32) ** 2  # an epoch of an image
     if script == "classifier_training":
-        return spec.unit * (args.take if args.synthetic else 1) * args.epochs * learning
+        return spec.unit * (args.take if args.synthetic else 1) * args.epochs * learning * args.repeats
     default_steps = presets.INFERENCE_STEPS if args.train_model == "enc" else steps
     runs = args.n_trials / 2 + 3 * args.repeats  # half of a trial: many end on a lower rung
     return runs * args.num_imgs * (steps * sampling + args.epochs * learning) + args.test_imgs * (

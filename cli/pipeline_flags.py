@@ -24,7 +24,8 @@ def add_pipeline_flags(parser):
     add("--trial_epochs", type=count, help="most epochs of a trial's classifier (100; mini: 32, or 16 above 16 px)")
     add("--classifier_epochs", type=count, help="most epochs of the classifiers (100; mini: 40, fewer for larger sets)")
     add("--also", action="append", default=[], metavar="'SCRIPT FLAGS'",
-        help="further flags of a script, as in --also 'hyp_opt --pruner none'; may be given several times")  # fmt: skip
+        help="further flags of a script, or of a part of it, as in --also 'hyp_opt --pruner none', --also 'SD_adapting:dif "
+             "--keep 1'; may be given several times")  # fmt: skip
     add("--dry_run", action="store_true", help="print the commands, and run none")
     add_model_flags(parser)
 
@@ -35,16 +36,23 @@ def new_pipeline_parser(doc):
     return parser
 
 
-def further_flags(parser, texts, scripts):
-    """{script: [flags]} of what --also gives."""
+def further_flags(parser, texts, parts):
+    """{script or script:part: [flags]} of what --also gives.
+
+    Args:
+        parser: The parser.
+        texts: What --also was given.
+        parts: {script: names of its parts}.
+    """
+    names = [*parts, *(f"{script}:{part}" for script in parts for part in parts[script])]
     found = {}
     for text in texts:
         try:
             script, *flags = shlex.split(text)
         except ValueError:
             script, flags = "", []
-        script = script.removesuffix(".py")
-        if script not in scripts or not flags:
-            parser.error(f"argument --also: must be a script ({', '.join(scripts)}) and its flags, received {text!r}")
+        script = script.replace(".py", "")
+        if script not in names or not flags:
+            parser.error(f"argument --also: must be one of {', '.join(names)}, and its flags, received {text!r}")
         found.setdefault(script, []).extend(flags)
     return found

@@ -99,10 +99,12 @@ def test_what_the_user_chooses_stays():
 
 
 def test_further_flags_go_to_their_script():
-    also = ["--also", "hyp_opt --pruner none --rungs 1", "--also", "SD_adapting.py --keep 2"]
+    also = ["--also", "hyp_opt --pruner none --rungs 1", "--also", "SD_adapting.py:dif --keep 2",
+            "--also", "classifier_training:synthetic --real_share 0.5"]  # fmt: skip
     for command in commands(*DEMO, *also):
         assert ("--pruner none --rungs 1" in command) == command.startswith("hyp_opt")
-        assert ("--keep 2" in command) == command.startswith("SD_adapting")
+        assert ("--keep 2" in command) == ("SD_adapting" in command and "--train_model dif" in command)
+        assert ("--real_share 0.5" in command) == ("--take" in command)
 
 
 def image_folder(path, images, side):
@@ -127,8 +129,8 @@ def test_own_images_are_seen_no_larger_than_the_backbone_makes_them(tmp_path, ca
 @pytest.mark.parametrize("flags, message", [
     (["--exp", "x", "--dataset", "cifar11"], "did you mean cifar10?"), (["--dataset", "digits"], "--exp"),
     (["--exp", "x", "--sizes", "0"], "argument --sizes: must be in 1..1000"),
-    (["--exp", "x", "--also", "hyp_op --rungs 1"], "argument --also: must be a script (SD_adapting, "),
-    (["--exp", "x", "--also", "hyp_opt '"], "argument --also: must be a script"),
+    (["--exp", "x", "--also", "hyp_op --rungs 1"], "argument --also: must be one of SD_adapting, "),
+    (["--exp", "x", "--also", "hyp_opt '"], "argument --also: must be one of"),
     (["--exp", "x", "--also", "hyp_opt --rungs 9"], "argument --rungs: must be in 1..6"),
     (["--exp", "x", "--also", "generate_dataset --ugs 2"], "argument --best: not allowed with --ugs"),
     (["--exp", "x", "--num_imgs", "10", "--also", "hyp_opt --batch_size 64"], "--batch_size: 64 is more than the 10"),
