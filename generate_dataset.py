@@ -15,7 +15,7 @@ from cli.best import add_best_flag, epoch_or_best, settle_best, take_best
 from cli.flags import add_model_flags, add_spacing_flag, finish_args, integer, new_parser, number
 from cli.lora import base_hashes
 from cli.process import run, writing_in
-from Data.generation import begin_folder, check_folder, draw_pictures, finish_set, is_complete, move_sheet
+from Data.generation import begin_folder, check_folder, draw_pictures, finish_set, is_complete, lacks_mark, move_sheet
 from Data.pictures import resize_images
 from Data.registry import class_names, dataset_spec
 from Data.synthetic import SyntheticWriter, balanced_counts
@@ -67,6 +67,7 @@ def parse_args(argv=None):
         "--shard", default=(1, 1), type=shard, metavar="I/N",
         help="make the Ith of N parts of the dataset, beside other processes or machines",
     )  # fmt: skip
+    add("--no_mark", action="store_true", help="leave out the note in each PNG that a trained model has made it")
     add("--restart", action="store_true", help="throw away what an earlier run has left here")
     args = finish_args(parser, argv)
     settle_best(parser, args, settings)
@@ -110,6 +111,8 @@ def plan(args):
     known = Plan(name=spec.name, classes=classes, experiment=experiment, folder=folder, epochs=epochs,
                  settings=settings, counts=counts, part=part)  # fmt: skip
     if not args.restart:
+        if lacks_mark(folder):
+            del settings["no_mark"]
         check_folder(folder, settings)
         if is_complete(folder, total, spec.num_classes):
             move_sheet(folder)
@@ -146,7 +149,7 @@ def generate(args, known=None):
     make_repeatable(args.seed, args.deterministic)  # a fresh encoder of --enc_epoch 0 is the same every time
     with precision(args.precision):
         diffusion = load_diffusion(backbone, len(known.classes), args.weights_dir, **known.epochs)
-    writer = SyntheticWriter(folder, known.counts, backbone.block)
+    writer = SyntheticWriter(folder, known.counts, backbone.block, mark=not settings.get("no_mark", True))
     there, whole = writer.progress(args.shard)
     check_room(folder, 0 if args.restart else bytes_of(known, whole - there), "what is missing of the set")
     with writing_in(folder, known.part, saved=lambda: "{} of {} images are saved".format(*writer.progress(args.shard))):
@@ -183,6 +186,8 @@ def write_images(args, known, precision, diffusion, writer):
         whole, known.name, diffusion.backbone.name, there, args.inf_steps, args.ugs, precision, args.seed,
         gigabytes(bytes_of(known, whole - there)), known.folder,
     )  # fmt: skip
+    if "no_mark" not in known.settings:
+        log.info("an earlier version has begun the set, without a mark of generated images: it goes on without one")
     resize = partial(resize_images, side=side, mode="bilinear")
     return write_generated(
         diffusion, writer, args.shard, resize, args.batch_size, num_steps=args.inf_steps,
