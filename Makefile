@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.installed
 
-.PHONY: setup demo test test-slow style format bench chaos fuzz parity lock clean
+.PHONY: setup demo test test-slow style format bench chaos fuzz parity readers lock clean
 
 setup: $(READY)
 
@@ -52,6 +52,10 @@ fuzz: setup
 # The published stack in an environment of its own, and the same weights and noise on both sides.
 parity: setup
 	$(RUN) parity/run.py
+
+# Exported sets, read by datasets, mlcroissant, webdataset, torchvision, medmnist and Keras, in .venv-readers (a few GB).
+readers: setup
+	$(RUN) -m tests.readers
 
 # Needs uv. torch and torchvision are left out for the reason above.
 lock:

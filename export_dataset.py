@@ -60,10 +60,12 @@ def plan(args):
     """Look at what is there.
 
     Returns:
-        A `Plan`: the `source`, a `SetToExport`; the `experiment`; the `licences` of the real data and of the backbone.
+        A `Plan`: the `source`, a `SetToExport`; the `experiment`; the `licences` of the real data and of the backbone; what
+        was `measured` with the set, and the figures of its `audit`.
 
     Raises:
-        UserError: The run cannot begin: a folder in the way, no set or not a whole one, a licence that forbids it.
+        UserError: The run cannot begin: a folder in the way, no set or not a whole one, broken results, no licence to pass
+            real images on.
     """
     refuse_existing(args.to)
     spec = dataset_spec(args.dataset, args.skip_broken, args.resolution, args.background)
@@ -78,7 +80,10 @@ def plan(args):
     source = SetToExport(folder, spec)
     check_room(args.to.parent, source.bytes(), "the export")
     backbone = BACKBONES.get(source.manifest.get("backbone"))
-    return Plan(source=source, experiment=experiment, licences=(licence, backbone and backbone.licence))
+    return Plan(
+        source=source, experiment=experiment, licences=(licence, backbone and backbone.licence),
+        measured=cas_rows(experiment, source), audit=audit_figures(folder),
+    )  # fmt: skip
 
 
 def data_licence(args, spec):
@@ -121,7 +126,7 @@ def export(args, known=None):
     with telling_what_is_saved(lambda: f"{args.to} is not made", "begins anew"), atomic_folder(args.to) as folder:
         images = tqdm(source.images(), total=source.total, unit="image", smoothing=0.05)
         layout = FORMATS[args.format](folder, source, images)
-        text = card(source, layout, known.licences, cas_rows(known.experiment, source), audit_figures(source.folder))
+        text = card(source, layout, known.licences, known.measured, known.audit)
         (folder / "README.md").write_text(text, encoding="utf-8")
         if layout.features:
             write_json(folder / "croissant.json", described(source, layout, known.licences))

@@ -144,7 +144,8 @@ def measured_part(source, measured):
 def audit_part(audit):
     if not audit:
         return ["None was made: how near these images come to single training images is not known."]
-    return [table(["figure", "value"], [[name, short(value)] for name, value in audit.items()])]
+    rows = [[name, f"{value:.4g}" if isinstance(value, float) else short(value)] for name, value in audit.items()]
+    return [table(["figure", "value"], rows)]
 
 
 USE = """Meant for training image classifiers, for augmenting small sets, and for studying what generated images can teach.

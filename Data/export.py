@@ -94,8 +94,8 @@ def write_hugging_face(folder, source, images):
 
 def write_parquet(folder, source, images):
     """Parquet files that hold images and what is known of them, as `datasets` writes them."""
-    parts = -(-source.bytes() // PART_BYTES)
-    of_part = -(-source.total // parts)
+    of_part = -(-source.total // -(-source.bytes() // PART_BYTES))
+    parts = -(-source.total // of_part)
     (folder / "data").mkdir()
     rows, tables = map(packed, images), {}
     for part in range(parts):

@@ -11,7 +11,7 @@ from Experiment.paths import REPOSITORY
 from Models.noise_schedule import STABLE_DIFFUSION
 from Models.sampler import Sampler
 
-SCRIPTS = ("SD_adapting", "hyp_opt", "generate_dataset", "classifier_training", "pipeline")
+SCRIPTS = ("SD_adapting", "hyp_opt", "generate_dataset", "classifier_training", "pipeline", "export_dataset")
 # From the ground up. A room imports rooms of lower floors, and itself.
 FLOORS = {
     "Experiment": 0,
