@@ -260,7 +260,7 @@ STATES = [
     ("classify", ["--exp", "total"], "manifest.json says no total"),
     ("export", ["--exp", "total", *EXPORT], "manifest.json says no total"), ("export", ["--exp", "new", *EXPORT], "no complete"),
     ("export", ["--exp", "lack", *EXPORT], "Missing or too many: class_09"), ("export", ["--exp", "lies", *EXPORT], "counts [100, 100"),
-    ("export", ["--exp", "small", *EXPORT], "/proc/none"), ("export", ["--exp", "small", *EXPORT, "--to", "/proc"], "is there already"),
+    ("export", ["--exp", "small", *EXPORT], "and /proc has 0.0 kB left"), ("export", ["--exp", "small", *EXPORT, "--to", "/proc"], "is there already"),
     ("export", ["--exp", "small", *EXPORT, "--license", "cc0-1.0"], "that of digits is CC BY 4.0"),
     ("export", ["--exp", "new", *EXPORT, "--dataset", "cifar10", "--format", "npz", "--with_real"], "no licence is known"),
     *[(script, ["--exp", "new", "--batch_size", "1001", *flags], "--batch_size: 1001 is more than the 1000 training images")

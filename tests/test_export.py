@@ -5,6 +5,8 @@ import io
 import json
 import os
 import re
+import subprocess
+import sys
 import tarfile
 
 import numpy as np
@@ -25,7 +27,7 @@ from Data.synthetic import SyntheticWriter, recipe
 from Experiment import files
 from Experiment.errors import UserError
 from Experiment.files import atomic_folder, write_json
-from Experiment.paths import Experiment
+from Experiment.paths import REPOSITORY, Experiment
 
 SETTINGS = {"seed": 5, "ugs": 1.5, "inf_steps": 20, "enc_epoch": 3, "dif_epoch": 4, "backbone": "mini", "exp": "e",
             "weights": {"dif": "d" * 64}, "no_mark": False}  # fmt: skip
@@ -330,6 +332,14 @@ def test_there_must_be_room(root, monkeypatch):
     )
     (folder,) = Experiment(root, "e", "digits").synthetic_root.iterdir()
     refused(root, str(sum(os.path.getsize(path) for path in folder.rglob("*.png"))))
+
+
+def test_the_script_needs_no_keras(root):
+    flags = ["--dataset", "digits", "--exp", "e", "--root", str(root), "--to", str(root / "out"), "--format", "folders"]
+    code = f"import runpy, sys; sys.argv[1:] = {flags}; runpy.run_path('export_dataset.py', run_name='__main__'); " \
+           "print('keras' in sys.modules)"  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "False" and (root / "out/README.md").exists(), done.stderr
 
 
 # Licences
