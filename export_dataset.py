@@ -8,8 +8,6 @@ import re
 import time
 from pathlib import Path
 
-from tqdm import tqdm
-
 from cli.flags import finish_args, new_parser
 from cli.process import run, telling_what_is_saved
 from Data.cards import CITATION, card, summary, title
@@ -22,9 +20,10 @@ from Data.registry import dataset_spec, origin
 from Experiment.disk import check_room, gigabytes
 from Experiment.errors import UserError
 from Experiment.files import atomic_folder, refuse_existing, write_json
-from Experiment.licences import OF_DATA, Licence
+from Experiment.licences import OF_DATA, OF_OTHER_WEIGHTS, Licence
 from Experiment.paths import Experiment
 from Experiment.plan import Plan
+from Experiment.progress import each
 from Models.backbones import BACKBONES
 
 log = logging.getLogger("experiment")
@@ -79,9 +78,8 @@ def plan(args):
         raise UserError(f"{args.to} is in the folder of the set: an export there would become a part of it.")
     source = SetToExport(folder, spec)
     check_room(args.to.parent, source.bytes(), "the export")
-    backbone = BACKBONES.get(source.manifest.get("backbone"))
     return Plan(
-        source=source, experiment=experiment, licences=(licence, backbone and backbone.licence),
+        source=source, experiment=experiment, licences=(licence, weights_licence(source.manifest)),
         measured=cas_rows(experiment, source), audit=audit_figures(folder),
     )  # fmt: skip
 
@@ -100,6 +98,16 @@ def data_licence(args, spec):
         return known.licence if known else None
     named = next((licence for licence in OF_DATA.values() if licence.id == args.license), None)
     return named or Licence(args.license, args.license, "https://spdx.org/licenses/", "its terms be kept")
+
+
+def weights_licence(manifest):
+    """The licence of the pretrained weights that a set was made with, None where it is not known or there is none."""
+    backbone, weights = BACKBONES.get(manifest.get("backbone")), manifest.get("weights")
+    if not backbone or not backbone.licence:
+        return None
+    decoder = weights.get("decoder") if isinstance(weights, dict) else None  # an earlier version recorded none
+    own = decoder in (None, backbone.files["decoder"].hash())
+    return backbone.licence if own else OF_OTHER_WEIGHTS
 
 
 def export(args, known=None):
@@ -124,7 +132,7 @@ def export(args, known=None):
         splits = load_splits(source.spec, args.data_dir, args.seed, source.spec.resolution, known.experiment)
         source.real = {name: getattr(splits, name) for name in REAL}
     with telling_what_is_saved(lambda: f"{args.to} is not made", "begins anew"), atomic_folder(args.to) as folder:
-        images = tqdm(source.images(), total=source.total, unit="image", smoothing=0.05)
+        images = each(source.images(), "image", source.total)
         layout = FORMATS[args.format](folder, source, images)
         text = card(source, layout, known.licences, known.measured, known.audit)
         (folder / "README.md").write_text(text, encoding="utf-8")

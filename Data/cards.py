@@ -53,9 +53,12 @@ def card(source, layout, licences, measured, audit):
         measured: Rows of `Data.measured.cas_rows`.
         audit: {figure: value} of an audit, empty where there was none.
     """
+    soft = [
+        "In `hf` and `webdataset` each image has a soft label, what a classifier trained on the real images says of it."
+    ]
     parts = [
         f"# {title(source)}", f"**Generated images.** {summary(source)}", *classes_part(source, layout),
-        "## Files", layout.files, f"```python\n{layout.reading}\n```",
+        "## Files", layout.files, *(soft if source.soft_labels is not None else []), f"```python\n{layout.reading}\n```",
         "## How the images were made", *made_part(source, licences[1]),
         "## What they were made from", *from_part(source, licences[0]),
         "## How good they are", *measured_part(source, measured), "## Audit", *audit_part(audit),
@@ -81,9 +84,8 @@ def metadata(source, layout, licences):
     }
     if layout.features:
         names = {"class_label": {"names": {str(label): name for label, name in enumerate(source.classes)}}}
-        features = [
-            {"name": name, "dtype": names if kind == "label" else kind} for name, kind in layout.features.items()
-        ]
+        kinds = {"label": {"dtype": names}, "soft label": {"sequence": "float32"}}
+        features = [{"name": name, **kinds.get(kind, {"dtype": kind})} for name, kind in layout.features.items()]
         content["dataset_info"] = {"features": features}
     return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=120)
 
@@ -115,7 +117,7 @@ def made_part(source, licence):
     weights = source.manifest.get("weights", {})
     known |= {f"weights, {part}: SHA-256": value for part, value in flattened(weights).items()}
     known["images: SHA-256"] = source.sha256
-    if licence:
+    if licence and licence.page:
         told += (
             f" The pretrained weights of `{source.settings['backbone']}` are under [{licence.name}]({licence.page})."
         )
@@ -135,10 +137,13 @@ def measured_part(source, measured):
         return ["No accuracy was measured with it."]
     told = (
         f"Classification Accuracy Score: accuracy on the real test images of {source.spec.name} of a classifier that has seen "
-        "generated images alone, beside one that has seen the real training images. They were measured on sets of these "
-        "settings, weights and seed."
+        "generated images alone, unless a share of real ones is named, beside one that has seen the real training images. "
+        "They were measured on sets of these settings, weights and seed."
     )
-    return [told, table(["classifier", "trained on", "top-1", "95 % interval", "top-5"], measured)]
+    return [
+        told,
+        table(["classifier", "trained on", "beyond the paper's recipe", "top-1", "95 % interval", "top-5"], measured),
+    ]
 
 
 def audit_part(audit):
@@ -165,6 +170,8 @@ def licence_part(source, licences):
         parts = [
             f"No licence is known for the real images of {source.spec.name}: ask their authors before you use these."
         ]
-    if of_weights:
+    if of_weights and not of_weights.page:
+        parts.append(f"The weights were not the backbone's own: {of_weights.duty}.")
+    elif of_weights:
         parts.append(f"Under [{of_weights.name}]({of_weights.page}), the licence of the backbone, {of_weights.duty}.")
     return parts

@@ -27,7 +27,7 @@ CONTEXT = {
     **{word: f"cr:{word}" for word in CR},
 }
 TYPES = {"image": "sc:ImageObject", "label": "sc:Integer", "int64": "sc:Integer", "float64": "sc:Float",
-         "string": "sc:Text", "bool": "sc:Boolean"}  # fmt: skip
+         "string": "sc:Text", "bool": "sc:Boolean", "soft label": "sc:Float"}  # fmt: skip
 RECORDS, PNG = "train", "image/png"
 
 
@@ -97,6 +97,8 @@ def label_records(classes):
 
 def one_field(name, kind, source):
     found = {"@type": "cr:Field", "@id": f"{RECORDS}/{name}", "name": name, "dataType": TYPES[kind], "source": source}
+    if kind == "soft label":
+        found |= {"isArray": True, "arrayShape": "-1"}
     return found | ({"references": {"field": {"@id": "labels/label"}}} if name == "label" else {})
 
 

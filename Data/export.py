@@ -123,7 +123,7 @@ def write_table(file, rows, classes):
 
     rows = iter(rows)
     piece = list(itertools.islice(rows, ROWS))
-    kinds = {bool: "bool", int: "int64", float: "float64", str: "string"}
+    kinds = {bool: "bool", int: "int64", float: "float64", str: "string", list: "soft label"}
     own = {"image": "image", "label": "label", "file_name": "file_name"}
     features = {name: own.get(name) or kinds[type(value)] for name, value in piece[0].items()}
     with pa.parquet.ParquetWriter(file, arrow_schema(features, classes)) as writer:
@@ -138,9 +138,11 @@ def arrow_schema(features, classes):
     import pyarrow as pa
 
     types = {"image": pa.struct({"bytes": pa.binary(), "path": pa.string()}), "label": pa.int64(), "int64": pa.int64(),
-             "file_name": pa.string(), "string": pa.string(), "float64": pa.float64(), "bool": pa.bool_()}  # fmt: skip
+             "file_name": pa.string(), "string": pa.string(), "float64": pa.float64(), "bool": pa.bool_(),
+             "soft label": pa.list_(pa.float32())}  # fmt: skip
     known = {"image": {"_type": "Image"}, "label": {"names": list(classes), "_type": "ClassLabel"},
-             "file_name": {"dtype": "string", "_type": "Value"}}  # fmt: skip
+             "file_name": {"dtype": "string", "_type": "Value"},
+             "soft label": {"feature": {"dtype": "float32", "_type": "Value"}, "_type": "Sequence"}}  # fmt: skip
     described = {name: known.get(kind, {"dtype": kind, "_type": "Value"}) for name, kind in features.items()}
     schema = pa.schema({name: types[kind] for name, kind in features.items()})
     return schema.with_metadata({"huggingface": json.dumps({"info": {"features": described}})})

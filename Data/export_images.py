@@ -1,7 +1,9 @@
 """A synthetic set on its way to others: its images, checked and marked, one after the other."""
 
+import glob
 import io
 import itertools
+import logging
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +16,10 @@ from Data.pictures import BROKEN_IMAGE, first_ten, in_chunks, shown
 from Data.registry import class_names
 from Data.synthetic import complete_sets, image_names, read_manifest, recipe, set_identity
 from Experiment.errors import UserError
+from Experiment.files import plain_arrays
 from Experiment.records import DATA_FLAGS
+
+log = logging.getLogger("experiment")
 
 PIECE = 512  # images in memory at a time
 # What is in a manifest besides the settings of the images, or, of an earlier version, says where things lay.
@@ -28,7 +33,7 @@ class ExportedImage(NamedTuple):
         png: The bytes of its file, with the mark of generated images.
         pixels: uint8 (H, W, 3).
         label: Its label.
-        facts: What is known of it: name of its class, index in its class, seed and settings; the same keys for all.
+        facts: What is known of it: name of its class, index in its class, settings, soft label; the same keys for all.
     """
 
     png: bytes
@@ -56,6 +61,7 @@ class SetToExport:
         recipe: What it is made with, as results have it.
         sha256: Hash of its content.
         settings: {setting: value} of its images.
+        soft_labels: Class probabilities float32 (N, C) that a teacher has given, class by class; None where there are none.
         real: {"val": `Split`, "test": `Split`} of real images that go with it, empty if none do.
 
     Raises:
@@ -77,6 +83,8 @@ class SetToExport:
             key: value for key, value in self.manifest.items()
             if key not in NOT_SETTINGS and isinstance(value, bool | int | float | str)
         }  # fmt: skip
+        self.soft_labels = soft_labels(self.folder, self.sha256, self.names)
+        self.first = np.cumsum([0, *self.counts])  # of each class, in that list
 
     @property
     def counts(self):
@@ -106,6 +114,8 @@ class SetToExport:
         except BROKEN_IMAGE as error:
             return f"{shown(path)} ({shown(error)})"
         facts = {"class": self.classes[label], "index": index, **self.settings}
+        if self.soft_labels is not None:
+            facts["soft_label"] = self.soft_labels[self.first[label] + index].tolist()
         return ExportedImage(marked(png), pixels, label, facts)
 
     def images(self):
@@ -127,6 +137,31 @@ class SetToExport:
                 yield from read.values()
         if broken:
             raise UserError(f"{len(broken)} of {self.total} images cannot be read: {first_ten(broken)}")
+
+
+def soft_labels(folder, sha256, names):
+    """Class probabilities float32 (N, C) of the images of a set, which lie beside it (see Scoring/soft_labels.py).
+
+    Args:
+        folder: Of the set.
+        sha256: Hash of its content, for which they must be.
+        names: Names of its images, one list a class.
+
+    Returns:
+        None where there are none, or those of several teachers.
+    """
+    found, listed = {}, [name.encode() for of_class in names for name in of_class]
+    for path in sorted(folder.parent.glob(f"{glob.escape(folder.name)}.soft_labels.*.npz")):
+        with plain_arrays(path) as data:
+            kept = all(name in data.files for name in ("probabilities", "files", "set_sha256"))
+            if kept and str(data["set_sha256"]) == sha256 and data["files"].tolist() == listed:
+                found[path.name] = data["probabilities"].astype("float32")
+    if len(found) > 1:
+        log.warning("soft labels of several teachers are there, none of them goes along: %s", first_ten(found, ", "))
+    if len(found) != 1:
+        return None
+    (probabilities,) = found.values()
+    return probabilities / probabilities.sum(axis=1, keepdims=True)  # those of half precision do not add up exactly
 
 
 def only_set(root, num_classes):

@@ -1,12 +1,13 @@
 """What was measured of a synthetic set: accuracies of classifiers that have learnt from it, and figures of an audit."""
 
 from Experiment.files import read_json
+from Experiment.levers import levers_on
 from Experiment.records import flattened
 from Experiment.results import CAS_SCHEMA, read_results
 
 
 def cas_rows(experiment, source):
-    """The accuracies on real test images: [classifier, what it was trained on, top-1, interval of it, top-5], as text.
+    """The accuracies on real test images: [classifier, what it was trained on, levers, top-1, interval, top-5], as text.
 
     Those of sets of the same recipe that are not larger, since a larger set begins with the images of a smaller one, and
     those of the real training images beside them.
@@ -40,19 +41,12 @@ def is_of(entry, size, source):
 
 
 def scores(entry):
-    interval = interval_of(entry)
-    told = f"{interval[0]:.4f} to {interval[1]:.4f}" if interval else "not measured"
-    return [f"{entry['top_1_accuracy']:.4f}", told, f"{entry['top_5_accuracy']:.4f}"]
-
-
-def interval_of(entry):
-    """The interval (low, high) of an entry's top-1 accuracy, None where it has none."""
-    for name, value in entry.items():
-        if "interval" in name and "5" not in name:
-            value = value.get("top_1_accuracy") if isinstance(value, dict) else value
-            if isinstance(value, list) and len(value) == 2 and all(isinstance(end, int | float) for end in value):
-                return tuple(value)
-    return None
+    """The levers of a result's training, its accuracies, and the 95 % interval of the first."""
+    training, interval = entry.get("training"), entry.get("interval", {}).get("top_1_accuracy")
+    levers = levers_on(training) if isinstance(training, dict) else {}
+    told = ", ".join(f"{name} {value}" for name, value in levers.items()) or "nothing"
+    within = f"{interval[0]:.4f} to {interval[1]:.4f}" if interval else "not measured"
+    return [told, f"{entry['top_1_accuracy']:.4f}", within, f"{entry['top_5_accuracy']:.4f}"]
 
 
 def audit_file(folder):

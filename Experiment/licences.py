@@ -10,7 +10,7 @@ class Licence:
     Attributes:
         name: As people call it.
         id: As Hugging Face calls it.
-        page: Address of its text.
+        page: Address of its text; empty where that is not known.
         duty: What it asks of those who pass on what it covers, as the end of a sentence.
     """
 
@@ -33,4 +33,7 @@ OPENRAIL_PLUS = Licence(
     "CreativeML Open RAIL++-M", "openrail++", "https://huggingface.co/stabilityai/stable-diffusion-2/blob/main/LICENSE-MODEL",
     "the uses that its Attachment A rules out stay ruled out, also for images",
 )  # fmt: skip
+OF_OTHER_WEIGHTS = Licence(
+    "the licence of the weights", "other", "", "their licence, which is not known here, holds too"
+)
 OF_DATA = {licence.name: licence for licence in (CC_BY, CC_BY_NC)}

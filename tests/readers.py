@@ -29,7 +29,7 @@ from PIL import Image
 import export_dataset
 from Data import export
 from Data.registry import class_names, dataset_spec
-from Data.synthetic import SyntheticWriter
+from Data.synthetic import SyntheticWriter, content_hash, read_manifest
 from Experiment.paths import REPOSITORY
 
 HERE = Path(__file__).resolve().parent
@@ -65,7 +65,23 @@ def write_set(folder, classes):
         found.append((writer.place(number)[0], pixels_hash(image)))
     writer.finish(SETTINGS | {"classes": list(classes)})
     writer.close()
+    write_soft_labels(folder, counts)
     return found
+
+
+def write_soft_labels(folder, counts):
+    """Class probabilities beside the set, as a teacher's are kept."""
+    names = [
+        f"class_{label:02d}/img_{index}.png".encode() for label, count in enumerate(counts) for index in range(count)
+    ]
+    probabilities = np.random.default_rng(0).dirichlet(np.ones(len(counts)), len(names)).astype(np.float16)
+    sha256 = content_hash(folder, len(counts), read_manifest(folder))
+    np.savez(
+        folder.with_name(f"{folder.name}.soft_labels.0.npz"),
+        probabilities=probabilities,
+        files=names,
+        set_sha256=sha256,
+    )
 
 
 def own_data(folder):
@@ -117,6 +133,7 @@ def check(python, folder, dataset, formats):
         good = good and facts.get("classes", [[i, c] for i, c in enumerate(classes)]) == [
             [i, c] for i, c in enumerate(classes)
         ]
+        good = good and abs(facts.get("soft", 1.0) - 1) < 1e-5
         shown = {key: value for key, value in facts.items() if key not in ("images", "classes", "names")}
         read = f"{there.total()} of {TOTAL} images" if "images" in facts else "read"
         print(f"{spec.name}: {reader}: {read}, {'as written' if good else 'DIFFERENT'} {shown or ''}", flush=True)

@@ -31,7 +31,8 @@ def pixels_hash(image):
 def hugging_face(folder):
     read = datasets.load_dataset(str(folder), split="train", cache_dir=str(folder.parent / f"cache-{folder.name}"))
     images = [[row["label"], pixels_hash(row["image"])] for row in read]
-    return {"images": images, "names": read.features["label"].names, "columns": sorted(read.column_names),
+    soft = np.mean(np.sum(read["soft_label"], axis=1))  # sums of probabilities
+    return {"images": images, "names": read.features["label"].names, "columns": sorted(read.column_names), "soft": float(soft),
             "classes": sorted({(row["label"], row["class"]) for row in read})}  # fmt: skip
 
 

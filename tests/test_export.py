@@ -190,6 +190,48 @@ def test_a_set_without_marks_is_marked_on_its_way(tmp_path):
     assert "The settings are not recorded" in (folder / "README.md").read_text()
 
 
+def write_soft_labels(folder, sha256, teacher="0123abcd"):
+    names = [
+        f"class_{label:02d}/img_{index}.png".encode() for label in range(10) for index in range(3 if label < 3 else 2)
+    ]
+    probabilities = np.random.default_rng(0).dirichlet(np.ones(10), 23).astype(np.float16)
+    np.savez(
+        folder.with_name(f"{folder.name}.soft_labels.{teacher}.npz"),
+        probabilities=probabilities,
+        files=names,
+        set_sha256=sha256,
+    )
+    return {name: row.astype("float32") for name, row in zip(names, probabilities)}
+
+
+@pytest.mark.parametrize("kind", ["hf", "webdataset"])
+def test_a_soft_label_goes_with_its_image(root, kind):
+    (made,) = Experiment(root, "e", "digits").synthetic_root.iterdir()
+    of_image = write_soft_labels(made, SetToExport(made, dataset_spec("digits")).sha256)
+    folder = exported(root, kind)
+    if kind == "hf":
+        rows = pyarrow.parquet.read_table(folder / "train/metadata.parquet").to_pylist()
+        assert front_matter(folder)["dataset_info"]["features"][-1] == {"name": "soft_label", "sequence": "float32"}
+    else:
+        with tarfile.open(folder / "train-000000.tar") as tar:
+            rows = [json.loads(tar.extractfile(name).read()) for name in tar.getnames() if name.endswith("json")]
+    assert len(rows) == 23
+    for row in rows:
+        expected = of_image[f"class_{int(row['class']):02d}/img_{row['index']}.png".encode()]
+        assert np.allclose(row["soft_label"], expected, atol=1e-3) and abs(sum(row["soft_label"]) - 1) < 1e-6
+
+
+def test_soft_labels_of_another_set_or_of_several_teachers_stay(root, caplog):
+    (made,) = Experiment(root, "e", "digits").synthetic_root.iterdir()
+    write_soft_labels(made, "another set")
+    assert SetToExport(made, dataset_spec("digits")).soft_labels is None
+    for teacher in ("aaaaaaaa", "bbbbbbbb"):
+        write_soft_labels(made, SetToExport(made, dataset_spec("digits")).sha256, teacher)
+    with caplog.at_level("WARNING", logger="experiment"):
+        assert SetToExport(made, dataset_spec("digits")).soft_labels is None
+    assert "soft labels of several teachers" in caplog.text
+
+
 @pytest.mark.parametrize("name, expected", [
     ("cat", "cat"), ("a/b", "a_b"), ("..", "_"), ("con", "con_"), ("LPT1.x", "LPT1.x_"), ("", "_"), (" x ", "_x"), (".git", "_git"),
     ("b" * 300, "b" * 120), ("ü" * 100, "ü" * 60), ('<>:"/\\|?*', "_" * 9), ("tab\there", "tab_here"), ("nevus, left", "nevus, left"),
@@ -359,6 +401,13 @@ def test_licences_are_carried_over(tmp_path, dataset, backbone, ids):
     )
 
 
+def test_other_weights_have_a_licence_of_their_own(tmp_path):
+    write_set(tmp_path / "set", settings=SETTINGS | {"backbone": "sd1", "weights": {"decoder": "e" * 64}})
+    folder = exported(tmp_path, "folders", "--synthetic_dir", str(tmp_path / "set"))
+    assert front_matter(folder)["license"] == ["cc-by-4.0", "other"]
+    assert "were not the backbone's own" in (folder / "README.md").read_text()
+
+
 def test_own_data_have_the_licence_that_is_named(tmp_path):
     for name in "ab":
         for split in ("train", "val", "test"):
@@ -396,7 +445,7 @@ def test_the_card_shows_accuracies_of_its_recipe_alone(root):
     total = 1000
     made = write_set(experiment.synthetic_root / "1kEnc3Dif4Is20Ugs1.5", total=total)
     entry = {"top_1_accuracy": 0.9, "top_5_accuracy": 0.99, "set": {"folder": made.name, **recipe(made)}}
-    entry |= {"top_1_interval": [0.87, 0.92]}
+    entry |= {"interval": {"top_1_accuracy": [0.87, 0.92]}, "training": {"epochs": 9, "labels": "soft"}}
     other = {**entry, "top_1_accuracy": 0.1, "set": {**entry["set"], "seed": 6}}
     real = {"top_1_accuracy": 0.97, "top_5_accuracy": 1.0}
     results = {"resnet20": {"digits": {"x1": entry, "x4": entry, "real": real}, "cifar10": {"x1": entry}},
@@ -405,8 +454,8 @@ def test_the_card_shows_accuracies_of_its_recipe_alone(root):
     write_json(audit_file(made), {"copies": {"nearer than held-out": 0.123456}, "extractor": "pixels"})
     text = (exported(root, "folders", "--synthetic_dir", str(made)) / "README.md").read_text()
     rows = [line for line in text.splitlines() if line.startswith("| resnet")]
-    assert rows == ["| resnet20 | 1,000 generated images | 0.9000 | 0.8700 to 0.9200 | 0.9900 |",
-                    "| resnet20 | the real training images | 0.9700 | not measured | 1.0000 |"]  # fmt: skip
+    assert rows == ["| resnet20 | 1,000 generated images | labels soft | 0.9000 | 0.8700 to 0.9200 | 0.9900 |",
+                    "| resnet20 | the real training images | nothing | 0.9700 | not measured | 1.0000 |"]  # fmt: skip
     assert "| copies.nearer than held-out | 0.1235 |" in text and "| extractor | pixels |" in text
 
 
