@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.installed
 
-.PHONY: setup demo test test-slow style format bench chaos fuzz parity parity-diffusers lock clean
+.PHONY: setup demo test test-slow style format bench chaos fuzz parity parity-diffusers readers lock clean
 
 setup: $(READY)
 
@@ -56,6 +56,10 @@ parity: setup
 # diffusers in the environment of `make bench`: the same weights on both sides, in both layouts, and an export back.
 parity-diffusers: setup
 	$(RUN) parity/run_diffusers.py
+
+# Exported sets, read by datasets, mlcroissant, webdataset, torchvision, medmnist and Keras, in .venv-readers (a few GB).
+readers: setup
+	$(RUN) -m tests.readers
 
 # Needs uv. torch and torchvision are left out for the reason above.
 lock:

@@ -14,7 +14,7 @@ from cli.best import add_best_flag, epoch_or_best, settle_best, take_best
 from cli.flags import add_model_flags, add_spacing_flag, finish_args, integer, new_parser, number
 from cli.lora import base_hashes
 from cli.process import run, writing_in
-from Data.generation import begin_folder, check_folder, draw_pictures, finish_set, is_complete, move_sheet
+from Data.generation import begin_folder, check_folder, draw_pictures, finish_set, is_complete, lacks_mark, move_sheet
 from Data.pictures import resize_images
 from Data.registry import class_names, dataset_spec
 from Data.synthetic import SyntheticWriter
@@ -60,6 +60,7 @@ def parse_args(argv=None):
         "--shard", default=(1, 1), type=sets.shard, metavar="I/N",
         help="make the Ith of N parts of the dataset, beside other processes or machines",
     )  # fmt: skip
+    add("--no_mark", action="store_true", help="leave out the note in each PNG that a trained model has made it")
     add("--restart", action="store_true", help="throw away what an earlier run has left here")
     args = finish_args(parser, argv)
     settle_best(parser, args, settings)
@@ -120,6 +121,8 @@ def plan(args):
         settings=settings, counts=counts, numbering=numbering, part=part,
     )  # fmt: skip
     if not args.restart:
+        if lacks_mark(folder):
+            del settings["no_mark"]
         check_folder(folder, settings)
         if is_complete(folder, total, spec.num_classes, counts):
             move_sheet(folder)
@@ -158,7 +161,8 @@ def generate(args, known=None):
         diffusion = load_diffusion(backbone, len(known.classes), args.weights_dir, **known.epochs)
         guide = sampling.chosen_guide(args, backbone, trained_last(args)[0], known.guide, len(known.classes))
     # A filter numbers candidates; what it keeps is numbered as if classes were balanced.
-    writer = SyntheticWriter(folder, known.counts, backbone.block, known.numbering if args.filter is None else None)
+    numbering = known.numbering if args.filter is None else None
+    writer = SyntheticWriter(folder, known.counts, backbone.block, numbering, not settings.get("no_mark", True))
     there, whole = writer.progress(args.shard)
     check_room(folder, 0 if args.restart else bytes_of(known, whole - there), "what is missing of the set")
     with writing_in(folder, known.part, saved=lambda: "{} of {} images are saved".format(*writer.progress(args.shard))):
@@ -195,6 +199,8 @@ def write_images(args, known, precision, diffusion, guide, writer):
         whole, known.name, diffusion.backbone.name, there, args.inf_steps, args.ugs, sampling.said_sampling(args),
         precision, args.seed, gigabytes(bytes_of(known, whole - there)), known.folder,
     )  # fmt: skip
+    if "no_mark" not in known.settings:
+        log.info("an earlier version has begun the set, without a mark of generated images: it goes on without one")
     how = {
         "resize": partial(resize_images, side=side, mode="bilinear"), "batch_size": args.batch_size,
         "solver": args.solver, "guide": guide, "num_steps": args.inf_steps, "scale": args.ugs, "seed": args.seed,

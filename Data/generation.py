@@ -5,9 +5,10 @@ import os
 import shutil
 
 import numpy as np
+from PIL import Image
 
 from Data.pictures import read_images
-from Data.synthetic import MANIFEST, SyntheticWriter, balanced_counts, image_side, synthetic_files
+from Data.synthetic import MANIFEST, SyntheticWriter, balanced_counts, synthetic_files
 from Experiment.errors import UserError
 from Experiment.files import read_json, write_json
 from Experiment.levers import filled_in
@@ -52,6 +53,12 @@ def check_folder(folder, settings):
             raise UserError(f"{folder} holds images of other settings ({shown}). Use another --exp, or --restart.")
     elif folder.exists() and any(not path.name.startswith(OWN_FILES) for path in folder.iterdir()):
         raise UserError(f"{folder} holds something that generate_dataset.py has not begun: move it away.")
+
+
+def lacks_mark(folder):
+    """Whether a set was begun by an earlier version, which did not mark generated images: it goes on without the mark."""
+    record = folder / RECORD
+    return record.exists() and "no_mark" not in read_json(record)
 
 
 def is_complete(folder, total, num_classes, counts=None):
@@ -99,6 +106,12 @@ def finish_set(writer, settings):
         differing = [path.name for path, old, new in zip(writer.class_folders, before, hashes) if old != new]
         log.warning("images in %s are not those of the earlier manifest; the new one is of what is there now",
                     ", ".join(differing[:10]))  # fmt: skip
+
+
+def image_side(files):
+    """Side of the stored images, px, from the first of lists of files."""
+    with Image.open(next(of_class[0] for of_class in files if of_class)) as image:
+        return image.width
 
 
 def draw_pictures(folder, classes, title, images_dir):

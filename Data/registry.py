@@ -12,6 +12,7 @@ from Data.npz import describe
 from Data.pictures import WHITE, colour, shown
 from Experiment.errors import UserError
 from Experiment.files import file_hash
+from Experiment.licences import CC_BY, OF_DATA, Licence
 
 MAX_CLASSES = 1000
 MAX_SIDE = 128  # of the user's own images: larger ones show a classifier nothing that the backbones can make
@@ -86,6 +87,48 @@ DATASETS = {
         DatasetSpec("digits", "digits", 10, 8, 1_000, 1_000, tuple("0123456789"), flips=False),
     ]
 }
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where the real images of a dataset come from.
+
+    Attributes:
+        page: Its address.
+        citation: The publication to name.
+        licence: Its licence, None where its authors state none.
+    """
+
+    page: str
+    citation: str
+    licence: Licence | None
+
+
+# By loader. Those of MedMNIST differ: the package knows them.
+ORIGINS = {
+    "cifar": Origin(
+        "https://www.cs.toronto.edu/~kriz/cifar.html",
+        "A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009",
+        None,
+    ),
+    "digits": Origin(
+        "https://archive.ics.uci.edu/dataset/80/optical+recognition+of+handwritten+digits",
+        "E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI, 1998, doi 10.24432/C50P49",
+        CC_BY,
+    ),
+    "medmnist": Origin(
+        "https://medmnist.com",
+        "J. Yang et al., MedMNIST v2, Scientific Data 10, 41, 2023, doi 10.1038/s41597-022-01721-8",
+        None,
+    ),
+}
+
+
+def origin(spec):
+    """The `Origin` of a registered dataset's images; None for the user's own."""
+    if spec.source != "medmnist":
+        return ORIGINS.get(spec.source)
+    return replace(ORIGINS["medmnist"], licence=OF_DATA.get(medmnist_info(spec.name)["license"]))
 
 
 def dataset_spec(name, skip_broken=False, resolution=None, background="white"):
@@ -194,3 +237,8 @@ def augmentations(spec):
         sided = re.compile(r"(?<![a-z])(left|right)(?![a-z])", re.IGNORECASE)
         flips = not any(len(name) < 2 or name.isnumeric() or sided.search(name) for name in names)
     return ("flip", "crop", "erase") if flips else ("crop", "erase")
+
+
+def channels(spec):
+    """How many channels the real images have: 1 for MedMNIST's grey ones, else 3, as which all others are read."""
+    return medmnist_info(spec.name)["n_channels"] if spec.source == "medmnist" else 3

@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from Data.marking import marked, unmarked
 from Data.numbering import Balanced
 from Data.pictures import first_ten, in_chunks
 from Experiment.errors import UserError
-from Experiment.files import file_hash, read_json, write_json
+from Experiment.files import read_json, write_json
 from Experiment.levers import levers_on
 from Experiment.locks import partial_path
 from Experiment.paths import size_from_name
@@ -58,10 +59,11 @@ class SyntheticWriter:
         counts: Number of images of each class.
         block: Images that are computed together: shards are made of whole blocks.
         numbering: Which image has which number, see `Data.numbering`; None: balanced.
+        mark: Whether each file says that it is generated (see Data/marking.py); hashes are the same either way.
     """
 
-    def __init__(self, folder, counts, block=1, numbering=None):
-        self.folder, self.counts, self.block = Path(folder), counts, block
+    def __init__(self, folder, counts, block=1, numbering=None, mark=True):
+        self.folder, self.counts, self.block, self.mark = Path(folder), counts, block, mark
         self.numbering = numbering or Balanced(len(counts))
         self.class_folders = class_folders(folder, len(counts))
         self.pool = ThreadPoolExecutor(max(2, os.cpu_count() // 2))
@@ -116,10 +118,11 @@ class SyntheticWriter:
         memory = io.BytesIO()
         # Level 1 is several times faster than the default, for a few per cent of size.
         Image.fromarray(image).save(memory, format="PNG", compress_level=1)
-        self.hashes[self.place(number)] = hashlib.sha256(memory.getbuffer()).digest()
+        png = memory.getvalue()
+        self.hashes[self.place(number)] = hashlib.sha256(png).digest()
         try:
             with open(partial, "wb") as file:
-                file.write(memory.getbuffer())
+                file.write(marked(png) if self.mark else png)
                 file.flush()
                 os.fsync(file.fileno())  # else a power cut may leave an empty file under the final name
             os.replace(partial, path)
@@ -148,7 +151,7 @@ class SyntheticWriter:
 
 
 def class_hashes(files, known=None):
-    """For each class, a SHA-256 of its files' SHA-256, in their order.
+    """For each class, a SHA-256 of its files' SHA-256, in their order; the mark of generated images does not count.
 
     Args:
         files: One list of paths a class.
@@ -160,17 +163,11 @@ def class_hashes(files, known=None):
         unread = [index for index, digest in enumerate(digests) if digest is None]
 
         def read(i, of_class=of_class, digests=digests, unread=unread):
-            digests[unread[i]] = bytes.fromhex(file_hash(of_class[unread[i]]))
+            digests[unread[i]] = hashlib.sha256(unmarked(Path(of_class[unread[i]]).read_bytes())).digest()
 
         in_chunks(read, len(unread))
         hashes.append(hashlib.sha256(b"".join(digests)).hexdigest())
     return hashes
-
-
-def image_side(files):
-    """Side of the stored images, px, from the first of lists of files."""
-    with Image.open(next(of_class[0] for of_class in files if of_class)) as image:
-        return image.width
 
 
 def number_in(name):
@@ -274,13 +271,10 @@ def content_hash(folder, num_classes, manifest):
     return hashlib.sha256("\n".join(map(str, hashes)).encode()).hexdigest()
 
 
-def find_synthetic(root, num_classes, wanted):
-    """The smallest complete synthetic dataset below `root` that has at least `wanted` images.
+def complete_sets(root, num_classes):
+    """The complete synthetic datasets below `root`: {folder: number of images}.
 
     A folder counts by its manifest; a published one, which has none, by its files.
-
-    Raises:
-        UserError: There is none, or those that fit are of several recipes; it names those that are there.
     """
     sizes = {}
     for folder in sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []:
@@ -288,6 +282,16 @@ def find_synthetic(root, num_classes, wanted):
             sizes[folder] = manifest["total"]
         elif size_from_name(folder.name) and any(folder.glob("class_*")) and not (folder / "generation.json").exists():
             sizes[folder] = sum(map(len, image_names(folder, num_classes)))
+    return sizes
+
+
+def find_synthetic(root, num_classes, wanted):
+    """The smallest complete synthetic dataset below `root` that has at least `wanted` images.
+
+    Raises:
+        UserError: There is none, or those that fit are of several recipes; it names those that are there.
+    """
+    sizes = complete_sets(root, num_classes)
     fitting = {folder: size for folder, size in sizes.items() if size >= wanted}
     if not fitting:
         there = ", ".join(f"{folder.name} ({size} images)" for folder, size in sizes.items()) or "none"

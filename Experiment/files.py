@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 import struct
 import time
 import tokenize
@@ -42,6 +43,40 @@ def atomic_path(path):
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_folder(path):
+    """Yield a new folder beside `path` to write into; when the block succeeds it takes the final name at once.
+
+    A folder under its final name is therefore always whole. If the block fails nothing is left.
+
+    Raises:
+        UserError: There is something at `path`.
+    """
+    path = Path(path)
+    refuse_existing(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = partial_path(path)
+    for left in path.parent.glob(".partial-*" + glob.escape(f"-{path.name}")):
+        if left == partial or writer_is_gone(left):  # in a container the dead one may have had our number
+            shutil.rmtree(left)
+    partial.mkdir()
+    try:
+        yield partial
+        if hasattr(os, "sync"):
+            os.sync()  # one call for all of its files, which may be many
+        refuse_existing(path)  # made meanwhile by another process
+        os.rename(partial, path)
+    finally:
+        if partial.exists():
+            shutil.rmtree(partial)
+
+
+def refuse_existing(path):
+    """Raise a UserError if there is something at a path, be it an empty folder or a link to nowhere."""
+    if os.path.lexists(path):
+        raise UserError(f"{path} is there already: name another folder, or remove it.")
 
 
 def write_json(path, content):

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from Experiment import presets
+from Experiment.licences import OPENRAIL_M, OPENRAIL_PLUS, Licence
 from Models.noise_schedule import STABLE_DIFFUSION, NoiseSchedule
 from Models.weight_files import PackagedFile, PublishedFile
 
@@ -36,6 +37,7 @@ class Backbone:
         prediction_type: What its UNet predicts, a key of `Models.diffusion.PREDICTION_TYPES`.
         heads: Attention heads of its UNet at each resolution, if it has the structure of Stable Diffusion's: then it can
             be filled from diffusers' and the original's files too.
+        licence: Of its own pretrained weights; None of those that this project has trained.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Backbone:
     schedule: NoiseSchedule = STABLE_DIFFUSION
     prediction_type: str = "epsilon"
     heads: tuple = ()
+    licence: Licence | None = None
 
     @property
     def latent_shape(self):
@@ -174,6 +177,7 @@ BACKBONES = {
             build={"image_encoder": sd_image_encoder, "unet": sd1_unet, "decoder": sd_decoder},
             files={**SD_VAE, "unet": SD1_UNET},
             heads=(8, 8, 8, 8),
+            licence=OPENRAIL_M,
         ),
         Backbone(
             name="sd2",
@@ -186,6 +190,7 @@ BACKBONES = {
             build={"image_encoder": sd_image_encoder, "unet": sd2_unet, "decoder": sd_decoder},
             files={**SD_VAE, "unet": SD2_UNET},
             heads=(5, 10, 20, 20),
+            licence=OPENRAIL_PLUS,
         ),
         Backbone(
             name="mini",

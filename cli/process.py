@@ -61,12 +61,17 @@ def logging_to(folder):
 
 
 @contextlib.contextmanager
-def telling_what_is_saved(saved):
-    """Let the line that Ctrl-C or SIGTERM ends with say what is saved: `saved` is called then and returns text."""
+def telling_what_is_saved(saved, again="goes on from there"):
+    """Let the line that Ctrl-C or SIGTERM ends with say what is saved: `saved` is called then and returns text.
+
+    Args:
+        saved: The function.
+        again: What the same command does when it is given again.
+    """
     try:
         yield
     except KeyboardInterrupt as stop:
-        stop.saved = saved
+        stop.saved, stop.again = saved, again
         raise
 
 
@@ -157,5 +162,6 @@ def run(stage, parse_args, plan, starts_keras=True):
             saved = getattr(stop, "saved", lambda: "nothing is lost that was saved before")()
         except (UserError, OSError) as error:  # the folder may be gone
             saved = f"what is saved cannot be read ({error})"
-        print(f"{name}: interrupted; {saved}: {again} goes on from there", file=sys.stderr)
+        then = getattr(stop, "again", "goes on from there")
+        print(f"{name}: interrupted; {saved}: {again} {then}", file=sys.stderr)
         sys.exit(143 if isinstance(stop, Terminated) else 130)

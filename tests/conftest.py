@@ -16,6 +16,7 @@ STAGES = {
     "hyp_opt": "search",
     "generate_dataset": "generate",
     "classifier_training": "train_classifier",
+    "export_dataset": "export",
 }
 
 

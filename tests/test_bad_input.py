@@ -23,9 +23,11 @@ SCRIPTS = {
     "search": "hyp_opt",
     "generate": "generate_dataset",
     "classify": "classifier_training",
+    "export": "export_dataset",
 }
 ADAPT, SEARCH = ["--epochs", "1"], ["--n_trials", "1"]
 GENERATE = ["--img_total", "4", "--enc_epoch", "0", "--dif_epoch", "0"]
+EXPORT = ["--to", "/proc/none/out", "--format", "hf"]
 
 
 def picture(path, size=(9, 9), mode="RGB"):
@@ -207,6 +209,9 @@ FLAGS = [
     ("generate", [*GENERATE, "--shard", "1/2", "--restart"], "--restart"),
     *[("classify", ["--take", value], "--take") for value in ("0", "-1", "1001", "all")],
     ("classify", ["--synthetic", "perhaps"], "--synthetic"), ("classify", ["--synthetic_dir", "nowhere"], "--synthetic_dir"),
+    ("export", ["--format", "hf"], "--to"), ("export", ["--to", "x"], "--format"), ("export", ["--to", "x", "--format", "zip"], "--format"),
+    ("export", [*EXPORT, "--with_real"], "--with_real: only with --format npz"), ("export", [*EXPORT, "--license", "CC BY"], "--license"),
+    ("export", [*EXPORT, "--synthetic_dir", "nowhere"], "there is no folder"),
     ("classify", ["--synthetic", "False", "--synthetic_dir", "."], "--synthetic_dir"), ("classify", ["--classifier", "resnet50"], "--classifier"),
 ]  # fmt: skip
 
@@ -253,6 +258,11 @@ STATES = [
     ("classify", ["--exp", "cut", "--synthetic", "False"], "test_accuracies_expcut.json is not readable JSON"),
     ("classify", ["--exp", "odd", "--synthetic", "False"], "does not hold accuracies in 0..1 in the published schema"),
     ("classify", ["--exp", "total"], "manifest.json says no total"),
+    ("export", ["--exp", "total", *EXPORT], "manifest.json says no total"), ("export", ["--exp", "new", *EXPORT], "no complete"),
+    ("export", ["--exp", "lack", *EXPORT], "Missing or too many: class_09"), ("export", ["--exp", "lies", *EXPORT], "counts [100, 100"),
+    ("export", ["--exp", "small", *EXPORT], "and /proc has 0.0 kB left"), ("export", ["--exp", "small", *EXPORT, "--to", "/proc"], "is there already"),
+    ("export", ["--exp", "small", *EXPORT, "--license", "cc0-1.0"], "that of digits is CC BY 4.0"),
+    ("export", ["--exp", "new", *EXPORT, "--dataset", "cifar10", "--format", "npz", "--with_real"], "no licence is known"),
     *[(script, ["--exp", "new", "--batch_size", "1001", *flags], "--batch_size: 1001 is more than the 1000 training images")
       for script, flags in (("adapt", ADAPT), ("classify", ["--synthetic", "False"]))],
     *[(script, ["--root", "/proc/none", *flags], "/proc/none") for script, flags in (

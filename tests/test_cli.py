@@ -131,6 +131,18 @@ def test_what_is_saved_is_told_on_interruption(capsys, monkeypatch):
     )
 
 
+def test_what_cannot_go_on_begins_anew(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+
+    def main(args):
+        with process.telling_what_is_saved(lambda: "out is not made", "begins anew"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit):
+        run(main)
+    assert capsys.readouterr().err == "train.py: interrupted; out is not made: the same command begins anew\n"
+
+
 def test_restart_is_not_to_be_repeated_after_an_interruption(capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["train.py"])
 

@@ -11,7 +11,8 @@ from Experiment.paths import REPOSITORY
 from Models.noise_schedule import STABLE_DIFFUSION
 from Models.sampler import Sampler
 
-SCRIPTS = "SD_adapting hyp_opt generate_dataset classifier_training merge_lora export_weights pipeline".split()
+SCRIPTS = "SD_adapting hyp_opt generate_dataset classifier_training pipeline".split()
+SCRIPTS += "merge_lora export_weights export_dataset".split()
 # From the ground up. A room imports rooms of lower floors, and itself.
 FLOORS = {
     "Experiment": 0,

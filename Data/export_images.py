@@ -1,0 +1,181 @@
+"""A synthetic set on its way to others: its images, checked and marked, one after the other."""
+
+import glob
+import io
+import itertools
+import logging
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from Data.generation import RECORD
+from Data.marking import marked
+from Data.pictures import BROKEN_IMAGE, first_ten, in_chunks, shown
+from Data.registry import class_names
+from Data.synthetic import complete_sets, image_names, read_manifest, recipe, set_identity
+from Experiment.errors import UserError
+from Experiment.files import plain_arrays
+from Experiment.records import DATA_FLAGS
+
+log = logging.getLogger("experiment")
+
+PIECE = 512  # images in memory at a time
+# What is in a manifest besides the settings of the images, or, of an earlier version, says where things lay.
+NOT_SETTINGS = {*DATA_FLAGS, "weights_dir", "exp", "no_mark", "total", "counts", "sha256", "classes", "weights"}
+
+
+class ExportedImage(NamedTuple):
+    """An image of a set.
+
+    Attributes:
+        png: The bytes of its file, with the mark of generated images.
+        pixels: uint8 (H, W, 3).
+        label: Its label.
+        facts: What is known of it: name of its class, index in its class, settings, soft label; the same keys for all.
+    """
+
+    png: bytes
+    pixels: np.ndarray
+    label: int
+    facts: dict
+
+    @property
+    def name(self):
+        """A name that no other image of the set has, without a suffix."""
+        return f"{self.label:04d}_{self.facts['index']:07d}"
+
+
+class SetToExport:
+    """A complete synthetic set and what is known of it.
+
+    Args:
+        folder: Of the set.
+        spec: The `DatasetSpec` of the real data.
+
+    Attributes:
+        classes: Names of the classes in label order, as text that can be printed.
+        names: Names of its images below the folder, one list a class.
+        manifest: Its manifest, empty for a set without one.
+        recipe: What it is made with, as results have it.
+        sha256: Hash of its content.
+        settings: {setting: value} of its images.
+        soft_labels: Class probabilities float32 (N, C) that a teacher has given, class by class; None where there are none.
+        real: {"val": `Split`, "test": `Split`} of real images that go with it, empty if none do.
+
+    Raises:
+        UserError: It is of other classes, not complete, or without images.
+    """
+
+    def __init__(self, folder, spec):
+        self.folder, self.spec, self.real = Path(folder), spec, {}
+        classes = class_names(spec)
+        self.classes = tuple(shown(name) for name in classes)
+        self.manifest = read_manifest(folder) or {}
+        if not self.manifest and (self.folder / RECORD).exists():
+            raise UserError(f"{folder} is not complete: the command that began it makes what is missing.")
+        self.sha256 = set_identity(folder, classes)["sha256"]
+        self.names, self.recipe = image_names(folder, len(classes)), recipe(folder)
+        if not self.total:
+            raise UserError(f"{folder} holds no images.")
+        self.settings = {
+            key: value for key, value in self.manifest.items()
+            if key not in NOT_SETTINGS and isinstance(value, bool | int | float | str)
+        }  # fmt: skip
+        self.soft_labels = soft_labels(self.folder, self.sha256, self.names)
+        self.first = np.cumsum([0, *self.counts])  # of each class, in that list
+
+    @property
+    def counts(self):
+        """Number of images of each class."""
+        return [len(of_class) for of_class in self.names]
+
+    @property
+    def total(self):
+        return sum(self.counts)
+
+    def bytes(self):
+        """Bytes of all files."""
+        return sum((self.folder / name).stat().st_size for of_class in self.names for name in of_class)
+
+    def order(self):
+        """(label, index, name) of each image, the classes in turn, so that any run of images holds all of them."""
+        for index, of_all in enumerate(itertools.zip_longest(*self.names)):
+            yield from ((label, index, name) for label, name in enumerate(of_all) if name is not None)
+
+    def read(self, label, index, name):
+        """An `ExportedImage`, or a text that says why it cannot be read."""
+        path = self.folder / name
+        try:
+            png = path.read_bytes()
+            with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
+                pixels = np.asarray(image.convert("RGB"))
+        except BROKEN_IMAGE as error:
+            return f"{shown(path)} ({shown(error)})"
+        facts = {"class": self.classes[label], "index": index, **self.settings}
+        if self.soft_labels is not None:
+            facts["soft_label"] = self.soft_labels[self.first[label] + index].tolist()
+        return ExportedImage(marked(png), pixels, label, facts)
+
+    def images(self):
+        """Every image, as an `ExportedImage`. A few hundred are in memory at a time.
+
+        Raises:
+            UserError: Images cannot be read; all are looked at before.
+        """
+        order, broken = self.order(), []
+        while piece := list(itertools.islice(order, PIECE)):
+            read = dict.fromkeys(range(len(piece)))
+
+            def one(i, piece=piece, read=read):
+                read[i] = self.read(*piece[i])
+
+            in_chunks(one, len(piece))
+            broken += [image for image in read.values() if isinstance(image, str)]
+            if not broken:
+                yield from read.values()
+        if broken:
+            raise UserError(f"{len(broken)} of {self.total} images cannot be read: {first_ten(broken)}")
+
+
+def soft_labels(folder, sha256, names):
+    """Class probabilities float32 (N, C) of the images of a set, which lie beside it (see Scoring/soft_labels.py).
+
+    Args:
+        folder: Of the set.
+        sha256: Hash of its content, for which they must be.
+        names: Names of its images, one list a class.
+
+    Returns:
+        None where there are none, or those of several teachers.
+    """
+    found, listed = {}, [name.encode() for of_class in names for name in of_class]
+    for path in sorted(folder.parent.glob(f"{glob.escape(folder.name)}.soft_labels.*.npz")):
+        with plain_arrays(path) as data:
+            kept = all(name in data.files for name in ("probabilities", "files", "set_sha256"))
+            if kept and str(data["set_sha256"]) == sha256 and data["files"].tolist() == listed:
+                found[path.name] = data["probabilities"].astype("float32")
+    if len(found) > 1:
+        log.warning("soft labels of several teachers are there, none of them goes along: %s", first_ten(found, ", "))
+    if len(found) != 1:
+        return None
+    (probabilities,) = found.values()
+    return probabilities / probabilities.sum(axis=1, keepdims=True)  # those of half precision do not add up exactly
+
+
+def only_set(root, num_classes):
+    """The one complete synthetic set below `root`.
+
+    Raises:
+        UserError: There is none, or there are several: it names them.
+    """
+    there = complete_sets(root, num_classes)
+    if not there:
+        raise UserError(
+            f"there is no complete synthetic dataset in {root}. Run generate_dataset.py, or name a folder with --synthetic_dir."
+        )
+    if len(there) > 1:
+        named = first_ten((f"{folder.name} ({total} images)" for folder, total in there.items()), ", ")
+        raise UserError(f"several synthetic datasets are in {root}: {named}; choose with --synthetic_dir.")
+    return next(iter(there))

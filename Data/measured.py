@@ -1,0 +1,60 @@
+"""What was measured of a synthetic set: accuracies of classifiers that have learnt from it, and figures of an audit."""
+
+from Experiment.files import read_json
+from Experiment.levers import levers_on
+from Experiment.records import flattened
+from Experiment.results import CAS_SCHEMA, read_results
+
+
+def cas_rows(experiment, source):
+    """The accuracies on real test images: [classifier, what it was trained on, levers, top-1, interval, top-5], as text.
+
+    Those of sets of the same recipe that are not larger, since a larger set begins with the images of a smaller one, and
+    those of the real training images beside them.
+
+    Args:
+        experiment: The `Experiment` with the results.
+        source: The `SetToExport`.
+    """
+    rows = []
+    for classifier, datasets in cas_results(experiment).items():
+        entries = datasets.get(experiment.dataset, {})
+        ours = {size: entry for size, entry in entries.items() if size != "real" and is_of(entry, size, source)}
+        for size in sorted(ours, key=lambda size: int(size[1:])):
+            images = int(size[1:]) * source.spec.unit
+            rows.append([classifier, f"{images:,} generated images", *scores(ours[size])])
+        if ours and "real" in entries:
+            rows.append([classifier, "the real training images", *scores(entries["real"])])
+    return rows
+
+
+def cas_results(experiment):
+    return read_results(experiment.cas_file, CAS_SCHEMA) if experiment.cas_file.exists() else {}
+
+
+def is_of(entry, size, source):
+    """Whether a result comes from a set of the same recipe that is not larger."""
+    made = entry.get("set")
+    if not isinstance(made, dict) or int(size[1:]) * source.spec.unit > source.total:
+        return False
+    return {key: value for key, value in made.items() if key != "folder"} == source.recipe
+
+
+def scores(entry):
+    """The levers of a result's training, its accuracies, and the 95 % interval of the first."""
+    training, interval = entry.get("training"), entry.get("interval", {}).get("top_1_accuracy")
+    levers = levers_on(training) if isinstance(training, dict) else {}
+    told = ", ".join(f"{name} {value}" for name, value in levers.items()) or "nothing"
+    within = f"{interval[0]:.4f} to {interval[1]:.4f}" if interval else "not measured"
+    return [told, f"{entry['top_1_accuracy']:.4f}", within, f"{entry['top_5_accuracy']:.4f}"]
+
+
+def audit_file(folder):
+    """Where the figures of a set's audit lie: beside its folder."""
+    return folder.with_name(f"{folder.name}.audit.json")
+
+
+def audit_figures(folder):
+    """{figure: value} of a set's audit, empty where there was none."""
+    file = audit_file(folder)
+    return flattened(read_json(file)) if file.exists() else {}

@@ -1,0 +1,153 @@
+"""Hand a synthetic dataset on: a folder in a format that others read, with its card, every image marked as generated.
+
+python export_dataset.py --dataset cifar10 --exp 0001 --to cifar10_synthetic --format hf
+"""
+
+import logging
+import re
+import time
+from pathlib import Path
+
+from cli.flags import finish_args, new_parser
+from cli.process import run, telling_what_is_saved
+from Data.cards import CITATION, card, summary, title
+from Data.croissant import croissant
+from Data.export import FORMATS
+from Data.export_images import SetToExport, only_set
+from Data.loaders import load_splits
+from Data.measured import audit_figures, cas_rows
+from Data.registry import dataset_spec, origin
+from Experiment.disk import check_room, gigabytes
+from Experiment.errors import UserError
+from Experiment.files import atomic_folder, refuse_existing, write_json
+from Experiment.licences import OF_DATA, OF_OTHER_WEIGHTS, Licence
+from Experiment.paths import Experiment
+from Experiment.plan import Plan
+from Experiment.progress import each
+from Models.backbones import BACKBONES
+
+log = logging.getLogger("experiment")
+
+REAL = ("val", "test")
+
+
+def parse_args(argv=None):
+    parser = new_parser(__doc__)
+    add = parser.add_argument
+    add("--synthetic_dir", type=Path, help="folder of the synthetic set (else the experiment's only one)")
+    add("--to", required=True, type=Path, metavar="FOLDER", help="folder to make; it must not be there yet")
+    add(
+        "--format", required=True, choices=list(FORMATS),
+        help="hf: for datasets.load_dataset; npz: MedMNIST's keys; webdataset: tars; folders: a folder a class",
+    )  # fmt: skip
+    add("--with_real", action="store_true", help="npz: add the real val and test images, where their licence allows it")
+    add("--license", metavar="ID", help="licence of your own data as Hugging Face calls it, such as cc-by-4.0")
+    args = finish_args(parser, argv)
+    args.to = args.to.expanduser().resolve()
+    if args.synthetic_dir:
+        args.synthetic_dir = args.synthetic_dir.expanduser().resolve()
+        if not args.synthetic_dir.is_dir():
+            parser.error(f"argument --synthetic_dir: there is no folder {args.synthetic_dir}")
+    if args.with_real and args.format != "npz":
+        parser.error("argument --with_real: only with --format npz")
+    if args.license and not re.fullmatch(r"[a-z0-9][a-z0-9.+-]{0,60}", args.license):
+        parser.error(f"argument --license: must be small letters, digits, '.', '+' and '-', received {args.license!r}")
+    return args
+
+
+def plan(args):
+    """Look at what is there.
+
+    Returns:
+        A `Plan`: the `source`, a `SetToExport`; the `experiment`; the `licences` of the real data and of the backbone; what
+        was `measured` with the set, and the figures of its `audit`.
+
+    Raises:
+        UserError: The run cannot begin: a folder in the way, no set or not a whole one, broken results, no licence to pass
+            real images on.
+    """
+    refuse_existing(args.to)
+    spec = dataset_spec(args.dataset, args.skip_broken, args.resolution, args.background)
+    experiment = Experiment(args.root, args.exp, spec.name)
+    licence = data_licence(args, spec)
+    if args.with_real and not licence:
+        raise UserError(f"no licence is known that lets others have the real images of {spec.name}: leave out --with_real"
+                        + ("." if origin(spec) else ", or name yours with --license."))  # fmt: skip
+    folder = args.synthetic_dir or only_set(experiment.synthetic_root, spec.num_classes)
+    if folder in (args.to, *args.to.parents):
+        raise UserError(f"{args.to} is in the folder of the set: an export there would become a part of it.")
+    source = SetToExport(folder, spec)
+    check_room(args.to.parent, source.bytes(), "the export")
+    return Plan(
+        source=source, experiment=experiment, licences=(licence, weights_licence(source.manifest)),
+        measured=cas_rows(experiment, source), audit=audit_figures(folder),
+    )  # fmt: skip
+
+
+def data_licence(args, spec):
+    """The licence of the real images, None where none is known.
+
+    Raises:
+        UserError: Another one is named than that of a published dataset.
+    """
+    known = origin(spec)
+    if known and args.license:
+        stated = known.licence.name if known.licence else "stated by nobody"
+        raise UserError(f"argument --license: only for data of your own; that of {spec.name} is {stated}.")
+    if not args.license:
+        return known.licence if known else None
+    named = next((licence for licence in OF_DATA.values() if licence.id == args.license), None)
+    return named or Licence(args.license, args.license, "https://spdx.org/licenses/", "its terms be kept")
+
+
+def weights_licence(manifest):
+    """The licence of the pretrained weights that a set was made with, None where it is not known or there is none."""
+    backbone, weights = BACKBONES.get(manifest.get("backbone")), manifest.get("weights")
+    if not backbone or not backbone.licence:
+        return None
+    decoder = weights.get("decoder") if isinstance(weights, dict) else None  # an earlier version recorded none
+    own = decoder in (None, backbone.files["decoder"].hash())
+    return backbone.licence if own else OF_OTHER_WEIGHTS
+
+
+def export(args, known=None):
+    """Write the folder. It appears under its name when it is whole.
+
+    Args:
+        args: What `parse_args` returns.
+        known: What `plan` has found, if it was asked before.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UserError: Images cannot be read, or the run cannot begin.
+    """
+    started = time.time()
+    known = known or plan(args)
+    source = known.source
+    log.info("%d images of %s in %d classes, %s, as %s: %s -> %s", source.total, source.spec.name, len(source.classes),
+             gigabytes(source.bytes()), args.format, source.folder, args.to)  # fmt: skip
+    if args.with_real:
+        splits = load_splits(source.spec, args.data_dir, args.seed, source.spec.resolution, known.experiment)
+        source.real = {name: getattr(splits, name) for name in REAL}
+    with telling_what_is_saved(lambda: f"{args.to} is not made", "begins anew"), atomic_folder(args.to) as folder:
+        images = each(source.images(), "image", source.total)
+        layout = FORMATS[args.format](folder, source, images)
+        text = card(source, layout, known.licences, known.measured, known.audit)
+        (folder / "README.md").write_text(text, encoding="utf-8")
+        if layout.features:
+            write_json(folder / "croissant.json", described(source, layout, known.licences))
+    log.info("%d images in %.0f s -> %s, card README.md", source.total, time.time() - started, args.to)
+    return args.to
+
+
+def described(source, layout, licences):
+    """The Croissant description of the folder. It is dated as the set is, so that two exports have the same bytes."""
+    pages = [licence.page for licence in licences if licence]
+    day = time.strftime("%Y-%m-%d", time.gmtime(source.folder.stat().st_mtime))
+    return croissant(source, layout, title(source), summary(source), pages, day, CITATION)
+
+
+if __name__ == "__main__":
+    run(export, parse_args, plan, starts_keras=False)

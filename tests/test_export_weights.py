@@ -1,0 +1,183 @@
+"""An adapted Stable Diffusion as diffusers reads it: files, table, card."""
+
+import ast
+import json
+import re
+
+import numpy as np
+import pytest
+import yaml
+from safetensors.numpy import load_file
+
+import export_weights
+from Experiment.errors import UserError
+from Experiment.paths import Experiment
+from Models.backbones import BACKBONES
+from Models.class_encoder import class_encoder
+from Models.export_card import card, example, plain
+from Models.exported import write_tensors
+from Models.foreign_weights import foreign_weights
+from Models.numerics import AS_PUBLISHED, DIFFUSERS, Following, let_follow
+from Models.sampler import class_contexts
+from Models.weight_names import epoch_path
+from Models.weights import save_weights
+from tests import foreign
+
+
+@pytest.fixture(scope="module")
+def epochs(tmp_path_factory):
+    """A small model of one level in a folder of diffusers, and epoch 1 of encoder and UNet, which follows KerasCV."""
+    from Models.faster_layers import use_faster_layers
+
+    folder, backbone = tmp_path_factory.mktemp("export"), foreign.small_backbone(levels=1)
+    models = {part: use_faster_layers(backbone.build[part](backbone)) for part in foreign.PARTS}
+    tensors = foreign.foreign_tensors(models, levels=1)
+    place = foreign.write_folder(folder / "sd", tensors, heads=[2])
+    experiment = Experiment(folder / "out", "x", "digits")
+    encoder = class_encoder(10, backbone.hidden_units, backbone.context_shape)
+    save_weights(encoder, epoch_path(experiment.part_dir("enc"), 1))
+    unet = let_follow(foreign_weights(backbone, place).fill(models["unet"], "unet"), AS_PUBLISHED)
+    save_weights(unet, epoch_path(experiment.part_dir("dif"), 1))
+    flags = [
+        "--dataset",
+        "digits",
+        "--exp",
+        "x",
+        "--backbone",
+        "small",
+        "--root",
+        str(folder / "out"),
+        "--weights",
+        str(place),
+    ]
+    return backbone, models, tensors, encoder, [*flags, "--enc_epoch", "1"]
+
+
+@pytest.fixture
+def small(epochs, monkeypatch):
+    monkeypatch.setitem(BACKBONES, "small", epochs[0])
+    return epochs
+
+
+@pytest.fixture(scope="module")
+def exported(epochs, tmp_path_factory):
+    backbone, *_, flags = epochs
+    to = tmp_path_factory.mktemp("to")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(BACKBONES, "small", backbone)
+        flags = [*flags, "--dif_epoch", "1", "--vae", "--inf_steps", "15", "--ugs", "1.5", "--to", str(to)]
+        args = export_weights.parse_args(flags)
+        assert export_weights.export(args) == to
+        assert export_weights.plan(args).done.startswith("finished already")
+    return to, flags
+
+
+def test_what_is_exported_can_be_read_again(exported, small):
+    backbone, models, tensors, *_ = small
+    source = foreign_weights(backbone, exported[0])
+    for part, model in models.items():
+        for weight in model.weights:
+            weight.assign(np.zeros(weight.shape, "float32"))
+        source.fill(model, part)
+        # A UNet's epoch follows KerasCV, and so does its export; the VAE is diffusers'.
+        assert model.following == (AS_PUBLISHED if part == "unet" else Following(DIFFUSERS))
+    for name, parts in (("unet", ["unet"]), ("vae", ["image_encoder", "decoder"])):
+        written = load_file(exported[0] / name / "diffusion_pytorch_model.safetensors")
+        expected = {names[1]: values[1] for part in parts for names, values in tensors[part].items()}
+        assert written.keys() == expected.keys()
+        assert all(np.array_equal(written[key], array) for key, array in expected.items())
+
+
+def test_configurations(exported):
+    unet, vae, scheduler = (
+        json.loads((exported[0] / name).read_text())
+        for name in ("unet/config.json", "vae/config.json", "scheduler/scheduler_config.json")
+    )
+    assert (unet["block_out_channels"], unet["attention_head_dim"], unet["cross_attention_dim"]) == ([32], 2, 8)
+    assert unet["use_linear_projection"] is False and unet["down_block_types"] == [
+        "CrossAttnDownBlock2D",
+        "DownBlock2D",
+    ]
+    assert (vae["block_out_channels"], vae["scaling_factor"]) == ([32], 0.18215)
+    assert (scheduler["prediction_type"], scheduler["set_alpha_to_one"]) == ("epsilon", True)
+
+
+def test_the_table_holds_the_contexts(exported, small):
+    contexts, table = class_contexts(small[3]), load_file(exported[0] / "class_embeddings.safetensors")
+    assert np.array_equal(table["prompt_embeds"], contexts[:-1])
+    assert np.array_equal(table["negative_prompt_embeds"], contexts[-1:])
+
+
+def test_the_card_is_yaml_facts_and_an_example_that_parses(exported):
+    text = (exported[0] / "README.md").read_text()
+    head = yaml.safe_load(text.split("---\n")[1])
+    assert (head["library_name"], head["license"]) == ("diffusers", "other") and "class-conditional" in head["tags"]
+    code = re.search(r"```python\n(.*?)```", text, re.DOTALL)[1]
+    ast.parse(code)
+    assert (
+        'vae_folder, label, count, steps, scale = ".", ".", 0, 4, 15, 1.5' in code
+        and "torch.randn(count, 4, 8, 8)" in code
+    )
+    assert "for module in [*unet.modules()]:" in code  # the UNet alone was trained with KerasCV's arithmetic
+    assert "| 9 | 9 |" in text and "SHA-256 of dif" in text
+
+
+def test_an_example_for_diffusers_own_numerics_is_short():
+    code = example([], False, 50, 7.5, 16, 0.18215)
+    ast.parse(code)
+    assert "module" not in code and '"a-stable-diffusion"' in code
+    assert len([line for line in code.splitlines() if line]) <= 21
+
+
+def test_names_in_a_card_are_text():
+    assert plain("a|b\n`c` <b>") == r"a\|b \`c\` \<b\>"
+
+
+def test_another_export_is_refused(exported, small, tmp_path):
+    to, flags = exported
+    with pytest.raises(UserError, match=r"holds a finished run with other arguments: --ugs 1.5 \(now 3.0\)"):
+        export_weights.plan(export_weights.parse_args([*flags, "--ugs", "3"]))
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(UserError, match="holds something else than an export: thesis.tex"):
+        export_weights.plan(export_weights.parse_args([*flags, "--to", str(tmp_path)]))
+    with pytest.raises(UserError, match=r"--to \S+ is no folder"):
+        export_weights.plan(export_weights.parse_args([*flags, "--to", str(tmp_path / "thesis.tex")]))
+    assert (to / "export.json").exists()
+
+
+def test_mini_is_refused_with_the_reason(tmp_path):
+    flags = [
+        "--dataset",
+        "digits",
+        "--exp",
+        "x",
+        "--backbone",
+        "mini",
+        "--enc_epoch",
+        "1",
+        "--to",
+        str(tmp_path / "to"),
+    ]
+    with pytest.raises(UserError, match="--backbone mini cannot be exported: .* 64 here, and mini in 320"):
+        export_weights.plan(export_weights.parse_args(flags))
+    assert not (tmp_path / "to").exists()
+
+
+def test_what_is_not_finite_is_not_exported(tmp_path):
+    with pytest.raises(UserError, match="the weights are not finite, and not exported: a"):
+        write_tensors(tmp_path / "x.safetensors", {"a": (2,)}, {"a": lambda: np.array([1, np.inf])}, {"format": "pt"})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_card_without_the_vae_says_what_to_put_there(small):
+    from Models.adapter import Diffusion
+
+    backbone, models, *_ = small
+    for part in ("unet", "decoder"):
+        let_follow(models[part], AS_PUBLISHED)
+    text = card(
+        Diffusion(backbone, None, models["unet"], models["decoder"]), ["cat", "dog"], "own", vae_here=False, foreign=False,
+        steps=50, scale=2.0, facts={"UNet": "epoch 1"},
+    )  # fmt: skip
+    assert "in the place of `a-stable-diffusion`" in text and "[*unet.modules(), *vae.modules()]" in text
+    assert "Without them it computes something else" in text
