@@ -45,8 +45,11 @@ The numbers of {networks} were trained with KerasCV's arithmetic: GELU by tanh w
 normalisations with an epsilon of 1e-5 where diffusers has 1e-6 in transformers and VAE. The five lines with `module` say so
 to diffusers. Without them it computes something else: {measured}.
 """
-# By `make parity-diffusers`, full-size, random weights, five steps.
-MEASURED = "not measured yet"
+# By `make parity-diffusers`.
+MEASURED = (
+    "with random full-size weights a pass of the UNet differs by up to 3e-4 where its numbers are of order 1, and after five "
+    "steps 0.15 % of the pixel values by one grey level; with trained weights it has not been measured"
+)
 CARD = """\
 ---
 library_name: diffusers

@@ -129,11 +129,11 @@ def shards_of_index(index):
         UserError: It is no index, or names a file elsewhere or one that is missing.
     """
     places = read_json(index).get("weight_map")
-    files = set(places.values()) if isinstance(places, dict) else set()
-    if not files or not all(isinstance(name, str) and name == Path(name).name for name in files):
+    named = list(places.values()) if isinstance(places, dict) else []
+    if not named or not all(isinstance(name, str) and name == Path(name).name for name in named):
         raise UserError(f"{index} is no index of shards beside it.")
-    if missing := sorted(name for name in files if not (index.parent / name).is_file()):
-        raise UserError(
-            f"{index} names {', '.join(missing[:4])}, which {'is' if len(missing) == 1 else 'are'} missing."
-        )
-    return [index.parent / name for name in sorted(files)]
+    files, there = sorted(set(named)), {path.name for path in index.parent.iterdir()}
+    if missing := [name for name in files if name not in there]:
+        shown = ", ".join(name[:60] for name in missing[:4])
+        raise UserError(f"{index} names {shown}, which {'is' if len(missing) == 1 else 'are'} missing.")
+    return [index.parent / name for name in files]

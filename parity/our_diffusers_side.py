@@ -1,11 +1,11 @@
 """Our side of `make parity-diffusers`: loads what diffusers_side.py has saved, both ways, and compares what comes out.
 
-    python our_diffusers_side.py FOLDER BACKBONE
+    python our_diffusers_side.py FOLDER BACKBONE JOB        a job: folder, file, numerics or control
 
-Exit code 1: something differs by more than it may, or two tensors that have changed places go unseen.
+A job is a process of its own, which holds one UNet. Exit code 1: something differs by more than it may, or two tensors that
+have changed places go unseen.
 """
 
-import gc
 import json
 import logging
 import struct
@@ -18,7 +18,7 @@ import numpy as np
 
 from cli.startup import import_keras
 
-keras = import_keras()
+import_keras()
 
 from Models.backbones import BACKBONES  # noqa: E402
 from Models.diffusion import timestep_embedding  # noqa: E402
@@ -67,51 +67,51 @@ def swap(path, one, other):
 
 
 def compare_place(backbone, place, expected):
-    """Load every part from a folder or file and compare. Returns whether all is well, and UNet and decoder."""
+    """Load every part from a folder or file and compare. Returns whether all is well."""
     print(ROW.format(place.name[:20], "largest diff", "max abs", "std", "", "shape of the output"))
     image_encoder = backbone.image_encoder(place)
     good = [compare("image encoder", image_encoder.predict_on_batch(expected["images"]), expected["moments"])]
-    del image_encoder
     decoder = backbone.decoder(place)
     good += [compare("decoder", decoder.predict_on_batch(expected["latents"]), expected["decoded"])]
     unet = backbone.unet(place)
     good += [compare("UNet", predicted(unet, expected), expected["noise"])]
     images = generated(unet, decoder, expected)
     good += [compare_images(images, expected["generated"], f"generation, {int(expected['steps'])} steps")]
-    return all(good), unet, decoder
+    return all(good)
 
 
-def main(folder, name):
-    with np.load(folder / "expected.npz") as data:
-        expected = dict(data)
-    backbone, original, good = BACKBONES[name], folder / "original.safetensors", []
-    for place in (folder / "diffusers", original):
-        fine, unet, decoder = compare_place(backbone, place, expected)
-        good += [fine]
-        keras.backend.clear_session()
-        gc.collect()
+def show_numerics(backbone, place, expected):
+    """Print how much it matters that KerasCV computes GELU by tanh and has another epsilon."""
+    unet, decoder = (let_follow(network, AS_PUBLISHED) for network in (backbone.unet(place), backbone.decoder(place)))
     print("the same weights by KerasCV's numerics (GELU by tanh, epsilon 1e-5), to tell how much these matter:")
-    for network in (unet, decoder):
-        let_follow(network, AS_PUBLISHED)
-        network.predict_function = None
     for part, ours, theirs in (
         ("UNet", predicted(unet, expected), expected["noise"]),
         ("decoder", decoder.predict_on_batch(expected["latents"]), expected["decoded"]),
     ):
         print(f"  {part}: largest difference {np.abs(ours - theirs).max():.1e}", flush=True)
     compare_images(generated(unet, decoder, expected), expected["generated"], "  generation")
-    del unet
-    gc.collect()
+    return True
+
+
+def control(backbone, original, expected):
+    """Let two matrices of one attention change places. Returns whether that is seen."""
     swap(original, *SWAPPED)
     print("two matrices of one attention, which have changed places in the file, have to be seen:")
     seen = not compare("  UNet", predicted(backbone.unet(original), expected), expected["noise"])
     swap(original, *SWAPPED)
-    print("ours gives what diffusers gives" if all(good) else "ours DIFFERS from diffusers")
-    print("the control is seen" if seen else "the control is NOT seen")
-    return 0 if all(good) and seen else 1
+    return seen
+
+
+def main(folder, name, job):
+    with np.load(folder / "expected.npz") as data:
+        expected = dict(data)
+    place = folder / ("diffusers" if job in ("folder", "numerics") else "original.safetensors")
+    work = {"folder": compare_place, "file": compare_place, "numerics": show_numerics, "control": control}[job]
+    good = work(BACKBONES[name], place, expected)
+    print(f"{job}: {'as it should be' if good else 'NOT as it should be'}\n", flush=True)
+    return 0 if good else 1
 
 
 if __name__ == "__main__":
     logging.getLogger("tensorflow").setLevel(logging.ERROR)  # it finds fault with many models in one process
-    print(f"keras {keras.__version__} on {keras.backend.backend()}", flush=True)
-    sys.exit(main(Path(sys.argv[1]), sys.argv[2]))
+    sys.exit(main(Path(sys.argv[1]), *sys.argv[2:]))

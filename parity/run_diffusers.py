@@ -51,7 +51,8 @@ def compare(args, folder, environment):
             if run([peer, HERE / "diffusers_side.py", place, name], environment):
                 return "the side of diffusers failed"
         with step(f"{name}: our side, from the folder and from the file"):
-            codes += [run([sys.executable, HERE / "our_diffusers_side.py", place, name], environment)]
+            for job in ("folder", "file", "numerics", "control"):
+                codes += [run([sys.executable, HERE / "our_diffusers_side.py", place, name, job], environment)]
         (place / "original.safetensors").unlink()
         with step(f"{name}: an export of ours"):
             codes += [run([sys.executable, HERE / "our_export.py", place, name], environment)]

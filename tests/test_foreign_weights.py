@@ -341,7 +341,7 @@ def test_of_several_files_the_plain_one_is_read(backbone, tensors, tmp_path):
 
 
 @pytest.mark.parametrize("content, message", [
-    ({"weight_map": {"a": "../../secret.safetensors"}}, "is no index of shards beside it"), ({"weight_map": []}, "is no index"),
+    ({"weight_map": {"a": "../../secret.safetensors"}}, "is no index of shards beside it"), ({"weight_map": []}, "is no index"), ({"weight_map": {"a": {}}}, "is no index"),
     ({"weight_map": {"a": "gone.safetensors"}}, "names gone.safetensors, which is missing"),
 ])  # fmt: skip
 def test_refused_indices(content, message, backbone, tensors, tmp_path):
