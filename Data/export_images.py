@@ -17,13 +17,25 @@ from Data.registry import class_names
 from Data.synthetic import complete_sets, image_names, read_manifest, recipe, set_identity
 from Experiment.errors import UserError
 from Experiment.files import plain_arrays
-from Experiment.records import DATA_FLAGS
+from Experiment.levers import without_off
+from Experiment.records import DATA_FLAGS, flattened
 
 log = logging.getLogger("experiment")
 
 PIECE = 512  # images in memory at a time
 # What is in a manifest besides the settings of the images, or, of an earlier version, says where things lay.
-NOT_SETTINGS = {*DATA_FLAGS, "weights_dir", "exp", "no_mark", "total", "counts", "sha256", "classes", "weights"}
+NOT_SETTINGS = {
+    *DATA_FLAGS,
+    "weights_dir",
+    "exp",
+    "no_mark",
+    "total",
+    "counts",
+    "sha256",
+    "classes",
+    "weights",
+    "prior",
+}
 
 
 class ExportedImage(NamedTuple):
@@ -60,7 +72,7 @@ class SetToExport:
         manifest: Its manifest, empty for a set without one.
         recipe: What it is made with, as results have it.
         sha256: Hash of its content.
-        settings: {setting: value} of its images.
+        settings: {setting: number or text} of its images, without levers that are off.
         soft_labels: Class probabilities float32 (N, C) that a teacher has given, class by class; None where there are none.
         real: {"val": `Split`, "test": `Split`} of real images that go with it, empty if none do.
 
@@ -79,10 +91,8 @@ class SetToExport:
         self.names, self.recipe = image_names(folder, len(classes)), recipe(folder)
         if not self.total:
             raise UserError(f"{folder} holds no images.")
-        self.settings = {
-            key: value for key, value in self.manifest.items()
-            if key not in NOT_SETTINGS and isinstance(value, bool | int | float | str)
-        }  # fmt: skip
+        made_with = {key: value for key, value in without_off(self.manifest).items() if key not in NOT_SETTINGS}
+        self.settings = {key: value for key, value in flattened(made_with).items() if value is not None}
         self.soft_labels = soft_labels(self.folder, self.sha256, self.names)
         self.first = np.cumsum([0, *self.counts])  # of each class, in that list
 

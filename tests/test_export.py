@@ -440,6 +440,23 @@ def test_the_card_says_what_how_and_of_what(root):
     )
 
 
+def test_settings_are_those_that_are_on_whatever_their_kind(tmp_path):
+    more = {
+        "solver": "dpmpp",
+        "guidance_interval": [0.2, 0.8],
+        "ema": None,
+        "labels": "hard",
+        "prior": [0.5, 0.5],
+        "filter": 0.0,
+    }
+    write_set(tmp_path / "set", settings=SETTINGS | more)
+    settings = SetToExport(tmp_path / "set", dataset_spec("digits")).settings
+    assert settings == {"seed": 5, "ugs": 1.5, "inf_steps": 20, "enc_epoch": 3, "dif_epoch": 4, "backbone": "mini",
+                        "solver": "dpmpp", "guidance_interval": "0.2, 0.8", "filter": 0.0}  # fmt: skip
+    folder = exported(tmp_path, "hf", "--synthetic_dir", str(tmp_path / "set"))
+    assert "| guidance_interval | `0.2, 0.8` |" in (folder / "README.md").read_text()
+
+
 def test_the_card_shows_accuracies_of_its_recipe_alone(root):
     experiment = Experiment(root, "e", "digits")
     total = 1000
