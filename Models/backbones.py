@@ -206,6 +206,7 @@ BACKBONES = {
             training={
                 "enc": {"epochs": 12, "batch_size": 64, "lr": 2e-2},
                 "dif": {"epochs": 64, "batch_size": 32, "lr": 8e-4},
+                # Not searched yet: five times the rate of `dif`, as updates need more.
                 "lora": {"epochs": 64, "batch_size": 32, "lr": 4e-3},
             },
             small=True,
