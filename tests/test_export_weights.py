@@ -94,10 +94,7 @@ def test_configurations(exported):
         for name in ("unet/config.json", "vae/config.json", "scheduler/scheduler_config.json")
     )
     assert (unet["block_out_channels"], unet["attention_head_dim"], unet["cross_attention_dim"]) == ([32], 2, 8)
-    assert unet["use_linear_projection"] is False and unet["down_block_types"] == [
-        "CrossAttnDownBlock2D",
-        "DownBlock2D",
-    ]
+    assert unet["use_linear_projection"] is False and unet["down_block_types"] == ["DownBlock2D"]
     assert (vae["block_out_channels"], vae["scaling_factor"]) == ([32], 0.18215)
     assert (scheduler["prediction_type"], scheduler["set_alpha_to_one"]) == ("epsilon", True)
 

@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from cli import flags
+from cli.sets import shard
 from Data.loaders import load_splits
 from Data.registry import NPZ_KEYS, dataset_spec
 from Data.synthetic import MANIFEST, SyntheticWriter, balanced_counts, find_synthetic, synthetic_files
 from Experiment.errors import UserError
 from Experiment.files import read_json
 from Experiment.paths import size_from_name, size_name
-from generate_dataset import shard
 from Models.class_encoder import class_encoder
 from Models.sampler import Sampler, generate_images
 from tests.conftest import actions_of
