@@ -12,7 +12,8 @@ from Data.filtering import ROUNDS, Selection, agrees
 from Data.loaders import load_splits
 from Data.numbering import Balanced, Proportional, subset_counts
 from Data.registry import DATASETS
-from Data.synthetic import SyntheticWriter, load_synthetic
+from Data.stored_set import load_synthetic
+from Data.synthetic import SyntheticWriter
 from Experiment.errors import UserError
 from Experiment.files import read_json
 from Models import sampler, written
