@@ -9,7 +9,7 @@ import time
 
 import numpy as np
 
-from cli.adaptation import add_training_levers, said_training, training_levers
+from cli.adaptation import add_training_levers, said_training, set_up
 from cli.best import epoch_or_best, take_best_epochs
 from cli.flags import add_model_flags, add_training_flags, check_batch_size, finish_args, new_parser
 from cli.lora import add_lora_flags, base_hashes, check_lora_flags, wanted_updates
@@ -164,22 +164,6 @@ def adapt(args, known=None):
         log.info("loss %.4f after %d epochs, %.0f s -> %s", losses[-1], args.epochs, time.time() - started, folder)
         state.path.unlink(missing_ok=True)
     return folder
-
-
-def set_up(args, known, diffusion, precision_name):
-    """What learns, its compiled model, and what `training_levers` says for `fit_epochs` and for the record."""
-    from Models.adapter import adaptation
-    from Models.averages import Averaged
-    from Models.training import compile_model
-
-    facts = {"classes": class_names(known.spec), "dataset": known.spec.name}
-    adapted = adaptation(diffusion, args.train_model, facts, known.updates, args.seed, known.epochs["dif"])
-    fit_levers, compiled, recorded = training_levers(args, diffusion.backbone)
-    steps = -(-len(known.train.labels) // args.batch_size) * args.epochs
-    model = compile_model(adapted, compiled.pop("lr"), steps, precision_name, args.gradient_checkpointing, **compiled)
-    if args.ema:
-        adapted = Averaged(adapted, model.trainable_variables, model.optimizer.averages)
-    return adapted, model, fit_levers, recorded
 
 
 def train(args, known, adapted, model, state, moments, done, losses, write_sheet, levers):

@@ -75,7 +75,8 @@ def claim_study(study, args, known, precision):
     removed = removed_epochs(study)
     last = max(map(int, {*known.hashes, *removed}))
     settings = {name: getattr(args, name) for name in SETTINGS} | {"last_epoch": last, "precision_used": precision}
-    settings |= levers_on(vars(args)) | flattened(known.inputs)
+    settings |= {name: value for name, value in levers_on(vars(args)).items() if name != "objective"}  # only reported
+    settings |= flattened(known.inputs)
     if not study.get_trials(deepcopy=False):
         study.set_user_attr("settings", settings)
         study.set_user_attr("epochs", known.hashes)

@@ -1,12 +1,13 @@
-"""The published plots of a study, by Optuna."""
+"""The published plots of a study, by Optuna, and accuracy against cost."""
 
 import logging
 import warnings
 
 import matplotlib
 import numpy as np
+from matplotlib.ticker import MaxNLocator
 
-from plots import save_figure
+from plots import plt, save_figure
 
 MOST_LEGEND_TRIALS = 10
 FEWEST_TRIALS = 4
@@ -73,3 +74,15 @@ def search_plots(study, folder):
                 (folder / f"{name}.png").unlink(missing_ok=True)  # an earlier one shows other trials
                 continue
         yield file
+
+
+def accuracy_against_cost(costs, accuracies, best, path, title):
+    """Accuracy of trials against the passes of an image; those at the places `best` are joined. Returns the file."""
+    figure, axis = plt.subplots(figsize=(5, 3.2), layout="constrained")
+    axis.plot(costs, accuracies, "o", color="0.6", ms=4, label="trials")
+    axis.plot([costs[i] for i in best], [accuracies[i] for i in best], "o-", label="none cheaper is as accurate")
+    axis.set(xlabel="passes of the UNet for an image", ylabel="accuracy", title=title)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.grid(alpha=0.3)
+    axis.legend()
+    return save_figure(figure, path)

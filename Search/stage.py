@@ -15,6 +15,7 @@ from Models.runtime import resolve_precision
 from Models.weight_names import enc_epochs_in_use, own_epochs, remove_files
 from plots import experiment_pipeline_bars
 from Search.inputs import claim_study, removed_epochs
+from Search.pareto import report_pareto
 from Search.pictures import search_plots
 from Search.repeats import (
     chosen,
@@ -166,6 +167,8 @@ def report(args, known, study, started):
         for plot in search_plots(study, known.folder):
             log.info("  %s", plot)
     log.info("all trials -> %s", table)
+    if args.objective == "pareto":
+        report_pareto(args, study, known.folder)
     steps, scale, epoch, levers = settings_of(best)
     log.info(
         "best of %d trials: --inf_steps %d --ugs %g --%s_epoch %d%s, %s accuracy %.4f%s, %.0f s -> %s",

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import time
 from dataclasses import dataclass, field
 from statistics import median
 
@@ -44,6 +45,7 @@ class Context:
         epochs: {epoch: file}.
         chosen_on: Images and labels whose accuracy is maximised.
         others: {solver: `Sampler`} of other solvers, in use.
+        pace: Seconds for an image of the block that was made last.
     """
 
     args: argparse.Namespace
@@ -55,6 +57,7 @@ class Context:
     epochs: dict
     chosen_on: tuple
     others: dict = field(default_factory=dict)
+    pace: float | None = None
 
     def load(self, epoch):
         """Load the searched part's weights of an epoch."""
@@ -100,8 +103,9 @@ class Context:
             spacing=self.args.timestep_spacing,
             interval=interval or self.args.guidance_interval,
         )
-        parts, count = [], 0
+        parts, count, begun = [], 0, time.perf_counter()
         for _, images, good in each(made, "image", len(numbers), lambda block: len(block[0])):
+            self.pace, begun = (time.perf_counter() - begun) / self.block, time.perf_counter()
             count += len(good)
             if not (good.all() or bad_too):
                 raise Unusable(
@@ -250,10 +254,13 @@ def objective(trial, context):
             raise optuna.TrialPruned
 
     try:
-        return climb(context, settings, context.args.seed, lambda name: trial.set_user_attr("rung", name), report)
+        value = climb(context, settings, context.args.seed, lambda name: trial.set_user_attr("rung", name), report)
     except Unusable as error:
         trial.set_user_attr("pruned_because", str(error))
         raise optuna.TrialPruned(str(error)) from None
+    if context.args.objective == "pareto" and context.pace:
+        trial.set_user_attr("seconds_an_image", round(context.pace, 5))
+    return value
 
 
 def accuracy_again(context, trial, seed):

@@ -1,8 +1,9 @@
 """Flags of the adaptation that the paper does not have, all off by default."""
 
 from cli.flags import number
+from Data.registry import class_names
 from Experiment.levers import OFF
-from Models.averages import WIDTHS, power_of_width
+from Models.averages import WIDTHS, Averaged, power_of_width
 from Models.feed import drop_labels
 
 
@@ -38,6 +39,30 @@ def training_levers(args, backbone):
         facts["mean_loss_weight"] = float(fit["weights"].mean())
         facts["first_learning_rate"] = compiled["lr"] = args.lr / facts["mean_loss_weight"]
     return fit, compiled, facts
+
+
+def set_up(args, known, diffusion, precision_name):
+    """What learns, with these levers.
+
+    Args:
+        args, known: The script's arguments and `Plan`.
+        diffusion: A `Diffusion`.
+        precision_name: As in `compile_model`.
+
+    Returns:
+        The adaptation, its compiled model, and what `training_levers` says for `fit_epochs` and for the record.
+    """
+    from Models.adapter import adaptation
+    from Models.training import compile_model
+
+    facts = {"classes": class_names(known.spec), "dataset": known.spec.name}
+    adapted = adaptation(diffusion, args.train_model, facts, known.updates, args.seed, known.epochs["dif"])
+    fit_levers, compiled, recorded = training_levers(args, diffusion.backbone)
+    steps = -(-len(known.train.labels) // args.batch_size) * args.epochs
+    model = compile_model(adapted, compiled.pop("lr"), steps, precision_name, args.gradient_checkpointing, **compiled)
+    if args.ema:
+        adapted = Averaged(adapted, model.trainable_variables, model.optimizer.averages)
+    return adapted, model, fit_levers, recorded
 
 
 def said_training(args, facts):

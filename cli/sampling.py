@@ -26,6 +26,10 @@ def add_search_levers(parser):
     """What a search may choose beside steps, scale and epoch."""
     parser.add_argument("--search_solver", action="store_true", help="search the solver too, together with its steps")
     parser.add_argument("--search_interval", action="store_true", help="search both ends of the guidance interval too")
+    parser.add_argument(
+        "--objective", default=OFF["objective"], choices=["accuracy", "pareto"],
+        help="pareto: report too which trials are the most accurate for the passes of the UNet that an image takes (accuracy)",
+    )  # fmt: skip
 
 
 def check_search_levers(parser, args):

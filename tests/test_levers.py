@@ -15,7 +15,16 @@ from Experiment.levers import OFF
 from Experiment.paths import Experiment
 from Experiment.records import changes, describe_run, fixed_arguments
 from Models.weight_cards import weights_hashes
-from Search.settings import NOISE_LEVELS, as_flags, levers_used, published_levers, settings_of, suggest_settings
+from Search.pareto import front, passes
+from Search.settings import (
+    NOISE_LEVELS,
+    Settings,
+    as_flags,
+    levers_used,
+    published_levers,
+    settings_of,
+    suggest_settings,
+)
 
 GENERATE = ["--img_total", "23", "--enc_epoch", "31", "--dif_epoch", "10", "--inf_steps", "3", "--ugs", "1.5"]
 
@@ -140,6 +149,23 @@ def test_a_search_of_what_is_given_is_refused(flags, said, capsys):
     assert said in refused(hyp_opt.parse_args, ["--dataset", "digits", *flags], capsys)
 
 
+@pytest.mark.parametrize("flags, settings, expected", [
+    ([], (13, 1.5, 1), 2 * 14),  # --inf_steps 13 visits 14 timesteps
+    ([], (13, 1.0, 1), 14),
+    (["--solver", "dpmpp"], (6, 1.5, 1), 12),
+    (["--solver", "dpmpp", "--guidance_interval", "50", "60"], (6, 1.5, 1), 6),
+    (["--guidance_interval", "0.283", "1.609"], (31, 1.5, 1), 32 + 13),
+    (["--search_solver", "--search_interval"], (6, 1.5, 1, {"solver": "dpmpp", "interval": [0.01, 20.0]}), 12),
+])  # fmt: skip
+def test_passes_of_an_image(flags, settings, expected):
+    assert passes(hyp_opt.parse_args(["--dataset", "digits", *flags]), Settings(*settings)) == expected
+
+
+def test_the_front_has_what_no_other_beats():
+    costs, accuracies = [12, 26, 12, 20, 6, 30], [0.90, 0.95, 0.93, 0.92, 0.5, 0.95]
+    assert front(costs, accuracies) == [4, 2, 1]
+
+
 @pytest.fixture
 def adapted(tiny, tmp_path):
     common = ["--dataset", "digits", "--exp", "x", "--backbone", "tiny", "--root", str(tmp_path / "out")]
@@ -169,7 +195,7 @@ def test_best_takes_the_levers_of_the_search(tiny_experiment, tmp_path, capsys):
 def test_solver_interval_and_steps_are_searched_together(adapted, tmp_path, caplog):
     small = ["--num_imgs", "20", "--epochs", "1", "--batch_size", "10", "--classifier", "resnet20_16", "--rungs", "1",
              "--n_trials", "3", "--is_min", "2", "--is_max", "4", "--repeats", "0", "--autoguide", "1", "--pruner", "none"]  # fmt: skip
-    flags = [*adapted, *small, "--search_solver", "--search_interval"]
+    flags = [*adapted, *small, "--search_solver", "--search_interval", "--objective", "pareto"]
     with caplog.at_level("INFO", logger="experiment"):
         best = hyp_opt.search(hyp_opt.parse_args(flags))
     folder = tmp_path / "out/optimization_plots/x/digits/enc"
@@ -180,5 +206,9 @@ def test_solver_interval_and_steps_are_searched_together(adapted, tmp_path, capl
     assert len(best["guidance_interval"]) == 2 and best["autoguide"] == 1
     assert "--autoguide 1, validation accuracy" in caplog.text
     assert best["run"]["arguments"]["search_interval"] is True
+    with open(folder / "pareto.csv", newline="") as file:
+        cheapest = list(csv.DictReader(file))
+    assert cheapest and all(float(row["seconds"]) > 0 and "--inf_steps" in row["flags"] for row in cheapest)
+    assert (folder / "pareto.png").stat().st_size > 1000 and f"{cheapest[0]['passes']} passes" in caplog.text
     with pytest.raises(UserError, match=r"--search_interval True \(now False\)"):
         hyp_opt.search(hyp_opt.parse_args([*adapted, *small, "--search_solver"]))
