@@ -41,15 +41,13 @@ def parse_args(argv=None):
     parser = new_parser(__doc__)
     add, count = parser.add_argument, integer(1, MOST_IMAGES)
     epochs, batch = presets.GENERATION_EPOCHS, presets.GENERATION_BATCH
-    settings = {"enc_epoch": epochs["enc"], "dif_epoch": epochs["dif"], "inf_steps": presets.INFERENCE_STEPS,
-                "ugs": presets.GUIDANCE_SCALE}  # fmt: skip
     add("--img_class", type=count, help="images of each class; or --img_total")
     add("--img_total", type=count, help="images in all, spread evenly over the classes")
     add("--batch_size", default=batch, type=integer(1), help="most images at a time (250; on a processor 16, mini 96)")
     add_best_flag(parser, "epochs, steps and scale")
     add("--enc_epoch", type=epoch_or_best, help="epoch of the Class Encoder, or best; 0: fresh (50)")
     add("--dif_epoch", type=epoch_or_best, help="epoch of the UNet, or best; 0: pretrained (10)")
-    add("--inf_steps", type=integer(1, 1000), help="inference steps (50)")
+    add("--inf_steps", type=integer(1, 1000), help="inference steps (50; with --solver dpmpp 15)")
     add("--ugs", type=number(0, 1000), help="unconditional guidance scale (7.5)")
     add_spacing_flag(parser)
     sampling.add_sampling_levers(parser)
@@ -63,6 +61,8 @@ def parse_args(argv=None):
     add("--no_mark", action="store_true", help="leave out the note in each PNG that a trained model has made it")
     add("--restart", action="store_true", help="throw away what an earlier run has left here")
     args = finish_args(parser, argv)
+    settings = {"enc_epoch": epochs["enc"], "dif_epoch": epochs["dif"], "inf_steps": presets.STEPS_OF_SOLVER[args.solver],
+                "ugs": presets.GUIDANCE_SCALE}  # fmt: skip
     settle_best(parser, args, settings)
     if (args.img_class is None) == (args.img_total is None):
         parser.error("exactly one of --img_class and --img_total is needed")

@@ -15,6 +15,7 @@ HIDDEN_UNITS = 500  # of the Class Encoder
 
 # Sampling, without a search.
 INFERENCE_STEPS, GUIDANCE_SCALE = 50, 7.5
+STEPS_OF_SOLVER = {"ddim": INFERENCE_STEPS, "dpmpp": 15}  # where none are given; dpmpp: as its authors advise
 GENERATION_EPOCHS = {"enc": 50, "dif": 10}
 GENERATION_BATCH = 250
 

@@ -71,7 +71,7 @@ def measure(args, context, test, best):
         UserError: An image is not finite or of one value, or a classifier's loss is not finite.
     """
     first = args.train_model == "enc"
-    default = (presets.INFERENCE_STEPS, presets.GUIDANCE_SCALE) if first else (args.is_1, args.ugs_1)
+    default = (presets.STEPS_OF_SOLVER[args.solver], presets.GUIDANCE_SCALE) if first else (args.is_1, args.ugs_1)
     settings = {"no_opt": Settings(*default, max(context.epochs)), "opt": settings_of(best)}
     results, count = {}, args.test_imgs
     for name, (steps, scale, epoch, levers) in each(settings.items(), "measurement"):

@@ -47,9 +47,10 @@ def small_recipe(args, spec):
         "search": {
             "classifier": classifier, "batch_size": min(how["batch"], args.num_imgs or few), "n_trials": args.n_trials or 5,
             "num_imgs": args.num_imgs or few, "test_imgs": args.test_imgs or max(few, min(how["most_test_imgs"], spec.unit)),
-            "epochs": args.trial_epochs or how["epochs"], "is_min": 8, "warm_start": True, "save_plots": True,
+            "epochs": args.trial_epochs or how["epochs"], "solver": "dpmpp", "is_min": 5, "warm_start": True,
+            "save_plots": True,
         },
-        "first_search": {"is_max": 12, "ugs_max": 4},
+        "first_search": {"is_max": 8, "ugs_max": 4},
         "classifier": {"classifier": classifier, "batch_size": 64 if smallest >= FEWEST_IMAGES else max(1, smallest // 2)},
         # A larger set is seen less often.
         "classifier_epochs": lambda take: args.classifier_epochs or max(1, round(classifier_epochs / take**0.5)),

@@ -39,7 +39,7 @@ def operations(script, args, spec, steps):
     learning = TRAINING * listed(CLASSIFIER, args.classifier) * (spec.resolution / 32) ** 2  # an epoch of an image
     if script == "classifier_training":
         return spec.unit * (args.take if args.synthetic else 1) * args.epochs * learning * args.repeats
-    default_steps = presets.INFERENCE_STEPS if args.train_model == "enc" else steps
+    default_steps = presets.STEPS_OF_SOLVER[args.solver] if args.train_model == "enc" else steps
     runs = args.n_trials / 2 + 3 * args.repeats  # half of a trial: many end on a lower rung
     return runs * args.num_imgs * (steps * sampling + args.epochs * learning) + args.test_imgs * (
         (default_steps + steps) * sampling + 2 * args.epochs * learning
