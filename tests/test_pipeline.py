@@ -41,13 +41,13 @@ def commands(*flags):
 def test_the_demo_has_the_settings_that_the_readme_has_numbers_of(tmp_path):
     root = f"--root {tmp_path}"
     common, search = f"--dataset digits --exp demo {root}", (
-        "--classifier resnet20_16 --batch_size 64 --n_trials 5 --num_imgs 300 --test_imgs 1000 --epochs 32 --is_min 8 "
+        "--classifier resnet20_16 --batch_size 64 --n_trials 5 --num_imgs 300 --test_imgs 1000 --epochs 32 --solver dpmpp --is_min 5 "
         "--warm_start --save_plots"
     )  # fmt: skip
     mini, small = f"{common} --backbone mini", f"{common} --classifier resnet20_16 --batch_size 64"
     assert commands(*DEMO, "--root", tmp_path) == [
         f"SD_adapting.py {mini} --train_model enc --epochs 12 --freq 4",
-        f"hyp_opt.py {mini} --train_model enc {search} --is_max 12 --ugs_max 4",
+        f"hyp_opt.py {mini} --train_model enc {search} --is_max 8 --ugs_max 4",
         f"SD_adapting.py {mini} --train_model dif --enc_epoch best --epochs 64 --freq 8",
         f"hyp_opt.py {mini} --train_model dif --best {search}",
         f"generate_dataset.py {mini} --img_total 1000 --best",
