@@ -317,7 +317,7 @@ def test_the_parts_of_a_search_have_their_shares():
 def test_work_grows_with_what_is_to_be_done():
     def work(**change):
         args = {"backbone": "mini", "epochs": 2, "classifier": "resnet20_16", "take": 2, "synthetic": True, "img_total": 10,
-                "n_trials": 4, "repeats": 1, "num_imgs": 30, "test_imgs": 50, "train_model": "dif"}  # fmt: skip
+                "n_trials": 4, "repeats": 1, "num_imgs": 30, "test_imgs": 50, "train_model": "dif", "solver": "ddim"}  # fmt: skip
         args = Namespace(**(args | change))
         return [operations(script, args, DATASETS["digits"], 10) for script in pipeline.SCRIPTS]
 
