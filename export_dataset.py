@@ -3,6 +3,7 @@
 python export_dataset.py --dataset cifar10 --exp 0001 --to cifar10_synthetic --format hf
 """
 
+import contextlib
 import logging
 import re
 import time
@@ -131,8 +132,11 @@ def export(args, known=None):
     if args.with_real:
         splits = load_splits(source.spec, args.data_dir, args.seed, source.spec.resolution, known.experiment)
         source.real = {name: getattr(splits, name) for name in REAL}
-    with telling_what_is_saved(lambda: f"{args.to} is not made", "begins anew"), atomic_folder(args.to) as folder:
-        images = each(source.images(), "image", source.total)
+    with (
+        telling_what_is_saved(lambda: f"{args.to} is not made", "begins anew"),
+        atomic_folder(args.to) as folder,
+        contextlib.closing(each(source.images(), "image", source.total)) as images,
+    ):
         layout = FORMATS[args.format](folder, source, images)
         text = card(source, layout, known.licences, known.measured, known.audit)
         (folder / "README.md").write_text(text, encoding="utf-8")

@@ -1,5 +1,6 @@
 """The VAE moments of a dataset: computed once for a dataset, backbone and size, then read from disk."""
 
+import contextlib
 import hashlib
 import itertools
 import logging
@@ -27,9 +28,8 @@ def cached_moments(folder, name, images, weights_hash, encode):
     path = folder / f"{name}_{key.hexdigest()[:16]}.npy"
     if not path.exists():
         log.info("encoding %d images with the VAE, once", len(images))
-        batches = encode(images)
-        first, done = next(batches), 0  # a broken encoder fails before anything is written
-        with atomic_path(path) as partial:
+        with contextlib.closing(encode(images)) as batches, atomic_path(path) as partial:
+            first, done = next(batches), 0
             moments = np.lib.format.open_memmap(partial, "w+", "float32", (len(images), *first.shape[1:]))
             for batch in itertools.chain([first], batches):
                 moments[done : done + len(batch)] = batch

@@ -34,6 +34,17 @@ def actions_of(script):
     return made[0]._actions
 
 
+@pytest.fixture(autouse=True)
+def no_part_stays_open():
+    """Progress is shown of what is under way alone, however a part ended: the next test sees none of this one's."""
+    from Experiment.progress import open_parts
+
+    yield
+    left = [part.unit for part in open_parts]
+    open_parts.clear()
+    assert not left
+
+
 @pytest.fixture(scope="session")
 def golden():
     """Folder of what the published stack computed."""

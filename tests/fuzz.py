@@ -267,7 +267,7 @@ def write_moments(folder):
         "digits",
         numpy_images(4),
         "abc",
-        lambda images: iter([images[:, :2, :2].repeat(3, -1)[..., :8] / 255.0]),
+        lambda images: (batch[:, :2, :2].repeat(3, -1)[..., :8] / 255.0 for batch in [images]),
     )
     return next(folder.glob("*.npy"))
 
