@@ -20,6 +20,7 @@ from Data.registry import dataset_spec
 from Experiment.disk import check_room, gigabytes
 from Experiment.files import write_json
 from Experiment.locks import refuse_if_claimed
+from Experiment.machine import device_name
 from Experiment.paths import Experiment
 from Experiment.plan import Plan
 from Experiment.records import DATA_FLAGS, describe_run, finished_run, identity
@@ -118,8 +119,9 @@ def adapt(args, known=None):
         The folder of the epochs.
     """
     from Models.adapter import load_diffusion
+    from Models.devices import start_devices
     from Models.fit_state import FitState
-    from Models.runtime import make_repeatable, precision
+    from Models.runtime import precision
     from Models.samples import sheet_writer
     from Models.training import bytes_needed
 
@@ -129,7 +131,7 @@ def adapt(args, known=None):
         return known.folder
     backbone, folder, classes = BACKBONES[args.backbone], known.folder, class_names(known.spec)
     check_batch_size(args, backbone.training[args.train_model]["batch_size"], len(known.train.labels))
-    make_repeatable(args.seed, args.deterministic)
+    start_devices(args)
     # Weights that stay as they are may be held in bfloat16.
     with precision(args.precision, trainable=not known.updates) as used:
         epochs = known.epochs | ({"dif": None} if known.updates else {})
@@ -148,10 +150,10 @@ def adapt(args, known=None):
     with writing_in(folder, saved=lambda: f"{state.epoch} of {args.epochs} epochs are saved"):
         log.info(
             "%s of %s on %s: %d images, %d parameters, epochs %d to %d of %d steps, batch %d, lr %g, %s, seed %d, "
-            "at most %s on disk -> %s",
+            "at most %s on disk, %s -> %s",
             args.train_model, backbone.name, known.spec.name, len(known.train.labels), adapted.parameters,
             known.offset + 1, known.offset + args.epochs, steps,
-            args.batch_size, args.lr, used, args.seed, gigabytes(needed), folder,
+            args.batch_size, args.lr, used, args.seed, gigabytes(needed), device_name(), folder,
         )  # fmt: skip
         if known.updates:
             log.info("low-rank updates: %s", known.updates)

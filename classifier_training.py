@@ -17,6 +17,7 @@ from Experiment import presets
 from Experiment.files import read_json
 from Experiment.levers import levers_on
 from Experiment.locks import refuse_if_claimed
+from Experiment.machine import device_name
 from Experiment.paths import Experiment, repeat_folder, size_name
 from Experiment.plan import Plan
 from Experiment.randomness import repeat_seed
@@ -145,6 +146,7 @@ def train_classifier(args, known=None):
         nothing is to be done.
     """
     from Models.classifier import Classifier
+    from Models.devices import start_devices
     from Models.runtime import make_repeatable
     from Models.trained import load_best, throw_away
     from Scoring.material import ask_teacher, gather, recipe_of
@@ -154,9 +156,11 @@ def train_classifier(args, known=None):
     if known.done:
         return None
     spec, folder = known.spec, known.folder
-    log.info("classifier %s on %s, %s images -> %s", args.classifier, spec.name, known.source, folder)
+    log.info(
+        "classifier %s on %s, %s images, %s -> %s", args.classifier, spec.name, known.source, device_name(), folder
+    )
     missing = [i for i, trained in enumerate(known.trained, start=1) if args.train and not trained]
-    make_repeatable(args.seed, args.deterministic)
+    start_devices(args)
     if missing:
         check_batch_size(args, presets.CLASSIFIER_BATCH, known.wanted // (args.take if args.recycle else 1))
         taught = ask_teacher(args, known)

@@ -22,6 +22,7 @@ from Experiment import presets
 from Experiment.disk import check_room, gigabytes
 from Experiment.files import write_json
 from Experiment.locks import refuse_if_claimed
+from Experiment.machine import device_name
 from Experiment.paths import Experiment, size_name
 from Experiment.plan import Plan
 from Experiment.records import DATA_FLAGS, describe_run, fixed_arguments
@@ -146,7 +147,8 @@ def generate(args, known=None):
         UserError: Images are broken, or the run cannot begin.
     """
     from Models.adapter import load_diffusion
-    from Models.runtime import make_repeatable, precision, resolve_precision
+    from Models.devices import start_devices
+    from Models.runtime import precision, resolve_precision
 
     started = time.time()
     known = known or plan(args)
@@ -156,7 +158,7 @@ def generate(args, known=None):
     settings = known.settings | {"precision": resolve_precision(args.precision)}  # shards on other hardware are refused
     if not args.restart:
         check_folder(folder, settings)
-    make_repeatable(args.seed, args.deterministic)  # a fresh encoder of --enc_epoch 0 is the same every time
+    start_devices(args)  # a fresh encoder of --enc_epoch 0 is the same every time
     with precision(args.precision):
         diffusion = load_diffusion(backbone, len(known.classes), args.weights_dir, **known.epochs)
         guide = sampling.chosen_guide(args, backbone, trained_last(args)[0], known.guide, len(known.classes))
@@ -195,9 +197,9 @@ def write_images(args, known, precision, diffusion, guide, writer):
     there, whole = writer.progress(args.shard)
     side = known.settings["image_size"]
     log.info(
-        "%d images of %s with %s, %d there, %d inference steps, guidance scale %g%s, %s, seed %d, about %s on disk -> %s",
+        "%d images of %s with %s, %d there, %d inference steps, guidance scale %g%s, %s, seed %d, about %s on disk, %s -> %s",
         whole, known.name, diffusion.backbone.name, there, args.inf_steps, args.ugs, sampling.said_sampling(args),
-        precision, args.seed, gigabytes(bytes_of(known, whole - there)), known.folder,
+        precision, args.seed, gigabytes(bytes_of(known, whole - there)), device_name(), known.folder,
     )  # fmt: skip
     if "no_mark" not in known.settings:
         log.info("an earlier version has begun the set, without a mark of generated images: it goes on without one")

@@ -10,7 +10,12 @@ OFF = {
     "solver": "ddim", "guidance_interval": None, "autoguide": None, "search_solver": False, "search_interval": False, "objective": "accuracy",
     "label_dropout": 0.0, "ema": None, "min_snr": None,
     "class_prior": "balanced", "filter": None, "filter_classifier": None,
+    "tf32": False,
 }  # fmt: skip
+
+# Flags that say how results are computed, and change no more than their last digits: on record where they are on, never
+# compared. `deterministic` is on record in any case.
+HOW = {"xla": "auto", "devices": 1}
 
 
 def levers_on(values):
@@ -19,8 +24,9 @@ def levers_on(values):
 
 
 def without_off(values):
-    """Named values without the levers that are off."""
-    return {name: value for name, value in values.items() if name not in OFF or value != OFF[name]}
+    """Named values without the levers that are off, and without those of `HOW` that are."""
+    off = OFF | HOW
+    return {name: value for name, value in values.items() if name not in off or value != off[name]}
 
 
 def filled_in(values, others, prefix=""):

@@ -1,6 +1,5 @@
 """The record of a run: its arguments, versions and time, and whether an earlier run has finished."""
 
-import os
 import platform
 import re
 import time
@@ -9,7 +8,8 @@ from pathlib import Path
 
 from Experiment.errors import UserError
 from Experiment.files import read_json
-from Experiment.levers import filled_in, without_off
+from Experiment.levers import HOW, filled_in, without_off
+from Experiment.machine import describe_machine
 
 # Flags that say where the data lie and how they are read: what they are is an input, known by its content.
 DATA_FLAGS = ("root", "data_dir", "dataset", "skip_broken", "background", "resolution")
@@ -24,7 +24,7 @@ def describe_run(args, started, inputs=None, **facts):
         "arguments": describe_arguments(args),
         "inputs": inputs or {},
         "versions": installed_versions(),
-        "machine": {"system": platform.platform(), "cores": os.cpu_count()},
+        "machine": describe_machine(),
         "seconds": round(time.time() - started, 1),
         **facts,
     }
@@ -124,5 +124,6 @@ def describe_arguments(args):
 
 
 def fixed_arguments(args, free):
-    """The arguments that decide a run's result: all but those named in `free`, --restart and --deterministic."""
-    return {k: v for k, v in describe_arguments(args).items() if k not in (*free, "restart", "deterministic")}
+    """The arguments that decide a run's result: all but those named in `free`, --restart, and how it is computed."""
+    left_out = {*free, "restart", "deterministic", *HOW}
+    return {k: v for k, v in describe_arguments(args).items() if k not in left_out}

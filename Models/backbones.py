@@ -95,12 +95,13 @@ class Backbone:
 
     def _part(self, part, weights_dir, pretrained=True):
         from Models.faster_layers import use_faster_layers
-        from Models.runtime import on_gpu
+        from Models.runtime import jit_compile, on_gpu
 
         source = self.pretrained(weights_dir)
         if pretrained:
             source.check(part)  # first: the build takes a minute at full size
         model = use_faster_layers(self.build[part](self), on_gpu())
+        model.jit_compile = jit_compile()  # where it is called by itself
         return source.fill(model, part) if pretrained else model
 
 

@@ -2,6 +2,8 @@
 
 import keras
 
+from Models.runtime import jit_compile
+
 
 def class_encoder(num_classes, hidden_units, context_shape):
     """One-hot label (B, C) -> context (B, tokens, width). There is no non-linearity anywhere (paper, section 2).
@@ -19,4 +21,6 @@ def class_encoder(num_classes, hidden_units, context_shape):
     x = keras.layers.Dense(hidden_units, dtype="float32", name="hidden")(label)  # (B, hidden)
     x = keras.layers.Dense(tokens * width, use_bias=False, dtype="float32", name="context")(x)
     context = keras.layers.Reshape((tokens, width), dtype="float32", name="tokens")(x)  # (B, tokens, width)
-    return keras.Model(label, context, name="class_encoder")
+    model = keras.Model(label, context, name="class_encoder")
+    model.jit_compile = jit_compile()
+    return model

@@ -12,7 +12,7 @@ from Models.classifiers import CLASSIFIERS
 from Models.fit_progress import fit_progress
 from Models.fit_state import FitState
 from Models.recipes import PUBLISHED
-from Models.runtime import fast_feed
+from Models.runtime import fast_feed, jit_compile
 
 TOP_K = 5
 VALIDATION_BATCH = 512
@@ -89,6 +89,7 @@ class Classifier:
             recipe.new_optimizer(),
             keras.losses.CategoricalCrossentropy(label_smoothing=recipe.smoothing),
             metrics=["accuracy"],
+            jit_compile=jit_compile(),
         )
         self.model.optimizer.build(self.model.trainable_variables)
         self.first = [v.numpy() for v in self.variables]

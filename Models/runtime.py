@@ -2,9 +2,12 @@
 
 import contextlib
 import itertools
-from pathlib import Path
 
 import keras
+
+from Experiment.machine import cpu_info
+
+XLA = {"use": "auto"}  # what the user has chosen, see `use_hardware`
 
 
 def on_gpu():
@@ -27,8 +30,38 @@ def has_bfloat16():
 
         gpu = tf.config.list_physical_devices("GPU")[0]
         return tf.config.experimental.get_device_details(gpu).get("compute_capability", (0, 0)) >= (8, 0)
-    cpuinfo = Path("/proc/cpuinfo")
-    return cpuinfo.exists() and any(flag in cpuinfo.read_text() for flag in ("avx512_bf16", "amx_bf16"))
+    return any(flag in cpu_info() for flag in ("avx512_bf16", "amx_bf16"))
+
+
+def use_hardware(xla="auto", tf32=False):
+    """Choose how this process computes: to be called before models are made.
+
+    Args:
+        xla: Whether XLA compiles the models, `on` or `off`; `auto`: see `jit_compile`.
+        tf32: Whether a GPU may multiply float32 matrices with 10 bits of mantissa (TF32), as TensorFlow does unless it is
+            told otherwise. A processor has none.
+    """
+    XLA["use"] = xla
+    if on_gpu() and keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        tf.config.experimental.enable_tensor_float_32_execution(tf32)
+
+
+def jit_compile(sampling=False):
+    """Whether XLA compiles a model: stated for every model, since Keras would decide by the devices that it finds.
+
+    By default it compiles the sampler on a GPU, whose many small operations it joins. In training it stays off: it ignores
+    the order that keeps memory low (`ordered_after`), and it compiles again for every shape of a batch.
+    """
+    if keras.backend.backend() != "tensorflow":
+        return True  # there a function that is not compiled is run operation by operation
+    return XLA["use"] == "on" or (XLA["use"] == "auto" and sampling and on_gpu())
+
+
+def one_shape():
+    """Whether all batches of a training should have one shape: where another one is compiled, or tuned for, anew."""
+    return on_gpu() or jit_compile()
 
 
 def resolve_precision(name):
@@ -76,6 +109,25 @@ def ordered_after(*results):
     import tensorflow as tf
 
     return tf.control_dependencies(results)
+
+
+def one_by_one(function, parts, shapes, dtypes):
+    """What a function gives for each of parts (N, ...), strictly in turn: memory for one part is enough.
+
+    Args:
+        function: Of a part; it returns several arrays.
+        parts: The parts.
+        shapes, dtypes: Of these arrays.
+
+    Returns:
+        The arrays, (N, *shape) each.
+    """
+    if keras.backend.backend() != "tensorflow":
+        return keras.ops.map(function, parts)
+    import tensorflow as tf
+
+    made = tuple(tf.TensorSpec(shape, dtype) for shape, dtype in zip(shapes, dtypes))
+    return tf.map_fn(function, parts, fn_output_signature=made, parallel_iterations=1)
 
 
 def fast_feed(batches):

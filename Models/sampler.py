@@ -11,8 +11,10 @@ from Models.diffusion import PREDICTION_TYPES, timestep_embedding
 from Models.faster_layers import attending_to, shared_contexts
 from Models.guidance import context_table, guided_steps
 from Models.noise_schedule import STABLE_DIFFUSION
-from Models.runtime import on_gpu, ordered_after
+from Models.runtime import jit_compile, on_gpu, one_by_one, ordered_after
 from Models.solvers import DDIM
+
+DECODED_TOGETHER = 16  # images, on a GPU: at full size the decoder's largest maps are 8 to 16 MB an image
 
 
 class Sampler(keras.Model):
@@ -44,6 +46,8 @@ class Sampler(keras.Model):
         self.unet, self.decoder, self.side_by_side = unet, decoder, side_by_side
         self.schedule, self.prediction, self.solver = schedule, PREDICTION_TYPES[prediction_type], solver
         self.guide, self.guide_unet = guide, guide.unet if guide else None
+        self.decoded_together = DECODED_TOGETHER if on_gpu() else None
+        self.jit_compile = jit_compile(sampling=True)
 
     def call(self, inputs):
         """Run the loop.
@@ -91,6 +95,22 @@ class Sampler(keras.Model):
         latents = self.solver.latents(state)
         if self.decoder is None:
             return latents, all_finite(latents)
+        return self.decode(latents)
+
+    def decode(self, latents):
+        """Images uint8 (B, H, W, 3) of latents, part by part where the batch is larger than what is decoded together."""
+        count, part = ops.shape(latents)[0], self.decoded_together
+        if not part or (latents.shape[0] or part + 1) <= part:
+            return self.decode_part(latents)
+        parts = (count + part - 1) // part
+        padded = ops.take(latents, ops.minimum(ops.arange(parts * part), count - 1), axis=0)
+        shapes = (part, *self.decoder.output_shape[1:]), (part,)
+        images, finite = one_by_one(
+            self.decode_part, ops.reshape(padded, (parts, part, *latents.shape[1:])), shapes, ("uint8", "bool")
+        )
+        return ops.reshape(images, (-1, *images.shape[2:]))[:count], ops.reshape(finite, (-1,))[:count]
+
+    def decode_part(self, latents):
         images = ops.cast(self.decoder(latents), "float32")
         # Clip and cast would hide what is not finite. The cast truncates, as published.
         return ops.cast(ops.clip((images + 1.0) * 127.5, 0.0, 255.0), "uint8"), all_finite(images)

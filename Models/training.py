@@ -12,7 +12,7 @@ from Models.faster_layers import checkpoint_gradients
 from Models.feed import noisy_batches, with_targets
 from Models.fit_progress import fit_progress
 from Models.optimizer import paper_optimizer
-from Models.runtime import fast_feed, precision
+from Models.runtime import fast_feed, jit_compile, precision
 from Models.weight_cards import card_path
 from Models.weight_names import epoch_path, saved_epochs
 
@@ -43,7 +43,8 @@ def compile_model(adapted, lr, steps, precision_name, gradient_checkpointing=Fal
         )  # fmt: skip
     # The encoder computes in float32 whatever the precision.
     bfloat16 = adapted.part == "dif" and precision_name == "mixed_bfloat16"
-    model.compile(paper_optimizer(lr, steps, "bfloat16" if bfloat16 else "float32", average_power), "mse")
+    optimizer = paper_optimizer(lr, steps, "bfloat16" if bfloat16 else "float32", average_power)
+    model.compile(optimizer, "mse", jit_compile=jit_compile())
     model.optimizer.build(model.trainable_variables)
     return model
 

@@ -9,6 +9,7 @@ from optuna.trial import TrialState
 from Experiment.errors import UserError
 from Experiment.files import merge_json, read_json, write_json
 from Experiment.locks import claimed, locked
+from Experiment.machine import device_name
 from Experiment.progress import progress
 from Experiment.records import describe_run
 from Models.runtime import resolve_precision
@@ -59,9 +60,9 @@ def announce(args, known, study):
     if args.select_on == "test":
         log.warning("settings are chosen on TEST images, as published: the accuracies below are too good")
     log.info(
-        "search %s: %d of %d trials there, steps %d..%d, scale 0..%g, epoch 1..%d, %d images a trial, %s, seed %d -> %s",
+        "search %s: %d of %d trials there, steps %d..%d, scale 0..%g, epoch 1..%d, %d images a trial, %s, seed %d, %s -> %s",
         study.study_name, len(trials(study, *FINISHED)), args.n_trials, args.is_min, args.is_max, args.ugs_max,
-        max(known.epochs), args.num_imgs, resolve_precision(args.precision), args.seed, known.folder,
+        max(known.epochs), args.num_imgs, resolve_precision(args.precision), args.seed, device_name(), known.folder,
     )  # fmt: skip
 
 

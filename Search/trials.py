@@ -19,8 +19,9 @@ from Models.adapter import WholeNetwork, load_diffusion, load_guide
 from Models.augment import Augment
 from Models.backbones import BACKBONES
 from Models.classifier import Classifier
+from Models.devices import start_devices
 from Models.recipes import Recipe
-from Models.runtime import make_repeatable, precision
+from Models.runtime import precision
 from Models.sampler import block_size, generate_images
 from Search.settings import published_levers, settings_of, suggest_settings
 
@@ -156,7 +157,7 @@ def prepare(args, known):
     Raises:
         UserError: Weights do not fit.
     """
-    make_repeatable(args.seed, args.deterministic)
+    start_devices(args)
     spec, backbone = known.spec, BACKBONES[args.backbone]
     recipe = Recipe(args.optimizer, args.epochs)
     classifier = Classifier(args.classifier, spec.resolution, spec.num_classes, recipe)

@@ -10,6 +10,7 @@ from Data.pictures import colour
 from Data.registry import DATASETS
 from Experiment import presets
 from Experiment.errors import UserError
+from Experiment.levers import HOW
 from Experiment.paths import REPOSITORY
 from Models.backbones import BACKBONES
 from Models.classifiers import CLASSIFIERS
@@ -120,8 +121,10 @@ def new_parser(doc, exp_required=False):
     parser.add_argument(
         "--deterministic",
         action="store_true",
-        help="the same bits in every run on a GPU too, at a cost; on a processor they are so anyway",
+        help="the same bits in every run on a GPU too, at a cost: switches XLA off, and algorithms whose sums depend on "
+        "timing; on a processor they are so anyway",
     )
+    add_device_flags(parser)
     parser.add_argument("--skip_broken", action="store_true", help="leave broken images of an image folder out")
     parser.add_argument(
         "--resolution",
@@ -136,6 +139,32 @@ def new_parser(doc, exp_required=False):
         help="what transparent pixels of an image folder show, a name or #rrggbb (white)",
     )
     return parser
+
+
+def add_device_flags(parser):
+    """How it is computed. See `Models.runtime.use_hardware`."""
+    parser.add_argument(
+        "--xla", default=HOW["xla"], choices=["auto", "on", "off"],
+        help="compile models with XLA; auto: the sampler on a GPU, else nothing (auto)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--tf32", action="store_true", help="let a GPU round what it multiplies in float32 to 10 bits: faster (off)"
+    )
+
+
+def add_devices_flag(parser):
+    parser.add_argument(
+        "--devices", default=HOW["devices"], type=device_count, metavar="N",
+        help="GPUs of this machine that share each batch of the training, or all (1)",
+    )  # fmt: skip
+
+
+def device_count(text):
+    """An argparse type: how many devices, or `all`."""
+    return text if text == "all" else integer(1)(text)
+
+
+device_count.__name__ = "whole number or all"
 
 
 def add_training_flags(add):
@@ -213,6 +242,8 @@ def add_classifier_flags(parser):
 def finish_args(parser, argv=None):
     """Parse, fill in what depends on other flags, and check what can be checked before anything heavy is loaded."""
     args = parser.parse_args(argv)
+    if args.deterministic and args.xla == "on":
+        parser.error("argument --xla: on is not allowed with --deterministic, which switches it off")
     args.root = args.root.expanduser().resolve()
     args.data_dir = (args.data_dir or args.root / "Data" / "Real").expanduser().resolve()
     if args.dataset not in DATASETS:

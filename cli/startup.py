@@ -3,11 +3,18 @@
 import contextlib
 import ctypes
 import gc
+import logging
 import os
+import re
+import subprocess
 import sys
 import tempfile
+from importlib.metadata import version
 
+from Experiment.machine import driver_gpus, used_gpus
 from Models.backbones import BACKBONES
+
+log = logging.getLogger("experiment")
 
 # For glibc's malloc: arrays of 256 KB and more go back to the system when they are freed; one heap for all threads; pages
 # of 2 MB where the system allows them, since fresh memory for every array otherwise costs a page fault per 4 KB.
@@ -116,4 +123,41 @@ def import_keras(args=None):
         finally:
             os.dup2(terminal, 2)
             os.close(terminal)
+        notes.seek(0)
+        for line in notes.read().decode(errors="replace").splitlines():
+            log.debug("TensorFlow: %s", line)  # to log.txt alone
+    if keras.backend.backend() == "tensorflow":
+        warn_of_idle_gpus()
     return keras
+
+
+def warn_of_idle_gpus():
+    """Warn where the driver knows a GPU and TensorFlow lists none: a run of days would be one of months."""
+    found, broken = driver_gpus()
+    if broken:
+        log.warning(
+            "a GPU is there, but not used: %s. Install the driver's library, or restart the container with it", broken
+        )
+    if not found or used_gpus():
+        return
+    log.warning(
+        "a GPU is there (%s, %d GB), but TensorFlow does not use it%s. To mend it: pip install "
+        '"tensorflow[and-cuda]==%s"',
+        found[0]["name"], found[0]["memory_gb"], why_not_used(), version("tensorflow"),
+    )  # fmt: skip
+
+
+def why_not_used():
+    """TensorFlow's own reason, which it notes at its start where no level of the log hides it: asked of another process."""
+    asked = "import tensorflow as tf; tf.config.list_physical_devices('GPU')"
+    environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "0"}
+    process = subprocess.run(
+        [sys.executable, "-c", asked], capture_output=True, text=True, env=environment, errors="replace"
+    )
+    notes = process.stderr.splitlines()
+    for note in notes:
+        log.debug("TensorFlow: %s", note)
+    reasons = [
+        re.sub(r"^.*?\] ", "", note) for note in notes if re.search(r"(?i)dlopen|gpu|cuinit|not built with", note)
+    ]
+    return f": {reasons[0].rstrip('.')}" if reasons else ""
