@@ -119,7 +119,7 @@ def adapt(args, known=None):
         The folder of the epochs.
     """
     from Models.adapter import load_diffusion
-    from Models.devices import start_devices
+    from Models.devices import sharing, start_devices
     from Models.fit_state import FitState
     from Models.runtime import precision
     from Models.samples import sheet_writer
@@ -135,11 +135,13 @@ def adapt(args, known=None):
     # Weights that stay as they are may be held in bfloat16.
     with precision(args.precision, trainable=not known.updates) as used:
         epochs = known.epochs | ({"dif": None} if known.updates else {})
-        diffusion = load_diffusion(backbone, len(classes), args.weights_dir, **epochs)
+        with sharing(args.devices):
+            diffusion = load_diffusion(backbone, len(classes), args.weights_dir, **epochs)
         title = f"{known.spec.name}, {args.train_model} epoch {{}}"
         write_sheet = sheet_writer(diffusion, classes, args.seed, folder, title)
     moments = dataset_moments(args, known, backbone)  # float32 (N, h, w, 8)
-    adapted, model, fit_levers, recorded = set_up(args, known, diffusion, used)
+    with sharing(args.devices):
+        adapted, model, fit_levers, recorded = set_up(args, known, diffusion, used)
     write_sheet = adapted.drawn(write_sheet) if args.ema else write_sheet
     steps = -(-len(known.train.labels) // args.batch_size)
     variables = [*adapted.variables, *model.optimizer.variables]

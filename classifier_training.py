@@ -146,7 +146,7 @@ def train_classifier(args, known=None):
         nothing is to be done.
     """
     from Models.classifier import Classifier
-    from Models.devices import start_devices
+    from Models.devices import sharing, start_devices
     from Models.runtime import make_repeatable
     from Models.trained import load_best, throw_away
     from Scoring.material import ask_teacher, gather, recipe_of
@@ -168,7 +168,8 @@ def train_classifier(args, known=None):
             known.inputs["teacher"] = taught[1]
             make_repeatable(args.seed)
         made = gather(args, known, repeat_seed(args.seed, missing[0]), taught)
-    classifier = Classifier(args.classifier, spec.resolution, spec.num_classes, recipe_of(args))
+    with sharing(args.devices):
+        classifier = Classifier(args.classifier, spec.resolution, spec.num_classes, recipe_of(args))
     if not missing:
         load_best(classifier, folder)
 

@@ -9,10 +9,11 @@ from scipy.stats import rankdata
 from Experiment.errors import UserError
 from Experiment.randomness import random_stream
 from Models.classifiers import CLASSIFIERS
+from Models.feed import in_parts
 from Models.fit_progress import fit_progress
 from Models.fit_state import FitState
 from Models.recipes import PUBLISHED
-from Models.runtime import fast_feed, jit_compile
+from Models.runtime import devices_of, fast_feed, jit_compile
 
 TOP_K = 5
 VALIDATION_BATCH = 512
@@ -167,9 +168,17 @@ class Classifier:
                 raise UserError(f"{state_file} is of another model: start afresh with --restart.")
             callbacks.append(KeepState(state, stopping, history, best, save_share))
         steps = steps or -(-len(train[1]) // (slices * batch_size))
+        devices = devices_of(self.model)
+
+        # The last batch of an epoch stays smaller than the others: padded, its copies would count in the statistics of
+        # batch normalisation.
+        def batches():
+            made = self.batches(*train, batch_size, seed, first_epoch, augment, slices)
+            return in_parts(made, devices) if devices > 1 else made
+
         with fit_progress(steps, epochs, first_epoch, verbose) as (verbose, shown):
             fitted = self.model.fit(
-                fast_feed(self.batches(*train, batch_size, seed, first_epoch, augment, slices)),
+                fast_feed(batches, self.model),
                 steps_per_epoch=steps,
                 initial_epoch=first_epoch,
                 validation_data=self.validation_data(val),
@@ -183,10 +192,10 @@ class Classifier:
 
     def probabilities(self, images, batch_size=256):
         """Class probabilities (N, C) of images uint8 (N, H, W, 3)."""
-        parts = [
-            self.model.predict_on_batch(self.scale(images[i : i + batch_size]))
-            for i in range(0, len(images), batch_size)
-        ]
+        parts = []
+        for i in range(0, len(images), batch_size):
+            batch = self.scale(images[i : i + batch_size])
+            parts.append(self.model.predict_on_batch(batch)[: len(batch)])  # of several devices each gives all
         return np.concatenate(parts)
 
 

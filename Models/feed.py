@@ -76,3 +76,32 @@ def with_targets(batches, weights=None):
     if weights is None:
         return ((batch, batch["noise"]) for batch in batches)
     return ((batch, batch["noise"], weights[batch["timestep"], None, None]) for batch in batches)
+
+
+def padded(batches, size):
+    """Batches of (batch, target) or (batch, target, weights) that all have `size` samples, and weights.
+
+    What is missing is filled with samples of the batch, of no weight. Keras divides the weighted sum by all samples: so
+    those that count weigh more, and the loss of a step is the mean over them. The loss of an epoch is the mean over its steps.
+    """
+    for batch, target, *weights in batches:
+        count = len(target)
+        filled = np.resize(np.arange(count), size)
+        weighed = np.zeros((size, 1, 1), "float32")
+        weighed[:count] = size / count * (weights[0] if weights else 1.0)
+        yield {name: array[filled] for name, array in batch.items()}, target[filled], weighed
+
+
+def in_parts(batches, parts):
+    """Each batch (inputs, targets) or (inputs, targets, weights) as parts for several devices, one after another.
+
+    The step that devices take is the mean of their steps: parts of unequal size are weighed, so that it is that of the
+    batch. A batch with fewer samples than devices goes to each of them as a whole.
+    """
+    for inputs, targets, *weights in batches:
+        count, weighed = len(targets), weights[0] if weights else np.ones(len(targets), "float32")
+        whole = np.arange(count)
+        for places in np.array_split(whole, parts) if count >= parts else [whole] * parts:
+            share = np.float32(len(places) * parts / count if count >= parts else 1.0)
+            part = {n: a[places] for n, a in inputs.items()} if isinstance(inputs, dict) else inputs[places]
+            yield part, targets[places], weighed[places] * share

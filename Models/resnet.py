@@ -5,6 +5,8 @@ import math
 import keras
 from keras import layers, ops
 
+from Models.runtime import replicas
+
 BLOCKS_PER_STAGE = (3, 3, 3)
 
 
@@ -24,7 +26,8 @@ class PadChannels(layers.Layer):
 
 def convolution(x, filters, strides=1):
     x = layers.Conv2D(filters, 3, strides, padding="same", use_bias=False, kernel_initializer="he_normal")(x)
-    return layers.BatchNormalization(momentum=0.9, epsilon=1e-5)(x)
+    # Of a batch that devices share, statistics are those of the whole.
+    return layers.BatchNormalization(momentum=0.9, epsilon=1e-5, synchronized=replicas() > 1)(x)
 
 
 def basic_block(x, filters, strides):

@@ -1,7 +1,6 @@
 """What depends on the machine and the framework: devices, precision, and TensorFlow's order of operations and feed."""
 
 import contextlib
-import itertools
 
 import keras
 
@@ -111,6 +110,22 @@ def ordered_after(*results):
     return tf.control_dependencies(results)
 
 
+def replicas():
+    """How many devices share the work of the models that are made here: see `Models.devices.sharing`."""
+    if keras.backend.backend() != "tensorflow":
+        return 1
+    import tensorflow as tf
+
+    return tf.distribute.get_strategy().num_replicas_in_sync
+
+
+def summed_over_replicas(gradients):
+    """Gradients of the whole batch, from those of the part that a device has."""
+    import tensorflow as tf
+
+    return tf.distribute.get_replica_context().all_reduce("SUM", gradients)
+
+
 def one_by_one(function, parts, shapes, dtypes):
     """What a function gives for each of parts (N, ...), strictly in turn: memory for one part is enough.
 
@@ -130,19 +145,36 @@ def one_by_one(function, parts, shapes, dtypes):
     return tf.map_fn(function, parts, fn_output_signature=made, parallel_iterations=1)
 
 
-def fast_feed(batches):
+def devices_of(model):
+    """How many devices train a model, each with a part of every batch."""
+    return model.distribute_strategy.num_replicas_in_sync if keras.backend.backend() == "tensorflow" else 1
+
+
+def fast_feed(make, model):
     """What to give fit() instead of a generator of (inputs, targets) whose arrays are float32 or int32.
 
     Keras wraps a generator into a tf.data pipeline whose self-tuning thread can delay the end of fit() by 5 seconds,
     too long for the many short fits of a search. This is the same pipeline without self-tuning.
+
+    Args:
+        make: Function that begins the generator; where several devices share the model, of parts of batches, one for each
+            device in turn. It may be called more than once: Keras looks at a batch before it begins.
+        model: The model that is fitted.
     """
     if keras.backend.backend() != "tensorflow":
-        return batches
+        return make()
     import tensorflow as tf
 
-    first = next(batches)
-    of_any_batch = keras.tree.map_structure(lambda a: tf.TensorSpec((None, *a.shape[1:]), a.dtype), first)
-    dataset = tf.data.Dataset.from_generator(lambda: itertools.chain([first], batches), output_signature=of_any_batch)
-    options = tf.data.Options()
-    options.autotune.enabled = False
-    return dataset.prefetch(4).with_options(options)
+    of_any_batch = keras.tree.map_structure(lambda a: tf.TensorSpec((None, *a.shape[1:]), a.dtype), next(make()))
+    devices = devices_of(model)
+
+    def dataset(_=None):
+        options = tf.data.Options()
+        options.autotune.enabled = False
+        return (
+            tf.data.Dataset.from_generator(make, output_signature=of_any_batch)
+            .prefetch(4 * devices)
+            .with_options(options)
+        )
+
+    return dataset() if devices == 1 else model.distribute_strategy.distribute_datasets_from_function(dataset)

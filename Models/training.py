@@ -9,10 +9,10 @@ from Experiment.errors import UserError
 from Experiment.files import write_csv
 from Models.adapter import denoising_model
 from Models.faster_layers import checkpoint_gradients
-from Models.feed import noisy_batches, with_targets
+from Models.feed import in_parts, noisy_batches, padded, with_targets
 from Models.fit_progress import fit_progress
 from Models.optimizer import paper_optimizer
-from Models.runtime import fast_feed, jit_compile, precision
+from Models.runtime import devices_of, fast_feed, jit_compile, one_shape, precision
 from Models.weight_cards import card_path
 from Models.weight_names import epoch_path, saved_epochs
 
@@ -70,12 +70,19 @@ def fit_epochs(model, saver, moments, labels, num_classes, batch_size, seed, don
         transforms, weights: As in `noisy_batches` and `with_targets`.
     """
     schedule = saver.adapted.diffusion.backbone.schedule
-    first = saver.offset + done
-    batches = noisy_batches(moments, labels, num_classes, batch_size, seed, first, schedule.num_timesteps, transforms)
+    first, devices = saver.offset + done, devices_of(model)
+
+    def batches():
+        noisy = noisy_batches(moments, labels, num_classes, batch_size, seed, first, schedule.num_timesteps, transforms)
+        made = with_targets(noisy, weights)
+        if devices > 1 or one_shape():
+            made = padded(made, -(-min(batch_size, len(labels)) // devices) * devices)
+        return in_parts(made, devices) if devices > 1 else made
+
     steps = -(-len(labels) // batch_size)
     with fit_progress(steps, saver.last, done) as (verbose, shown):
         model.fit(
-            fast_feed(with_targets(batches, weights)), steps_per_epoch=steps, epochs=saver.last, initial_epoch=done,
+            fast_feed(batches, model), steps_per_epoch=steps, epochs=saver.last, initial_epoch=done,
             callbacks=[saver, *shown], shuffle=False, verbose=verbose,
         )  # fmt: skip
 

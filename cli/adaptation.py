@@ -1,6 +1,6 @@
 """Flags of the adaptation that the paper does not have, all off by default."""
 
-from cli.flags import number
+from cli.flags import add_devices_flag, number
 from Data.registry import class_names
 from Experiment.levers import OFF
 from Models.averages import WIDTHS, Averaged, power_of_width
@@ -9,6 +9,7 @@ from Models.feed import drop_labels
 
 def add_training_levers(parser):
     """The flags of the adaptation."""
+    add_devices_flag(parser)
     parser.add_argument(
         "--label_dropout", default=OFF["label_dropout"], type=number(0, 0.9), metavar="P",
         help="train without the label with this probability, so that the unconditional pass is trained too (0)",

@@ -1,6 +1,6 @@
 """Flags of what goes beyond the paper's recipe; each is off by default."""
 
-from cli.flags import integer, number
+from cli.flags import add_devices_flag, integer, number
 
 MOST_REPEATS = 1000
 
@@ -15,8 +15,9 @@ def add_classifier_levers(parser):
 
 
 def add_score_flags(parser):
-    """What classifier_training.py learns from, and how often."""
+    """What classifier_training.py learns from, how often, and on what."""
     add = parser.add_argument
+    add_devices_flag(parser)
     add("--repeats", default=1, type=integer(1, MOST_REPEATS),
         help="classifiers of different seeds: results are their mean, with an interval (1)")  # fmt: skip
     add("--labels", default="hard", choices=["hard", "soft"],
