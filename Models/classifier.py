@@ -127,6 +127,19 @@ class Classifier:
             self.scaled = val, (self.scale(val[0]), self.one_hot(val[1]))
         return self.scaled[1]
 
+    def validation(self, val, devices):
+        """What fit() is told of validation."""
+        if devices == 1:
+            return {"validation_data": self.validation_data(val), "validation_batch_size": VALIDATION_BATCH}
+        images, targets = self.validation_data(val)
+        size = -(-VALIDATION_BATCH // devices) * devices
+        starts = range(0, len(targets), size)
+
+        def batches():
+            return in_parts(((images[i : i + size], targets[i : i + size]) for i in starts), devices, weigh=False)
+
+        return {"validation_data": fast_feed(batches, self.model), "validation_steps": len(starts)}
+
     def one_hot(self, labels):
         return np.eye(self.num_classes, dtype="float32")[labels]
 
@@ -169,6 +182,8 @@ class Classifier:
             callbacks.append(KeepState(state, stopping, history, best, save_share))
         steps = steps or -(-len(train[1]) // (slices * batch_size))
         devices = devices_of(self.model)
+        if devices > 1 and batch_size % devices and batch_size < len(train[1]):
+            raise UserError(f"argument --batch_size: {batch_size} is not a multiple of the {devices} devices.")
 
         # The last batch of an epoch stays smaller than the others: padded, its copies would count in the statistics of
         # batch normalisation.
@@ -181,8 +196,7 @@ class Classifier:
                 fast_feed(batches, self.model),
                 steps_per_epoch=steps,
                 initial_epoch=first_epoch,
-                validation_data=self.validation_data(val),
-                validation_batch_size=VALIDATION_BATCH,
+                **self.validation(val, devices),
                 epochs=epochs,
                 shuffle=False,  # the batches are
                 verbose=verbose,

@@ -92,16 +92,23 @@ def padded(batches, size):
         yield {name: array[filled] for name, array in batch.items()}, target[filled], weighed
 
 
-def in_parts(batches, parts):
+def in_parts(batches, parts, weigh=True):
     """Each batch (inputs, targets) or (inputs, targets, weights) as parts for several devices, one after another.
 
-    The step that devices take is the mean of their steps: parts of unequal size are weighed, so that it is that of the
-    batch. A batch with fewer samples than devices goes to each of them as a whole.
+    A batch with fewer samples than devices goes to each of them as a whole. So does the first one if it cannot be divided
+    evenly, since Keras adds the parts that it sees first.
+
+    Args:
+        batches: The batches.
+        parts: Number of devices.
+        weigh: Whether parts of unequal size are weighed, for training: the step that devices take is the mean of their
+            steps. In validation samples are counted.
     """
-    for inputs, targets, *weights in batches:
-        count, weighed = len(targets), weights[0] if weights else np.ones(len(targets), "float32")
-        whole = np.arange(count)
-        for places in np.array_split(whole, parts) if count >= parts else [whole] * parts:
-            share = np.float32(len(places) * parts / count if count >= parts else 1.0)
+    for number, (inputs, targets, *weights) in enumerate(batches):
+        count = len(targets)
+        whole = count < parts or (not number and count % parts)
+        for places in [np.arange(count)] * parts if whole else np.array_split(np.arange(count), parts):
             part = {n: a[places] for n, a in inputs.items()} if isinstance(inputs, dict) else inputs[places]
-            yield part, targets[places], weighed[places] * share
+            share = np.float32(1.0 if whole else len(places) * parts / count)
+            weighed = weights[0][places] if weights else np.ones(len(places), "float32")
+            yield (part, targets[places], weighed * share) if weigh else (part, targets[places])

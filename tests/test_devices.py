@@ -60,10 +60,13 @@ def test_a_padded_batch_weighs_what_it_has():
 
 @pytest.mark.parametrize("count, parts, sizes", [(7, 2, [4, 3]), (8, 4, [2] * 4), (2, 3, [2] * 3), (5, 3, [2, 2, 1])])
 def test_the_mean_of_parts_is_that_of_the_batch(count, parts, sizes):
-    values = np.arange(1.0, count + 1)
-    made = list(in_parts([(values, values)], parts))
+    values, even = np.arange(1.0, count + 1), np.arange(parts)
+    made = list(in_parts([(even, even), (values, values)], parts))[parts:]
     assert [len(part) for part, *_ in made] == sizes
     assert np.mean([(part * weights).mean() for part, _, weights in made]) == pytest.approx(values.mean())
+    assert [len(part) for part, *_ in in_parts([(values, values)], parts)] == (
+        sizes if count % parts == 0 else [count] * parts
+    )
 
 
 # Names
