@@ -93,12 +93,12 @@ def classifier(devices, samples, batch_size):
 
 
 def compare(name, one, two):
-    """Print the largest differences of losses, relative to them, and of weights."""
+    """Print the largest differences of losses, relative to them, and of weights, relative to those above 1."""
     (losses, arrays), (other_losses, others) = one, two
     assert len(arrays) == len(others) > 0 and [a.shape for a in arrays] == [a.shape for a in others]
     assert len(losses) == len(other_losses) >= 3
     loss = np.abs(np.divide(losses, other_losses) - 1).max()
-    print(name, loss, max(np.abs(a - b).max() for a, b in zip(arrays, others)))
+    print(name, loss, max((np.abs(a - b) / np.maximum(1, np.abs(a))).max() for a, b in zip(arrays, others)))
 
 
 if __name__ == "__main__":
