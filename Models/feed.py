@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from Experiment.randomness import random_stream
+from Experiment.randomness import random_stream, random_streams
 
 
 def noisy_batches(moments, labels, num_classes, batch_size, seed, first_epoch, num_timesteps=1000, transforms=()):
@@ -27,7 +27,7 @@ def noisy_batches(moments, labels, num_classes, batch_size, seed, first_epoch, n
     """
     one_hot = np.eye(num_classes, dtype="float32")
     shape = (*moments.shape[1:3], moments.shape[3] // 2)
-    epoch = first_epoch
+    noise_of, epoch = random_streams(seed, "training_noise"), first_epoch
     while True:
         order = random_stream(seed, "order", epoch).permutation(len(labels))
         for start in range(0, len(labels), batch_size):
@@ -35,7 +35,7 @@ def noisy_batches(moments, labels, num_classes, batch_size, seed, first_epoch, n
             noise = np.empty((2, len(samples), *shape), "float32")  # of the latents, and of the forward process
             timesteps = np.empty(len(samples), "int32")
             for i, sample in enumerate(samples):
-                stream = random_stream(seed, "training_noise", epoch, int(sample))
+                stream = noise_of(epoch, int(sample))
                 noise[:, i] = stream.standard_normal((2, *shape), dtype="float32")
                 timesteps[i] = stream.integers(num_timesteps)
             batch = {

@@ -182,6 +182,11 @@ def feed(args, limit):
     for name, batches, size in (("adaptation", noisy, batch), ("classifier", plain, 256)):
         seconds, _ = seconds_of(lambda batches=batches: [next(batches) for _ in range(50)], args.rounds)
         yield {"part": f"feed, {name}", "batch": size, "milliseconds_a_batch": round(seconds * 20, 2)}
+    yield {
+        "part": "feed, adaptation, behind a step of 5 ms",
+        "batch": batch,
+        "milliseconds_a_batch": behind_a_step(moments),
+    }
     pictures = rng.integers(0, 256, (256, sd1.image_size, sd1.image_size, 3), np.uint8)
     with tempfile.TemporaryDirectory() as folder:
         writer = SyntheticWriter(Path(folder), balanced_counts(len(pictures), 1))
@@ -194,6 +199,26 @@ def feed(args, limit):
         row = {"part": "writing PNGs", "images_per_second": round(len(pictures) / (time.perf_counter() - start), 1)}
         writer.close()
         yield row | {"milliseconds_a_batch": round(1000 * queued * 64 / len(pictures), 2), "batch": 64}
+
+
+def behind_a_step(moments, batch=32, step=0.005, steps=200):
+    """Milliseconds from step to step of a device that takes 5 of them: more than that is what it waits for the feed."""
+    import numpy as np
+
+    from Models.classifier import Classifier
+    from Models.feed import noisy_batches, with_targets
+    from Models.runtime import fast_feed
+
+    labels = np.arange(len(moments)) % CLASSES
+    any_model = Classifier("resnet20_16", 32, CLASSES).model
+    feed = fast_feed(lambda: with_targets(noisy_batches(moments, labels, CLASSES, batch, SEED, 0)), any_model)
+    batches = iter(feed)
+    next(batches)
+    start = time.perf_counter()
+    for _ in range(steps):
+        next(batches)
+        time.sleep(step)
+    return round(1000 * (time.perf_counter() - start) / steps, 2)
 
 
 def measured(row, work, args, limit, unit, count, passes):

@@ -17,7 +17,7 @@ from Experiment.errors import UserError
 from Experiment.files import atomic_path, file_hash, merge_json, read_json, write_csv, write_json
 from Experiment.locks import claim, claimed, machine, process_start, release
 from Experiment.paths import PUBLISHED_CAS, PUBLISHED_PIPELINE, REPOSITORY, Experiment, size_from_name, size_name
-from Experiment.randomness import STREAMS, random_stream
+from Experiment.randomness import STREAMS, random_stream, random_streams
 from Experiment.records import describe_run, finished_run
 from Experiment.results import CAS_SCHEMA, PIPELINE_SCHEMA, read_results
 
@@ -67,6 +67,15 @@ def test_random_stream_is_a_function_of_its_address():
 def test_random_stream_never_repeats_another_address(other):
     draws = random_stream(1234, "sampling_noise", 3, 7).integers(0, 2**32, 1000)
     assert not set(draws) & set(random_stream(*other).integers(0, 2**32, 1000))
+
+
+@pytest.mark.parametrize("seed", [0, 1234, 2**63 - 1])
+def test_a_generator_that_is_moved_draws_what_a_new_one_does(seed):
+    stream = random_streams(seed, "training_noise")
+    for address in ((0, 0), (3, 7), (100, 2**40), (3, 7)):
+        moved, new = stream(*address), random_stream(seed, "training_noise", *address)
+        assert np.array_equal(*(s.standard_normal((5, 3), dtype="float32") for s in (moved, new)))
+        assert moved.integers(1000) == new.integers(1000)
 
 
 def test_each_purpose_has_its_own_stream():
