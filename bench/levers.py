@@ -1,0 +1,304 @@
+"""The study of the levers: what each does to CAS by itself, and all that help together, against the paper's recipe.
+
+    python -m bench.levers --work FOLDER [--datasets digits retinamnist] [--seeds 1234] [--jobs 1]
+    python -m bench.levers --work FOLDER --variants plain best plain_4x best_4x --seeds 1234 1 2
+
+A variant is the plain recipe with other flags of some scripts. For each dataset and seed, `mini` is adapted, a set is
+generated, and classifiers of several seeds learn from it: by the scripts' own command lines, so each resumes by itself.
+Variants that need the same adapted model or the same set share it. Nothing is searched: steps and scale are those of PLAIN.
+What is in bench/levers.json is not measured again. Levers are chosen by the validation accuracies; test is reported.
+"""
+
+import argparse
+import csv
+import json
+import logging
+import shlex
+import subprocess
+import sys
+import threading
+import time
+from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+import generate_dataset
+import pipeline
+from Experiment.files import read_json, write_json
+from Experiment.intervals import accuracy_interval, difference_interval, verdict
+from Experiment.levers import BEST
+from Experiment.paths import REPOSITORY, Experiment, repeat_folder
+from Experiment.predictions import hits_of
+from Search.pareto import passes
+from Search.settings import Settings
+from Stages.recipes import recipe
+from Stages.stages import as_flags
+
+RESULTS, TABLE = Path(__file__).resolve().parent / "levers.json", REPOSITORY / "Scoring" / "levers.md"
+SIDE = 32  # px, at which classifiers see larger images: mini makes no larger ones
+PLAIN, BEST_STEPS = {"inf_steps": 13, "ugs": 1.5}, 8
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Flags beside the plain recipe's, as text, for the scripts of each step; and the size of the set, in real sizes.
+
+    `{early}` in the flags of `made` is the first saved epoch of the UNet. A variant `real` learns from real images.
+    """
+
+    enc: str = ""
+    dif: str = ""
+    made: str = ""
+    learned: str = ""
+    size: int = 1
+    real: bool = False
+
+
+def best(**more):
+    """The variant of `--recipe best`, in fewer steps, which its solver allows."""
+    flags = {script: shlex.join(as_flags(levers)) for script, levers in BEST.items()}
+    adapted, made, learned = (
+        flags.get(name, "") for name in ("SD_adapting", "generate_dataset", "classifier_training")
+    )
+    return Variant(adapted, adapted, f"--inf_steps {BEST_STEPS} {made}", learned, **more)
+
+
+VARIANTS = {
+    "real": Variant(real=True),
+    "plain": Variant(),
+    "label_dropout": Variant(enc="--label_dropout 0.1", dif="--label_dropout 0.1"),
+    "ema": Variant(dif="--ema"),
+    "min_snr": Variant(dif="--min_snr 5"),
+    "dpmpp_6": Variant(made="--solver dpmpp --inf_steps 6"),
+    "dpmpp_8": Variant(made="--solver dpmpp --inf_steps 8"),
+    "interval": Variant(made="--guidance_interval 0.28 1.6"),
+    "unguided": Variant(made="--ugs 1"),
+    "autoguide": Variant(made="--autoguide {early}"),
+    "class_prior": Variant(made="--class_prior real"),
+    "filter": Variant(made="--filter --filter_classifier resnet20_16"),
+    "soft": Variant(learned="--labels soft"),
+    "augment": Variant(learned="--augment standard"),
+    "sgd": Variant(learned="--optimizer sgd"),
+    "plain_4x": Variant(size=4),
+    "recycle_4x": Variant(learned="--recycle", size=4),
+    "soft_4x": Variant(learned="--labels soft", size=4),
+    "filter_soft": Variant(made="--filter --filter_classifier resnet20_16", learned="--labels soft"),
+    "real_share": Variant(learned="--real_share 0.5"),
+    "best": best(),
+    "best_4x": best(size=4),
+}
+
+
+class Once:
+    """Work that several variants need is done by the first that asks for it; the others wait."""
+
+    def __init__(self):
+        self.guard, self.locks, self.done = threading.Lock(), defaultdict(threading.Lock), set()
+
+    def __call__(self, key, work):
+        with self.guard:
+            lock = self.locks[key]
+        with lock:
+            if key not in self.done:
+                work()
+                self.done.add(key)
+
+
+class Subject:
+    """A dataset and a seed, of which variants are measured.
+
+    Args:
+        args: The command line.
+        dataset: A name or a path.
+        seed: Of everything.
+        once: A `Once`.
+    """
+
+    def __init__(self, args, dataset, seed, once):
+        self.args, self.dataset, self.seed, self.once = args, dataset, seed, once
+
+    @cached_property
+    def planned(self):
+        """What the pipeline would do with this dataset: its spec and the recipe of `mini`."""
+        flags = ["--dataset", self.dataset, "--exp", "levers", "--backbone", "mini"]
+        args = pipeline.parse_args([*flags, *self.place])
+        known = pipeline.plan(args)
+        return known.spec, recipe(args, known.spec), args.resolution
+
+    @property
+    def place(self):
+        return [*as_flags({"root": self.args.work, "data_dir": self.args.data_dir}), "--seed", str(self.seed)]
+
+    @property
+    def name(self):
+        return self.planned[0].name
+
+    def flags(self, exp, backbone=True):
+        resolution = as_flags({"resolution": self.planned[2]})
+        model = as_flags({"backbone": "mini", "precision": self.args.precision}) if backbone else []
+        return ["--dataset", self.dataset, "--exp", f"s{self.seed}{exp}", *self.place, *resolution, *model]
+
+    def script(self, name, *flags):
+        """Run a script, with its output in a file."""
+        log_file = self.args.work / "logs" / f"{self.name}-{threading.get_ident()}.txt"
+        log_file.parent.mkdir(parents=True, exist_ok=True)
+        with open(log_file, "a") as log:
+            print(shlex.join([name, *flags]), file=log, flush=True)
+            done = subprocess.run([sys.executable, REPOSITORY / name, *flags], stdout=log, stderr=log, check=False)
+        if done.returncode:
+            raise RuntimeError(f"{shlex.join([name, *flags])}: exit code {done.returncode}, see {log_file}")
+
+    def adapted(self, variant):
+        """Train Class Encoder and UNet of a variant. Returns the name of the experiment and their epochs."""
+        _, values, _ = self.planned
+        exp = "a" + "".join(c for c in variant.enc + variant.dif if c.isalnum())
+        enc, dif = values["enc"]["epochs"], values["dif"]["epochs"]
+
+        def work():
+            common = self.flags(exp)
+            self.script("SD_adapting.py", *common, *as_flags({**values["enc"], "freq": enc}), *shlex.split(variant.enc))
+            self.script("SD_adapting.py", *common, "--train_model", "dif", "--enc_epoch", str(enc),
+                        *as_flags({**values["dif"], "freq": max(1, dif // 4)}), *shlex.split(variant.dif))  # fmt: skip
+
+        self.once((self.dataset, self.seed, exp), work)
+        return exp, enc, dif
+
+    def generated(self, variant):
+        """Generate the set of a variant. Returns its folder and the passes of the UNet for an image."""
+        exp, enc, dif = self.adapted(variant)
+        total = variant.size * self.planned[0].unit
+        settings = {**PLAIN, "enc_epoch": enc, "dif_epoch": dif, "img_total": total}
+        flags = [*self.flags(exp), *as_flags(settings), *shlex.split(variant.made.format(early=max(1, dif // 4)))]
+        args = generate_dataset.parse_args(flags)
+        if args.filter is not None:
+            self.once((self.dataset, self.seed, exp, "filter"), lambda: self.classify(exp, Variant(real=True), 1, None))
+        self.once((self.dataset, self.seed, *flags), lambda: self.script("generate_dataset.py", *flags))
+        return generate_dataset.plan(args).folder, passes(args, Settings(args.inf_steps, args.ugs, dif))
+
+    def classify(self, exp, variant, repeats, folder):
+        spec, values, _ = self.planned
+        epochs = values["classifier_epochs"](variant.size)
+        flags = {**values["classifier"], "epochs": epochs, "repeats": repeats}
+        flags |= {"synthetic": "False"} if variant.real else {"take": variant.size, "synthetic_dir": folder}
+        self.script(
+            "classifier_training.py", *self.flags(exp, backbone=False), *as_flags(flags), *shlex.split(variant.learned)
+        )
+
+    def measure(self, name):
+        """Measure a variant. Returns a row of the results."""
+        variant, started = VARIANTS[name], time.time()
+        folder, cost = (None, 0) if variant.real else self.generated(variant)
+        exp = f"c{name}"
+        self.classify(exp, variant, self.args.repeats, folder)
+        return {
+            "dataset": self.name, "seed": self.seed, "variant": name, "passes": cost,
+            "seconds": round(time.time() - started, 1), **self.scores(exp, variant),
+        }  # fmt: skip
+
+    def scores(self, exp, variant):
+        """What the classifiers of an experiment have left: accuracies on validation, and hits on test."""
+        spec, values, _ = self.planned
+        experiment, classifier = (
+            Experiment(self.args.work, f"s{self.seed}{exp}", spec.name),
+            values["classifier"]["classifier"],
+        )
+        entry = read_json(experiment.cas_file)[classifier][spec.name]["real" if variant.real else f"x{variant.size}"]
+        hits, _ = hits_of(experiment.root, entry)
+        first = experiment.root / entry["predictions"]
+        infos = [repeat_folder(first, i) / "training_info.csv" for i in range(1, entry["repeats"] + 1)]
+        val = [float(next(csv.DictReader(info.read_text().splitlines()))["Best Score"]) for info in infos]
+        return {
+            "val": val,
+            "test": hits.mean(axis=1).tolist(),
+            "hits": ["".join("01"[int(h)] for h in row) for row in hits],
+        }
+
+
+def hits(rows):
+    """Hits bool (R, N) of rows of one dataset, of all their seeds and repeats."""
+    return np.array([[h == "1" for h in text] for row in rows for text in row["hits"]])
+
+
+def table(rows):
+    """Lines of a Markdown table: each variant of each dataset against plain of its size, and against real."""
+    of = defaultdict(list)
+    for row in sorted(rows, key=lambda row: (row["dataset"], row["seed"])):
+        of[row["dataset"], row["variant"]].append(row)
+    lines = ["| dataset | variant | seeds x repeats | passes | validation | test | 95 % | against plain | against real |",
+             "|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    for dataset, name in sorted(of, key=lambda key: (key[0], list(VARIANTS).index(key[1]))):
+        mine = of[dataset, name]
+        ours = hits(mine)
+        low, high = accuracy_interval(ours)
+        plain, real = of.get((dataset, "plain_4x" if VARIANTS[name].size == 4 else "plain")), of.get((dataset, "real"))
+        shown = [
+            dataset, f"`{name}`", f"{len(mine)} x {len(mine[0]['test'])}", mine[0]["passes"] or "",
+            f"{np.mean([v for row in mine for v in row['val']]):.3f}", f"{ours.mean():.3f}", f"{low:.3f} to {high:.3f}",
+            difference(ours, plain, mine), difference(ours, real, mine),
+        ]  # fmt: skip
+        lines.append("| " + " | ".join(map(str, shown)) + " |")
+    return lines
+
+
+def difference(ours, others, mine):
+    """A difference of accuracies in points with its interval; empty where there is nothing to compare with."""
+    if not others or others is mine:
+        return ""
+    theirs = hits(others)
+    interval = difference_interval(ours, theirs)
+    low, high = (100 * x for x in interval)
+    found = verdict(interval)
+    said = f"{100 * (ours.mean() - theirs.mean()):+.1f} ({low:+.1f} to {high:+.1f})"
+    return said if found.startswith("no") else f"{said} **{found}**"
+
+
+def main(args):
+    logging.getLogger("experiment").setLevel(logging.WARNING)
+    rows = read_json(args.results)["rows"] if args.results.exists() else []
+    known = {(row["dataset"], row["seed"], row["variant"]) for row in rows}
+    once, guard = Once(), threading.Lock()
+    subjects = [Subject(args, dataset, seed, once) for dataset in args.datasets for seed in args.seeds]
+    wanted = [(subject, name) for name in args.variants for subject in subjects
+              if (subject.name, subject.seed, name) not in known]  # fmt: skip
+
+    def work(subject, name):
+        try:
+            row = subject.measure(name)
+        except RuntimeError as error:
+            print(error, flush=True)
+            return
+        with guard:
+            rows.append(row)
+            write_json(args.results, {"plain": PLAIN, "rows": rows})
+        told = {key: value for key, value in row.items() if key != "hits"}
+        print(json.dumps(told), flush=True)
+
+    with ThreadPoolExecutor(args.jobs) as pool:
+        list(pool.map(lambda one: work(*one), wanted))
+    print("\n".join(table(rows)))
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    add = parser.add_argument
+    add("--work", type=Path, required=True, help="folder of everything that is made on the way")
+    add("--results", type=Path, default=RESULTS, help="the rows (bench/levers.json)")
+    add("--datasets", nargs="+", default=["digits", "retinamnist"], help="names or paths (digits retinamnist)")
+    add("--data_dir", type=Path, help="folder of official files")
+    add("--variants", nargs="+", default=[name for name in VARIANTS if not name.startswith("best")], choices=VARIANTS,
+        metavar="NAME", help=f"of {', '.join(VARIANTS)} (all but best)")  # fmt: skip
+    add("--seeds", nargs="+", type=int, default=[1234], help="(1234)")
+    add("--repeats", type=int, default=3, help="classifiers of each variant (3)")
+    add("--precision", help="of the diffusion model (auto)")
+    add("--jobs", type=int, default=1, help="variants at a time (1)")
+    args = parser.parse_args()
+    args.work = args.work.expanduser().resolve()
+    return args
+
+
+if __name__ == "__main__":
+    main(parse_args())
