@@ -9,7 +9,7 @@ from plots import MAX_SHEET_ROWS, sample_sheet
 
 log = logging.getLogger("experiment")
 
-STEPS, SCALE = 20, 1.5
+SOLVER, STEPS, SCALE = "dpmpp", 8, 1.5  # as good as DDIM in 20 steps, in less than half of the time
 COLUMNS, FEW_COLUMNS, MANY_CLASSES = 8, 2, 20
 
 
@@ -23,7 +23,7 @@ def sheet_writer(diffusion, names, seed, folder, title):
         folder: Of the epochs.
         title: Format of the title, with a place for the number.
     """
-    sampler, block = diffusion.sampler(), block_size(diffusion.backbone, diffusion.backbone.block)
+    sampler, block = diffusion.sampler(SOLVER), block_size(diffusion.backbone, diffusion.backbone.block)
     columns = COLUMNS if len(names) <= MANY_CLASSES else FEW_COLUMNS
     numbers, labels = first_of_each_class(len(names), columns, MAX_SHEET_ROWS)
 

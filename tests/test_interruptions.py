@@ -48,7 +48,7 @@ def test_search_never_reads_the_test_images(tmp_path):
         else:
             shutil.copytree(tmp_path / "images/Checkpoints", root / "Checkpoints")
         succeed("hyp_opt.py", *common, "--n_trials", 3, "--num_imgs", 40, "--is_max", 6, "--epochs", 8, "--batch_size", 16,
-                "--classifier", "resnet20_16", "--test_imgs", 10)  # fmt: skip
+                "--classifier", "resnet20_16", "--test_imgs", 10, "--gen_batch_size", 20)  # fmt: skip
         study = optuna.load_study(
             study_name="few_expx_study_enc", storage=f"sqlite:///{root}/optimization_plots/x/few/study.db"
         )
@@ -130,7 +130,7 @@ LONG = {
     "classify": (("classifier_training.py", "--dataset", "digits", "--exp", "smoke", "--synthetic", "False", "--epochs", "90",
                   "--classifier", "resnet20_16"), "state.npz"),
     "search": (("hyp_opt.py", "--dataset", "digits", "--exp", "long", *MINI, "--n_trials", "90", "--num_imgs", "20", "--is_max", "6",
-                "--epochs", "2", "--classifier", "resnet20_16"), "study.db"),
+                "--epochs", "2", "--classifier", "resnet20_16", "--gen_batch_size", "20"), "study.db"),
 }  # fmt: skip
 
 

@@ -156,7 +156,7 @@ def test_a_search_follows_its_weights_and_removes_the_epochs_that_it_has_not_cho
     adapted = tmp_path / "Checkpoints/DDPM/Exp_smoke/digits"
     shutil.copytree(root / "Checkpoints/DDPM/Exp_smoke/digits/MyEmbedding", adapted / "MyEmbedding")
     flags = ("--dataset", "digits", "--exp", "smoke", *MINI, "--root", tmp_path, "--n_trials", 2, "--num_imgs", 20,
-             "--is_max", 6, "--epochs", 2, "--classifier", "resnet20_16", "--repeats", 0)  # fmt: skip
+             "--is_max", 6, "--epochs", 2, "--classifier", "resnet20_16", "--repeats", 0, "--gen_batch_size", 20)  # fmt: skip
     unfinished = run("hyp_opt.py", *flags, "--prune")
     assert unfinished.returncode == 2 and "there is no study to report" in unfinished.stderr
     succeed("hyp_opt.py", *flags)
