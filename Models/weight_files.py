@@ -48,7 +48,7 @@ class PublishedFile:
         if not path.is_file():
             if weights_dir:
                 raise UserError(
-                    f"there is no {self.name} in {weights_dir}{safetensors_in(weights_dir)}: get it from {self.addresses} "
+                    f"there is no {self.name} in {weights_dir}{what_else_is_in(weights_dir)}: get it from {self.addresses} "
                     f"(SHA-256 {self.sha256})."
                 )
             self.download(path)
@@ -85,10 +85,18 @@ class PublishedFile:
             )
 
 
-def safetensors_in(folder):
-    """A remark for those who have named the folder of a safetensors file."""
-    found = sorted(path.name for path in folder.glob("*.safetensors"))
-    return f" (to use {found[0]}, give its path)" if found else ""
+def what_else_is_in(folder):
+    """A remark for those who have named a folder of something else; empty where nothing is known of it."""
+    from Models.tensor_files import PICKLES, SUFFIX
+
+    names = sorted(path.name for path in folder.glob("*"))
+    if "config.json" in names:
+        return " (it looks like a part of diffusers' folder: give the one that holds unet/ and vae/)"
+    if found := [name for name in names if name.endswith(SUFFIX)]:
+        return f" (to use {found[0]}, give its path)"
+    if found := [name for name in names if name.endswith(PICKLES)]:
+        return f" ({found[0]} is a pickle by its name, and none is read: convert it to {SUFFIX}, or get it so)"
+    return ""
 
 
 @dataclass(frozen=True)

@@ -104,7 +104,9 @@ def save_original(unet, vae, path, shape):
     tensors = {f"model.diffusion_model.{original_unet_name(name)}": value for name, value in unet.state_dict().items()}
     for name, value in vae.state_dict().items():
         kernel = "mid_block.attentions" in name and value.dim() == 2
-        tensors[f"first_stage_model.{original_vae_name(name, len(shape.vae_widths))}"] = value[:, :, None, None] if kernel else value
+        tensors[f"first_stage_model.{original_vae_name(name, len(shape.vae_widths))}"] = (
+            value[:, :, None, None] if kernel else value
+        )
     dtype = getattr(torch, shape.file_type)
     tensors = {name: value.to(dtype) for name, value in tensors.items()}
     tensors |= {
