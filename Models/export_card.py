@@ -60,9 +60,9 @@ The VAE is that of the model that was adapted: put the folder of a Stable Diffus
 `a-stable-diffusion`.
 """
 UNET_NOTE = """\
-`pytorch_lora_weights.safetensors` holds low-rank updates (LoRA) of the UNet whose file has the SHA-256 `{base}`, and only on
-those numbers do they mean what they were trained for: put its folder in diffusers' layout in the place of `a-stable-diffusion`.
-Alpha is in `lora_B` already. A pipeline takes them by `pipe.load_lora_weights(".")`.
+`pytorch_lora_weights.safetensors` holds low-rank updates (LoRA) of the UNet whose file has the SHA-256 `{base}`
+(of several files: the SHA-256 of their hashes), and only on those numbers do they mean what they were trained for: put its
+folder in diffusers' layout in the place of `a-stable-diffusion`. Alpha is in `lora_B` already. A pipeline takes them by `pipe.load_lora_weights(".")`.
 """
 CARD = """\
 ---

@@ -35,6 +35,11 @@ def without_patch(code):
     return re.sub(r"for module in .*?\n(?=prompts)", "", code, flags=re.DOTALL)
 
 
+def without_updates(code):
+    """The example without the line that loads low-rank updates."""
+    return re.sub(r"unet\.load_lora_adapter.*\n", "", code)
+
+
 def compare(what, theirs, ours):
     levels = np.abs(theirs.astype(int) - ours)
     near = (levels <= MOST_GREY_LEVELS).mean()
@@ -56,6 +61,8 @@ def main(folder, name):
     good = compare(f"the example of the card, {len(lines)} lines, in diffusers", images_of(code, noise), ours)
     if without_patch(code) != code:
         compare("the same without the lines on KerasCV's arithmetic", images_of(without_patch(code), noise), ours)
+    if without_updates(code) != code:
+        good &= not compare("the same without the updates, to be seen", images_of(without_updates(code), noise), ours)
     return 0 if good else 1
 
 

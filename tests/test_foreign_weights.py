@@ -3,6 +3,7 @@
 import json
 import re
 import struct
+from functools import partial
 
 import h5py
 import numpy as np
@@ -563,8 +564,9 @@ def test_the_search_for_a_place(tmp_path, capsys):
 def test_a_folder_of_something_else(files, remark, tmp_path):
     for name in files:
         (tmp_path / name).touch()
-    with pytest.raises(UserError, match=rf"there is no kcv_diffusion_model.h5 in \S+ \({remark}"):
-        BACKBONES["sd1"].unet(tmp_path)
+    for refuse in (BACKBONES["sd1"].unet, partial(BACKBONES["sd1"].weights_hash, "unet")):  # before and when it is read
+        with pytest.raises(UserError, match=rf"there is no kcv_diffusion_model.h5 in \S+ \({remark}"):
+            refuse(tmp_path)
 
 
 def test_a_text_encoder_alone_is_no_model(backbone, tmp_path):
