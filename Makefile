@@ -53,9 +53,10 @@ fuzz: setup
 parity: setup
 	$(RUN) parity/run.py
 
-# diffusers in the environment of `make bench`: the same weights on both sides, in both layouts, and an export back.
+# diffusers in the environment of `make bench`: weights of three shapes on both sides, in both layouts, and exports back.
+# 13 GB of disk beside that environment; PARITY="--tiny" tries it with small networks, PARITY="--shapes sd2-v" takes one.
 parity-diffusers: setup
-	$(RUN) parity/run_diffusers.py
+	$(RUN) parity/run_diffusers.py $(PARITY)
 
 # Exported sets, read by datasets, mlcroissant, webdataset, torchvision, medmnist and Keras, in .venv-readers (a few GB).
 readers: setup

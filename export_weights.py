@@ -4,10 +4,12 @@ python export_weights.py --dataset cifar10 --exp 0001 --enc_epoch 31 --dif_epoch
 """
 
 import logging
+import shutil
 import time
 from pathlib import Path
 
 from cli.flags import add_weights_flag, finish_args, integer, new_parser, number
+from cli.lora import base_hashes
 from cli.process import run, writing_in
 from Data.registry import class_names, dataset_spec
 from Experiment import presets
@@ -19,9 +21,19 @@ from Experiment.plan import Plan
 from Experiment.records import DATA_FLAGS, describe_run, finished_run
 from Models.backbones import BACKBONES
 from Models.export_card import card
-from Models.exported import PIPELINE, TABLE, export_scheduler, export_table, export_unet, export_vae, why_not
+from Models.exported import (
+    PIPELINE,
+    TABLE,
+    UPDATES,
+    export_scheduler,
+    export_table,
+    export_unet,
+    export_updates,
+    export_vae,
+    why_not,
+)
 from Models.foreign_weights import is_foreign
-from Models.pretrained import pretrained_inputs
+from Models.lora_files import read_facts
 from Models.weight_cards import weights_hashes
 from Models.weight_names import chosen_epochs
 
@@ -29,9 +41,7 @@ log = logging.getLogger("experiment")
 
 FREE = (*DATA_FLAGS, "weights_dir", "seed", "to")  # arguments that do not change the result
 # What an export writes; a folder with anything else in it is somebody's.
-OWN_NAMES = {
-    "README.md", "class_embeddings.safetensors", "export.json", "log.txt", "model_index.json", "scheduler", "unet", "vae"
-}  # fmt: skip
+OWN_NAMES = {"README.md", TABLE, UPDATES, "export.json", "log.txt", "model_index.json", "scheduler", "unet", "vae"}
 OWN_BEGINNINGS = (".lock", ".partial")
 
 
@@ -41,6 +51,8 @@ def parse_args(argv=None):
     add("--enc_epoch", required=True, type=integer(1), help="epoch of the Class Encoder")
     add("--dif_epoch", default=0, type=integer(0), help="epoch of the UNet; 0: the pretrained one (0)")
     add("--to", required=True, type=Path, metavar="FOLDER", help="where to: a new folder, or that of the same export")
+    add("--lora", default="merged", choices=["merged", "separate"],
+        help="of an epoch of low-rank updates: the whole UNet, or the updates alone as diffusers reads LoRA (merged)")  # fmt: skip
     add("--vae", action="store_true", help="the VAE too, as it is pretrained (335 MB)")
     add("--inf_steps", default=presets.INFERENCE_STEPS, type=integer(1, 1000), help="steps of the card's example (50)")
     add("--ugs", default=presets.GUIDANCE_SCALE, type=number(0, 1000), help="guidance scale of the example (7.5)")
@@ -67,17 +79,29 @@ def plan(args):
     experiment, classes = Experiment(args.root, args.exp, spec.name), list(class_names(spec))
     epochs = chosen_epochs(experiment, args.enc_epoch, args.dif_epoch)
     parts = ("image_encoder", "unet", "decoder") if args.vae else ("unet", "decoder")
-    pretrained = pretrained_inputs(backbone, parts, args.weights_dir, epochs["dif"])
-    inputs = {"classes": classes, "weights": pretrained | weights_hashes(epochs, classes)}
-    known = Plan(name=spec.name, classes=classes, epochs=epochs, inputs=inputs)
-    if args.to.exists() and not args.to.is_dir():
-        raise UserError(f"--to {args.to} is no folder.")
-    there = sorted(path.name for path in args.to.iterdir()) if args.to.exists() else []
-    if others := [name for name in there if name not in OWN_NAMES and not name.startswith(OWN_BEGINNINGS)]:
-        raise UserError(f"--to {args.to} holds something else than an export: {', '.join(others[:4])}.")
+    updates = read_facts(epochs["dif"]) if epochs["dif"] else None
+    if args.lora == "separate" and not updates:
+        held = f"{epochs['dif']} holds a whole UNet" if epochs["dif"] else "the pretrained UNet has none"
+        raise UserError(f"--lora separate is for an epoch (--dif_epoch) of low-rank updates: {held}.")
+    inputs = {"classes": classes, "weights": base_hashes(args, parts, epochs["dif"]) | weights_hashes(epochs, classes)}
+    known = Plan(name=spec.name, classes=classes, epochs=epochs, inputs=inputs, updates=updates)
+    refuse_other_folders(args.to)
     if finished_run(args.to / "export.json", args, FREE, inputs):
         known.done = f"finished already: {args.to} (--restart exports again)"
     return known
+
+
+def refuse_other_folders(folder):
+    """Refuse a place that is no folder of an export: a file, or a folder of something else (UserError)."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--to {folder} is no folder.")
+    there = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+    there = [name for name in there if not name.startswith(OWN_BEGINNINGS)]
+    others = [name for name in there if name not in OWN_NAMES]
+    if not others and not {"export.json", "log.txt"} & set(there):
+        others = there  # a Stable Diffusion's own folder has these names too
+    if others:
+        raise UserError(f"--to {folder} holds something else than an export: {', '.join(others[:4])}.")
 
 
 def export(args, known=None):
@@ -90,53 +114,84 @@ def export(args, known=None):
     Returns:
         The folder.
     """
-    from Models.adapter import load_diffusion
-    from Models.runtime import precision
-    from Models.sampler import class_contexts
-
     started = time.time()
     known = known or plan(args)
     if known.done:
         return args.to
-    backbone = BACKBONES[args.backbone]
-    with precision("float32"):
-        diffusion = load_diffusion(backbone, len(known.classes), args.weights_dir, **known.epochs)
-        image_encoder = backbone.image_encoder(args.weights_dir) if args.vae else None
-    networks = [network for network in (diffusion.unet, image_encoder, args.vae and diffusion.decoder) if network]
-    needed = 4 * sum(network.count_params() for network in networks)
+    encoder, networks = networks_of(args, known)
+    needed = sum(4 * network.count_params() for network in networks.values()) or known.epochs["dif"].stat().st_size
     args.to.mkdir(parents=True, exist_ok=True)
     check_room(args.to, needed, "the export")
     with writing_in(args.to):
-        log.info("%s of %s, about %s -> %s", backbone.name, known.name, gigabytes(needed), args.to)
-        (args.to / "export.json").unlink(missing_ok=True)
-        export_table(class_contexts(diffusion.encoder), known.classes, args.to / TABLE)
-        export_unet(backbone, diffusion.unet, args.to / "unet")
-        export_scheduler(diffusion.backbone.prediction_type, args.to / "scheduler")
-        if args.vae:
-            add_vae(backbone, image_encoder, diffusion.decoder, args.to)
-        write_card(args, known, diffusion)
+        log.info("%s of %s, about %s -> %s", args.backbone, known.name, gigabytes(needed), args.to)
+        remove_left(args.to)
+        write_parts(args, known, encoder, networks)
         # Last: what has this record is complete.
         write_json(args.to / "export.json", describe_run(args, started, known.inputs))
         log.info("exported in %.0f s -> %s", time.time() - started, args.to)
     return args.to
 
 
-def add_vae(backbone, image_encoder, decoder, folder):
-    """Write the VAE, and what makes a pipeline of the folder."""
-    export_vae(backbone, image_encoder, decoder, folder / "vae")
-    write_json(folder / "model_index.json", PIPELINE)
+def networks_of(args, known):
+    """The Class Encoder, and the networks that are written whole, {part: network}, in float32."""
+    from Models.class_encoder import class_encoder
+    from Models.lora import unet_of_epoch
+    from Models.runtime import precision
+    from Models.weights import load_weights
+
+    backbone, networks = BACKBONES[args.backbone], {}
+    with precision("float32"):
+        encoder = class_encoder(len(known.classes), backbone.hidden_units, backbone.context_shape)
+        load_weights(encoder, known.epochs["enc"])
+        if args.lora == "merged":
+            networks["unet"] = unet_of_epoch(backbone, args.weights_dir, known.epochs["dif"])
+        if args.vae:
+            networks["image_encoder"] = backbone.image_encoder(args.weights_dir)
+            networks["decoder"] = backbone.decoder(args.weights_dir)
+    return encoder, networks
 
 
-def write_card(args, known, diffusion):
+def remove_left(folder):
+    """Remove what an earlier export has left: it may have had parts that this one has not."""
+    for name in OWN_NAMES - {"log.txt"}:
+        if (folder / name).is_dir():
+            shutil.rmtree(folder / name)
+        (folder / name).unlink(missing_ok=True)
+
+
+def write_parts(args, known, encoder, networks):
+    """Write everything but the record."""
+    from Models.sampler import class_contexts
+
+    backbone, pretrained = BACKBONES[args.backbone], BACKBONES[args.backbone].pretrained(args.weights_dir)
+    export_table(class_contexts(encoder), known.classes, args.to / TABLE)
+    if "unet" in networks:
+        followed = networks["unet"].following
+        export_unet(backbone, networks["unet"], args.to / "unet")
+    else:
+        followed = pretrained.following("unet")
+        export_updates(backbone, known.epochs["dif"], args.to / UPDATES)
+    export_scheduler(followed.prediction_type, args.to / "scheduler")
+    if args.vae:
+        export_vae(backbone, networks["image_encoder"], networks["decoder"], args.to / "vae")
+    if {"unet", "decoder"} <= networks.keys():
+        write_json(args.to / "model_index.json", PIPELINE)
+    write_card(args, known, {"unet": followed.numerics, "vae": pretrained.following("decoder").numerics})
+
+
+def write_card(args, known, numerics):
+    weights, separate = known.inputs["weights"], args.lora == "separate"
     facts = {
         "backbone": args.backbone, "Class Encoder": f"epoch {args.enc_epoch}",
         "UNet": f"epoch {args.dif_epoch}" if args.dif_epoch else "as pretrained",
+        **({"low-rank updates": known.updates} if separate else {}),
         "inference steps, guidance scale": f"{args.inf_steps}, {args.ugs:g}",
-        **{f"SHA-256 of {part}": value for part, value in known.inputs["weights"].items() if isinstance(value, str)},
+        **{f"SHA-256 of {part}": value for part, value in weights.items() if isinstance(value, str)},
     }  # fmt: skip
     text = card(
-        diffusion, known.classes, known.name, vae_here=args.vae, steps=args.inf_steps, scale=args.ugs, facts=facts,
-        foreign=bool(args.weights_dir and is_foreign(args.weights_dir)),
+        BACKBONES[args.backbone], numerics, known.classes, known.name, vae_here=args.vae, steps=args.inf_steps,
+        scale=args.ugs, facts=facts, foreign=bool(args.weights_dir and is_foreign(args.weights_dir)),
+        base=weights["unet"] if separate else None,
     )  # fmt: skip
     with atomic_path(args.to / "README.md") as partial:
         partial.write_text(text, encoding="utf-8")

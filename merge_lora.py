@@ -6,7 +6,7 @@ python merge_lora.py Checkpoints/DDPM/Exp_0001/cifar10/DiffusionFt/epoch10.weigh
 import logging
 from pathlib import Path
 
-from cli.flags import Parser
+from cli.flags import Parser, add_weights_flag, check_weights_flag
 from cli.lora import updates_fit
 from cli.process import run
 from Experiment.errors import UserError
@@ -26,12 +26,11 @@ def parse_args(argv=None):
     add("--to", required=True, type=Path, metavar="FILE",
         help="what is written, a name in .weights.h5; as epoch<N>.weights.h5 in the folder of an experiment it is its epoch N")  # fmt: skip
     add("--backbone", default="sd1", choices=list(BACKBONES), help="pretrained Stable Diffusion (sd1)")
-    add("--weights_dir", type=Path, help="folder with the backbone's weight files (else downloaded)")
+    add_weights_flag(parser)
     args = parser.parse_args(argv)
     if not args.to.name.endswith(".weights.h5"):
         parser.error(f"argument --to: the name must end in .weights.h5, received {args.to}")
-    if args.weights_dir and not args.weights_dir.is_dir():
-        parser.error(f"argument --weights_dir: there is no folder {args.weights_dir}")
+    check_weights_flag(parser, args)
     return args
 
 

@@ -5,7 +5,7 @@ record is off.
 """
 
 OFF = {
-    "lora_rank": None, "lora_alpha": None, "lora_targets": None,
+    "lora_rank": None, "lora_alpha": None, "lora_targets": None, "lora": "merged",
     "labels": "hard", "recycle": False, "augment": "none", "optimizer": "adam", "real_share": 0.0,
     "solver": "ddim", "guidance_interval": None, "autoguide": None, "search_solver": False, "search_interval": False, "objective": "accuracy",
     "label_dropout": 0.0, "ema": None, "min_snr": None,

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 {imports}
 folder, vae_folder, label, count, steps, scale = ".", {vae}, 0, 4, {steps}, {scale:g}
 table = load_file(f"{{folder}}/class_embeddings.safetensors")
-unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet").eval()
+{unet}
 vae = AutoencoderKL.from_pretrained(vae_folder, subfolder="vae").eval()
 ddim = DDIMScheduler.from_pretrained(folder, subfolder="scheduler")
 {patch}prompts = torch.cat([table["negative_prompt_embeds"].expand(count, -1, -1), table["prompt_embeds"][[label] * count]])
@@ -29,6 +29,11 @@ with torch.inference_mode():
 for i, pixels in enumerate(((images + 1) * 127.5).clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()):
     Image.fromarray(pixels).save(f"{{i}}.png")
 """
+UNET = 'unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet").eval()'
+# Low-rank updates beside the UNet that they are of.
+UPDATED = """\
+unet = UNet2DConditionModel.from_pretrained("a-stable-diffusion", subfolder="unet").eval()
+unet.load_lora_adapter(folder, weight_name="pytorch_lora_weights.safetensors", prefix="unet")"""
 IMPORTS = """
 import torch.nn.functional as F
 from diffusers.models.activations import GEGLU
@@ -50,6 +55,15 @@ MEASURED = (
     "with random full-size weights a pass of the UNet differs by up to 3e-4 where its numbers are of order 1, and after five "
     "steps 0.15 % of the pixel values by one grey level; with trained weights it has not been measured"
 )
+VAE_NOTE = """\
+The VAE is that of the model that was adapted: put the folder of a Stable Diffusion in diffusers' layout in the place of \
+`a-stable-diffusion`.
+"""
+UNET_NOTE = """\
+`pytorch_lora_weights.safetensors` holds low-rank updates (LoRA) of the UNet whose file has the SHA-256 `{base}`
+(of several files: the SHA-256 of their hashes), and only on those numbers do they mean what they were trained for: put its
+folder in diffusers' layout in the place of `a-stable-diffusion`. Alpha is in `lora_B` already. A pipeline takes them by `pipe.load_lora_weights(".")`.
+"""
 CARD = """\
 ---
 library_name: diffusers
@@ -78,18 +92,18 @@ guidance. There is no text: prompts mean nothing to it. Images are of {size} px.
 
 ## Generate
 
-`pip install torch diffusers`, and in this folder:
+`pip install torch diffusers{more}`, and in this folder:
 
 ```python
 {example}```
 
-{difference}{vae_note}
+{difference}{unet_note}{vae_note}
 The images are synthetic. They follow the training images, whose rights and biases they may carry, and the licence of the model
 that was adapted.
 """
 
 
-def example(kerascv, vae_here, steps, scale, side, latent_scale):
+def example(kerascv, vae_here, steps, scale, side, latent_scale, updates=False):
     """The example of the card.
 
     Args:
@@ -98,41 +112,40 @@ def example(kerascv, vae_here, steps, scale, side, latent_scale):
         steps, scale: Inference steps and guidance scale.
         side: Of the latents.
         latent_scale: Factor that gives latents unit variance.
+        updates: Whether low-rank updates are in the folder, and not the UNet.
     """
     networks = ", ".join(f"*{name}.modules()" for name in kerascv)
     return EXAMPLE.format(
         imports=IMPORTS if kerascv else "", patch=PATCH.format(networks=networks) if kerascv else "",
-        vae='"."' if vae_here else '"a-stable-diffusion"', steps=steps, scale=scale, side=side, latent_scale=latent_scale,
+        vae='"."' if vae_here else '"a-stable-diffusion"', unet=UPDATED if updates else UNET, steps=steps, scale=scale,
+        side=side, latent_scale=latent_scale,
     )  # fmt: skip
 
 
-def card(diffusion, classes, dataset, *, vae_here, foreign, steps, scale, facts):
+def card(backbone, numerics, classes, dataset, *, vae_here, foreign, steps, scale, facts, base=None):
     """The text of the card.
 
     Args:
-        diffusion: A `Diffusion`, its decoder included.
+        backbone: The `Backbone`.
+        numerics: {`unet` and `vae`: what their numbers were trained with}, as in `Models.numerics`.
         classes, dataset: Names of the classes and of the dataset.
         vae_here: Whether the VAE is in the folder.
         foreign: Whether the pretrained weights were others than the backbone's own.
         steps, scale: Inference steps and guidance scale of the example.
         facts: {name: value} to be shown.
+        base: SHA-256 of the UNet whose low-rank updates are in the folder; None where a UNet is.
     """
-    backbone = diffusion.backbone
-    networks = {"unet": diffusion.unet, "vae": diffusion.decoder}
-    kerascv = [name for name, network in networks.items() if network.following.numerics == KERASCV]
+    kerascv = [name for name, followed in numerics.items() if followed == KERASCV]
     shape = (len(classes), *backbone.context_shape)
-    vae_note = (
-        "The VAE is that of the model that was adapted: put the folder of a Stable Diffusion in diffusers' layout in the place "
-        "of `a-stable-diffusion`.\n"
-    )
     return CARD.format(
         licence=ANOTHERS if foreign else LICENCES.get(backbone.name, ANOTHERS),
         title=plain(dataset), shape=shape, size=backbone.image_size,
         classes="\n".join(f"| {label} | {plain(name)} |" for label, name in enumerate(classes)),
         facts="\n".join(f"| {name} | {plain(value)} |" for name, value in facts.items()),
-        example=example(kerascv, vae_here, steps, scale, backbone.latent_shape[0], backbone.latent_scale),
+        example=example(kerascv, vae_here, steps, scale, backbone.latent_shape[0], backbone.latent_scale, bool(base)),
         difference=DIFFERENCE.format(networks=" and ".join(kerascv), measured=MEASURED) if kerascv else "",
-        vae_note="" if vae_here else vae_note,
+        more=" peft" if base else "", unet_note=UNET_NOTE.format(base=base) if base else "",
+        vae_note="" if vae_here else VAE_NOTE,
     )  # fmt: skip
 
 

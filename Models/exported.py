@@ -10,10 +10,12 @@ from Experiment.errors import UserError
 from Experiment.files import atomic_path, write_json
 from Models.foreign_kinds import SCHEDULE
 from Models.foreign_names import LAYERS, named_variables, to_foreign
+from Models.lora_files import read_facts, read_updates
 from Models.numerics import AS_PUBLISHED
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 TABLE = "class_embeddings.safetensors"
+UPDATES = "pytorch_lora_weights.safetensors"  # the name that diffusers looks for
 # A pipeline of diffusers without text: its prompts are the contexts of the table.
 PIPELINE = {
     "_class_name": "StableDiffusionPipeline",
@@ -132,6 +134,41 @@ def write_tensors(path, shapes, arrays, metadata):
             if not np.isfinite(numbers).all():
                 raise UserError(f"the weights are not finite, and not exported: {name}")
             file.write(np.ascontiguousarray(numbers, "<f4").data)
+
+
+def export_updates(backbone, epoch, path):
+    """Write the low-rank updates of an epoch as diffusers and PEFT read them: `lora_A` and `lora_B` of each module.
+
+    Both count alpha / rank = 1 where a file names no alpha: so it is in B.
+
+    Args:
+        backbone: The `Backbone`.
+        epoch: File of the updates.
+        path: The file that is written.
+
+    Raises:
+        UserError: The updates do not fit the backbone, or are not finite.
+    """
+    import keras
+
+    from Models.lora import kernel_shapes, target_layers
+
+    facts = read_facts(epoch)
+    with keras.StatelessScope(initialize_variables=False):  # names and shapes: no numbers
+        unet = backbone.build["unet"](backbone)
+        names = {id(one.variable): one.diffusers for one in named_variables(unet, "unet", len(backbone.heads))}
+        layers = target_layers(unet, facts.targets)
+        modules = {place: names[id(layer.kernel)].removesuffix(".weight") for place, layer in layers.items()}
+        shapes = kernel_shapes(layers)
+    arrays = {}
+    for place, (a, b) in read_updates(epoch, shapes).items():
+        b = facts.scale * b.reshape(*[1] * (a.ndim - 2), *b.shape)  # of a convolution: a kernel of one pixel
+        arrays[f"unet.{modules[place]}.lora_A.weight"] = to_foreign(a)
+        arrays[f"unet.{modules[place]}.lora_B.weight"] = to_foreign(b)
+    write_tensors(
+        path, {name: x.shape for name, x in arrays.items()},
+        {name: (lambda x=x: x) for name, x in arrays.items()}, {"format": "pt"},
+    )  # fmt: skip
 
 
 def export_table(contexts, classes, path):

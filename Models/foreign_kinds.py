@@ -24,7 +24,7 @@ MARKS = {
     r"\btime_embedding\.cond_proj\.|\btime_embed\.cond_proj\.": "a distilled model that is told the guidance scale",
 }
 WITHOUT_UNET = {
-    r"\btext_model\.|\btransformer\.resblocks\.": "a text encoder, which is not needed",
+    r"\btext_model\.|\btransformer\.resblocks\.|^encoder\.block\.|^shared\.": "a text encoder, which is not needed",
     r"^(down_blocks|up_blocks|mid_block)\.": "a UNet in diffusers' names without the rest: give the folder that holds unet/ and vae/",
     r"^(first_stage_model\.)?(encoder|decoder)\.": "a VAE without a UNet",
     r"^emb_params$|^string_to_param": "a textual inversion",

@@ -18,6 +18,7 @@ from Models.tensor_files import Tensors, files_of_part, refuse_others
 from Models.weight_cards import read_card
 
 OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # names until diffusers 0.17
+OF_DIFFUSERS = ("model_index.json", "unet", "vae", "transformer", "text_encoder", "scheduler")
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
 PART_PREFIX = {"image_encoder": ("encoder.", "quant_conv."), "decoder": ("decoder.", "post_quant_conv.")}
 # Of an original file: what is neither UNet nor VAE. Averages, text encoder, the buffers of its training.
@@ -29,8 +30,8 @@ LEFT_OUT = re.compile(
 
 
 def is_foreign(path):
-    """Whether a place of weights is a file, or a folder of a diffusers model."""
-    return path.is_file() or any((path / name).exists() for name in ("model_index.json", "unet", "vae", "transformer"))
+    """Whether a place of weights is a file, or a folder of a diffusers model, be it one that lacks what is needed."""
+    return path.is_file() or any((path / name).exists() for name in OF_DIFFUSERS)
 
 
 def foreign_weights(backbone, path):
@@ -77,7 +78,8 @@ class ForeignWeights:
 
     def check(self, part):
         """Refuse other kinds of models and files, by headers and configurations (UserError)."""
-        self.tensors(part)
+        tensors, places = self.tensors(part)
+        tensors.refuse_types(places.values())
         self.following(part)
 
     def hash(self, part):

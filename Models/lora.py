@@ -142,6 +142,21 @@ def merged_unet(backbone, weights_dir, path):
     return unet
 
 
+def unet_of_epoch(backbone, weights_dir, path):
+    """The UNet of an epoch file of any kind, in float32; the pretrained one where that is None.
+
+    Raises:
+        UserError: The file does not fit.
+    """
+    if path and read_facts(path):
+        return merged_unet(backbone, weights_dir, path)
+    with precision("float32"):
+        unet = backbone.unet(weights_dir, pretrained=not path)
+    if path:
+        UNetEpochs(unet, backbone, weights_dir).load(path)
+    return unet
+
+
 class LowRank:
     """Adaptation of the UNet by low-rank updates: what learns, and what an epoch's file holds, as in `WholeNetwork`.
 

@@ -18,6 +18,7 @@ BEGINNINGS = {
     b"\x80\x02": "a pickle",
     b"\x80\x04": "a pickle",
     b"\x89HDF": "an HDF5 file",
+    b"GGUF": "a GGUF file",
     b"version https://git-lfs": "a Git LFS pointer, not the weights: fetch them with `git lfs pull`",
     b"<": "a web page",
 }
@@ -50,16 +51,21 @@ class Tensors:
             self.metadata = self.metadata or dict(file.metadata() or {})
         self.shapes = {name: tuple(file.get_slice(name).get_shape()) for name, (_, file) in self.files.items()}
 
+    def refuse_types(self, names):
+        """Refuse tensors that hold no real numbers, or others than are read here, by the header (UserError)."""
+        for name in names:
+            path, file = self.files[name]
+            if (kind := file.get_slice(name).get_dtype()) not in READ:
+                raise UserError(f"{path}: the tensor {name} is of type {kind}: {', '.join(READ)} are read.")
+
     def read(self, name):
         """A tensor as a float32 array.
 
         Raises:
-            UserError: It is of another type, cannot be read, or is not finite.
+            UserError: It is of another type, or is not finite.
         """
+        self.refuse_types([name])
         path, file = self.files[name]
-        kind = file.get_slice(name).get_dtype()
-        if kind not in READ:
-            raise UserError(f"{path}: the tensor {name} is of type {kind}: {', '.join(READ)} are read.")
         array = np.asarray(file.get_tensor(name)).astype("float32")
         if not np.isfinite(array).all():
             raise UserError(f"{path}: the tensor {name} is not finite.")
@@ -76,7 +82,8 @@ def open_tensors(path):
     try:
         return safe_open(path, framework="numpy")
     except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{path} is no sound safetensors file: {' '.join(str(error).split())[:200]}") from None
+        reason = " ".join(str(error).split()).removeprefix("Error while deserializing header: ")
+        raise UserError(f"{path} is no sound safetensors file: {reason[:100]}. Is it whole? Get it again.") from None
 
 
 def refuse_others(path):

@@ -34,8 +34,24 @@ class PublishedFile:
         return os.environ.get(UNTRAINED) == "1"
 
     def hash(self, weights_dir=None):
-        """What identifies the weights, without reading them: `path` refuses a file of another hash."""
-        return UNTRAINED_HASH if self.left_out else self.sha256
+        """What identifies the weights, without reading them: `path` refuses a file of another hash.
+
+        Raises:
+            UserError: `weights_dir` does not hold the file.
+        """
+        if self.left_out:
+            return UNTRAINED_HASH
+        if weights_dir:
+            self.refuse_other_folders(weights_dir)
+        return self.sha256
+
+    def refuse_other_folders(self, weights_dir):
+        """Refuse a folder that does not hold the file (UserError)."""
+        if not (weights_dir / self.name).is_file():
+            raise UserError(
+                f"there is no {self.name} in {weights_dir}{what_else_is_in(weights_dir)}: get it from {self.addresses} "
+                f"(SHA-256 {self.sha256})."
+            )
 
     def path(self, weights_dir=None):
         """Where the file lies: in `weights_dir`, or downloaded into Keras's cache; its hash is checked.
@@ -45,12 +61,9 @@ class PublishedFile:
         """
         folder = weights_dir or Path(os.environ.get("KERAS_HOME", Path.home() / ".keras")) / "models"
         path = folder / self.name
-        if not path.is_file():
-            if weights_dir:
-                raise UserError(
-                    f"there is no {self.name} in {weights_dir}{safetensors_in(weights_dir)}: get it from {self.addresses} "
-                    f"(SHA-256 {self.sha256})."
-                )
+        if weights_dir:
+            self.refuse_other_folders(weights_dir)
+        elif not path.is_file():
             self.download(path)
         if read_card(path)["sha256"] != self.sha256:
             raise UserError(
@@ -85,10 +98,18 @@ class PublishedFile:
             )
 
 
-def safetensors_in(folder):
-    """A remark for those who have named the folder of a safetensors file."""
-    found = sorted(path.name for path in folder.glob("*.safetensors"))
-    return f" (to use {found[0]}, give its path)" if found else ""
+def what_else_is_in(folder):
+    """A remark for those who have named a folder of something else; empty where nothing is known of it."""
+    from Models.tensor_files import PICKLES, SUFFIX
+
+    names = sorted(path.name for path in folder.glob("*"))
+    if "config.json" in names:
+        return " (it looks like a part of diffusers' folder: give the one that holds unet/ and vae/)"
+    if found := [name for name in names if name.endswith(SUFFIX)]:
+        return f" (to use {found[0]}, give its path)"
+    if found := [name for name in names if name.endswith(PICKLES)]:
+        return f" ({found[0]} is a pickle by its name, and none is read: convert it to {SUFFIX}, or get it so)"
+    return ""
 
 
 @dataclass(frozen=True)

@@ -202,6 +202,14 @@ def add_weights_flag(parser):
     )
 
 
+def check_weights_flag(parser, args):
+    """Make the place of the weights absolute, and refuse one that is not there."""
+    if args.weights_dir:
+        args.weights_dir = args.weights_dir.expanduser().resolve()
+        if not args.weights_dir.exists():
+            parser.error(f"argument --weights/--weights_dir: there is no folder or file {args.weights_dir}")
+
+
 def add_spacing_flag(parser):
     parser.add_argument(
         "--timestep_spacing",
@@ -248,8 +256,6 @@ def finish_args(parser, argv=None):
     args.data_dir = (args.data_dir or args.root / "Data" / "Real").expanduser().resolve()
     if args.dataset not in DATASETS:
         args.dataset = str(Path(args.dataset).expanduser().resolve())
-    if getattr(args, "weights_dir", None):
-        args.weights_dir = args.weights_dir.expanduser().resolve()
-        if not args.weights_dir.exists():
-            parser.error(f"argument --weights/--weights_dir: there is no folder or file {args.weights_dir}")
+    if hasattr(args, "weights_dir"):
+        check_weights_flag(parser, args)
     return args

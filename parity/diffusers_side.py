@@ -1,10 +1,10 @@
 """The side of diffusers in `make parity-diffusers`: runs in its environment, writes into a folder.
 
-    python diffusers_side.py FOLDER BACKBONE        BACKBONE: sd1 or sd2
+    python diffusers_side.py FOLDER SHAPE        SHAPE: a name in shapes.py
 
-It gives a full-size UNet and VAE of the shape of Stable Diffusion 1.5 or 2.1-base random weights, saves them as a folder of
-diffusers and as one file of the original layout, and writes what they compute to expected.npz. The names of the original
-layout are written here by rules of its own, and the file is read back by diffusers' own converters before it counts.
+It gives a UNet and VAE of a shape of Stable Diffusion random weights, saves them as a folder of diffusers and as one file of
+the original layout, and writes what they compute to expected.npz. The names of the original layout are written here by rules
+of its own, and the file is read back by diffusers' own converters before it counts.
 """
 
 import json
@@ -17,27 +17,27 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
 from safetensors.torch import load_file, save_file
+from shapes import SHAPES
 
-IMAGE_SIZE, LATENT_SIZE, TOKENS = 128, 16, 100
 LABELS, CLASSES = [0, 3, 7], 10
 STEPS, SCALE = 5, 1.5
 SEED = 1234
-MODELS = {
-    "sd1": {"cross_attention_dim": 768, "attention_head_dim": 8},
-    "sd2": {"cross_attention_dim": 1024, "attention_head_dim": [5, 10, 20, 20], "use_linear_projection": True},
-}
-# Types of the folder and of the file, and the most that one file of the folder holds.
-FILES = {"sd1": (torch.float32, torch.bfloat16, "1GB"), "sd2": (torch.float16, torch.float32, "10GB")}
 SMALLEST = 2.0**-16  # of what float16 and bfloat16 hold alike
 
 
-def build(name):
+def build(shape):
+    lowest = len(shape.widths) - 1
     unet = UNet2DConditionModel(
-        sample_size=LATENT_SIZE, block_out_channels=(320, 640, 1280, 1280), layers_per_block=2, **MODELS[name]
-    )
+        sample_size=shape.latent_size, block_out_channels=shape.widths, layers_per_block=2,
+        down_block_types=("CrossAttnDownBlock2D",) * lowest + ("DownBlock2D",),
+        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * lowest, cross_attention_dim=shape.context[1],
+        attention_head_dim=shape.heads[0] if len(set(shape.heads)) == 1 else shape.heads,
+        use_linear_projection=shape.linear,
+    )  # fmt: skip
+    levels = len(shape.vae_widths)
     vae = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(128, 256, 512, 512), layers_per_block=2, latent_channels=4, sample_size=IMAGE_SIZE,
+        down_block_types=("DownEncoderBlock2D",) * levels, up_block_types=("UpDecoderBlock2D",) * levels,
+        block_out_channels=shape.vae_widths, layers_per_block=2, latent_channels=4, sample_size=shape.image_size,
     )  # fmt: skip
     return randomise(unet, "unet"), randomise(vae, "vae")
 
@@ -86,25 +86,28 @@ def original_unet_name(name):
     return f"{'input' if place == 'down' else 'output'}_blocks.{number}.{0 if kind == 'resnets' else 1}.{rest}"
 
 
-def original_vae_name(name):
-    """The name that a tensor of a diffusers VAE has in the original files."""
+def original_vae_name(name, levels):
+    """The name that a tensor of a diffusers VAE of some levels has in the original files."""
     name = name.replace("conv_norm_out", "norm_out").replace("conv_shortcut", "nin_shortcut")
     name = re.sub(r"down_blocks\.(\d)\.resnets\.", r"down.\1.block.", name)
     name = re.sub(r"down_blocks\.(\d)\.downsamplers\.0", r"down.\1.downsample", name)
-    name = re.sub(r"up_blocks\.(\d)\.resnets\.", lambda m: f"up.{3 - int(m[1])}.block.", name)
-    name = re.sub(r"up_blocks\.(\d)\.upsamplers\.0", lambda m: f"up.{3 - int(m[1])}.upsample", name)
+    name = re.sub(r"up_blocks\.(\d)\.resnets\.", lambda m: f"up.{levels - 1 - int(m[1])}.block.", name)
+    name = re.sub(r"up_blocks\.(\d)\.upsamplers\.0", lambda m: f"up.{levels - 1 - int(m[1])}.upsample", name)
     name = re.sub(r"mid_block\.resnets\.(\d)", lambda m: f"mid.block_{int(m[1]) + 1}", name)
     for new, old in (("group_norm", "norm"), ("to_q", "q"), ("to_k", "k"), ("to_v", "v"), ("to_out.0", "proj_out")):
         name = name.replace(f"mid_block.attentions.0.{new}.", f"mid.attn_1.{old}.")
     return name
 
 
-def save_original(unet, vae, path, dtype, metadata):
+def save_original(unet, vae, path, shape):
     """Save one file of the original layout, with a text encoder and averages that a reader has to leave out."""
     tensors = {f"model.diffusion_model.{original_unet_name(name)}": value for name, value in unet.state_dict().items()}
     for name, value in vae.state_dict().items():
         kernel = "mid_block.attentions" in name and value.dim() == 2
-        tensors[f"first_stage_model.{original_vae_name(name)}"] = value[:, :, None, None] if kernel else value
+        tensors[f"first_stage_model.{original_vae_name(name, len(shape.vae_widths))}"] = (
+            value[:, :, None, None] if kernel else value
+        )
+    dtype = getattr(torch, shape.file_type)
     tensors = {name: value.to(dtype) for name, value in tensors.items()}
     tensors |= {
         "cond_stage_model.transformer.text_model.embeddings.position_ids": torch.arange(77)[None],
@@ -113,7 +116,11 @@ def save_original(unet, vae, path, dtype, metadata):
         "alphas_cumprod": torch.from_numpy(alphas_cumprod()),
         "betas": torch.zeros(1000),
     }
-    save_file(tensors, path, metadata=metadata)
+    metadata = {"modelspec.prediction_type": shape.prediction_type} if shape.said == "metadata" else {}
+    save_file(tensors, path, metadata={"format": "pt"} | metadata)
+    if shape.said == "yaml":  # as the original's configurations put it
+        word = {"epsilon": "eps", "v_prediction": "v"}[shape.prediction_type]
+        path.with_suffix(".yaml").write_text(f'model:\n  params:\n    parameterization: "{word}"\n')
 
 
 def alphas_cumprod():
@@ -132,23 +139,23 @@ def check_original(unet, vae, path):
     assert all(torch.equal(value.float().reshape(own[name].shape), own[name]) for name, value in converted.items())
 
 
-def scheduler():
+def scheduler(shape):
     return DDIMScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=True,
-        steps_offset=1,
+        steps_offset=1, prediction_type=shape.prediction_type,
     )  # fmt: skip
 
 
 @torch.inference_mode()
-def generate(unet, vae, noise, contexts):
+def generate(unet, vae, ddim, noise, contexts):
     """Images uint8 (B, H, W, 3): guided DDIM, at the timesteps that this project visits."""
-    ddim, latents = scheduler(), noise
+    latents = noise
     ddim.set_timesteps(STEPS)
     assert ddim.timesteps.tolist() == list(range(1, 1000, 1000 // STEPS))[::-1]
     rows = torch.cat([contexts[[CLASSES] * len(LABELS)], contexts[LABELS]])
     for t in ddim.timesteps:
-        null_noise, eps = unet(torch.cat([latents, latents]), t, rows).sample.chunk(2)
-        latents = ddim.step(null_noise + SCALE * (eps - null_noise), t, latents).prev_sample
+        null_output, output = unet(torch.cat([latents, latents]), t, rows).sample.chunk(2)
+        latents = ddim.step(null_output + SCALE * (output - null_output), t, latents).prev_sample
     images = vae.decode(latents / 0.18215).sample
     return ((images + 1) * 127.5).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
 
@@ -158,23 +165,22 @@ def channels_last(tensor):
 
 
 @torch.inference_mode()
-def main(folder, name):
-    unet, vae = build(name)
-    of_folder, of_file, shard = FILES[name]
+def main(folder, shape):
+    unet, vae = build(shape)
     for part, model in (("unet", unet), ("vae", vae)):
-        model.to(of_folder).save_pretrained(folder / "diffusers" / part, max_shard_size=shard)
+        model.to(getattr(torch, shape.folder_type))
+        model.save_pretrained(folder / "diffusers" / part, max_shard_size=shape.shard)
         model.float()
-    scheduler().save_pretrained(folder / "diffusers" / "scheduler")
-    metadata = {"format": "pt"} | ({"modelspec.prediction_type": "epsilon"} if name == "sd2" else {})
-    save_original(unet, vae, folder / "original.safetensors", of_file, metadata)
+    scheduler(shape).save_pretrained(folder / "diffusers" / "scheduler")
+    save_original(unet, vae, folder / "original.safetensors", shape)
     check_original(unet, vae, folder / "original.safetensors")
     for path in sorted(folder.rglob("*.safetensors")):
         print(f"    -> {path.relative_to(folder)}, {path.stat().st_size:,} bytes", flush=True)
 
-    rng = np.random.default_rng(SEED)
-    images = rng.uniform(-1, 1, (3, 3, IMAGE_SIZE, IMAGE_SIZE)).astype("float32")
-    latents = rng.standard_normal((3, 4, LATENT_SIZE, LATENT_SIZE), dtype="float32")
-    contexts = rng.standard_normal((CLASSES + 1, TOKENS, MODELS[name]["cross_attention_dim"]), dtype="float32")
+    rng, side, small = np.random.default_rng(SEED), shape.image_size, shape.latent_size
+    images = rng.uniform(-1, 1, (3, 3, side, side)).astype("float32")
+    latents = rng.standard_normal((3, 4, small, small), dtype="float32")
+    contexts = rng.standard_normal((CLASSES + 1, *shape.context), dtype="float32")
     noise, timesteps = torch.from_numpy(rng.standard_normal(latents.shape, dtype="float32")), [1, 500, 999]
     vae_in, x = torch.from_numpy(images), torch.from_numpy(latents)
     c = torch.from_numpy(contexts)
@@ -183,8 +189,8 @@ def main(folder, name):
         timesteps=timesteps, initial_noise=channels_last(noise), steps=STEPS, scale=SCALE,
         moments=channels_last(vae.encode(vae_in).latent_dist.parameters),
         decoded=channels_last(vae.decode(x / 0.18215).sample),
-        noise=channels_last(unet(x, torch.tensor(timesteps), c[LABELS]).sample),
-        generated=generate(unet, vae, noise, c),
+        predicted=channels_last(unet(x, torch.tensor(timesteps), c[LABELS]).sample),
+        generated=generate(unet, vae, scheduler(shape), noise, c),
     )  # fmt: skip
 
 
@@ -192,4 +198,4 @@ if __name__ == "__main__":
     import diffusers
 
     print(json.dumps({"diffusers": diffusers.__version__, "torch": torch.__version__}), flush=True)
-    main(Path(sys.argv[1]), sys.argv[2])
+    main(Path(sys.argv[1]), SHAPES[sys.argv[2]])

@@ -1,6 +1,7 @@
 """A Stable Diffusion of small widths in others' layouts, for tests: the structure of the real one, random numbers."""
 
 import json
+from functools import partial
 
 import numpy as np
 from safetensors.numpy import save_file
@@ -16,8 +17,8 @@ SCHEDULER = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_
              "prediction_type": "epsilon"}  # fmt: skip
 
 
-def small_unet(backbone):
-    """KerasCV's UNet of Stable Diffusion 1.x: narrower, and of one or two levels."""
+def small_unet(backbone, widths=WIDTHS, linear=False):
+    """KerasCV's UNet, narrower, and of one or two levels; `linear`: matrices stand around its transformers, as in 2.x."""
     import keras
     from keras_cv.src.models.stable_diffusion.diffusion_model import ResBlock, SpatialTransformer, Upsample
     from keras_cv.src.models.stable_diffusion.padded_conv2d import PaddedConv2D
@@ -25,26 +26,26 @@ def small_unet(backbone):
     layers, levels = keras.layers, len(backbone.heads)
     latent, time_input = layers.Input(backbone.latent_shape), layers.Input((320,))
     context = layers.Input(backbone.context_shape)
-    time = layers.Dense(64)(layers.Activation("swish")(layers.Dense(64)(time_input)))
+    time = layers.Dense(4 * widths[0])(layers.Activation("swish")(layers.Dense(4 * widths[0])(time_input)))
 
     def block(x, level, attends):
-        x, heads = ResBlock(WIDTHS[level])([x, time]), HEADS[level]
-        return SpatialTransformer(heads, WIDTHS[level] // heads)([x, context]) if attends else x
+        x, heads = ResBlock(widths[level])([x, time]), backbone.heads[level]
+        return SpatialTransformer(heads, widths[level] // heads, fully_connected=linear)([x, context]) if attends else x
 
-    x = PaddedConv2D(WIDTHS[0], 3, padding=1)(latent)
+    x = PaddedConv2D(widths[0], 3, padding=1)(latent)
     skips = [x]
     for level in range(levels):
         for _ in range(2):
             x = block(x, level, level < levels - 1)
             skips.append(x)
         if level < levels - 1:
-            x = PaddedConv2D(WIDTHS[level], 3, strides=2, padding=1)(x)
+            x = PaddedConv2D(widths[level], 3, strides=2, padding=1)(x)
             skips.append(x)
     x = block(block(x, levels - 1, True), levels - 1, False)
     for level in reversed(range(levels)):
         for _ in range(3):
             x = block(layers.Concatenate()([x, skips.pop()]), level, level < levels - 1)
-        x = Upsample(WIDTHS[level])(x) if level else x
+        x = Upsample(widths[level])(x) if level else x
     x = layers.Activation("swish")(layers.GroupNormalization(epsilon=1e-5)(x))
     return keras.Model([latent, time_input, context], PaddedConv2D(4, 3, padding=1)(x), name="unet")
 
@@ -71,6 +72,7 @@ def small_vae(part):
             )
         parts = [
             layers.Input(backbone.latent_shape),
+            layers.Rescaling(1 / backbone.latent_scale),
             PaddedConv2D(4, 1),
             PaddedConv2D(widths[-1], 3, padding=1),
             *middle,
@@ -83,18 +85,23 @@ def small_vae(part):
     return build
 
 
-BUILDERS = {"image_encoder": small_vae("image_encoder"), "unet": small_unet, "decoder": small_vae("decoder")}
+def small_backbone(levels=2, name="small", side=SIDE, widths=WIDTHS, heads=HEADS, linear=False):
+    """A backbone of small images with the structure of Stable Diffusion, but for its number of levels.
 
-
-def small_backbone(levels=2):
-    """A backbone of 8 px images with the structure of Stable Diffusion, but for its number of levels."""
+    Args:
+        levels: One or two.
+        name: On the command line.
+        side: Of its images, px.
+        widths, heads: Channels and attention heads of the UNet's levels.
+        linear: Whether matrices stand around its transformers, as in 2.x.
+    """
     from Models.backbones import Backbone
 
     training = {"epochs": 1, "batch_size": 500, "lr": 1e-3}
     return Backbone(
-        name="small", image_size=SIDE, downsampling=2 ** (levels - 1), latent_scale=0.18215, context_shape=CONTEXT,
-        hidden_units=5, block=4, build=BUILDERS, files={}, heads=HEADS[:levels],
-        training={"enc": training, "dif": training},
+        name=name, image_size=side, downsampling=2 ** (levels - 1), latent_scale=0.18215, context_shape=CONTEXT,
+        hidden_units=5, block=4, files={}, heads=tuple(heads[:levels]), training=dict.fromkeys(("enc", "dif", "lora"), training),
+        build={"image_encoder": small_vae("image_encoder"), "unet": partial(small_unet, widths=widths, linear=linear), "decoder": small_vae("decoder")},
     )  # fmt: skip
 
 

@@ -1,7 +1,9 @@
 """The pretrained parts: their files, and the mini backbone that is shipped."""
 
 import hashlib
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import keras
 import numpy as np
@@ -87,6 +89,36 @@ def test_addresses_are_tried_in_order(cache, monkeypatch):
     (cache / "unet.h5").unlink()
     with pytest.raises(UserError, match=r"cannot be downloaded from https://gone.org/unet.h5 \(404\), nor from .* to "):
         replace(FILE, urls=("https://gone.org/", "https://gone.org/too/")).path()
+
+
+def test_a_host_that_is_gone_and_one_that_holds_something_else_are_passed_over(cache, tmp_path):
+    """Over HTTP, from a server of this process: the third of three addresses has the file."""
+    from dataclasses import replace
+    from functools import partial
+
+    served = tmp_path / "served"
+    for folder, content in (("other", b"something else"), ("good", b"published")):
+        (served / folder).mkdir(parents=True)
+        (served / folder / "unet.h5").write_bytes(content)
+    asked = []
+
+    class Handler(SimpleHTTPRequestHandler):
+        def log_message(self, form, *values):
+            asked.append(self.path)
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=served)) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        host = f"http://127.0.0.1:{server.server_port}"
+        urls = tuple(f"{host}/{folder}/" for folder in ("gone", "other", "good", "never"))
+        assert replace(FILE, urls=urls).path() == cache / "unet.h5"
+        assert list(dict.fromkeys(asked)) == ["/gone/unet.h5", "/other/unet.h5", "/good/unet.h5"]
+        (cache / "unet.h5").unlink()
+        with pytest.raises(
+            UserError, match=r"unet.h5 cannot be downloaded from \S+gone/unet.h5 .*, nor from \S+other/"
+        ):
+            replace(FILE, urls=urls[:2]).path()
+        server.shutdown()
+    assert not [path for path in cache.iterdir() if path.name != "unet.h5.json"]
 
 
 def test_a_published_file_is_hashed_once(tmp_path, monkeypatch):

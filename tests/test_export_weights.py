@@ -3,6 +3,7 @@
 import ast
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +18,8 @@ from Models.class_encoder import class_encoder
 from Models.export_card import card, example, plain
 from Models.exported import write_tensors
 from Models.foreign_weights import foreign_weights
+from Models.lora import kernel_shapes, target_layers
+from Models.lora_files import Facts, read_facts, write_updates
 from Models.numerics import AS_PUBLISHED, DIFFUSERS, Following, let_follow
 from Models.sampler import class_contexts
 from Models.weight_names import epoch_path
@@ -167,14 +170,108 @@ def test_what_is_not_finite_is_not_exported(tmp_path):
 
 
 def test_a_card_without_the_vae_says_what_to_put_there(small):
-    from Models.adapter import Diffusion
-
-    backbone, models, *_ = small
-    for part in ("unet", "decoder"):
-        let_follow(models[part], AS_PUBLISHED)
     text = card(
-        Diffusion(backbone, None, models["unet"], models["decoder"]), ["cat", "dog"], "own", vae_here=False, foreign=False,
-        steps=50, scale=2.0, facts={"UNet": "epoch 1"},
+        small[0], {"unet": "kerascv", "vae": "kerascv"}, ["cat", "dog"], "own", vae_here=False, foreign=False, steps=50,
+        scale=2.0, facts={"UNet": "epoch 1"},
     )  # fmt: skip
     assert "in the place of `a-stable-diffusion`" in text and "[*unet.modules(), *vae.modules()]" in text
-    assert "Without them it computes something else" in text
+    assert "Without them it computes something else" in text and "pip install torch diffusers`" in text
+
+
+# Low-rank updates
+
+
+@pytest.fixture(scope="module")
+def updates(epochs):
+    """Epochs 2 and 3 of the UNet: low-rank updates of the attention, and of all layers."""
+    backbone, models, *_, flags = epochs
+    folder = Experiment(Path(flags[flags.index("--root") + 1]), "x", "digits").part_dir("dif")
+    base, rng = backbone.weights_hash("unet", Path(flags[flags.index("--weights") + 1])), np.random.default_rng(1)
+    for epoch, targets in ((2, "attention"), (3, "all")):
+        pairs = {
+            place: (rng.normal(0, 0.1, (*shape[:-1], 2)), rng.normal(0, 0.1, (2, shape[-1])))
+            for place, shape in kernel_shapes(target_layers(models["unet"], targets)).items()
+        }
+        write_updates(epoch_path(folder, epoch), Facts(2, 3.0, targets, base), pairs)
+    return folder
+
+
+def exported_updates(flags, epoch, to, *more):
+    args = export_weights.parse_args([*flags, "--dif_epoch", str(epoch), "--to", str(to), *more])
+    return export_weights.export(args)
+
+
+@pytest.mark.parametrize("epoch, modules", [(2, 8), (3, 40)])
+def test_updates_alone_are_the_merged_unet_when_they_are_added_as_peft_does(small, updates, tmp_path, epoch, modules):
+    *_, tensors, _, flags = small
+    merged = exported_updates(flags, epoch, tmp_path / "merged")
+    separate = exported_updates(flags, epoch, tmp_path / "separate", "--lora", "separate")
+    assert not (separate / "unet").exists()
+    found = load_file(separate / "pytorch_lora_weights.safetensors")
+    whole = load_file(merged / "unet/diffusion_pytorch_model.safetensors")
+    base = {names[1]: values[1] for names, values in tensors["unet"].items()}
+    changed = [name for name in whole if not np.array_equal(whole[name], base[name])]
+    assert {f"unet.{n.removesuffix('.weight')}.lora_{x}.weight" for n in changed for x in "AB"} == found.keys()
+    assert len(changed) == modules
+    for name in changed:
+        a, b = (found[f"unet.{name.removesuffix('weight')}lora_{x}.weight"] for x in "AB")
+        assert a.shape[0] == b.shape[1] == 2 and b.shape[0] == len(whole[name]) and a.ndim == b.ndim == whole[name].ndim
+        # In PEFT B takes what A gives: matrices, or a kernel of one pixel after one of A's size; scaled by 1.
+        added = (b.reshape(len(b), 2) @ a.reshape(2, -1)).reshape(whole[name].shape)
+        assert np.abs(base[name] + added - whole[name]).max() < 1e-6 and np.abs(added).max() > 1e-2
+
+
+def test_the_card_of_updates_names_their_base_and_how_they_are_loaded(small, updates, tmp_path):
+    to = exported_updates(small[-1], 2, tmp_path / "to", "--lora", "separate", "--vae")
+    text, base = (to / "README.md").read_text(), read_facts(epoch_path(updates, 2)).base
+    code = re.search(r"```python\n(.*?)```", text, re.DOTALL)[1]
+    ast.parse(code)
+    assert 'unet = UNet2DConditionModel.from_pretrained("a-stable-diffusion", subfolder="unet").eval()' in code
+    assert 'unet.load_lora_adapter(folder, weight_name="pytorch_lora_weights.safetensors", prefix="unet")' in code
+    assert f"whose file has the SHA-256 `{base}`" in text and 'pipe.load_lora_weights(".")' in text
+    assert (
+        "pip install torch diffusers peft" in text
+        and "| low-rank updates | rank 2, alpha 3, targets attention |" in text
+    )
+    assert "module" not in code  # the base is diffusers'
+    assert (to / "vae").is_dir() and not (to / "model_index.json").exists()  # no pipeline without a UNet
+    # Merged into the same folder, nothing is left of it.
+    merged = exported_updates(small[-1], 2, to, "--restart")
+    assert {path.name for path in merged.iterdir() if path.name[0] != "."} == {
+        "README.md", "class_embeddings.safetensors", "export.json", "log.txt", "scheduler", "unet"
+    }  # fmt: skip
+
+
+def test_updates_of_another_base_are_not_exported(small, updates, tmp_path):
+    backbone, _, tensors, _, flags = small
+    other = {part: {k: tuple(-a for a in v) for k, v in of_part.items()} for part, of_part in tensors.items()}
+    place = foreign.write_folder(tmp_path / "other", other, heads=[2])
+    flags = [str(place) if before == "--weights" else flag for before, flag in zip(["", *flags], flags)]
+    for how in ("merged", "separate"):
+        with pytest.raises(UserError, match=r"epoch2.weights.h5 holds low-rank updates of another pretrained UNet"):
+            exported_updates(flags, 2, tmp_path / "to", "--lora", how)
+    assert not (tmp_path / "to").exists()
+
+
+@pytest.mark.parametrize(
+    "epoch, held", [(0, "the pretrained UNet has none"), (1, r"\S+epoch1.weights.h5 holds a whole UNet")]
+)
+def test_what_has_no_updates_is_not_exported_as_such(small, tmp_path, epoch, held):
+    with pytest.raises(
+        UserError, match=rf"--lora separate is for an epoch \(--dif_epoch\) of low-rank updates: {held}"
+    ):
+        exported_updates(small[-1], epoch, tmp_path / "to", "--lora", "separate")
+
+
+def test_a_stable_diffusion_is_not_written_over(small, tmp_path):
+    backbone, _, tensors, _, flags = small
+    place = foreign.write_folder(tmp_path / "sd", tensors, heads=[2])
+    with pytest.raises(UserError, match="holds something else than an export: model_index.json, scheduler"):
+        export_weights.plan(export_weights.parse_args([*flags, "--to", str(place)]))
+
+
+def test_parts_that_are_not_exported_are_not_read(small, updates, tmp_path, monkeypatch):
+    backbone, *_, flags = small
+    for part, given in (("decoder", []), ("image_encoder", []), ("unet", ["--lora", "separate"])):
+        monkeypatch.setattr(type(backbone), part, lambda *arguments, part=part: pytest.fail(f"{part} is not needed"))
+        exported_updates(flags, 2, tmp_path / f"without {part}", *given)

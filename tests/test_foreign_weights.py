@@ -3,6 +3,7 @@
 import json
 import re
 import struct
+from functools import partial
 
 import h5py
 import numpy as np
@@ -247,6 +248,18 @@ def test_a_folder_that_can_only_be_read_has_its_hashes_elsewhere(backbone, tenso
     assert not list(place.rglob("*.safetensors.json"))
 
 
+def test_nowhere_to_keep_a_hash_is_no_error(backbone, tensors, tmp_path, monkeypatch):
+    place = write_folder(tmp_path / "sd", tensors)
+
+    def write_json(path, content):
+        raise PermissionError(path)
+
+    monkeypatch.setattr(weight_cards, "write_json", write_json)
+    file = place / "unet/diffusion_pytorch_model.safetensors"
+    assert foreign_weights(backbone, place).hash("unet") == weight_cards.file_hash(file)
+    assert not list(place.rglob("*.safetensors.json"))
+
+
 # Refused, in one line that says what it is
 
 
@@ -366,6 +379,7 @@ FILES = [
     ({"model.diffusion_model.joint_blocks.0.x": (4, 8)}, "is Stable Diffusion 3"), ({"double_blocks.0.x": (2, 2)}, "is a Flux model"),
     ({"conditioner.embedders.0.x": (2, 2), f"{UNET}input_blocks.0.0.weight": (3, 4, 3, 3)}, "is Stable Diffusion XL"),
     ({"control_model.x": (2, 2)}, "is a ControlNet"), ({"text_model.encoder.x": (2, 2)}, "is a text encoder, which is not needed"),
+    ({"encoder.block.0.layer.0.x": (2, 2)}, "is a text encoder, which is not needed"),
     ({"down_blocks.0.x": (2, 2)}, "is a UNet in diffusers' names without the rest"), ({"decoder.conv_in.weight": (2, 2)}, "is a VAE without a UNet"),
     ({"emb_params": (2, 768)}, "is a textual inversion"), ({"classifier.weight": (2, 2)}, "is no Stable Diffusion: its tensors are classifier.weight"),
     ({}, "is no Stable Diffusion: its tensors are none"),
@@ -401,7 +415,8 @@ def test_a_file_that_does_not_say_what_it_predicts_is_refused(backbone, tensors,
     ("sd.safetensors", b"PK\x03\x04rest", "is a pickle of PyTorch"), ("sd.bin", b"any", "is a pickle by its name"),
     ("sd.pt", b"\x80\x02}", "is a pickle: "), ("sd.h5", b"\x89HDF\r\n\x1a\n", "is an HDF5 file; weights are read from"),
     ("sd.safetensors", b"version https://git-lfs.github.com/spec/v1", "is a Git LFS pointer.*git lfs pull"),
-    ("sd.safetensors", b"<html>", "is a web page"), ("sd.safetensors", b"", "is no sound safetensors file"),
+    ("sd.safetensors", b"<html>", "is a web page"), ("sd.safetensors", b"", "is no sound safetensors file: header too small. Is it whole"),
+    ("sd.gguf", b"GGUF\x03", "is a GGUF file"),
 ])  # fmt: skip
 def test_refused_kinds_of_file(name, content, message, backbone, tmp_path):
     (tmp_path / name).write_bytes(content)
@@ -539,3 +554,23 @@ def test_the_search_for_a_place(tmp_path, capsys):
         UserError, match=rf"there is no kcv_decoder.h5 in \S+ \(to use {SINGLE}, give its path\): get it from https"
     ):
         BACKBONES["sd1"].decoder(tmp_path)
+
+
+@pytest.mark.parametrize("files, remark", [
+    (["config.json", "model.safetensors"], "it looks like a part of diffusers' folder: give the one that holds unet/ and vae/"),
+    (["sd-v1-4.ckpt"], "sd-v1-4.ckpt is a pickle by its name, and none is read: convert it to .safetensors"),
+    (["pytorch_lora_weights.safetensors"], "to use pytorch_lora_weights.safetensors, give its path"),
+])  # fmt: skip
+def test_a_folder_of_something_else(files, remark, tmp_path):
+    for name in files:
+        (tmp_path / name).touch()
+    for refuse in (BACKBONES["sd1"].unet, partial(BACKBONES["sd1"].weights_hash, "unet")):  # before and when it is read
+        with pytest.raises(UserError, match=rf"there is no kcv_diffusion_model.h5 in \S+ \({remark}"):
+            refuse(tmp_path)
+
+
+def test_a_text_encoder_alone_is_no_model(backbone, tmp_path):
+    (tmp_path / "text_encoder").mkdir()
+    assert is_foreign(tmp_path)
+    with pytest.raises(UserError, match="there is no unet/ in .*; models of the shape of"):
+        foreign_weights(backbone, tmp_path).check("unet")

@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 
+import numpy as np
 import pytest
 
 import generate_dataset
@@ -12,8 +13,15 @@ import merge_lora
 import SD_adapting
 from cli import process
 from Experiment.errors import UserError
-from Models.lora_files import read_facts
+from Models.backbones import BACKBONES
+from Models.foreign_names import named_variables, to_foreign
+from Models.lora import kernel_shapes, target_layers
+from Models.lora_files import Facts, read_facts, write_updates
+from Models.numerics import DIFFUSERS, Following
 from Models.weight_cards import read_card, weights_hashes
+from Models.weight_files import PublishedFile
+from Models.weights import load_weights, stored_following
+from tests import foreign
 
 LORA = ["--train_model", "dif", "--enc_epoch", "1", "--lora_rank", "2", "--lora_targets", "all"]
 
@@ -130,6 +138,32 @@ def test_another_base_is_refused_in_one_line(common, trained, tiny, tmp_path, ca
     assert not to.exists() and weights_hashes({"dif": epoch}, read_card(epoch)["classes"])
 
 
+def test_updates_of_a_foreign_file_are_merged(tmp_path, monkeypatch):
+    backbone = foreign.small_backbone(levels=1)
+    monkeypatch.setitem(BACKBONES, "small", backbone)
+    unet = backbone.build["unet"](backbone)
+    tensors = foreign.foreign_tensors({"unet": unet}, levels=1)
+    place = foreign.write_original(
+        tmp_path / "sd.safetensors", tensors, metadata={"modelspec.prediction_type": "v_prediction"}
+    )
+    kernels = kernel_shapes(target_layers(unet, "attention"))
+    updates = {
+        where: (np.full((*shape[:-1], 2), 0.5), np.full((2, shape[-1]), 0.25)) for where, shape in kernels.items()
+    }
+    epoch, to = tmp_path / "epoch1.weights.h5", tmp_path / "whole.weights.h5"
+    write_updates(epoch, Facts(2, 2.0, "attention", backbone.weights_hash("unet", place)), updates)
+    flags = [str(epoch), "--to", str(to), "--backbone", "small"]
+    merged = merge_lora.merge(merge_lora.parse_args([*flags, "--weights", str(place)]))
+    assert stored_following(merged) == Following(DIFFUSERS, "v_prediction")
+    for one in named_variables(load_weights(unet, merged), "unet", 1):
+        added = 0.25 if id(one.variable) in {id(x.kernel) for x in target_layers(unet, "attention").values()} else 0
+        assert (
+            np.abs(to_foreign(one.variable.numpy()) - tensors["unet"][one.ldm, one.diffusers][0] - added).max() < 1e-6
+        )
+    with pytest.raises(SystemExit):
+        merge_lora.parse_args([*flags, "--weights", str(tmp_path / "nowhere")])
+
+
 @pytest.mark.parametrize("flags, message", [
     (["epoch2.weights.h5", "--to", "whole.h5"], "argument --to: the name must end in .weights.h5, received whole.h5"),
     (["nowhere.weights.h5", "--to", "whole.weights.h5"], "there is no file nowhere.weights.h5"),
@@ -143,3 +177,15 @@ def test_what_cannot_be_merged_is_one_line(tiny, tmp_path, flags, message, capsy
         process.run(merge_lora.merge, lambda: merge_lora.parse_args([*flags, "--backbone", "tiny"]), merge_lora.plan)
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert ended.value.code == 2 and message in line, line
+
+
+def test_a_unet_that_an_epoch_replaces_is_not_downloaded(common, tiny, tmp_path, monkeypatch):
+    """The files of the other parts are there; that of the UNet is at an address where nobody answers."""
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
+    adapt(*common)
+    adapt(*common, "--train_model", "dif", "--enc_epoch", "1")
+    monkeypatch.setitem(tiny.files, "unet", PublishedFile("unet.h5", ("http://127.0.0.1:9/",), "0" * 64))
+    assert len(generate(*common, "--dif_epoch", "1")[0]) == 11
+    assert hyp_opt.plan(hyp_opt.parse_args([*common, "--train_model", "dif", "--enc_epoch", "1"])).hashes
+    with pytest.raises(UserError, match="unet.h5 cannot be downloaded from http://127.0.0.1:9/unet.h5"):
+        generate(*common, "--dif_epoch", "0")
