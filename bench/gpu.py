@@ -155,13 +155,7 @@ def classifier(args, limit):
         def work(xla=xla):
             use_hardware(xla, args.tf32)
             network = Classifier("resnet20_16" if args.quick else "resnet20", 32, CLASSES)
-            feed, steps = (
-                fast_feed(lambda: network.batches(images, labels, batch, SEED), network.model),
-                args.train_steps,
-            )
-            fit = {"steps_per_epoch": steps, "verbose": 0, "shuffle": False}
-            seconds, first = seconds_of(lambda: network.model.fit(feed, **fit), args.rounds)
-            return seconds / steps, first
+            return seconds_of_steps(args, network.model, lambda: network.batches(images, labels, batch, SEED))
 
         row = {"part": "classifier", "precision": "float32", "batch": batch, "xla": xla}
         yield measured(row, work, args, limit, "steps_per_second", 1, None)
