@@ -58,14 +58,15 @@ def matrix_limit(dtype, size):
     """TFLOP/s of products of square matrices."""
     import tensorflow as tf
 
-    a, b = (tf.cast(tf.random.normal((size, size)), dtype) for _ in range(2))
+    a, b = (tf.cast(tf.random.normal((size, size), stddev=size**-0.25), dtype) for _ in range(2))
+    b *= tf.cast(size**-0.25, dtype)  # a product is as large as its first factor
     turns = 20 if size > 4096 else 2
 
     @tf.function
     def products():
         c = a
         for _ in range(turns):
-            c = tf.matmul(c, b) * tf.cast(1 / size, dtype)
+            c = tf.matmul(c, b)
         return c[0, 0]
 
     seconds, _ = seconds_of(lambda: products().numpy(), 3)
