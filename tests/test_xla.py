@@ -85,6 +85,7 @@ def test_intervals_and_decoding_in_parts(xla, tiny, solver):
         assert difference.max() <= 1 and (difference == 0).mean() >= 0.99  # of few values
 
 
+@pytest.mark.slow  # XLA takes minutes to compile gradients on a processor
 def test_an_adaptation_step_learns_the_same(xla):
     """Weights of the UNet and their averages, and a last batch that is padded where XLA is on."""
     mini, rng = BACKBONES["mini"], np.random.default_rng(1)
@@ -103,6 +104,7 @@ def test_an_adaptation_step_learns_the_same(xla):
     assert len(set(losses["on"])) == 4
 
 
+@pytest.mark.slow  # XLA takes minutes to compile gradients on a processor
 def test_the_classifier_learns_the_same(xla):
     rng = np.random.default_rng(1)
     images, labels = rng.integers(0, 256, (20, 8, 8, 3), np.uint8), np.arange(20) % CLASSES
