@@ -126,23 +126,22 @@ def summed_over_replicas(gradients):
     return tf.distribute.get_replica_context().all_reduce("SUM", gradients)
 
 
-def one_by_one(function, parts, shapes, dtypes):
+def one_by_one(function, parts, shape):
     """What a function gives for each of parts (N, ...), strictly in turn: memory for one part is enough.
 
     Args:
-        function: Of a part; it returns several arrays.
+        function: Of a part; it returns float32 of this shape.
         parts: The parts.
-        shapes, dtypes: Of these arrays.
+        shape: Of what the function returns.
 
     Returns:
-        The arrays, (N, *shape) each.
+        float32 (N, *shape).
     """
     if keras.backend.backend() != "tensorflow":
         return keras.ops.map(function, parts)
     import tensorflow as tf
 
-    made = tuple(tf.TensorSpec(shape, dtype) for shape, dtype in zip(shapes, dtypes))
-    return tf.map_fn(function, parts, fn_output_signature=made, parallel_iterations=1)
+    return tf.map_fn(function, parts, fn_output_signature=tf.TensorSpec(shape, "float32"), parallel_iterations=1)
 
 
 def devices_of(model):

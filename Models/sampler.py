@@ -95,25 +95,23 @@ class Sampler(keras.Model):
         latents = self.solver.latents(state)
         if self.decoder is None:
             return latents, all_finite(latents)
-        return self.decode(latents)
-
-    def decode(self, latents):
-        """Images uint8 (B, H, W, 3) of latents, part by part where the batch is larger than what is decoded together."""
-        count, part = ops.shape(latents)[0], self.decoded_together
-        if not part or (latents.shape[0] or part + 1) <= part:
-            return self.decode_part(latents)
-        parts = (count + part - 1) // part
-        padded = ops.take(latents, ops.minimum(ops.arange(parts * part), count - 1), axis=0)
-        shapes = (part, *self.decoder.output_shape[1:]), (part,)
-        images, finite = one_by_one(
-            self.decode_part, ops.reshape(padded, (parts, part, *latents.shape[1:])), shapes, ("uint8", "bool")
-        )
-        return ops.reshape(images, (-1, *images.shape[2:]))[:count], ops.reshape(finite, (-1,))[:count]
-
-    def decode_part(self, latents):
-        images = ops.cast(self.decoder(latents), "float32")
+        images = self.decode(latents)
         # Clip and cast would hide what is not finite. The cast truncates, as published.
         return ops.cast(ops.clip((images + 1.0) * 127.5, 0.0, 255.0), "uint8"), all_finite(images)
+
+    def decode(self, latents):
+        """Images float32 (B, H, W, 3) of latents, part by part where the batch is larger than what is decoded together."""
+
+        def decoded(part):
+            return ops.cast(self.decoder(part), "float32")
+
+        count, size = ops.shape(latents)[0], self.decoded_together
+        if not size or (latents.shape[0] or size + 1) <= size:
+            return decoded(latents)
+        parts, shape = (count + size - 1) // size, self.decoder.output_shape[1:]
+        padded = ops.take(latents, ops.minimum(ops.arange(parts * size), count - 1), axis=0)
+        images = one_by_one(decoded, ops.reshape(padded, (parts, size, *latents.shape[1:])), (size, *shape))
+        return ops.reshape(images, (-1, *shape))[:count]
 
     @contextlib.contextmanager
     def contexts_for_all_steps(self, contexts, rows, null_rows):

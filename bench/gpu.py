@@ -8,6 +8,8 @@ parts may be measured one after another; a row that does not fit into memory say
 """
 
 import argparse
+import gc
+import itertools
 import logging
 import os
 import sys
@@ -39,18 +41,32 @@ def seconds_of(work, rounds):
     return sorted(others)[len(others) // 2], first
 
 
+def seconds_of_steps(args, model, batches):
+    """Median time of a step of fit(), s, and that of the first turn of steps, which compiles."""
+    from Models.classifier import EpochTimes
+    from Models.runtime import fast_feed
+
+    times, feed = EpochTimes(), fast_feed(batches, model)
+    model.fit(
+        feed, steps_per_epoch=args.train_steps, epochs=args.rounds + 1, callbacks=[times], verbose=0, shuffle=False
+    )
+    first, *others = times.seconds
+    return sorted(others)[len(others) // 2] / args.train_steps, first
+
+
 def matrix_limit(dtype, size):
     """TFLOP/s of products of square matrices."""
     import tensorflow as tf
 
-    a, b = (tf.cast(tf.random.normal((size, size)), dtype) for _ in range(2))
+    a, b = (tf.cast(tf.random.normal((size, size), stddev=size**-0.25), dtype) for _ in range(2))
+    b *= tf.cast(size**-0.25, dtype)  # a product is as large as its first factor
     turns = 20 if size > 4096 else 2
 
     @tf.function
     def products():
         c = a
         for _ in range(turns):
-            c = tf.matmul(c, b) * tf.cast(1 / size, dtype)
+            c = tf.matmul(c, b)
         return c[0, 0]
 
     seconds, _ = seconds_of(lambda: products().numpy(), 3)
@@ -106,34 +122,27 @@ def adaptation(args, limit):
 
     from Models.adapter import WholeNetwork, load_diffusion
     from Models.feed import noisy_batches, with_targets
-    from Models.runtime import fast_feed, precision, use_hardware
+    from Models.runtime import precision, use_hardware
     from Models.training import compile_model
 
     backbone, rng = BACKBONES[args.backbone], np.random.default_rng(SEED)
     moments = rng.standard_normal((1024, *backbone.latent_shape[:2], 8), dtype="float32")
-    for part in args.learn:
-        for name in args.precisions:
-            for batch in args.train_batches:
-                for xla in args.xla:
+    for name in args.precisions:
+        with precision(name, trainable=True):
+            diffusion = load_diffusion(backbone, CLASSES, decoder=False)
+        for part, batch, xla in itertools.product(args.learn, args.train_batches, args.xla):
 
-                    def work(part=part, name=name, batch=batch, xla=xla):
-                        use_hardware(xla, args.tf32)
-                        with precision(name, trainable=True) as used:
-                            diffusion = load_diffusion(backbone, CLASSES, decoder=False)
-                        model = compile_model(WholeNetwork(diffusion, part), 1e-5, 10_000, used)
+            def work(diffusion=diffusion, name=name, part=part, batch=batch, xla=xla):
+                use_hardware(xla, args.tf32)
+                model = compile_model(WholeNetwork(diffusion, part), 1e-5, 10_000, name)
 
-                        def batches():
-                            return with_targets(
-                                noisy_batches(moments, np.arange(1024) % CLASSES, CLASSES, batch, SEED, 0)
-                            )
+                def batches():
+                    return with_targets(noisy_batches(moments, np.arange(1024) % CLASSES, CLASSES, batch, SEED, 0))
 
-                        feed, steps = fast_feed(batches, model), args.train_steps
-                        fit = {"steps_per_epoch": steps, "verbose": 0, "shuffle": False}
-                        seconds, first = seconds_of(lambda: model.fit(feed, **fit), args.rounds)
-                        return seconds / steps, first
+                return seconds_of_steps(args, model, batches)
 
-                    row = {"part": part, "precision": name, "batch": batch, "xla": xla}
-                    yield measured(row, work, args, limit, "steps_per_second", 1, PASSES_OF_A_STEP[part] * batch)
+            row = {"part": part, "precision": name, "batch": batch, "xla": xla}
+            yield measured(row, work, args, limit, "steps_per_second", 1, PASSES_OF_A_STEP[part] * batch)
 
 
 def classifier(args, limit):
@@ -141,7 +150,7 @@ def classifier(args, limit):
     import numpy as np
 
     from Models.classifier import Classifier
-    from Models.runtime import fast_feed, use_hardware
+    from Models.runtime import use_hardware
 
     rng = np.random.default_rng(SEED)
     batch = 32 if args.quick else 256
@@ -151,13 +160,7 @@ def classifier(args, limit):
         def work(xla=xla):
             use_hardware(xla, args.tf32)
             network = Classifier("resnet20_16" if args.quick else "resnet20", 32, CLASSES)
-            feed, steps = (
-                fast_feed(lambda: network.batches(images, labels, batch, SEED), network.model),
-                args.train_steps,
-            )
-            fit = {"steps_per_epoch": steps, "verbose": 0, "shuffle": False}
-            seconds, first = seconds_of(lambda: network.model.fit(feed, **fit), args.rounds)
-            return seconds / steps, first
+            return seconds_of_steps(args, network.model, lambda: network.batches(images, labels, batch, SEED))
 
         row = {"part": "classifier", "precision": "float32", "batch": batch, "xla": xla}
         yield measured(row, work, args, limit, "steps_per_second", 1, None)
@@ -222,7 +225,7 @@ def behind_a_step(moments, batch=32, step=0.005, steps=200):
 
 
 def measured(row, work, args, limit, unit, count, passes):
-    """A row with what was measured, or with the error that memory lacks.
+    """A row with what was measured, or with the error of the device, mostly that memory lacks.
 
     Args:
         row: What is measured.
@@ -231,12 +234,13 @@ def measured(row, work, args, limit, unit, count, passes):
         unit, count: Name of the rate, and how many of them a turn is.
         passes: Passes of the UNet for a sample in a turn; None: no share of the limit is known.
     """
+    import tensorflow as tf
+
+    gc.collect()  # the model of the row before
     peak_memory(reset=True)
     try:
         seconds, first = work()
-    except Exception as error:
-        if type(error).__name__ not in ("ResourceExhaustedError", "InternalError", "MemoryError"):
-            raise
+    except (tf.errors.OpError, MemoryError) as error:
         return row | {"failed": " ".join(str(error).split())[:200]}
     row |= {unit: round(count / seconds, 3), "seconds": round(seconds, 4), "first_seconds": round(first, 1)}
     row["peak_gb"] = peak_memory()

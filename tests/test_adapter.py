@@ -15,7 +15,7 @@ from Models.feed import noisy_batches, with_targets
 from Models.fit_state import FitState
 from Models.mini_backbone import mini_unet
 from Models.noise_schedule import STABLE_DIFFUSION
-from Models.optimizer import SequentialAdam, paper_optimizer
+from Models.optimizer import SequentialAdam, StockAdam, paper_optimizer
 from Models.training import SaveEpochs
 from Models.weight_names import remove_epochs
 from Models.weights import load_weights
@@ -156,6 +156,19 @@ def test_optimizer_is_the_papers():
     assert (optimizer.decay, optimizer.epsilon, optimizer.clip) == (0.004, 1e-8, 10.0)
 
 
+def test_on_a_gpu_the_optimizer_is_keras_own_with_the_same_state(monkeypatch):
+    monkeypatch.setattr("Models.optimizer.on_gpu", lambda: True)
+    stock = paper_optimizer(1e-4, 200, "bfloat16", average_power=2.0)
+    monkeypatch.undo()
+    sequential = paper_optimizer(1e-4, 200, average_power=2.0)
+    assert (stock.weight_decay, stock.epsilon, stock.global_clipnorm) == (0.004, 1e-8, 10.0)
+    assert type(stock) is StockAdam and type(sequential) is SequentialAdam
+    for optimizer in (stock, sequential):
+        optimizer.build([keras.Variable(np.zeros((2, 3)), name="a"), keras.Variable(np.zeros(3), name="b")])
+    state, other = ([(v.name, v.shape) for v in optimizer.variables] for optimizer in (stock, sequential))
+    assert state == other and len(state) == 1 + 6  # a run goes on from the state of the other kind of machine
+
+
 def build(tiny_unet, trained, seed=1, epochs=4):
     keras.utils.set_random_seed(seed)
     parts = {"enc": class_encoder(3, 4, (2, 3)), "dif": tiny_unet()}
@@ -291,14 +304,15 @@ def test_restart_removes_what_the_run_made_and_no_more(tmp_path):
     assert left == ["epoch1.weights.h5", "epoch1.weights.h5.json", "epoch2.hdf5", "log.txt"]
 
 
+@pytest.mark.parametrize("kind", [SequentialAdam, StockAdam])
 @pytest.mark.parametrize("scale", [0.01, 100.0])
-def test_updating_one_weight_after_another_is_adam(scale):
+def test_updating_one_weight_after_another_is_adam(scale, kind):
     """Gradients whose norm is below and above the clip."""
     rng = np.random.default_rng(0)
     first = [rng.standard_normal(shape).astype("float32") for shape in ((30, 40), (40,), (3, 3, 5, 7))]
     ours, stock = ([keras.Variable(w) for w in first] for _ in range(2))
     optimizers = (
-        SequentialAdam(keras.optimizers.schedules.CosineDecay(0.1, 10), decay=0.004, clip=10.0),
+        kind(keras.optimizers.schedules.CosineDecay(0.1, 10), decay=0.004, clip=10.0),
         keras.optimizers.Adam(
             keras.optimizers.schedules.CosineDecay(0.1, 10), epsilon=1e-8, weight_decay=0.004, global_clipnorm=10.0
         ),

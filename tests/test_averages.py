@@ -11,7 +11,7 @@ from Models import training
 from Models.averages import Averaged, power_of_width
 from Models.feed import drop_labels, noisy_batches, with_targets
 from Models.noise_schedule import STABLE_DIFFUSION
-from Models.optimizer import SequentialAdam
+from Models.optimizer import SequentialAdam, StockAdam
 
 MOMENTS, LABELS = np.zeros((40, 2, 2, 8), "float32"), np.arange(40) % 4
 
@@ -33,17 +33,18 @@ def test_powers_of_the_source():
     assert [round(power_of_width(width), 2) for width in (0.05, 0.10)] == [16.97, 6.94]
 
 
-def small_model(power):
+def small_model(power, kind=SequentialAdam):
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(4), keras.layers.Dense(1)])
-    model.compile(SequentialAdam(0.05, 0.001, 10.0, average_power=power), "mse")
+    model.compile(kind(0.05, 0.001, 10.0, average_power=power), "mse")
     model.optimizer.build(model.trainable_variables)
     return model
 
 
-def test_averages_are_power_functions_of_time_and_leave_training_as_it_is():
+@pytest.mark.parametrize("kind", [SequentialAdam, StockAdam])
+def test_averages_are_power_functions_of_time_and_leave_training_as_it_is(kind):
     """After t steps the average is sum_s w_s prod_{r > s} beta_r (1 - beta_s): here by hand, of what each step left."""
     keras.utils.set_random_seed(3)
-    averaged, plain = small_model(2.0), small_model(None)
+    averaged, plain = small_model(2.0, kind), small_model(None, kind)
     plain.set_weights(averaged.get_weights())
     inputs, targets = np.random.default_rng(1).standard_normal((2, 8, 3)).astype("float32")
     left = []

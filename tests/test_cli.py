@@ -240,7 +240,9 @@ def test_logging_to_terminal_and_file(tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_notes_of_the_start_up_are_shown_only_if_it_fails(tmp_path, capfd, monkeypatch, fails):
+def test_notes_of_the_start_up_are_shown_only_if_it_fails(tmp_path, capfd, monkeypatch, caplog, fails):
+    monkeypatch.setattr(startup.log, "propagate", True)
+    caplog.set_level("DEBUG", "experiment")
     end = "raise ImportError('broken')" if fails else "class backend: backend = staticmethod(lambda: 'jax')"
     (tmp_path / "keras.py").write_text(f"import os\nos.write(2, b'a note of C++')\n{end}\n")
     monkeypatch.syspath_prepend(tmp_path)
@@ -252,6 +254,9 @@ def test_notes_of_the_start_up_are_shown_only_if_it_fails(tmp_path, capfd, monke
         startup.import_keras()
     monkeypatch.delitem(sys.modules, "keras", raising=False)
     os.write(2, b" and after")  # what the terminal is again
+    assert [record.message for record in caplog.records] == (
+        [] if fails else ["TensorFlow: a note of C++"]
+    )  # to log.txt
     assert capfd.readouterr().err == ("a note of C++" if fails else "") + " and after"
 
 

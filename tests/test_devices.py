@@ -13,6 +13,7 @@ from Experiment.errors import UserError
 from Experiment.levers import HOW
 from Experiment.paths import REPOSITORY
 from Experiment.records import describe_run, fixed_arguments
+from Models import devices, runtime
 from Models.devices import sharing
 from Models.feed import in_parts, noisy_batches, padded, with_targets
 
@@ -97,6 +98,31 @@ def test_xla_and_deterministic_exclude_each_other(capsys):
     with pytest.raises(SystemExit):
         SD_adapting.parse_args(["--exp", "x", "--xla", "on", "--deterministic"])
     assert "--xla: on is not allowed with --deterministic" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_deterministic_says_what_it_switches_off_on_a_gpu(monkeypatch, caplog, deterministic):
+    chosen = []
+    monkeypatch.setattr(devices, "make_repeatable", lambda *how: chosen.append(how))
+    monkeypatch.setattr(devices, "use_hardware", lambda *how: chosen.append(how))
+    monkeypatch.setattr(devices, "on_gpu", lambda: True)
+    monkeypatch.setattr(devices.log, "propagate", True)
+    caplog.set_level("INFO", "experiment")
+    devices.start_devices(SD_adapting.parse_args(["--exp", "x", *(["--deterministic"] if deterministic else [])]))
+    assert chosen == [(1234, deterministic), ("off" if deterministic else "auto", False)]
+    assert ("--deterministic switches off: XLA" in caplog.text) is deterministic
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+def test_float32_is_float32_unless_tf32_is_asked_for(monkeypatch, gpu):
+    import tensorflow as tf
+
+    asked = []
+    monkeypatch.setattr(tf.config.experimental, "enable_tensor_float_32_execution", asked.append)
+    monkeypatch.setattr(runtime, "on_gpu", lambda: gpu)
+    runtime.use_hardware()
+    runtime.use_hardware(tf32=True)
+    assert asked == ([False, True] if gpu else [])  # a processor stays as it is
 
 
 class Driver:

@@ -75,7 +75,7 @@ def test_a_full_size_backbone_runs_with_the_papers_values():
 
 def test_flags_reach_the_stages_that_have_them(tmp_path):
     flags = {"--data_dir": tmp_path, "--seed": 7, "--resolution": 14, "--background": "black", "--skip_broken": "",
-             "--deterministic": ""}  # fmt: skip
+             "--deterministic": "", "--xla": "off", "--tf32": ""}  # fmt: skip
     model = {"--precision": "float32", "--weights_dir": tmp_path}
     given = [text for flag, value in {**flags, **model}.items() for text in (flag, value) if text != ""]
     for command in commands(*DEMO, *given):
