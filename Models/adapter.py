@@ -15,6 +15,7 @@ from Models.diffusion import PREDICTION_TYPES, add_noise, alpha_bar_at, sample_l
 from Models.guidance import Guide
 from Models.lora import LowRank, UNetEpochs
 from Models.noise_schedule import STABLE_DIFFUSION
+from Models.runtime import traced_once
 from Models.sampler import Sampler
 from Models.solvers import SOLVERS
 from Models.weight_cards import write_card
@@ -198,35 +199,32 @@ class NoisyLatents(keras.layers.Layer):
         return noisy_latents, timestep_embedding(timesteps), target  # (B, h, w, 4), (B, 320), (B, h, w, 4)
 
 
-class SplitBatch(keras.layers.Layer):
-    """Cuts arrays with a common first axis into a number of parts: the arrays of the first part, then of the next.
+class SideBySide(keras.layers.Layer):
+    """A network that is computed for parts of a batch side by side: the operations of a small one keep one core busy.
 
     No part is empty: of a batch with fewer samples than parts the later parts hold the last sample again.
+
+    Args:
+        network: Of several arrays with a common first axis.
+        parts: Their number.
     """
 
-    def __init__(self, parts, **kwargs):
+    def __init__(self, network, parts, **kwargs):
         super().__init__(dtype="float32", autocast=False, **kwargs)
-        self.parts = parts
+        self.network, self.parts = network, parts
 
     def call(self, arrays):
+        """Outputs in float32, as many samples as there are in `arrays`."""
         samples = ops.shape(arrays[0])[0]
         size = ops.maximum(samples // self.parts, 1)
         starts = [ops.minimum(size * i, samples - 1) for i in range(self.parts)]
         ends = [*(start + size for start in starts[:-1]), samples]
-        return [[array[start:end] for array in arrays] for start, end in zip(starts, ends)]
+        network = traced_once(lambda *part: self.network(list(part)))
+        made = [network(*(array[start:end] for array in arrays)) for start, end in zip(starts, ends)]
+        return ops.cast(ops.concatenate(made, axis=0)[:samples], "float32")
 
     def compute_output_shape(self, shapes):
-        return [[(None, *shape[1:]) for shape in shapes] for _ in range(self.parts)]
-
-
-class JoinBatch(keras.layers.Layer):
-    """Puts what was computed of each part together, in float32, as many samples as `like` has."""
-
-    def __init__(self, **kwargs):
-        super().__init__(dtype="float32", **kwargs)
-
-    def call(self, parts, like):
-        return ops.concatenate(parts, axis=0)[: ops.shape(like)[0]]
+        return self.network.compute_output_shape(shapes)
 
 
 class MeasuredAgainstNoise(keras.layers.Layer):
@@ -275,7 +273,7 @@ def denoising_model(
     if side_by_side == 1:
         prediction = unet(arrays)  # (B, h, w, 4)
     else:
-        prediction = JoinBatch()([unet(part) for part in SplitBatch(side_by_side)(arrays)], noisy_latents)
+        prediction = SideBySide(unet, side_by_side)(arrays)
     # The loss is taken in float32 whatever the precision of the UNet.
     prediction = keras.layers.Activation("linear", dtype="float32", name="prediction")(prediction)
     if prediction_type != "epsilon":

@@ -110,6 +110,19 @@ def ordered_after(*results):
     return tf.control_dependencies(results)
 
 
+def traced_once(function):
+    """The function, of tensors, of which TensorFlow makes one graph however often it is called with the same shapes.
+
+    Making the graph of a UNet takes longer than a batch of mini. What is called twice becomes two copies of one graph,
+    which run side by side as if it had been written out twice.
+    """
+    if keras.backend.backend() != "tensorflow":
+        return function
+    import tensorflow as tf
+
+    return tf.function(function, autograph=False)
+
+
 def replicas():
     """How many devices share the work of the models that are made here: see `Models.devices.sharing`."""
     if keras.backend.backend() != "tensorflow":

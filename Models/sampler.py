@@ -11,7 +11,7 @@ from Models.diffusion import PREDICTION_TYPES, timestep_embedding
 from Models.faster_layers import attending_to, shared_contexts
 from Models.guidance import context_table, guided_steps
 from Models.noise_schedule import STABLE_DIFFUSION
-from Models.runtime import jit_compile, on_gpu, one_by_one, ordered_after
+from Models.runtime import jit_compile, on_gpu, one_by_one, ordered_after, traced_once
 from Models.solvers import DDIM
 
 DECODED_TOGETHER = 16  # images, on a GPU: at full size the decoder's largest maps are 8 to 16 MB an image
@@ -65,7 +65,8 @@ class Sampler(keras.Model):
         # No part is of one image, which takes other code paths; a size that is not known is that of a second kind of batch.
         parts = max(1, min(self.side_by_side, (inputs["latents"].shape[0] or 0) // 2))
         shares = zip(*(ops.array_split(inputs[name], parts) for name in by_image))
-        made = [self.loop({**inputs, **dict(zip(by_image, share))}) for share in shares]
+        loop = traced_once(self.loop) if parts > 1 else self.loop
+        made = [loop({**inputs, **dict(zip(by_image, share))}) for share in shares]
         return tuple(ops.concatenate(arrays, axis=0) for arrays in zip(*made))
 
     def loop(self, inputs):
