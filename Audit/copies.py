@@ -1,0 +1,105 @@
+"""Copies: what of a set stands in the real splits too, exactly or nearly, and which training image is nearest.
+
+These figures say how near images are. They are no measure of privacy (arXiv 2505.01524): a set without copies can give
+away what was trained on, see Audit/attacks.py.
+"""
+
+import numpy as np
+
+from Audit.material import PIECE, REFERENCE
+from Audit.neighbours import nearest
+from Experiment.intervals import binomial_interval
+
+NEAR = 5 / 255  # root mean square difference of pixels below which two images are near duplicates
+PIXELS = "pixels"  # field of the features in which near duplicates are looked for
+
+
+def keys(hashes):
+    """Hashes uint64 (N, 2) as one sortable value each, (N,)."""
+    return np.ascontiguousarray(hashes).view("S16").reshape(-1)
+
+
+def exact_within(seen):
+    """How many readable images have the pixels of another one before them."""
+    found = keys(seen.hashes[seen.good])
+    return len(found) - len(np.unique(found))
+
+
+def exact_between(seen, other):
+    """How many readable images have the pixels of one of another split."""
+    return int(np.isin(keys(seen.hashes[seen.good]), keys(other.hashes[other.good])).sum())
+
+
+def pixel_difference(left, right):
+    """Root mean square difference (N,), 0..1, of images uint8 (N, H, H, 3)."""
+    difference = left.astype("float32") - right
+    return np.sqrt((difference**2).mean(axis=(1, 2, 3))) / 255
+
+
+def near(seen, read, rows, others, read_others, indices):
+    """bool (N,): whether images are near duplicates of their nearest ones.
+
+    Components of pixels give the nearest one; its pixels decide. A near duplicate is near in the components too.
+
+    Args:
+        seen, others: `Seen` of both.
+        read, read_others: Functions of rows that give images.
+        rows, indices: int (N,) rows of both: pairs.
+    """
+    found = np.empty(len(rows), bool)
+    for start in range(0, len(rows), PIECE):
+        here = slice(start, start + PIECE)
+        found[here] = pixel_difference(read(rows[here]), read_others(indices[here])) < NEAR
+    return found
+
+
+def nearest_rows(seen, rows, others, other_rows, field, same=False):
+    """Distances (N,) and rows (N,) of the nearest other images of `rows`, in the features of a field."""
+    queries, reference = seen.features(field, rows), others.features(field, other_rows)
+    distances, places = nearest(queries, reference, same)
+    return distances, other_rows[places]
+
+
+def near_within(seen, read):
+    """How many images have a near duplicate of their own class in the set."""
+    count = 0
+    for label in np.unique(seen.labels[seen.good]):
+        rows = seen.good[seen.labels[seen.good] == label]
+        if len(rows) > 1:
+            _, others = nearest_rows(seen, rows, seen, rows, PIXELS, same=True)
+            count += int(near(seen, read, rows, seen, read, others).sum())
+    return count
+
+
+def near_between(seen, read, others, read_others):
+    """How many images have a near duplicate in another split."""
+    _, rows = nearest_rows(seen, seen.good, others, others.good, PIXELS)
+    return int(near(seen, read, seen.good, others, read_others, rows).sum())
+
+
+def nearer_to_training(queries, rows, train, val, field, seed):
+    """The share of images that are nearer to a training image than to any validation image; equally near count half.
+
+    Both references have the same number of images, drawn by seed: else the larger one would win.
+
+    Args:
+        queries, train, val: `Seen`.
+        rows: int (N,): which of the queries.
+        field: Of the features.
+        seed: The user's seed.
+
+    Returns:
+        {"share", "interval": 95 % as if images were independent, "images": N, "reference": images of each}.
+    """
+    most = min(len(train.good), len(val.good))
+    references = (side.sample(most, seed, REFERENCE + i) for i, side in enumerate((train, val)))
+    to_train, to_others = (
+        nearest_rows(queries, rows, side, reference, field)[0] for side, reference in zip((train, val), references)
+    )
+    share = float((to_train < to_others).mean() + 0.5 * (to_train == to_others).mean())
+    return {
+        "share": share,
+        "interval": list(binomial_interval(share, len(rows))),
+        "images": len(rows),
+        "reference": most,
+    }

@@ -1,0 +1,121 @@
+"""Membership: is an image known to have been trained on? Asked of the model that made the set, and of classifiers."""
+
+import logging
+
+import numpy as np
+
+from Audit.attacks import likelihood_ratio, strength
+from Audit.denoising import denoising_losses
+from Audit.shadows import ShadowRecipe, confidence_of, shadow_confidences
+from Data.latents import cached_moments
+from Experiment.files import read_json
+from Experiment.randomness import random_stream
+from Models.adapter import encode_moments, load_diffusion
+from Models.backbones import BACKBONES
+from Models.classifier import Classifier
+from Models.runtime import precision
+from Models.trained import load_best
+
+log = logging.getLogger("experiment")
+
+LOSSES_ADDRESS = 6  # of random numbers; others: Audit/material.py
+
+
+def ask_model(args, known, found):
+    """The attack by denoising loss; None where it cannot be made or is not wanted, which `found` then says."""
+    if not known.epochs or not args.losses:
+        found["missing"] += (
+            [] if args.losses else ["The denoising loss of the model that made the set: left out by --losses 0"]
+        )
+        return None
+    backbone, moments, labels = BACKBONES[args.backbone], {}, {}
+
+    def encode(images):
+        with precision("float32"):
+            image_encoder = backbone.image_encoder(args.weights_dir)
+        return encode_moments(image_encoder, images, backbone.image_size)
+
+    name, weights = (
+        f"{known.spec.name}_{backbone.name}_{backbone.image_size}",
+        backbone.weights_hash("image_encoder", args.weights_dir),
+    )
+    for split in ("train", "val"):
+        images, of_split = getattr(known.native, split)
+        stream = random_stream(args.seed, "audit_subset", LOSSES_ADDRESS, split == "val")
+        rows = np.sort(stream.permutation(len(of_split))[: args.losses])
+        whole = cached_moments(known.experiment.latents_dir, name, images, weights, encode)
+        moments[split], labels[split] = np.asarray(whole[rows]), of_split[rows]
+    log.info("denoising loss of %d training and %d validation images", *(len(of_split) for of_split in labels.values()))
+    with precision(args.precision):
+        diffusion = load_diffusion(
+            backbone, len(known.inputs["classes"]), args.weights_dir, **known.epochs, decoder=False
+        )
+    return denoising_part(diffusion, moments, labels, args.seed)
+
+
+def ask_classifiers(args, known, real, found):
+    """The attack on classifiers, {name: strength}; empty where it is not wanted, which `found` then says.
+
+    Args:
+        real: Folder of the classifier that has learnt from the real images: its recipe is that of the shadows.
+    """
+    if not args.shadows:
+        found["missing"].append("The attack on classifiers: left out by --shadows 0")
+        return {}
+    targets = known.targets if "real" in known.targets else {"real": real, **known.targets}
+    if len(targets) == 1:
+        found["missing"].append(
+            "An attack on a classifier that has learnt from the set: classifier_training.py has trained none"
+        )
+    theirs = read_json(real / "training.json")["arguments"]
+    recipe = ShadowRecipe(
+        args.classifier, args.shadow_epochs or theirs["epochs"], theirs["batch_size"], theirs.get("optimizer", "adam"),
+        theirs.get("augment", "none"), args.seed, "".join(known.inputs["data"][name][:16] for name in ("train", "val", "test")),
+    )  # fmt: skip
+    folder = known.experiment.classifier_dir(args.classifier, "shadows")
+    return classifiers_part(targets, recipe, args.shadows, known.spec, known.splits, folder)
+
+
+def denoising_part(diffusion, moments, labels, seed):
+    """The attack by denoising loss: `strength` on training images against validation images.
+
+    Args:
+        diffusion: A `Diffusion` with the epochs that made the set.
+        moments: {"train", "val"}: VAE moments float32 (N, h, w, 8) of the chosen rows.
+        labels: {"train", "val"}: int (n,) of the same rows.
+        seed: The user's seed.
+    """
+    losses, first = [], 0
+    for name in ("train", "val"):
+        numbers = first + np.arange(len(labels[name]))
+        losses.append(denoising_losses(diffusion, moments[name], labels[name], numbers, seed))
+        first += len(numbers)
+    found = strength(-losses[0], -losses[1])
+    return found | {"loss_members": float(losses[0].mean()), "loss_others": float(losses[1].mean())}
+
+
+def classifiers_part(targets, recipe, count, spec, splits, folder):
+    """The likelihood-ratio attack on classifiers: {name: `strength`} on training images against test images.
+
+    Args:
+        targets: {name: folder of the trained classifier}.
+        recipe, count, spec, splits, folder: As in `shadow_confidences`; `folder` is that of the shadows.
+    """
+    log.info(
+        "%d shadow classifiers, each on half of %d images -> %s",
+        count,
+        len(splits.train.labels) + len(splits.test.labels),
+        folder,
+    )
+    shadows, inside = shadow_confidences(recipe, count, spec, splits, folder)
+    classifier, members, found = (
+        Classifier(recipe.classifier, spec.resolution, spec.num_classes),
+        len(splits.train.labels),
+        {},
+    )
+    for name, place in targets.items():
+        load_best(classifier, place)
+        said = np.concatenate([confidence_of(classifier, *split) for split in (splits.train, splits.test)])
+        scores = likelihood_ratio(said, shadows, inside)
+        found[name] = strength(scores[:members], scores[members:])
+    return found
