@@ -182,7 +182,6 @@ def tiny_latent_model(float32_after):
         from Models.adapter import Diffusion, WholeNetwork
         from Models.backbones import Backbone
         from Models.class_encoder import class_encoder
-        from Models.feed import noisy_batches, with_targets
         from Models.training import compile_model
 
         keras.utils.set_random_seed(1)
@@ -196,10 +195,14 @@ def tiny_latent_model(float32_after):
         moments = np.zeros((2 * count, 2, 2, 8), "float32")
         moments[..., :4], moments[..., 4:] = RNG.standard_normal((2 * count, 2, 2, 4)), -30
         labels = np.arange(2 * count) % 2
-        model = compile_model(WholeNetwork(diffusion, "dif"), 1e-2, 600, "float32")
-        batches = with_targets(noisy_batches(moments[:count], labels[:count], 2, count, 1, 0))
-        for _, (batch, target) in zip(range(600), batches):
-            model.train_on_batch(batch, target)
+        model = compile_model(WholeNetwork(diffusion, "dif"), 4e-3, 500, "float32")
+        for _ in range(500):
+            rows = np.repeat(np.arange(count), 10)
+            noise = RNG.standard_normal((2, len(rows), 2, 2, 4), dtype="float32")
+            batch = {"moments": moments[rows], "latent_noise": noise[0], "noise": noise[1],
+                     "timestep": RNG.integers(1000, size=len(rows)).astype("int32"),
+                     "label": np.eye(2, dtype="float32")[labels[rows]]}  # fmt: skip
+            model.train_on_batch(batch, noise[1])
         return diffusion, moments, labels
 
     return build
