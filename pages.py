@@ -120,6 +120,11 @@ def figure(path, caption):
     )
 
 
+def figure_if_there(path, caption):
+    """A picture, or nothing where there is no such file."""
+    return figure(path, caption) if path.is_file() else ""
+
+
 def code(lines):
     """Commands, as they are typed."""
     return f"<pre><code>{text(chr(10).join(lines))}</code></pre>"

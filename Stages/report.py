@@ -19,7 +19,7 @@ STEPS = [
     ("4 after the final search", "After Fine-Tuning", "opt"),
 ]
 SEARCHES = {"enc": "first search, after transfer learning", "dif": "final search, after fine-tuning"}
-CURVES = {"MyEmbedding": "Loss of transfer learning by epoch", "DiffusionFt": "Loss of fine-tuning by epoch"}
+CURVES = {"enc": "Loss of transfer learning by epoch", "dif": "Loss of fine-tuning by epoch"}
 FOOT = "Made by pipeline.py. Formulas and sources: README.md of the project and the pages that it names."
 
 
@@ -97,51 +97,33 @@ def accuracy_part(experiment, entries, classifier, sizes):
     rows = []
     for size in ("real", *(f"x{n}" for n in sizes)):
         entry = entries[size]
-        against = entry.get("against_real", {}).get("words", "")
-        name = "real" if size == "real" else f"synthetic, {size[1:]}x"
-        balanced = f"{entry['balanced_accuracy']:.3f}" if "balanced_accuracy" in entry else ""
-        rows.append(
-            [
-                name,
-                f"{entry['top_1_accuracy']:.3f}",
-                interval(entry),
-                f"{entry['top_5_accuracy']:.3f}",
-                balanced,
-                against,
-            ]
-        )
+        scores = [f"{entry[name]:.3f}" if name in entry else "" for name in ("top_5_accuracy", "balanced_accuracy")]
+        rows.append([trained_on(size), f"{entry['top_1_accuracy']:.3f}", interval(entry), *scores])
+        rows[-1].append(entry.get("against_real", {}).get("words", ""))
     header = ["trained on", "top-1", "95 % interval", "top-5", "balanced", "against real"]
     count = entries["real"].get("test_images")
     told = f"Classification Accuracy Score of {classifier}" + (f" on {count:,} real test images" if count else "")
-    picture = [
-        pages.figure(
-            experiment.cas_plot, "Accuracy by the size of the synthetic training set; dashed: trained on real images"
-        )
-    ]
-    return pages.section(
-        "Accuracy", pages.table(header, rows, told), *(picture if experiment.cas_plot.exists() else [])
-    )
+    words = "Accuracy by the size of the synthetic training set; dashed: trained on real images"
+    return pages.section("Accuracy", pages.table(header, rows, told), pages.figure_if_there(experiment.cas_plot, words))
+
+
+def trained_on(size):
+    return "real images" if size == "real" else f"synthetic images, {size[1:]}x"
 
 
 def steps_part(experiment):
     found = read_json(experiment.pipeline_file)[experiment.dataset]
-    rows = [[name, f"{found[stage][key]['top_1']:.3f}", interval(found[stage][key], "top_1"), f"{found[stage][key]['top_5']:.3f}"]
-            for name, stage, key in STEPS]  # fmt: skip
-    plot = experiment.pipeline_plot("top_1")
-    picture = [pages.figure(plot, "Accuracy after each step")] if plot.exists() else []
+    entries = [(name, found[stage][key]) for name, stage, key in STEPS]
+    rows = [[name, f"{of['top_1']:.3f}", interval(of, "top_1"), f"{of['top_5']:.3f}"] for name, of in entries]
+    plot = pages.figure_if_there(experiment.pipeline_plot("top_1"), "Accuracy after each step")
     return pages.section(
-        "Steps of the adaptation", pages.table(["step", "top-1", "95 % interval", "top-5"], rows), *picture
+        "Steps of the adaptation", pages.table(["step", "top-1", "95 % interval", "top-5"], rows), plot
     )
 
 
 def curves_part(experiment):
-    folder = experiment.part_dir("enc").parent
-    found = [
-        pages.figure(folder / name / "loss.png", words)
-        for name, words in CURVES.items()
-        if (folder / name / "loss.png").exists()
-    ]
-    return pages.section("Training of the diffusion model", *found) if found else ""
+    found = [pages.figure_if_there(experiment.part_dir(part) / "loss.png", words) for part, words in CURVES.items()]
+    return pages.section("Training of the diffusion model", *found) if any(found) else ""
 
 
 def searches_part(experiment):
@@ -151,22 +133,18 @@ def searches_part(experiment):
         if (folder / "best.json").exists():
             best = read_json(folder / "best.json")
             rows.append([words, best["epoch"], best["is"], f"{best['ugs']:g}", f"{best['val_accuracy']:.3f}"])
-        pictures += [pages.figure(folder / f"{name}.png", f"{words}: {told}")
-                     for name, told in (("history", "value of each trial"), ("contour_is_ugs", "steps and scale"))
-                     if (folder / f"{name}.png").exists()]  # fmt: skip
+        for name, told in (("history", "value of each trial"), ("contour_is_ugs", "steps and scale")):
+            pictures.append(pages.figure_if_there(folder / f"{name}.png", f"{words}: {told}"))
     header = ["search", "epoch", "steps", "scale", "validation accuracy"]
     return pages.section("Searches", pages.table(header, rows, "what was chosen"), *pictures) if rows else ""
 
 
 def confusion_part(experiment, entries):
-    found = []
-    for size, entry in entries.items():
-        path = experiment.root / entry.get("predictions", "") / "confusion_matrix.png"
-        if "predictions" in entry and path.exists():
-            found.append(
-                pages.figure(path, f"Trained on {'real images' if size == 'real' else f'{size[1:]}x synthetic images'}")
-            )
-    return pages.section("Confusion", *found) if found else ""
+    found = [
+        pages.figure_if_there(experiment.root / entry["predictions"] / "confusion_matrix.png", f"Trained on {trained_on(size)}")
+        for size, entry in entries.items() if "predictions" in entry
+    ]  # fmt: skip
+    return pages.section("Confusion", *found) if any(found) else ""
 
 
 def audit_part(experiment, sets):
