@@ -69,7 +69,7 @@ def plan(args):
         A `Plan`: the dataset's `spec`, the `experiment`, the `source`, an `AuditedSet`, the real `splits` at the
         classifiers' resolution and as they are in the files (`native`), results of classifiers (`entries`) and folders of
         those that can be attacked (`targets`), `epochs` that made the set, None where they are not to be had, what is
-        `missing` and why, the `folder` of the audit, and `inputs` by content.
+        `missing` and why, the `folder` and the `page` of the audit, and `inputs` by content.
 
     Raises:
         UserError: The run cannot begin: no set or not a whole one, other classes, other arguments or inputs.
@@ -96,9 +96,10 @@ def plan(args):
     known = Plan(
         spec=spec, experiment=experiment, source=source, splits=splits, native=native, entries=entries, targets=targets,
         epochs=epochs, missing=missing + [f"Attack on {text}" for text in lacking], folder=place, inputs=inputs,
+        page=place.with_name(f"{place.name}.html"),
     )  # fmt: skip
-    if finished_run(place / "run.json", args, FREE, inputs):
-        known.done = f"finished already: {place.with_suffix('.audit.html')} (--restart makes it anew)"
+    if finished_run(place / "run.json", args, FREE, inputs) and known.page.exists():
+        known.done = f"finished already: {known.page} (--restart makes it anew)"
     refuse_if_claimed(place)
     return known
 
@@ -122,12 +123,11 @@ def audit(args, known=None):
 
     started = time.time()
     known = known or plan(args)
-    page = known.folder.with_name(f"{known.folder.name}.html")
     if known.done:
-        return page
+        return known.page
     spec, splits, found = known.spec, known.splits, {"missing": list(known.missing)}
     with writing_in(known.folder, saved=lambda: "features and shadows that are whole are saved"):
-        log.info("audit of %d images of %s, %s -> %s", known.source.total, spec.name, known.source.folder, page)
+        log.info("audit of %d images of %s, %s -> %s", known.source.total, spec.name, known.source.folder, known.page)
         classifier, place = parts.real_classifier(args.classifier, spec, splits, known.inputs, known.experiment)
         extractors = {
             "classifier": ClassifierFeatures(classifier, place / "best_model.weights.h5"),
@@ -142,11 +142,11 @@ def audit(args, known=None):
         found["classifiers"] = ask_classifiers(args, known, place, found)
         numbers = figures(found)
         record = describe_run(args, started, known.inputs)
-        write_report(page, args, known, found, numbers, record)
+        write_report(known.page, args, known, found, numbers, record)
         write_json(audit_file(known.source.folder), numbers)
         write_json(known.folder / "run.json", record)  # last: what has it is finished
-        log.info("audit in %.0f s -> %s", time.time() - started, page)
-    return page
+        log.info("audit in %.0f s -> %s", time.time() - started, known.page)
+    return known.page
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ A page is read on a phone, on a screen and on paper: wide tables scroll, nothing
 
 import base64
 import html
+import re
 from pathlib import Path
 from urllib.parse import quote
 
@@ -27,7 +28,8 @@ th, td { padding: 0.3rem 0.8rem 0.3rem 0; text-align: left; vertical-align: top;
 th { font-weight: 600; border-bottom: 1.5px solid #9aa4b1; }
 td.n, th.n { text-align: right; white-space: nowrap; }
 figure { margin: 0.8rem 0 1.4rem; break-inside: avoid; }
-figure img { max-width: 100%; height: auto; }
+figure img { max-width: 100%; max-height: 46rem; height: auto; }
+td:first-child { min-width: 8rem; }
 figcaption { color: #5a6573; font-size: 0.88rem; max-width: 46rem; }
 .cards { display: flex; flex-wrap: wrap; gap: 0.8rem; margin: 1rem 0; }
 .card { flex: 1 1 10.5rem; border: 1px solid #d7dbe0; border-radius: 6px; padding: 0.6rem 0.8rem; break-inside: avoid; }
@@ -47,6 +49,7 @@ footer { margin-top: 3rem; color: #5a6573; font-size: 0.85rem; }
   h2, h3 { break-after: avoid; }
   tr { break-inside: avoid; }
   .scroll { overflow: visible; }
+  figure img { max-height: 13cm; }
   pre { white-space: pre-wrap; overflow-wrap: anywhere; }
   table { font-size: 8.5pt; }
 }
@@ -82,8 +85,12 @@ def box(*values, warning=False):
     return f'<div class="{"warn" if warning else "note"}">{inside}</div>'
 
 
+NUMBER = re.compile(r"[-+\d.,%/ \u00b1]*\d[-+\d.,%/ \u00b1]*( to [-+\d.,% ]+)?( ?(s|min|h|px|[kMG]B))?")
+
+
 def is_number(cell):
-    return str(cell)[:1] in "0123456789+-.\N{EN DASH}" and any(c.isdigit() for c in str(cell))
+    """Whether a cell holds a number, an interval, or numbers with a unit; an empty one does not disturb."""
+    return cell == "" or bool(NUMBER.fullmatch(str(cell)))
 
 
 def table(header, rows, caption=""):

@@ -11,6 +11,7 @@ from Audit.neighbours import nearest
 from Experiment.intervals import binomial_interval
 
 NEAR = 5 / 255  # root mean square difference of pixels below which two images are near duplicates
+MOST = 32_768  # images whose features are in memory at a time
 PIXELS = "pixels"  # field of the features in which near duplicates are looked for
 
 
@@ -36,45 +37,50 @@ def pixel_difference(left, right):
     return np.sqrt((difference**2).mean(axis=(1, 2, 3))) / 255
 
 
-def near(seen, read, rows, others, read_others, indices):
-    """bool (N,): whether images are near duplicates of their nearest ones.
-
-    Components of pixels give the nearest one; its pixels decide. A near duplicate is near in the components too.
+def nearest_rows(seen, rows, others, other_rows, field, same=False):
+    """Distances (N,) and rows (N,) of the nearest other images of `rows`, in the features of a field.
 
     Args:
         seen, others: `Seen` of both.
-        read, read_others: Functions of rows that give images.
-        rows, indices: int (N,) rows of both: pairs.
+        rows, other_rows: int: which of them.
+        field: Of the features.
+        same: Whether both are the same images: then an image is not its own neighbour.
     """
-    found = np.empty(len(rows), bool)
-    for start in range(0, len(rows), PIECE):
-        here = slice(start, start + PIECE)
-        found[here] = pixel_difference(read(rows[here]), read_others(indices[here])) < NEAR
-    return found
-
-
-def nearest_rows(seen, rows, others, other_rows, field, same=False):
-    """Distances (N,) and rows (N,) of the nearest other images of `rows`, in the features of a field."""
-    queries, reference = seen.features(field, rows), others.features(field, other_rows)
-    distances, places = nearest(queries, reference, same)
+    reference, pieces = (
+        others.features(field, other_rows),
+        [rows] if same else np.array_split(rows, -(-len(rows) // MOST)),
+    )
+    found = [nearest(seen.features(field, piece), reference, same) for piece in pieces]
+    distances, places = map(np.concatenate, zip(*found))
     return distances, other_rows[places]
+
+
+def count_near(seen, read, rows, others, read_others, other_rows, same=False):
+    """How many images are near duplicates of their nearest ones: the components of the pixels give these, the pixels decide.
+
+    Images that differ by more in the components cannot be as near in the pixels: they are not read.
+
+    Args:
+        read, read_others: Functions of rows that give images uint8 (n, H, H, 3).
+        seen, rows, others, other_rows, same: As in `nearest_rows`.
+    """
+    distances, found = nearest_rows(seen, rows, others, other_rows, PIXELS, same)
+    possible, count = np.flatnonzero(distances < seen.extractors[PIXELS].distance_of(NEAR)), 0
+    for start in range(0, len(possible), PIECE):
+        here = possible[start : start + PIECE]
+        count += int((pixel_difference(read(rows[here]), read_others(found[here])) < NEAR).sum())
+    return count
 
 
 def near_within(seen, read):
     """How many images have a near duplicate of their own class in the set."""
-    count = 0
-    for label in np.unique(seen.labels[seen.good]):
-        rows = seen.good[seen.labels[seen.good] == label]
-        if len(rows) > 1:
-            _, others = nearest_rows(seen, rows, seen, rows, PIXELS, same=True)
-            count += int(near(seen, read, rows, seen, read, others).sum())
-    return count
+    of_classes = (seen.good[seen.labels[seen.good] == label] for label in np.unique(seen.labels[seen.good]))
+    return sum(count_near(seen, read, rows, seen, read, rows, same=True) for rows in of_classes if len(rows) > 1)
 
 
 def near_between(seen, read, others, read_others):
     """How many images have a near duplicate in another split."""
-    _, rows = nearest_rows(seen, seen.good, others, others.good, PIXELS)
-    return int(near(seen, read, seen.good, others, read_others, rows).sum())
+    return count_near(seen, read, seen.good, others, read_others, others.good)
 
 
 def nearer_to_training(queries, rows, train, val, field, seed):

@@ -69,3 +69,10 @@ class PixelFeatures:
     def __call__(self, images):
         """Features float32 (N, width) of images uint8 (N, H, H, 3); 1 is the range of a pixel."""
         return (self.flat(images) - self.mean) @ self.components.T
+
+    def distance_of(self, difference):
+        """How far two images may be apart in the features whose pixels differ by this, root mean square.
+
+        A projection brings no two images further apart. A tenth is added for what shrinking does where images are larger.
+        """
+        return 1.1 * difference * np.sqrt(3) * self.side

@@ -8,6 +8,7 @@ from Audit.attacks import likelihood_ratio, strength
 from Audit.denoising import denoising_losses
 from Audit.shadows import ShadowRecipe, confidence_of, shadow_confidences
 from Data.latents import cached_moments
+from Experiment.errors import UserError
 from Experiment.files import read_json
 from Experiment.randomness import random_stream
 from Models.adapter import encode_moments, load_diffusion
@@ -23,34 +24,44 @@ LOSSES_ADDRESS = 6  # of random numbers; others: Audit/material.py
 
 def ask_model(args, known, found):
     """The attack by denoising loss; None where it cannot be made or is not wanted, which `found` then says."""
-    if not known.epochs or not args.losses:
-        found["missing"] += (
-            [] if args.losses else ["The denoising loss of the model that made the set: left out by --losses 0"]
-        )
+    what = "The denoising loss of the model that made the set"
+    if not args.losses:
+        found["missing"].append(f"{what}: left out by --losses 0")
         return None
-    backbone, moments, labels = BACKBONES[args.backbone], {}, {}
+    if not known.epochs:
+        return None  # the plan has said why
+    try:
+        moments, labels = chosen_moments(args, known, BACKBONES[args.backbone])
+        with precision(args.precision):
+            classes = len(known.inputs["classes"])
+            diffusion = load_diffusion(
+                BACKBONES[args.backbone], classes, args.weights_dir, **known.epochs, decoder=False
+            )
+    except UserError as error:  # pretrained weights that are not to be had
+        found["missing"].append(f"{what}: {error}")
+        return None
+    log.info("denoising loss of %d training and %d validation images", *map(len, labels.values()))
+    return denoising_part(diffusion, moments, labels, args.seed)
+
+
+def chosen_moments(args, known, backbone):
+    """Moments float32 (n, h, w, 8) and labels int (n,) of training and validation images, drawn by seed: two dicts."""
 
     def encode(images):
         with precision("float32"):
             image_encoder = backbone.image_encoder(args.weights_dir)
         return encode_moments(image_encoder, images, backbone.image_size)
 
-    name, weights = (
-        f"{known.spec.name}_{backbone.name}_{backbone.image_size}",
-        backbone.weights_hash("image_encoder", args.weights_dir),
-    )
-    for split in ("train", "val"):
+    moments, labels = {}, {}
+    name = f"{known.spec.name}_{backbone.name}_{backbone.image_size}"
+    weights = backbone.weights_hash("image_encoder", args.weights_dir)
+    for i, split in enumerate(("train", "val")):
         images, of_split = getattr(known.native, split)
-        stream = random_stream(args.seed, "audit_subset", LOSSES_ADDRESS, split == "val")
+        stream = random_stream(args.seed, "audit_subset", LOSSES_ADDRESS, i)
         rows = np.sort(stream.permutation(len(of_split))[: args.losses])
         whole = cached_moments(known.experiment.latents_dir, name, images, weights, encode)
         moments[split], labels[split] = np.asarray(whole[rows]), of_split[rows]
-    log.info("denoising loss of %d training and %d validation images", *(len(of_split) for of_split in labels.values()))
-    with precision(args.precision):
-        diffusion = load_diffusion(
-            backbone, len(known.inputs["classes"]), args.weights_dir, **known.epochs, decoder=False
-        )
-    return denoising_part(diffusion, moments, labels, args.seed)
+    return moments, labels
 
 
 def ask_classifiers(args, known, real, found):

@@ -18,7 +18,7 @@ from plots import side_by_side
 
 log = logging.getLogger("experiment")
 
-CLASS_SHARE = 5  # of the sample, a class may have at most this part, as a fraction 1 / CLASS_SHARE
+CLASS_SHARE = 5  # by which a class has fewer images than the whole, at most
 PICTURED = 8  # images of a class beside each other
 
 
@@ -125,16 +125,17 @@ def copies_part(views, most, seed, folder):
     for one, other in (("val", "train"), ("test", "train"), ("test", "val")):
         exact[f"{one} and {other}"] = copies.exact_between(splits[one], splits[other])
         near[f"{one} and {other}"] = copies.near_between(splits[one], views.read[one], splits[other], views.read[other])
-    nearer = {}
-    for field in views.extractors:
-        asked = {
-            "generated": views.fake,
-            "real test images": views.test,
-        }  # these show what the extractor does by itself
-        nearer[field] = {
+    asked = {
+        "generated": views.fake,
+        "real test images": views.test,
+    }  # the latter show what an extractor does by itself
+    nearer = {
+        field: {
             who: copies.nearer_to_training(seen, seen.sample(most, seed), views.train, views.val, field, seed)
             for who, seen in asked.items()
         }
+        for field in views.extractors
+    }
     sheets = {field: closest(views, field, folder / f"nearest_{field}.png") for field in views.extractors}
     return {"exact": exact, "near": near, "nearer": nearer, "counted": len(views.fake.good)}, sheets
 

@@ -94,13 +94,14 @@ def interval(entry, score="top_1_accuracy"):
 
 
 def accuracy_part(experiment, entries, classifier, sizes):
-    rows = []
+    rows, against = [], []
     for size in ("real", *(f"x{n}" for n in sizes)):
         entry = entries[size]
         scores = [f"{entry[name]:.3f}" if name in entry else "" for name in ("top_5_accuracy", "balanced_accuracy")]
         rows.append([trained_on(size), f"{entry['top_1_accuracy']:.3f}", interval(entry), *scores])
-        rows[-1].append(entry.get("against_real", {}).get("words", ""))
-    header = ["trained on", "top-1", "95 % interval", "top-5", "balanced", "against real"]
+        if "against_real" in entry:
+            against.append(f"{trained_on(size)}: {entry['against_real']['words']}")
+    header = ["trained on", "top-1", "95 % interval", "top-5", "balanced"]
     count = entries["real"].get("test_images")
     told = f"Classification Accuracy Score of {classifier}" + (f" on {count:,} real test images" if count else "")
     words = "Accuracy by the size of the synthetic training set; dashed: trained on real images"
