@@ -1,5 +1,7 @@
 """Membership: is an image known to have been trained on? Asked of the model that made the set, and of classifiers."""
 
+import hashlib
+import json
 import logging
 
 import numpy as np
@@ -9,7 +11,7 @@ from Audit.denoising import denoising_losses
 from Audit.shadows import ShadowRecipe, confidence_of, shadow_confidences
 from Data.latents import cached_moments
 from Experiment.errors import UserError
-from Experiment.files import read_json
+from Experiment.files import atomic_path, plain_arrays, read_json
 from Experiment.randomness import random_stream
 from Models.adapter import encode_moments, load_diffusion
 from Models.backbones import BACKBONES
@@ -30,6 +32,20 @@ def ask_model(args, known, found):
         return None
     if not known.epochs:
         return None  # the plan has said why
+    key = {
+        "epochs": known.inputs["weights"],
+        "data": known.inputs["data"],
+        "seed": args.seed,
+        "losses": args.losses,
+        "precision": args.precision,
+    }
+    kept = (
+        known.experiment.seen_dir
+        / f"{known.spec.name}_losses_{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]}.npz"
+    )
+    if kept.exists():
+        with plain_arrays(kept) as losses:
+            return strength_of_losses(losses["train"], losses["val"])
     try:
         moments, labels = chosen_moments(args, known, BACKBONES[args.backbone])
         with precision(args.precision):
@@ -41,7 +57,10 @@ def ask_model(args, known, found):
         found["missing"].append(f"{what}: {error}")
         return None
     log.info("denoising loss of %d training and %d validation images", *map(len, labels.values()))
-    return denoising_part(diffusion, moments, labels, args.seed)
+    losses = denoising_part(diffusion, moments, labels, args.seed)
+    with atomic_path(kept) as partial:
+        np.savez(partial, **losses)
+    return strength_of_losses(**losses)
 
 
 def chosen_moments(args, known, backbone):
@@ -88,21 +107,25 @@ def ask_classifiers(args, known, real, found):
 
 
 def denoising_part(diffusion, moments, labels, seed):
-    """The attack by denoising loss: `strength` on training images against validation images.
+    """Denoising losses {"train", "val"}: float64 (n,) of each image.
 
     Args:
         diffusion: A `Diffusion` with the epochs that made the set.
-        moments: {"train", "val"}: VAE moments float32 (N, h, w, 8) of the chosen rows.
-        labels: {"train", "val"}: int (n,) of the same rows.
+        moments: {"train", "val"}: VAE moments float32 (n, h, w, 8).
+        labels: {"train", "val"}: int (n,).
         seed: The user's seed.
     """
-    losses, first = [], 0
-    for name in ("train", "val"):
-        numbers = first + np.arange(len(labels[name]))
-        losses.append(denoising_losses(diffusion, moments[name], labels[name], numbers, seed))
+    losses, first = {}, 0
+    for name, of_split in labels.items():
+        numbers = first + np.arange(len(of_split))
+        losses[name] = denoising_losses(diffusion, moments[name], of_split, numbers, seed)
         first += len(numbers)
-    found = strength(-losses[0], -losses[1])
-    return found | {"loss_members": float(losses[0].mean()), "loss_others": float(losses[1].mean())}
+    return losses
+
+
+def strength_of_losses(train, val):
+    """The attack that takes a low loss for a member, and the mean losses of both sides."""
+    return strength(-train, -val) | {"loss_members": float(train.mean()), "loss_others": float(val.mean())}
 
 
 def classifiers_part(targets, recipe, count, spec, splits, folder):

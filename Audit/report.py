@@ -5,6 +5,7 @@ import shlex
 import pages
 from Audit.quality import SUBSETS, K
 from Experiment.files import write_csv
+from Experiment.paths import REPOSITORY
 from Experiment.records import short
 
 METRICS = ("precision", "recall", "density", "coverage")
@@ -110,40 +111,23 @@ def write_report(path, args, known, found, numbers, record):
 def glance(found, known):
     """The most important figures, each with a word on how to read it."""
     quality, nearer = found["quality"]["pixels"]["all"], found["copies"]["nearer"]["pixels"]
-    told = [(f"{known.source.total:,}", "generated images")]
+    told = {"generated images": f"{known.source.total:,}"}
     for size, entry in known.entries.items():
         if size != "real":
-            told.append(
-                (
-                    f"{entry['top_1_accuracy']:.3f}",
-                    f"accuracy of a classifier that has seen {size[1:]}x generated images alone",
-                )
-            )
+            of = f"accuracy of a classifier that has seen {size[1:]}x generated images alone"
+            told[of] = f"{entry['top_1_accuracy']:.3f}"
     if "missing" not in quality:
-        told.append(
-            (f"{quality['coverage']:.2f}", "coverage: share of real images with a generated one near by (pixels)")
-        )
-        told.append(
-            (f"{quality['precision']:.2f}", "precision: share of generated images among the real ones (pixels)")
-        )
-    told.append(
-        (found["copies"]["exact"]["the set and train"], "generated images with the very pixels of a training image")
-    )
+        told["coverage: share of real images with a generated one near by (pixels)"] = f"{quality['coverage']:.2f}"
+        told["precision: share of generated images among the real ones (pixels)"] = f"{quality['precision']:.2f}"
+    told["generated images with the very pixels of a training image"] = found["copies"]["exact"]["the set and train"]
     share, usual = (nearer[who]["share"] for who in ("generated", "real test images"))
-    told.append(
-        (
-            f"{share:.2f}",
-            f"share nearer to training than to validation images; of real test images {usual:.2f} (pixels)",
-        )
+    told[f"share nearer to training than to validation images; of real test images {usual:.2f} (pixels)"] = (
+        f"{share:.2f}"
     )
     if found["denoising"]:
-        told.append(
-            (
-                f"{found['denoising']['auc']:.2f}",
-                "AUC of telling training images by the model's denoising loss; 0.5 is chance",
-            )
-        )
-    return pages.cards(told)
+        of = "AUC of telling training images by the model's denoising loss; 0.5 is chance"
+        told[of] = f"{found['denoising']['auc']:.2f}"
+    return pages.cards([(value, of) for of, value in told.items()])
 
 
 def missing_part(found):
@@ -163,21 +147,16 @@ def set_part(found, known):
     rows = [[key.replace("_", " "), short(value)] for key, value in settings.items()]
     rows += [[f"weights, {part}", value] for part, value in weights.items()] if isinstance(weights, dict) else []
     rows.append(["content, SHA-256", known.source.sha256[:16]])
-    picture = [
-        pages.figure(found["samples"], "Real training images beside generated ones of each class, the first of each")
-    ]
-    return pages.section("The set", *(picture if found["samples"] else []), pages.table(["setting", "value"], rows))
+    words = "Real training images beside generated ones of each class, the first of each"
+    picture = pages.figure(found["samples"], words) if found["samples"] else ""
+    return pages.section("The set", picture, pages.table(["setting", "value"], rows))
 
 
 def quality_row(who, of):
     if "missing" in of:
         return [who, of["generated"], of["missing"], *[""] * (len(METRICS) + ("fid" in of))]
-    row = [
-        who,
-        f"{of['generated']:,}",
-        f"{of['kid']:.4f} \N{PLUS-MINUS SIGN} {of['kid_spread']:.4f}",
-        *(f"{of[name]:.3f}" for name in METRICS),
-    ]
+    kid = f"{of['kid']:.4f} \N{PLUS-MINUS SIGN} {of['kid_spread']:.4f}"
+    row = [who, f"{of['generated']:,}", kid, *(f"{of[name]:.3f}" for name in METRICS)]
     return row + ([f"{of['fid']:.4f}"] if "fid" in of else [])
 
 
@@ -198,13 +177,8 @@ def quality_part(found, classes):
         ]
         if len(classes) > 1:
             rows = [quality_row(name, of_class) for name, of_class in zip(classes, part["classes"])]
-            parts.append(
-                pages.table(
-                    ["class", *header[1:]],
-                    rows,
-                    f"by class, k = {K}; KID of subsets of half of n images, at most 1,000",
-                )
-            )
+            told = f"by class, k = {K}; KID of subsets of half of n images, at most 1,000"
+            parts.append(pages.table(["class", *header[1:]], rows, told))
         if fid:
             parts.append(pages.box(
                 "FID falls with the number of images by itself, and the more so the more features there are: compare it only "
@@ -283,9 +257,21 @@ def trade_part(found, known):
 
 
 def again_part(args, known, record):
-    flags = {"dataset": args.dataset, "exp": args.exp, "synthetic_dir": args.synthetic_dir, "classifier": args.classifier,
-             "sample": args.sample, "losses": args.losses, "shadows": args.shadows, "shadow_epochs": args.shadow_epochs, "seed": args.seed}  # fmt: skip
-    words = [f"--{name} {shlex.quote(str(value))}" for name, value in flags.items() if value is not None]
+    names = (
+        "dataset",
+        "exp",
+        "root",
+        "synthetic_dir",
+        "weights_dir",
+        "classifier",
+        "sample",
+        "losses",
+        "shadows",
+        "shadow_epochs",
+        "seed",
+    )
+    given = {name: getattr(args, name) for name in names}
+    words = [f"--{name} {shlex.quote(str(value))}" for name, value in given.items() if value not in (None, REPOSITORY)]
     versions = ", ".join(f"{name} {value}" for name, value in record["versions"].items())
     data = [[name, short(value)] for name, value in known.inputs["data"].items()]
     return pages.section(
