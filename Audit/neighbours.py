@@ -6,8 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-BLOCK = 1024  # rows of a block
-REFERENCE = 8192  # rows that a block is compared with at a time
+BLOCK, WIDE_BLOCK = 1024, 256  # rows of a block; of one that is compared with all others at once
+MOST_THREADS = 8  # each of which holds blocks
+REFERENCE = 1024  # rows that a block is compared with at a time
 CANDIDATES = 4  # that float32 finds, and float64 decides between
 
 
@@ -18,19 +19,19 @@ def squared_distances(x, y):
 
 
 def in_threads(work, count, size=1):
-    """[work(start, end)] for each piece of so many of `count` things, on all cores, in order.
+    """[work(start, end)] for each piece of so many of `count` things, side by side, in order.
 
     Each piece has one thread: those of BLAS wait for each other for seconds where other processes use the cores.
     """
     starts = range(0, count, size)
-    with threadpool_limits(1), ThreadPoolExecutor(os.cpu_count()) as pool:
+    with threadpool_limits(1), ThreadPoolExecutor(min(MOST_THREADS, os.cpu_count())) as pool:
         return list(pool.map(lambda start: work(start, min(start + size, count)), starts))
 
 
 def by_block(x, y, reduce):
     """reduce(rows, squared distances float64 (len(rows), M)) of each block of rows of (N, d) to all of (M, d), as a list."""
     x, y = np.asarray(x, "float64"), np.asarray(y, "float64")
-    return in_threads(lambda a, b: reduce(slice(a, b), squared_distances(x[a:b], y)), len(x), BLOCK)
+    return in_threads(lambda a, b: reduce(slice(a, b), squared_distances(x[a:b], y)), len(x), WIDE_BLOCK)
 
 
 def squared_radii(x, k):
@@ -49,11 +50,14 @@ def nearest(queries, reference, same=False):
     Returns:
         Distances float32 (N,) and indices int64 (N,) into the reference.
     """
-    middle = np.asarray(reference[:REFERENCE], "float32").mean(axis=0)  # small numbers, small rounding errors
+    reference = np.asarray(reference, "float32")
+    middle = reference.mean(axis=0)  # small numbers, small rounding errors
+    centred = reference - middle
+    squares = (centred * centred).sum(axis=1)
 
     def of_block(start, end):
         block = np.asarray(queries[start:end], "float32")
-        there = candidates(block - middle, reference, middle, start if same else None)
+        there = candidates(block - middle, centred, squares, start if same else None)
         exact = ((block[:, None].astype("float64") - reference[there]) ** 2).sum(axis=2)  # (B, candidates)
         if same:
             exact[there == np.arange(start, end)[:, None]] = np.inf
@@ -63,19 +67,26 @@ def nearest(queries, reference, same=False):
     return tuple(map(np.concatenate, zip(*in_threads(of_block, len(queries), BLOCK))))
 
 
-def candidates(block, reference, middle, own):
-    """Indices (B, candidates) of rows of the reference that are nearest to a block by float32; `own` is the block's place in it."""
-    places, values = [], []
+def candidates(block, reference, squares, own):
+    """Indices (B, up to CANDIDATES): the nearest of each run of REFERENCE rows by float32, and of these the nearest.
+
+    Args:
+        block, reference: (B, d) and (M, d), centred.
+        squares: (M,): squared lengths of the reference.
+        own: Place of the block in the reference, where it is a part of it.
+    """
+    rows, places, values = np.arange(len(block)), [], []
     for start in range(0, len(reference), REFERENCE):
-        found = squared_distances(block, np.asarray(reference[start : start + REFERENCE], "float32") - middle)
+        found = block @ (
+            -2 * reference[start : start + REFERENCE].T
+        )  # less the square of the row, which is the same for all
+        found += squares[start : start + REFERENCE]
         if own is not None:
-            rows = np.arange(len(block))
             inside = (rows + own >= start) & (rows + own < start + found.shape[1])
             found[rows[inside], rows[inside] + own - start] = np.inf
-        most = min(CANDIDATES, found.shape[1])
-        best = np.argpartition(found, most - 1, axis=1)[:, :most]
+        best = found.argmin(axis=1)
         places.append(best + start)
-        values.append(np.take_along_axis(found, best, axis=1))
-    places, values = np.concatenate(places, axis=1), np.concatenate(values, axis=1)
+        values.append(found[rows, best])
+    places, values = np.stack(places, axis=1), np.stack(values, axis=1)  # (B, runs)
     most = min(CANDIDATES, places.shape[1])
     return np.take_along_axis(places, np.argpartition(values, most - 1, axis=1)[:, :most], axis=1)

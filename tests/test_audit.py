@@ -54,7 +54,7 @@ def plain_metrics(real, fake, k):
 
 @pytest.mark.parametrize("shift", [0.0, 0.7, 9.0])
 def test_manifold_metrics_are_those_of_the_plain_formula(shift, monkeypatch):
-    monkeypatch.setattr("Audit.neighbours.BLOCK", 7)
+    monkeypatch.setattr("Audit.neighbours.WIDE_BLOCK", 7)
     real, fake = RNG.standard_normal((23, 3)), RNG.standard_normal((17, 3)) + shift
     assert manifold_metrics(real, fake, 3) == pytest.approx(plain_metrics(real, fake, 3))
 
