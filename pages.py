@@ -94,9 +94,9 @@ def is_number(cell):
 
 
 def table(header, rows, caption=""):
-    """A table that scrolls where it is too wide; columns that hold numbers alone are set to the right."""
+    """A table that scrolls where it is too wide; columns of numbers, but for the first, are set to the right."""
     rows = [list(row) for row in rows]
-    right = [bool(rows) and all(is_number(row[i]) for row in rows) for i in range(len(header))]
+    right = [bool(i and rows) and all(is_number(row[i]) for row in rows) for i in range(len(header))]
 
     def line(cells, tag):
         marked = (

@@ -209,9 +209,9 @@ def copies_part(found):
     parts += [
         pages.heading("Nearer to training than to validation images"),
         pages.table(["by", "images", "share", "95 % interval", "n", "images of each reference"], rows),
-        pages.paragraph("Where nothing was copied the share is that of real test images, which nobody has trained on: about 0.5, or what "
-                        "an extractor fitted to the training images makes of it. Both references have the same number of images, since "
-                        "the larger one would win by its size."),
+        pages.paragraph("A share above that of real test images, which nobody has trained on, is a sign of copying; one below is none: "
+                        "images that lie elsewhere than real ones may be nearer to either side. Both references have the same number of "
+                        "images, since the larger one would win by its size; the interval is over the images asked, not over references."),
         pages.heading("The generated images that are nearest to a training image"),
         *(pages.figure(path, f"Of all {of['counted']:,} generated images the nearest ones by {found['quality'][field]['name']}: the generated "
                        "image, its nearest training image, and its nearest held-out image") for field, path in found["sheets"].items()),
