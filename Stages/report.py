@@ -105,7 +105,9 @@ def accuracy_part(experiment, entries, classifier, sizes):
     count = entries["real"].get("test_images")
     told = f"Classification Accuracy Score of {classifier}" + (f" on {count:,} real test images" if count else "")
     words = "Accuracy by the size of the synthetic training set; dashed: trained on real images"
-    return pages.section("Accuracy", pages.table(header, rows, told), pages.figure_if_there(experiment.cas_plot, words))
+    differences = pages.items(against) if against else ""
+    picture = pages.figure_if_there(experiment.cas_plot, words)
+    return pages.section("Accuracy", pages.table(header, rows, told), differences, picture)
 
 
 def trained_on(size):
