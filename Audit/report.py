@@ -166,8 +166,8 @@ def quality_part(found, classes):
         "space, to n and to k, and is not to be compared with values of other papers. The second line of each table puts real "
         "held-out images in the place of the generated ones: about as good as can be."
     )]  # fmt: skip
+    fid = any("fid" in part["all"] for part in found["quality"].values())
     for part in found["quality"].values():
-        fid = "fid" in part["all"]
         header = ["images", "n", f"KID, {SUBSETS} subsets", *METRICS] + (["FID"] if fid else [])
         rows = [quality_row("generated", part["all"]), quality_row("real, held out", part["held_out"])]
         size = part["all"].get("kid_subset", "none")
@@ -179,10 +179,10 @@ def quality_part(found, classes):
             rows = [quality_row(name, of_class) for name, of_class in zip(classes, part["classes"])]
             told = f"by class, k = {K}; KID of subsets of half of n images, at most 1,000"
             parts.append(pages.table(["class", *header[1:]], rows, told))
-        if fid:
-            parts.append(pages.box(
-                "FID falls with the number of images by itself, and the more so the more features there are: compare it only "
-                "between lines of the same n and the same extractor. KID has no such bias.", warning=True))  # fmt: skip
+    if fid:
+        parts.append(pages.box(
+            "FID falls with the number of images by itself, and the more so the more features there are: compare it only "
+            "between lines of the same n and the same extractor. KID has no such bias.", warning=True))  # fmt: skip
     parts.append(pages.items([
         "KID: distance of two distributions, 0 for equal ones; it may be slightly negative. After \N{PLUS-MINUS SIGN} stands its deviation over subsets.",
         "Precision: share of generated images that lie where real ones do. Density: the same, less moved by outliers; it may be above 1.",

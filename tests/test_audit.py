@@ -230,6 +230,24 @@ def test_likelihood_ratio_finds_what_a_classifier_was_overtrained_on(float32_aft
     assert strength(scores[:50], scores[50:])["auc_interval"][0] > 0.8
 
 
+def test_shadows_are_kept_added_to_and_never_mixed(tmp_path, quick_teacher):
+    from dataclasses import replace
+
+    from Audit.shadows import ShadowRecipe, shadow_confidences
+
+    data = make(tmp_path / "own.npz")
+    spec = dataset_spec(str(data))
+    splits, recipe = load_splits(spec, tmp_path), ShadowRecipe("resnet20_16", 1, 8, "adam", "none", 1, "x")
+    two, inside = shadow_confidences(recipe, 2, spec, splits, tmp_path / "shadows")
+    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "shadows").iterdir()}
+    assert len(written) == 2 and two.shape == (2, 72) and (inside[0] ^ inside[1]).all()
+    four, _ = shadow_confidences(recipe, 4, spec, splits, tmp_path / "shadows")
+    assert np.array_equal(four[:2], two) and not np.array_equal(four[2], four[0])
+    assert all(path.stat().st_mtime_ns == time for path, time in written.items())
+    with pytest.raises(UserError, match="of another recipe or other data .epochs 1"):
+        shadow_confidences(replace(recipe, epochs=2), 2, spec, splits, tmp_path / "shadows")
+
+
 # Images
 
 
