@@ -125,7 +125,7 @@ def audit(args, known=None):
     known = known or plan(args)
     if known.done:
         return known.page
-    spec, splits, found = known.spec, known.splits, {"missing": list(known.missing)}
+    spec, splits, found = known.spec, known.splits, {"missing": list(known.missing), "fid": args.fid}
     with writing_in(known.folder, saved=lambda: "features and shadows that are whole are saved"):
         log.info("audit of %d images of %s, %s -> %s", known.source.total, spec.name, known.source.folder, known.page)
         classifier, place = parts.real_classifier(args.classifier, spec, splits, known.inputs, known.experiment)

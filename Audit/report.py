@@ -152,12 +152,12 @@ def set_part(found, known):
     return pages.section("The set", picture, pages.table(["setting", "value"], rows))
 
 
-def quality_row(who, of):
+def quality_row(who, of, fid):
     if "missing" in of:
-        return [who, of["generated"], of["missing"], *[""] * (len(METRICS) + ("fid" in of))]
+        return [who, of["generated"], of["missing"], *[""] * (len(METRICS) + fid)]
     kid = f"{of['kid']:.4f} \N{PLUS-MINUS SIGN} {of['kid_spread']:.4f}"
     row = [who, f"{of['generated']:,}", kid, *(f"{of[name]:.3f}" for name in METRICS)]
-    return row + ([f"{of['fid']:.4f}"] if "fid" in of else [])
+    return row + ([f"{of['fid']:.4f}"] if fid else [])
 
 
 def quality_part(found, classes):
@@ -166,17 +166,17 @@ def quality_part(found, classes):
         "space, to n and to k, and is not to be compared with values of other papers. The second line of each table puts real "
         "held-out images in the place of the generated ones: about as good as can be."
     )]  # fmt: skip
-    fid = any("fid" in part["all"] for part in found["quality"].values())
+    fid = found["fid"]
     for part in found["quality"].values():
         header = ["images", "n", f"KID, {SUBSETS} subsets", *METRICS] + (["FID"] if fid else [])
-        rows = [quality_row("generated", part["all"]), quality_row("real, held out", part["held_out"])]
+        rows = [quality_row("generated", part["all"], fid), quality_row("real, held out", part["held_out"], fid)]
         size = part["all"].get("kid_subset", "none")
         parts += [
             pages.heading(f"By {part['name']}: {part['words']}"),
             pages.table(header, rows, f"k = {K}; KID of subsets of {size} images"),
         ]
         if len(classes) > 1:
-            rows = [quality_row(name, of_class) for name, of_class in zip(classes, part["classes"])]
+            rows = [quality_row(name, of_class, fid) for name, of_class in zip(classes, part["classes"])]
             told = f"by class, k = {K}; KID of subsets of half of n images, at most 1,000"
             parts.append(pages.table(["class", *header[1:]], rows, told))
     if fid:

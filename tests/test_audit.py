@@ -449,7 +449,7 @@ def test_folders_named_after_the_classes_and_unreadable_files(tmp_path, quick_te
 def test_three_images_a_class_leave_the_classes_out(tmp_path, quick_teacher):
     data = tiny_data(tmp_path / "own.npz")
     folder = write_images(tmp_path / "few", data["val_images"][:6], data["val_labels"][:6, 0])
-    page = audited(tmp_path, tmp_path / "own.npz", "--synthetic_dir", str(folder)).read_text()
+    page = audited(tmp_path, tmp_path / "own.npz", "--synthetic_dir", str(folder), "--fid").read_text()
     assert "Quality of 2 of 2 classes by pixel components: too few images" in page
     assert figure(audit_figures(folder), "coverage", "generated", "pixel components", "n 6") >= 0
 
