@@ -87,7 +87,7 @@ def run_pipeline(args, known=None):
     runner = Runner(known.stages, at_once(args), Display(known.stages, known.work))
     with telling_what_is_saved(runner.told):
         runner.run()
-        lines = outcome(args, known.spec, known.experiment, known.classifier, runner.seconds())
+        lines = outcome(args, known.spec, known.experiment, known.classifier, known.stages, runner.seconds())
     print("\n".join(lines))
 
 

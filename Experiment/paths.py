@@ -48,6 +48,16 @@ class Experiment:
         return self.root / "Data" / "Decoded"
 
     @property
+    def seen_dir(self):
+        """Features of images that an audit has looked at."""
+        return self.root / "Data" / "Seen"
+
+    @property
+    def report_page(self):
+        """The page of the experiment, for a browser."""
+        return self.results_dir / f"report_exp{self.exp}_{self.dataset}.html"
+
+    @property
     def split_file(self):
         """Which of the user's own images are train, val and test, in an experiment of a folder without splits."""
         return self.root / "Data" / "Splits" / f"Exp_{self.exp}" / f"{self.dataset}.json"

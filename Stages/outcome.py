@@ -1,4 +1,4 @@
-"""What a finished pipeline shows: the table of accuracies, the seconds of its stages, its pictures."""
+"""What a finished pipeline shows: the table of accuracies, the seconds of its stages, its pictures and its page."""
 
 import numpy as np
 
@@ -6,14 +6,9 @@ from Data.loaders import class_names, load_splits, read_images
 from Data.synthetic import find_synthetic, synthetic_files
 from Experiment.files import read_json
 from plots import MAX_SHEET_ROWS, side_by_side
+from Stages.report import STEPS, write_report
 
 COLUMNS = 8  # images of a class in the picture
-STEPS = [
-    ("1 after transfer learning", "After Transfer Learning", "no_opt"),
-    ("2 after the first search", "After Transfer Learning", "opt"),
-    ("3 after fine-tuning", "After Fine-Tuning", "no_opt"),
-    ("4 after the final search", "After Fine-Tuning", "opt"),
-]
 
 
 def accuracy_rows(experiment, classifier, sizes):
@@ -70,7 +65,7 @@ def pictures(experiment):
     return found
 
 
-def outcome(args, spec, experiment, classifier, seconds):
+def outcome(args, spec, experiment, classifier, stages, seconds):
     """All lines that the pipeline ends with.
 
     Args:
@@ -78,15 +73,18 @@ def outcome(args, spec, experiment, classifier, seconds):
         spec: The `DatasetSpec`.
         experiment: The `Experiment`.
         classifier: Name of the classifier.
+        stages: A list of `Stage`.
         seconds: {stage: s}.
     """
     splits = load_splits(spec, args.data_dir, args.seed, spec.resolution, experiment)
     count = len(splits.test.labels)
     drawn = real_beside_synthetic(experiment, spec, splits, args.sizes[0] * spec.unit)
+    page = write_report(experiment, spec, splits, classifier, stages, seconds, args.sizes, drawn)
     title = f"accuracy on {count} real test images"
     return [
         *table(title, "top-1", accuracy_rows(experiment, classifier, args.sizes), ".3f"),
         *table("stage", "seconds", seconds.items(), "7.0f"),
+        f"\npage for a browser: {page}",
         "\npictures:",
         *(f"  {path}" for path in [drawn, *pictures(experiment)]),
     ]

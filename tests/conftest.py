@@ -17,6 +17,7 @@ STAGES = {
     "generate_dataset": "generate",
     "classifier_training": "train_classifier",
     "export_dataset": "export",
+    "audit_dataset": "audit",
 }
 
 

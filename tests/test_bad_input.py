@@ -24,6 +24,7 @@ SCRIPTS = {
     "generate": "generate_dataset",
     "classify": "classifier_training",
     "export": "export_dataset",
+    "audit": "audit_dataset",
 }
 ADAPT, SEARCH = ["--epochs", "1"], ["--n_trials", "1"]
 GENERATE = ["--img_total", "4", "--enc_epoch", "0", "--dif_epoch", "0"]
@@ -212,6 +213,8 @@ FLAGS = [
     ("export", ["--format", "hf"], "--to"), ("export", ["--to", "x"], "--format"), ("export", ["--to", "x", "--format", "zip"], "--format"),
     ("export", [*EXPORT, "--with_real"], "--with_real: only with --format npz"), ("export", [*EXPORT, "--license", "CC BY"], "--license"),
     ("export", [*EXPORT, "--synthetic_dir", "nowhere"], "there is no folder"),
+    ("audit", ["--synthetic_dir", "nowhere"], "there is no folder"), ("audit", ["--shadows", "1"], "must be 0, or 2 or more"),
+    ("audit", ["--classifier", "resnet50"], "--classifier"), ("audit", ["--sample", "9"], "--sample"),
     ("classify", ["--synthetic", "False", "--synthetic_dir", "."], "--synthetic_dir"), ("classify", ["--classifier", "resnet50"], "--classifier"),
 ]  # fmt: skip
 
@@ -260,6 +263,8 @@ STATES = [
     ("classify", ["--exp", "total"], "manifest.json says no total"),
     ("export", ["--exp", "total", *EXPORT], "manifest.json says no total"), ("export", ["--exp", "new", *EXPORT], "no complete"),
     ("export", ["--exp", "lack", *EXPORT], "Missing or too many: class_09"), ("export", ["--exp", "lies", *EXPORT], "counts [100, 100"),
+    ("audit", ["--exp", "total"], "manifest.json says no total"), ("audit", ["--exp", "new"], "no complete"),
+    ("audit", ["--exp", "lack"], "Missing or too many: class_09"), ("audit", ["--exp", "lies"], "counts [100, 100"),
     ("export", ["--exp", "small", *EXPORT], "and /proc has 0.0 kB left"), ("export", ["--exp", "small", *EXPORT, "--to", "/proc"], "is there already"),
     ("export", ["--exp", "small", *EXPORT, "--license", "cc0-1.0"], "that of digits is CC BY 4.0"),
     ("export", ["--exp", "new", *EXPORT, "--dataset", "cifar10", "--format", "npz", "--with_real"], "no licence is known"),

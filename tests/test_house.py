@@ -12,13 +12,15 @@ from Models.noise_schedule import STABLE_DIFFUSION
 from Models.sampler import Sampler
 
 SCRIPTS = "SD_adapting hyp_opt generate_dataset classifier_training pipeline".split()
-SCRIPTS += "merge_lora export_weights export_dataset".split()
+SCRIPTS += "merge_lora export_weights export_dataset audit_dataset".split()
 # From the ground up. A room imports rooms of lower floors, and itself.
 FLOORS = {
     "Experiment": 0,
     "plots": 1,
+    "pages": 1,
     "Data": 2,
     "Models": 3,
+    "Audit": 4,
     "Search": 4,
     "Scoring": 4,
     "cli": 4,

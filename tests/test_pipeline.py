@@ -12,16 +12,19 @@ import pytest
 from PIL import Image
 
 import pipeline
-from Data.registry import DATASETS
+from Data.loaders import load_splits
+from Data.measured import audit_file
+from Data.registry import DATASETS, dataset_spec
 from Experiment.errors import UserError
 from Experiment.files import write_json
 from Experiment.paths import REPOSITORY, Experiment
 from Experiment.progress import MARK, TO_PIPELINE
-from Stages import display, outcome, running
+from Stages import display, outcome, report, running
 from Stages.display import Display
 from Stages.running import Runner
 from Stages.stages import Stage, at_once
 from Stages.work import fraction, operations
+from tests.test_export import write_set
 from tests.test_scripts import run, succeed
 
 DEMO = ["--dataset", "digits", "--exp", "demo", "--backbone", "mini", "--sizes", "1", "4"]
@@ -352,6 +355,46 @@ def test_the_table_of_accuracies(tmp_path):
     ]  # fmt: skip
     lines = outcome.table("accuracy", "top-1", rows[:1], ".3f")
     assert lines == [f"\n{'accuracy':34} top-1", "-" * 42, f"{'1 after transfer learning':34} 0.100"]
+
+
+def test_the_page_of_an_experiment(tmp_path):
+    """Of what the stages have left: it holds the figures and the pictures, escapes names, and names an audit or its command."""
+    experiment, spec = Experiment(tmp_path, "x", "digits"), dataset_spec("digits")
+    scores = {"top_1": 0.25, "top_5": 0.5, "interval": {"top_1": [0.2, 0.3]}}
+    write_json(experiment.pipeline_file, {"digits": {
+        stage: {"no_opt": scores, "opt": scores} for stage in ("After Transfer Learning", "After Fine-Tuning")
+    }})  # fmt: skip
+    real = {
+        "top_1_accuracy": 0.9,
+        "top_5_accuracy": 1.0,
+        "interval": {"top_1_accuracy": [0.87, 0.93]},
+        "test_images": 500,
+    }
+    made = {"top_1_accuracy": 0.7, "top_5_accuracy": 0.9, "against_real": {"words": "20.0 points below <real>"}}
+    write_json(experiment.cas_file, {"resnet20": {"digits": {"real": real, "x1": made}}})
+    write_json(experiment.search_dir("enc") / "best.json", {"epoch": 31, "is": 29, "ugs": 1.75, "val_accuracy": 0.6543})
+    folder = write_set(experiment.synthetic_root / "1kEnc3Dif4Is20Ugs1.5", total=1000, side=8)
+    drawn = tmp_path / "drawn.png"
+    Image.new("RGB", (9, 9)).save(drawn)
+    loss = experiment.part_dir("dif") / "loss.png"
+    loss.parent.mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(loss)
+    stages = [Stage("generation, 1x", "generate_dataset", ("--exp", "two words"), 0)]
+
+    def written():
+        splits = load_splits(spec, tmp_path)
+        found = report.write_report(experiment, spec, splits, "resnet20", stages, {"generation, 1x": 90.0}, [1], drawn)
+        return found.read_text(encoding="utf-8")
+
+    page = written()
+    for text in ("0.900", "0.870 to 0.930", "0.700", "0.200 to 0.300", "29", "1.75", "0.654", "20.0 points below &lt;real&gt;",
+                 "generate_dataset.py --exp &#x27;two words&#x27;", "None was made", "python audit_dataset.py"):  # fmt: skip
+        assert text in page, text
+    assert page.count("data:image/png;base64,") == 2 and "<script" not in page and "<real>" not in page
+    write_json(audit_file(folder), {"coverage, generated": 0.4321})
+    page = written()
+    assert "0.4321" in page and "None was made" not in page
+    assert 'href="../Data/Synthetic/Exp_x/digits/1kEnc3Dif4Is20Ugs1.5.audit.html"' in page
 
 
 @pytest.mark.slow

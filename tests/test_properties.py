@@ -27,7 +27,15 @@ settings.register_profile("long", max_examples=2000, deadline=None, suppress_hea
 settings.register_profile("short", max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 settings.load_profile("long" if os.environ.get("FUZZ") else "short")
 
-SCRIPTS = ["SD_adapting", "hyp_opt", "generate_dataset", "classifier_training", "pipeline", "export_dataset"]
+SCRIPTS = [
+    "SD_adapting",
+    "hyp_opt",
+    "generate_dataset",
+    "classifier_training",
+    "pipeline",
+    "export_dataset",
+    "audit_dataset",
+]
 TYPES = {"integer": flags.integer(1, 1000), "number": flags.number(0, 1000), "boolean": flags.boolean, "exp": flags.experiment_name,
          "dataset": flags.dataset_name, "shard": shard}  # fmt: skip
 PLAIN = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)

@@ -1,0 +1,81 @@
+"""How well an attack tells images that were trained on from others: AUC, true positives, and the likelihood-ratio attack."""
+
+import numpy as np
+from scipy.stats import rankdata
+
+from Experiment.intervals import CONFIDENCE, percentiles
+from Experiment.randomness import random_stream
+
+FALSE_POSITIVES = 0.01
+RESAMPLES = 1000
+BOOTSTRAP = 1  # address of the random numbers
+TINY = 1e-30
+
+
+def area(members, others):
+    """The probability that a member has a higher score than another image; equal scores count half."""
+    ranks = rankdata(np.concatenate([members, others]))[: len(members)]
+    return float((ranks.sum() - len(members) * (len(members) + 1) / 2) / (len(members) * len(others)))
+
+
+def true_positives(members, others, rate=FALSE_POSITIVES):
+    """The share of the members above a threshold that at most that share of the others exceeds."""
+    threshold = np.sort(others)[::-1][int(rate * len(others))]
+    return float((members > threshold).mean())
+
+
+def strength(members, others):
+    """An attack's success from its scores of members (N,) and of others (M,), with 95 % intervals over images.
+
+    Returns:
+        {"auc", "auc_interval", "tpr", "tpr_interval", "members", "others"}; `tpr` is at 1 % false positives.
+    """
+    stream = random_stream(0, "bootstrap", BOOTSTRAP)
+    drawn = [[side[stream.integers(len(side), size=len(side))] for side in (members, others)] for _ in range(RESAMPLES)]
+    found = np.array([(area(*sides), true_positives(*sides)) for sides in drawn])
+    return {
+        "auc": area(members, others), "auc_interval": list(percentiles(found[:, 0], CONFIDENCE)),
+        "tpr": true_positives(members, others), "tpr_interval": list(percentiles(found[:, 1], CONFIDENCE)),
+        "members": len(members), "others": len(others),
+    }  # fmt: skip
+
+
+def confidence(probabilities, labels):
+    """ln(p / (1 - p)) of the true class, float32 (N,), from probabilities (N, C) and labels (N,)."""
+    probabilities, rows = np.asarray(probabilities, "float64"), np.arange(len(labels))
+    true = probabilities[rows, labels]
+    return (np.log(true + TINY) - np.log(probabilities.sum(axis=1) - true + TINY).clip(np.log(TINY))).astype("float32")
+
+
+def likelihood_ratio(target, shadows, inside):
+    """How much more likely a classifier's confidence in each image is if it has learnt from it: log ratio (N,).
+
+    The attack of Carlini et al. (2022, section VI) with one variance for all images, as they advise for few shadows.
+
+    Args:
+        target: Confidence (N,) of the classifier that is attacked.
+        shadows: That of each shadow classifier, (S, N).
+        inside: bool (S, N): whether a shadow has learnt from an image; each image is inside of one and outside of one.
+    """
+    of_sides = [gaussians(shadows, where) for where in (inside, ~inside)]
+    (mean_in, spread_in), (mean_out, spread_out) = of_sides
+    return log_density(target, mean_in, spread_in) - log_density(target, mean_out, spread_out)
+
+
+def gaussians(values, where):
+    """Mean (N,) of the values (S, N) where a mask is set, and the deviation about these means, one for all images.
+
+    Where each image has one value alone there is nothing about the means: then it is the deviation of all values.
+    """
+    count = where.sum(axis=0)
+    mean = np.where(where, values, 0).sum(axis=0, dtype="float64") / count
+    freedom = (count - 1).sum()
+    if freedom:
+        variance = np.where(where, (values - mean) ** 2, 0).sum() / freedom
+    else:
+        variance = values[where].var()
+    return mean, np.sqrt(variance) + 1e-6
+
+
+def log_density(x, mean, spread):
+    return -0.5 * ((x - mean) / spread) ** 2 - np.log(spread)

@@ -1,0 +1,170 @@
+"""What an audit looks at: the images of a set and of the real splits, each seen once, with features kept on the disk."""
+
+import hashlib
+import logging
+import os
+from pathlib import Path
+
+import numpy as np
+
+from Data.export_images import SetToExport
+from Data.pictures import first_ten, readable_images
+from Data.registry import class_names
+from Data.report import image_hashes
+from Data.synthetic import class_hashes, number_in, recipe
+from Experiment.disk import check_room
+from Experiment.errors import UserError
+from Experiment.files import read_json, write_json
+from Experiment.progress import progress
+from Experiment.randomness import random_stream
+
+log = logging.getLogger("experiment")
+
+PIECE = 2048  # images in memory at a time
+SAMPLE, CLASS_SAMPLE, REFERENCE = (
+    2,
+    3,
+    4,
+)  # addresses of random numbers; 0 and 1: extractors.py, quality.py; 6: membership.py
+
+
+class AuditedSet:
+    """A synthetic set: one of this project, a published one, or a folder of folders that are named after the classes.
+
+    Args:
+        folder: Of the set.
+        spec: The `DatasetSpec` of the real data.
+
+    Attributes:
+        names: Names of its images below the folder, class by class.
+        labels: int32 (N,).
+        manifest, recipe, sha256: As of a `SetToExport`.
+
+    Raises:
+        UserError: It is of other classes, not complete, or without images.
+    """
+
+    def __init__(self, folder, spec):
+        self.folder, self.spec, classes = Path(folder), spec, class_names(spec)
+        of_classes = names_by_class(self.folder, classes)
+        if of_classes is None:
+            found = SetToExport(self.folder, spec)
+            of_classes, self.manifest, self.recipe, self.sha256 = (
+                found.names,
+                found.manifest,
+                found.recipe,
+                found.sha256,
+            )
+        else:
+            hashes = class_hashes([[self.folder / name for name in names] for names in of_classes])
+            self.manifest, self.recipe = {}, recipe(self.folder)
+            self.sha256 = hashlib.sha256("\n".join(hashes).encode()).hexdigest()
+        self.names = [name for names in of_classes for name in names]
+        self.labels = np.repeat(np.arange(len(classes), dtype=np.int32), [len(names) for names in of_classes])
+        if not self.names:
+            raise UserError(f"{folder} holds no images.")
+
+    @property
+    def total(self):
+        return len(self.names)
+
+    def read(self, rows):
+        """Images uint8 (n, H, H, 3) as a classifier sees them, and {place among the rows: why one cannot be read}."""
+        names = [self.names[row] for row in rows]
+        return readable_images(names, self.spec.resolution, "bilinear", root=self.folder)
+
+
+def names_by_class(folder, classes):
+    """Names of the images where the class folders have the classes' own names; None where they are not all so."""
+    there = {path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")}
+    if there != set(classes):
+        return None
+    return [
+        [f"{name}/{file}" for file in sorted(os.listdir(folder / name), key=number_in) if not file.startswith(".")]
+        for name in classes
+    ]
+
+
+class Seen:
+    """What is kept of images: a hash of their pixels, features by extractor, and whether they could be read.
+
+    Args:
+        rows: Structured array (N,), memory-mapped.
+        labels: int32 (N,).
+        extractors: {field: extractor}.
+    """
+
+    def __init__(self, rows, labels, extractors):
+        self.rows, self.labels, self.extractors = rows, labels, extractors
+        self.good = np.flatnonzero(rows["read"])
+
+    @property
+    def hashes(self):
+        """uint64 (N, 2)."""
+        return self.rows["hash"]
+
+    def features(self, field, rows):
+        """float32 (n, d)."""
+        return np.ascontiguousarray(self.rows[field][rows])
+
+    def sample(self, most, seed, kind=SAMPLE, label=None):
+        """Rows (n,), ascending: at most so many readable images, of one class or of all, drawn by seed."""
+        rows = self.good if label is None else self.good[self.labels[self.good] == label]
+        return np.sort(random_stream(seed, "audit_subset", kind, label or 0).permutation(rows)[:most])
+
+
+def see(path, labels, read, extractors):
+    """Look at images once: hash and features of each, kept in a file. An interrupted run goes on after its last piece.
+
+    Args:
+        path: The file; its name is a function of the images and of the extractors.
+        labels: int32 (N,).
+        read: Function of rows int (n,) that gives images uint8 (n, H, H, 3), and {place: why one cannot be read}.
+        extractors: {field: extractor}.
+
+    Returns:
+        A `Seen`.
+
+    Raises:
+        UserError: No image can be read, or the disk lacks room.
+    """
+    kinds = [("read", "?"), ("hash", "<u8", (2,))]
+    kind = np.dtype(kinds + [(field, "<f4", (extractor.width,)) for field, extractor in extractors.items()])
+    if not path.exists():
+        check_room(path.parent, kind.itemsize * len(labels), "features of the images")
+        look(path, kind, labels, read, extractors)
+    rows = np.load(path, mmap_mode="r", allow_pickle=False)
+    seen = Seen(rows, labels, extractors)
+    if len(seen.good) < len(labels):
+        reasons = read_json(path.with_suffix(".unread.json"))["unread"]
+        told = f"{len(labels) - len(seen.good)} of {len(labels)} images cannot be read: {first_ten(reasons)}"
+        if not len(seen.good):
+            raise UserError(told)
+        log.warning("%s; they are left out", told)
+    return seen
+
+
+def look(path, kind, labels, read, extractors):
+    """Write the file of `see`, and beside it why images cannot be read, if there are such."""
+    begun, how_far = path.with_name(f"{path.stem}.begun.npy"), path.with_name(f"{path.stem}.begun.json")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    state = read_json(how_far) if how_far.exists() and begun.exists() else {"done": 0, "unread": []}
+    mode = {"mode": "r+"} if state["done"] else {"mode": "w+", "dtype": kind, "shape": (len(labels),)}
+    rows = np.lib.format.open_memmap(begun, **mode)
+    with progress(len(labels), "image", state["done"], lines=True) as part:
+        for start in range(state["done"], len(labels), PIECE):
+            here = np.arange(start, min(start + PIECE, len(labels)))
+            images, broken = read(here)
+            rows["read"][here] = [place not in broken for place in range(len(here))]
+            rows["hash"][here] = image_hashes(images).view("<u8").reshape(-1, 2) if len(here) else 0
+            for field, extractor in extractors.items():
+                rows[field][here] = extractor(images)
+            rows.flush()
+            state = {"done": int(here[-1]) + 1, "unread": [*state["unread"], *broken.values()]}
+            write_json(how_far, state)
+            part.reach(state["done"])
+    del rows
+    if state["unread"]:
+        write_json(path.with_suffix(".unread.json"), {"unread": state["unread"]})
+    os.replace(begun, path)
+    how_far.unlink(missing_ok=True)

@@ -1,0 +1,155 @@
+"""Membership: is an image known to have been trained on? Asked of the model that made the set, and of classifiers."""
+
+import hashlib
+import json
+import logging
+
+import numpy as np
+
+from Audit.attacks import likelihood_ratio, strength
+from Audit.denoising import denoising_losses
+from Audit.shadows import ShadowRecipe, confidence_of, shadow_confidences
+from Data.latents import cached_moments
+from Experiment.errors import UserError
+from Experiment.files import atomic_path, plain_arrays, read_json
+from Experiment.randomness import random_stream
+from Models.adapter import encode_moments, load_diffusion
+from Models.backbones import BACKBONES
+from Models.classifier import Classifier
+from Models.runtime import precision
+from Models.trained import load_best
+
+log = logging.getLogger("experiment")
+
+LOSSES_ADDRESS = 6  # of random numbers; others: Audit/material.py
+
+
+def ask_model(args, known, found):
+    """The attack by denoising loss; None where it cannot be made or is not wanted, which `found` then says."""
+    what = "The denoising loss of the model that made the set"
+    if not args.losses:
+        found["missing"].append(f"{what}: left out by --losses 0")
+        return None
+    if not known.epochs:
+        return None  # the plan has said why
+    key = {
+        "epochs": known.inputs["weights"],
+        "data": known.inputs["data"],
+        "seed": args.seed,
+        "losses": args.losses,
+        "precision": args.precision,
+    }
+    kept = (
+        known.experiment.seen_dir
+        / f"{known.spec.name}_losses_{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]}.npz"
+    )
+    if kept.exists():
+        with plain_arrays(kept) as losses:
+            return strength_of_losses(losses["train"], losses["val"])
+    try:
+        moments, labels = chosen_moments(args, known, BACKBONES[args.backbone])
+        with precision(args.precision):
+            classes = len(known.inputs["classes"])
+            diffusion = load_diffusion(
+                BACKBONES[args.backbone], classes, args.weights_dir, **known.epochs, decoder=False
+            )
+    except UserError as error:  # pretrained weights that are not to be had
+        found["missing"].append(f"{what}: {error}")
+        return None
+    log.info("denoising loss of %d training and %d validation images", *map(len, labels.values()))
+    losses = denoising_part(diffusion, moments, labels, args.seed)
+    with atomic_path(kept) as partial:
+        np.savez(partial, **losses)
+    return strength_of_losses(**losses)
+
+
+def chosen_moments(args, known, backbone):
+    """Moments float32 (n, h, w, 8) and labels int (n,) of training and validation images, drawn by seed: two dicts."""
+
+    def encode(images):
+        with precision("float32"):
+            image_encoder = backbone.image_encoder(args.weights_dir)
+        return encode_moments(image_encoder, images, backbone.image_size)
+
+    moments, labels = {}, {}
+    name = f"{known.spec.name}_{backbone.name}_{backbone.image_size}"
+    weights = backbone.weights_hash("image_encoder", args.weights_dir)
+    for i, split in enumerate(("train", "val")):
+        images, of_split = getattr(known.native, split)
+        stream = random_stream(args.seed, "audit_subset", LOSSES_ADDRESS, i)
+        rows = np.sort(stream.permutation(len(of_split))[: args.losses])
+        whole = cached_moments(known.experiment.latents_dir, name, images, weights, encode)
+        moments[split], labels[split] = np.asarray(whole[rows]), of_split[rows]
+    return moments, labels
+
+
+def ask_classifiers(args, known, real, found):
+    """The attack on classifiers, {name: strength}; empty where it is not wanted, which `found` then says.
+
+    Args:
+        real: Folder of the classifier that has learnt from the real images: its recipe is that of the shadows.
+    """
+    if not args.shadows:
+        found["missing"].append("The attack on classifiers: left out by --shadows 0")
+        return {}
+    targets = known.targets if "real" in known.targets else {"real": real, **known.targets}
+    if len(targets) == 1:
+        found["missing"].append(
+            "An attack on a classifier that has learnt from the set: classifier_training.py has trained none"
+        )
+    theirs = read_json(real / "training.json")["arguments"]
+    recipe = ShadowRecipe(
+        args.classifier, args.shadow_epochs or theirs["epochs"], theirs["batch_size"], theirs.get("optimizer", "adam"),
+        theirs.get("augment", "none"), args.seed, "".join(known.inputs["data"][name][:16] for name in ("train", "val", "test")),
+    )  # fmt: skip
+    folder = known.experiment.classifier_dir(args.classifier, "shadows")
+    return classifiers_part(targets, recipe, args.shadows, known.spec, known.splits, folder)
+
+
+def denoising_part(diffusion, moments, labels, seed):
+    """Denoising losses {"train", "val"}: float64 (n,) of each image.
+
+    Args:
+        diffusion: A `Diffusion` with the epochs that made the set.
+        moments: {"train", "val"}: VAE moments float32 (n, h, w, 8).
+        labels: {"train", "val"}: int (n,).
+        seed: The user's seed.
+    """
+    losses, first = {}, 0
+    for name, of_split in labels.items():
+        numbers = first + np.arange(len(of_split))
+        losses[name] = denoising_losses(diffusion, moments[name], of_split, numbers, seed)
+        first += len(numbers)
+    return losses
+
+
+def strength_of_losses(train, val):
+    """The attack that takes a low loss for a member, and the mean losses of both sides."""
+    return strength(-train, -val) | {"loss_members": float(train.mean()), "loss_others": float(val.mean())}
+
+
+def classifiers_part(targets, recipe, count, spec, splits, folder):
+    """The likelihood-ratio attack on classifiers: {name: `strength`} on training images against test images.
+
+    Args:
+        targets: {name: folder of the trained classifier}.
+        recipe, count, spec, splits, folder: As in `shadow_confidences`; `folder` is that of the shadows.
+    """
+    log.info(
+        "%d shadow classifiers, each on half of %d images -> %s",
+        count,
+        len(splits.train.labels) + len(splits.test.labels),
+        folder,
+    )
+    shadows, inside = shadow_confidences(recipe, count, spec, splits, folder)
+    classifier, members, found = (
+        Classifier(recipe.classifier, spec.resolution, spec.num_classes),
+        len(splits.train.labels),
+        {},
+    )
+    for name, place in targets.items():
+        load_best(classifier, place)
+        said = np.concatenate([confidence_of(classifier, *split) for split in (splits.train, splits.test)])
+        scores = likelihood_ratio(said, shadows, inside)
+        found[name] = strength(scores[:members], scores[members:])
+    return found

@@ -1,0 +1,74 @@
+"""What membership is asked of: classifiers that the experiment has trained, and the epochs that made the set."""
+
+from Data.measured import cas_results, is_of
+from Data.report import data_identity
+from Experiment.errors import UserError
+from Experiment.files import read_json
+from Models.backbones import BACKBONES
+from Models.weight_cards import read_card, weights_hashes
+from Models.weight_names import chosen_epochs
+
+REAL = "real"
+
+
+def classifier_entries(experiment, classifier, source):
+    """Results of classifiers that have learnt from the real images or from this set: {"real" or size: entry}."""
+    entries = cas_results(experiment).get(classifier, {}).get(experiment.dataset, {})
+    sizes = sorted(
+        (size for size in entries if size != REAL and is_of(entries[size], size, source)), key=lambda s: int(s[1:])
+    )
+    return {size: entries[size] for size in ([REAL] if REAL in entries else []) + sizes}
+
+
+def trained(experiment, entries, inputs):
+    """Folders of those that can be asked, {name: folder}, and why others cannot, [text]."""
+    found, lacking = {}, []
+    for name, entry in entries.items():
+        folder = experiment.root / entry["predictions"] if "predictions" in entry else None
+        record = read_json(folder / "training.json") if folder and (folder / "training.json").exists() else {}
+        theirs = record.get("inputs", {})
+        if not folder or not (folder / "best_model.weights.h5").exists():
+            lacking.append(f"the classifier {name}: its weights are not there")
+        elif theirs.get("classes") != inputs["classes"] or theirs.get("data", {}).get("test") != inputs["data"]["test"]:
+            lacking.append(f"the classifier {name}: it was tested on other images")
+        else:
+            found[name] = folder
+    return found, lacking
+
+
+def hashes_of(folders):
+    """{name: SHA-256} of trained classifiers."""
+    return {name: read_card(folder / "best_model.weights.h5")["sha256"] for name, folder in folders.items()}
+
+
+def usual_classifier(experiment):
+    """The kind of classifier that the experiment has results of, if it is one; else the paper's."""
+    kinds = [kind for kind, datasets in cas_results(experiment).items() if experiment.dataset in datasets]
+    return kinds[0] if len(kinds) == 1 else "resnet20"
+
+
+def epochs_of(experiment, source, spec, splits, classes):
+    """Files of the epochs that made a set, {"enc": path or None, "dif": path or None}, and {part: SHA-256}.
+
+    Raises:
+        UserError: They are not known, not there, or not what they were; it says why.
+    """
+    manifest = source.manifest
+    if not manifest.get("backbone"):
+        raise UserError("the set has no manifest: which model made it is not known")
+    if manifest["backbone"] not in BACKBONES:
+        raise UserError(f"the backbone {manifest['backbone']} of the set is not known here")
+    numbers = [manifest.get(name) for name in ("enc_epoch", "dif_epoch")]
+    if not any(numbers):
+        raise UserError("the set is of a model that was not adapted")
+    epochs = chosen_epochs(experiment, *numbers)
+    hashes, theirs = weights_hashes(epochs, classes), manifest.get("weights", {})
+    if changed := [part for part, found in hashes.items() if theirs.get(part) != found]:
+        raise UserError(f"the epochs of {' and '.join(changed)} are not those that made the set")
+    ours = data_identity(splits, spec)["train"]
+    for part, path in epochs.items():
+        record = path.with_name("training.json") if path else None
+        data = read_json(record).get("inputs", {}).get("data", {}) if record and record.exists() else {}
+        if data.get("train", ours) != ours:
+            raise UserError(f"the epochs of {part} have learnt from other images than the training images of today")
+    return epochs, hashes

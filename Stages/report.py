@@ -1,0 +1,192 @@
+"""The page of an experiment: what was run, curves, searches, samples, accuracies with intervals, the audit, and how to do it again."""
+
+import os
+import shlex
+
+import pages
+from Data.measured import audit_figures, audit_file
+from Data.registry import class_names, origin
+from Data.report import data_identity
+from Data.synthetic import find_synthetic, read_manifest
+from Experiment.files import read_json
+from Experiment.progress import duration
+from Experiment.records import short
+
+STEPS = [
+    ("1 after transfer learning", "After Transfer Learning", "no_opt"),
+    ("2 after the first search", "After Transfer Learning", "opt"),
+    ("3 after fine-tuning", "After Fine-Tuning", "no_opt"),
+    ("4 after the final search", "After Fine-Tuning", "opt"),
+]
+SEARCHES = {"enc": "first search, after transfer learning", "dif": "final search, after fine-tuning"}
+CURVES = {"enc": "Loss of transfer learning by epoch", "dif": "Loss of fine-tuning by epoch"}
+FOOT = "Made by pipeline.py. Formulas and sources: README.md of the project and the pages that it names."
+
+
+def write_report(experiment, spec, splits, classifier, stages, seconds, sizes, drawn):
+    """Write the page of an experiment whose stages are finished.
+
+    Args:
+        experiment: The `Experiment`.
+        spec: The `DatasetSpec`.
+        splits: The real `Splits`.
+        classifier: Name of the classifier.
+        stages: A list of `Stage`.
+        seconds: {stage: s} of this run of the pipeline.
+        sizes: Synthetic sets, in real sizes.
+        drawn: Picture of real images beside synthetic ones.
+
+    Returns:
+        The file.
+    """
+    entries = read_json(experiment.cas_file)[classifier][experiment.dataset]
+    sets = [find_synthetic(experiment.synthetic_root, spec.num_classes, take * spec.unit) for take in sizes]
+    parts = [
+        glance(entries, sizes),
+        data_part(spec, splits),
+        pages.section(
+            "Samples",
+            pages.figure(drawn, "Real training images beside synthetic ones, one class a row"),
+            *collages(experiment),
+        ),
+        accuracy_part(experiment, entries, classifier, sizes),
+        steps_part(experiment),
+        curves_part(experiment),
+        searches_part(experiment),
+        confusion_part(experiment, entries),
+        audit_part(experiment, sets),
+        run_part(experiment, stages, seconds, sets[-1]),
+    ]
+    lead = f"A diffusion model adapted to {spec.name}, a synthetic dataset made with it, and classifiers that have learnt from it alone"
+    title = f"Experiment {experiment.exp} on {experiment.dataset}"
+    return pages.write_page(experiment.report_page, pages.page(title, lead, filter(None, parts), FOOT))
+
+
+def glance(entries, sizes):
+    told = [
+        (f"{entries['real']['top_1_accuracy']:.3f}", "accuracy of a classifier that has seen the real training images")
+    ]
+    told += [
+        (f"{entries[f'x{n}']['top_1_accuracy']:.3f}", f"accuracy after {n}x synthetic images alone") for n in sizes
+    ]
+    return pages.cards(told)
+
+
+def data_part(spec, splits):
+    known = origin(spec)
+    rows = [[name, f"{len(split.labels):,}", digest[:16]] for (name, split), digest in zip(
+        splits._asdict().items(), list(data_identity(splits, spec).values())[2:])]  # fmt: skip
+    told = f"{spec.num_classes} classes: {', '.join(class_names(spec)[:20])}{' ...' if spec.num_classes > 20 else ''}. Classifiers see {spec.resolution} px."
+    if known:
+        told += f" {known.citation}. Licence: {known.licence.name if known.licence else 'stated by nobody'}."
+    return pages.section("The real images", pages.paragraph(told), pages.table(["split", "images", "content"], rows))
+
+
+def collages(experiment):
+    """The sheets of samples that generation has left."""
+    return [pages.figure(path, f"Samples of {path.name.removesuffix('.samples.png')}")
+            for path in sorted(experiment.synthetic_root.glob("*.samples.png"))[:1]]  # fmt: skip
+
+
+def interval(entry, score="top_1_accuracy"):
+    ends = entry.get("interval", {}).get(score)
+    return "not measured" if not ends else f"{ends[0]:.3f} to {ends[1]:.3f}"
+
+
+def accuracy_part(experiment, entries, classifier, sizes):
+    rows, against = [], []
+    for size in ("real", *(f"x{n}" for n in sizes)):
+        entry = entries[size]
+        scores = [f"{entry[name]:.3f}" if name in entry else "" for name in ("top_5_accuracy", "balanced_accuracy")]
+        rows.append([trained_on(size), f"{entry['top_1_accuracy']:.3f}", interval(entry), *scores])
+        if "against_real" in entry:
+            against.append(f"{trained_on(size)}: {entry['against_real']['words']}")
+    header = ["trained on", "top-1", "95 % interval", "top-5", "balanced"]
+    count = entries["real"].get("test_images")
+    told = f"Classification Accuracy Score of {classifier}" + (f" on {count:,} real test images" if count else "")
+    words = "Accuracy by the size of the synthetic training set; dashed: trained on real images"
+    differences = pages.items(against) if against else ""
+    picture = pages.figure_if_there(experiment.cas_plot, words)
+    return pages.section("Accuracy", pages.table(header, rows, told), differences, picture)
+
+
+def trained_on(size):
+    return "real images" if size == "real" else f"synthetic images, {size[1:]}x"
+
+
+def steps_part(experiment):
+    found = read_json(experiment.pipeline_file)[experiment.dataset]
+    entries = [(name, found[stage][key]) for name, stage, key in STEPS]
+    rows = [[name, f"{of['top_1']:.3f}", interval(of, "top_1"), f"{of['top_5']:.3f}"] for name, of in entries]
+    plot = pages.figure_if_there(experiment.pipeline_plot("top_1"), "Accuracy after each step")
+    return pages.section(
+        "Steps of the adaptation", pages.table(["step", "top-1", "95 % interval", "top-5"], rows), plot
+    )
+
+
+def curves_part(experiment):
+    found = [pages.figure_if_there(experiment.part_dir(part) / "loss.png", words) for part, words in CURVES.items()]
+    return pages.section("Training of the diffusion model", *found) if any(found) else ""
+
+
+def searches_part(experiment):
+    rows, pictures = [], []
+    for part, words in SEARCHES.items():
+        folder = experiment.search_dir(part)
+        if (folder / "best.json").exists():
+            best = read_json(folder / "best.json")
+            rows.append([words, best["epoch"], best["is"], f"{best['ugs']:g}", f"{best['val_accuracy']:.3f}"])
+        for name, told in (("history", "value of each trial"), ("contour_is_ugs", "steps and scale")):
+            pictures.append(pages.figure_if_there(folder / f"{name}.png", f"{words}: {told}"))
+    header = ["search", "epoch", "steps", "scale", "validation accuracy"]
+    return pages.section("Searches", pages.table(header, rows, "what was chosen"), *pictures) if rows else ""
+
+
+def confusion_part(experiment, entries):
+    found = [
+        pages.figure_if_there(experiment.root / entry["predictions"] / "confusion_matrix.png", f"Trained on {trained_on(size)}")
+        for size, entry in entries.items() if "predictions" in entry
+    ]  # fmt: skip
+    return pages.section("Confusion", *found) if any(found) else ""
+
+
+def audit_part(experiment, sets):
+    """Figures of the sets' audits and links to their pages; how to make one where there is none."""
+    parts = []
+    for folder in dict.fromkeys(sets):
+        if figures := audit_figures(folder):
+            page = os.path.relpath(audit_file(folder).with_suffix(".html"), experiment.results_dir).replace(os.sep, "/")
+            rows = [[name, short(value)] for name, value in figures.items()]
+            parts += [
+                pages.heading(folder.name),
+                pages.link(page, "The page of this audit"),
+                pages.table(["figure", "value"], rows),
+            ]
+    if not parts:
+        flags = ["--dataset", experiment.dataset, "--exp", experiment.exp, "--synthetic_dir", str(sets[-1])]
+        told = "None was made: how near the images come to single training images is not known. This command makes one:"
+        parts = [pages.paragraph(told), pages.code([f"python audit_dataset.py {shlex.join(flags)}"])]
+    return pages.section("Audit", *parts)
+
+
+def run_part(experiment, stages, seconds, folder):
+    took = [[stage.name, duration(seconds.get(stage.name, 0))] for stage in stages]
+    settings = {
+        key: value
+        for key, value in (read_manifest(folder) or {}).items()
+        if isinstance(value, (int, float, str)) and key != "root"
+    }
+    record = next(iter(sorted(experiment.part_dir("enc").glob("training*.json"))), None)
+    run = read_json(record) if record else {}
+    versions = ", ".join(f"{name} {value}" for name, value in run.get("versions", {}).items())
+    machine = run.get("machine", {})
+    told = f"{versions}; {machine.get('system', '')}, {machine.get('cores', '?')} cores." if versions else ""
+    return pages.section(
+        "How to do it again",
+        pages.paragraph("Each command by itself, in this order; stages that are finished are not done again."),
+        pages.code([f"python {shlex.join(stage.command)}" for stage in stages]),
+        pages.table(["stage", "time in this run"], took),
+        pages.heading(f"The synthetic set {folder.name}"),
+        pages.table(["setting", "value"], [[name, short(value)] for name, value in settings.items()]),
+        pages.paragraph(told) if told else "",
+    )

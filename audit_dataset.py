@@ -1,0 +1,153 @@
+"""What a synthetic set is worth and what it gives away: quality, copies, membership, as figures and as one page.
+
+python audit_dataset.py --dataset cifar10 --exp 0001
+"""
+
+import logging
+import time
+from pathlib import Path
+
+from Audit.material import AuditedSet
+from Audit.report import figures, write_report
+from Audit.targets import classifier_entries, epochs_of, hashes_of, trained, usual_classifier
+from cli.flags import add_model_flags, finish_args, integer, new_parser
+from cli.process import run, writing_in
+from Data.export_images import only_set
+from Data.loaders import Split, Splits, data_identity, load_splits, resize_images
+from Data.measured import audit_file
+from Data.registry import class_names, dataset_spec
+from Experiment.errors import UserError
+from Experiment.files import write_json
+from Experiment.locks import refuse_if_claimed
+from Experiment.paths import Experiment
+from Experiment.plan import Plan
+from Experiment.records import DATA_FLAGS, describe_run, finished_run
+from Models.classifiers import CLASSIFIERS
+
+log = logging.getLogger("experiment")
+
+FREE = (*DATA_FLAGS, "backbone", "weights_dir", "synthetic_dir", "exp")
+SHADOWS, SAMPLE, LOSSES = 16, 10_000, 1000
+
+
+def parse_args(argv=None):
+    parser = new_parser(__doc__)
+    add = parser.add_argument
+    add("--synthetic_dir", type=Path, help="folder of the synthetic set (else the experiment's only one)")
+    add("--classifier", choices=list(CLASSIFIERS),
+        help="kind of classifier whose features are compared, and that is attacked (the one that there are results of)")  # fmt: skip
+    add("--sample", default=SAMPLE, type=integer(10, 100_000),
+        help="most images of each side that the quality metrics compare (10000)")  # fmt: skip
+    add("--losses", default=LOSSES, type=integer(0, 100_000),
+        help="most images of each side for the denoising loss of the adapted model; 0: leave it out (1000)")  # fmt: skip
+    add("--shadows", default=SHADOWS, type=integer(0, 1000),
+        help="shadow classifiers of the attack on classifiers, each a training; 0: leave it out (16)")  # fmt: skip
+    add(
+        "--shadow_epochs",
+        type=integer(1),
+        help="most epochs of a shadow (those of the classifier trained on real images)",
+    )
+    add("--fid", action="store_true", help="Frechet distances too, which depend on the number of images")
+    add_model_flags(parser)
+    add("--restart", action="store_true", help="make the audit anew; what is computed once for the images stays")
+    args = finish_args(parser, argv)
+    if args.shadows == 1:
+        parser.error(
+            "argument --shadows: must be 0, or 2 or more: an image must be inside of one and outside of another"
+        )
+    if args.synthetic_dir:
+        args.synthetic_dir = args.synthetic_dir.expanduser().resolve()
+        if not args.synthetic_dir.is_dir():
+            parser.error(f"argument --synthetic_dir: there is no folder {args.synthetic_dir}")
+    return args
+
+
+def plan(args):
+    """Look at what is there.
+
+    Returns:
+        A `Plan`: the dataset's `spec`, the `experiment`, the `source`, an `AuditedSet`, the real `splits` at the
+        classifiers' resolution and as they are in the files (`native`), results of classifiers (`entries`) and folders of
+        those that can be attacked (`targets`), `epochs` that made the set, None where they are not to be had, what is
+        `missing` and why, the `folder` and the `page` of the audit, and `inputs` by content.
+
+    Raises:
+        UserError: The run cannot begin: no set or not a whole one, other classes, other arguments or inputs.
+    """
+    spec = dataset_spec(args.dataset, args.skip_broken, args.resolution, args.background)
+    experiment, missing = Experiment(args.root, args.exp, spec.name), []
+    folder = args.synthetic_dir or only_set(experiment.synthetic_root, spec.num_classes)
+    source = AuditedSet(folder, spec)
+    args.classifier = args.classifier or usual_classifier(experiment)
+    native = load_splits(spec, args.data_dir, args.seed, None, experiment)
+    splits = Splits(*(Split(resize_images(split.images, spec.resolution), split.labels) for split in native))
+    data = data_identity(splits, spec)
+    inputs = {"classes": data["classes"], "data": {k: data[k] for k in ("resolution", "train", "val", "test")}}
+    entries = classifier_entries(experiment, args.classifier, source)
+    targets, lacking = trained(experiment, entries, inputs)
+    epochs, hashes = None, {}
+    try:
+        epochs, hashes = epochs_of(experiment, source, spec, native, class_names(spec))
+        args.backbone = source.manifest["backbone"]
+    except UserError as error:
+        missing.append(f"The denoising loss of the model that made the set: {error}")
+    inputs |= {"set": source.sha256, "classifiers": hashes_of(targets), "weights": hashes}
+    place = folder.with_name(f"{folder.name}.audit")
+    known = Plan(
+        spec=spec, experiment=experiment, source=source, splits=splits, native=native, entries=entries, targets=targets,
+        epochs=epochs, missing=missing + [f"Attack on {text}" for text in lacking], folder=place, inputs=inputs,
+        page=place.with_name(f"{place.name}.html"),
+    )  # fmt: skip
+    if finished_run(place / "run.json", args, FREE, inputs) and known.page.exists():
+        known.done = f"finished already: {known.page} (--restart makes it anew)"
+    refuse_if_claimed(place)
+    return known
+
+
+def audit(args, known=None):
+    """Look at the set in every way that is possible; what is not is named.
+
+    Args:
+        args: What `parse_args` returns.
+        known: What `plan` has found, if it was asked before.
+
+    Returns:
+        The page.
+
+    Raises:
+        UserError: The run cannot begin, or no image of the set can be read.
+    """
+    from Audit import parts
+    from Audit.extractors import ClassifierFeatures, PixelFeatures
+    from Audit.membership import ask_classifiers, ask_model
+
+    started = time.time()
+    known = known or plan(args)
+    if known.done:
+        return known.page
+    spec, splits, found = known.spec, known.splits, {"missing": list(known.missing), "fid": args.fid}
+    with writing_in(known.folder, saved=lambda: "features and shadows that are whole are saved"):
+        log.info("audit of %d images of %s, %s -> %s", known.source.total, spec.name, known.source.folder, known.page)
+        classifier, place = parts.real_classifier(args.classifier, spec, splits, known.inputs, known.experiment)
+        extractors = {
+            "classifier": ClassifierFeatures(classifier, place / "best_model.weights.h5"),
+            "pixels": PixelFeatures(splits.train.images, args.seed),
+        }
+        views = parts.Views(known.source, splits, extractors, known.experiment.seen_dir, known.inputs)
+        found["unread"] = known.source.total - len(views.fake.good)
+        found["samples"] = parts.samples_picture(views, known.inputs["classes"], known.folder / "samples.png")
+        found["copies"], found["sheets"] = parts.copies_part(views, args.sample, args.seed, known.folder)
+        found["quality"] = parts.quality_part(views, args.sample, args.seed, args.fid)
+        found["denoising"] = ask_model(args, known, found)
+        found["classifiers"] = ask_classifiers(args, known, place, found)
+        numbers = figures(found)
+        record = describe_run(args, started, known.inputs)
+        write_report(known.page, args, known, found, numbers, record)
+        write_json(audit_file(known.source.folder), numbers)
+        write_json(known.folder / "run.json", record)  # last: what has it is finished
+        log.info("audit in %.0f s -> %s", time.time() - started, known.page)
+    return known.page
+
+
+if __name__ == "__main__":
+    run(audit, parse_args, plan)

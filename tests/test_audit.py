@@ -1,0 +1,484 @@
+"""The audit: metrics against plain formulas, attacks on numbers whose answer is known, and the script on a tiny set."""
+
+import csv
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import audit_dataset
+from Audit import copies
+from Audit.attacks import area, confidence, likelihood_ratio, strength, true_positives
+from Audit.extractors import PixelFeatures
+from Audit.material import AuditedSet, see
+from Audit.neighbours import nearest, squared_radii
+from Audit.quality import frechet_distance, kid, manifold_metrics, quality, squared_mmd
+from Audit.report import combined
+from Audit.shadows import half
+from Data.loaders import data_identity, load_splits
+from Data.measured import audit_figures
+from Data.registry import class_names, dataset_spec
+from Experiment.errors import UserError
+from Experiment.files import write_json
+from Experiment.paths import REPOSITORY, Experiment
+from tests.test_export import write_set
+
+RNG = np.random.default_rng(0)
+
+
+# Metrics
+
+
+def plain_metrics(real, fake, k):
+    """Precision, recall, density, coverage by the letter of their definitions."""
+
+    def d(a, b):
+        return np.sqrt(((a - b) ** 2).sum())
+
+    def radius(x, i):
+        return sorted(d(x[i], x[j]) for j in range(len(x)) if j != i)[k - 1]
+
+    real_r, fake_r = ([radius(x, i) for i in range(len(x))] for x in (real, fake))
+    in_real = [[d(f, r) < R for r, R in zip(real, real_r)] for f in fake]
+    return {
+        "precision": np.mean([any(balls) for balls in in_real]),
+        "recall": np.mean([any(d(r, f) < R for f, R in zip(fake, fake_r)) for r in real]),
+        "density": np.mean([sum(balls) / k for balls in in_real]),
+        "coverage": np.mean([any(d(r, f) < R for f in fake) for r, R in zip(real, real_r)]),
+    }
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.7, 9.0])
+def test_manifold_metrics_are_those_of_the_plain_formula(shift, monkeypatch):
+    monkeypatch.setattr("Audit.neighbours.WIDE_BLOCK", 7)
+    real, fake = RNG.standard_normal((23, 3)), RNG.standard_normal((17, 3)) + shift
+    assert manifold_metrics(real, fake, 3) == pytest.approx(plain_metrics(real, fake, 3))
+
+
+def test_manifold_metrics_of_points_on_a_line():
+    """Real at 0, 1, 2, 10; generated at 0.5, 1.5, 50; k = 1. Radii: 1, 1, 1, 8 and 1, 1, 48.5."""
+    real, fake = np.array([[0.0], [1], [2], [10]]), np.array([[0.5], [1.5], [50]])
+    found = manifold_metrics(real, fake, 1)
+    # 0.5 lies in the balls of 0 and 1, and 1.5 in those of 1 and 2; 1.5 is 8.5 away from 10. The ball of 50 holds 2 and 10.
+    assert found == {"precision": 2 / 3, "recall": 1.0, "density": 4 / 3, "coverage": 3 / 4}
+
+
+def test_kid_is_that_of_the_plain_formula():
+    x, y = RNG.standard_normal((6, 4)), RNG.standard_normal((6, 4)) + 1
+
+    def kernel(a, b):
+        return (a @ b / 4 + 1) ** 3
+
+    pairs = [(i, j) for i in range(6) for j in range(6) if i != j]
+    within = sum(kernel(x[i], x[j]) + kernel(y[i], y[j]) for i, j in pairs) / 30
+    across = np.mean([kernel(a, b) for a in x for b in y])
+    assert squared_mmd(x, y) == pytest.approx(within - 2 * across)
+
+
+def test_kid_is_unbiased_and_grows_with_the_distance():
+    real, same, other = (RNG.standard_normal((600, 8)) + shift for shift in (0, 0, 0.5))
+    mean, spread, size = kid(real, same, 1)
+    assert size == 300 and 0 < spread and abs(mean) < 3 * spread
+    assert kid(real, other, 1)[0] > 10 * spread
+    assert kid(real, same, 1) == (mean, spread, size)  # a function of the seed
+
+
+def test_frechet_distance_of_two_gaussians():
+    x = RNG.standard_normal((4000, 2))
+    assert frechet_distance(x, x + 3) == pytest.approx(18)
+    assert frechet_distance(x, 2 * x) == pytest.approx(np.trace(np.cov(x, rowvar=False)) + x.mean(0) @ x.mean(0))
+
+
+def test_quality_of_few_images_says_so_and_does_not_depend_on_the_size_of_numbers():
+    real, fake = RNG.standard_normal((40, 3)), RNG.standard_normal((40, 3)) + 0.3
+    assert "missing" in quality(real[:5], fake, 1) and "kid" not in quality(real, fake[:3], 1)
+    assert quality(real, fake, 1) == pytest.approx(quality(1000 * real, 1000 * fake, 1))
+
+
+def test_nearest_is_exact_and_leaves_the_row_itself_out(monkeypatch):
+    monkeypatch.setattr("Audit.neighbours.BLOCK", 8)
+    monkeypatch.setattr("Audit.neighbours.REFERENCE", 13)
+    x, y = RNG.standard_normal((20, 5)).astype("float32"), RNG.standard_normal((50, 5)).astype("float32")
+    every = np.sqrt(((x[:, None].astype(float) - y) ** 2).sum(axis=2))
+    distances, indices = nearest(x, y)
+    assert (indices == every.argmin(axis=1)).all() and np.allclose(distances, every.min(axis=1))
+    within = np.sqrt(((y[:, None].astype(float) - y) ** 2).sum(axis=2)) + np.diag(np.full(50, np.inf))
+    distances, indices = nearest(y, y, same=True)
+    assert (indices == within.argmin(axis=1)).all() and np.allclose(distances, within.min(axis=1))
+    assert np.allclose(np.sqrt(squared_radii(y, 2)), np.sort(within, axis=1)[:, 1])
+    assert nearest(y[:1], y)[0][0] == 0  # an exact copy is at 0, whatever float32 makes of it
+
+
+# Attacks
+
+
+def test_area_and_true_positives_by_hand():
+    assert area(np.array([3.0, 2, 1]), np.array([2.0, 0])) == pytest.approx((2 + 1.5 + 1) / 6)
+    others = np.arange(100.0)
+    assert true_positives(np.array([98.5, 99.5, 97.0, 50.0]), others) == 0.5  # one false alarm is allowed: 99
+    assert true_positives(np.array([98.0, 98.5, 99.5]), others[:99]) == 2 / 3  # of 99 others none
+
+
+def test_strength_of_scores_that_say_nothing_holds_a_half():
+    members, others = RNG.standard_normal(800), RNG.standard_normal(700)
+    found = strength(members, others)
+    low, high = found["auc_interval"]
+    assert low < 0.5 < high and high - low < 0.08 and found["tpr_interval"][0] < 0.02
+    assert strength(members + 3, others)["auc_interval"][0] > 0.97
+
+
+def test_confidence_is_the_logit_of_the_true_class():
+    found = confidence(np.array([[0.8, 0.1, 0.1], [1.0, 0.0, 0.0]], "float32"), np.array([0, 1]))
+    assert found[0] == pytest.approx(np.log(4), rel=1e-5) and np.isfinite(found).all() and found[1] < -60
+
+
+@pytest.mark.parametrize("shadows", [2, 16])
+def test_the_likelihood_ratio_finds_members_and_invents_none(shadows):
+    """Confidence of hard and easy images, a unit higher where a model has learnt from them: only that may count."""
+    images = 3000
+    hard = RNG.normal(0, 5, images)
+    inside = np.stack([half(images, shadow, 1) for shadow in range(shadows)])
+    assert (inside.sum(axis=0) == shadows / 2).all()
+    said = hard + inside + RNG.normal(0, 0.5, inside.shape)
+    members = RNG.random(images) < 0.5
+    target = hard + members + RNG.normal(0, 0.5, images)
+    scores = likelihood_ratio(target, said, inside)
+    assert area(scores[members], scores[~members]) > (0.9 if shadows > 2 else 0.6)
+    assert area(target[members], target[~members]) < 0.6  # without shadows the attack is blind
+    nobody = likelihood_ratio(hard + RNG.normal(0, 0.5, images), said, inside)
+    assert abs(area(nobody[members], nobody[~members]) - 0.5) < 0.04
+
+
+def test_the_combined_score_is_accuracy_at_chance():
+    assert combined(0.9, 0.5) == combined(0.9, 0.4) == 0.9 and combined(0.8, 1.0) == 0.2
+
+
+def test_denoising_loss_finds_what_a_model_was_overtrained_on(tiny_latent_model):
+    """The control: 50 images, seen again and again by a network that is large enough to remember them."""
+    from Audit.denoising import denoising_losses
+
+    diffusion, moments, labels = tiny_latent_model(50)
+    losses = [
+        denoising_losses(diffusion, moments[s], labels[s], np.arange(50) + s.start, 3)
+        for s in (slice(0, 50), slice(50, 100))
+    ]
+    found = strength(-losses[0], -losses[1])
+    assert found["auc_interval"][0] > 0.8
+    again = denoising_losses(diffusion, moments[:50], labels[:50], np.arange(50), 3)
+    assert np.array_equal(again, losses[0])
+
+
+@pytest.fixture
+def tiny_latent_model(float32_after):
+    """Function of a number of images: a `Diffusion` overtrained on as many, and moments and labels of twice as many."""
+
+    def build(count):
+        import keras
+        from keras import layers
+
+        from Models.adapter import Diffusion, WholeNetwork
+        from Models.backbones import Backbone
+        from Models.class_encoder import class_encoder
+        from Models.training import compile_model
+
+        keras.utils.set_random_seed(1)
+        latent, time, context = keras.Input((2, 2, 4)), keras.Input((320,)), keras.Input((2, 3))
+        x = layers.Concatenate()([layers.Flatten()(latent), time, layers.Flatten()(context)])
+        for _ in range(2):
+            x = layers.Dense(256, "relu")(x)
+        unet = keras.Model([latent, time, context], layers.Reshape((2, 2, 4))(layers.Dense(16)(x)))
+        backbone = Backbone("tiny", 4, 2, 1.0, (2, 3), 5, 8, {}, {})
+        diffusion = Diffusion(backbone, class_encoder(2, 5, (2, 3)), unet)
+        moments = np.zeros((2 * count, 2, 2, 8), "float32")
+        moments[..., :4], moments[..., 4:] = RNG.standard_normal((2 * count, 2, 2, 4)), -30
+        labels = np.arange(2 * count) % 2
+        model = compile_model(WholeNetwork(diffusion, "dif"), 4e-3, 300, "float32")
+        for _ in range(300):
+            rows = np.repeat(np.arange(count), 10)
+            noise = RNG.standard_normal((2, len(rows), 2, 2, 4), dtype="float32")
+            batch = {"moments": moments[rows], "latent_noise": noise[0], "noise": noise[1],
+                     "timestep": RNG.integers(1000, size=len(rows)).astype("int32"),
+                     "label": np.eye(2, dtype="float32")[labels[rows]]}  # fmt: skip
+            model.train_on_batch(batch, noise[1])
+        return diffusion, moments, labels
+
+    return build
+
+
+@pytest.mark.slow
+def test_likelihood_ratio_finds_what_a_classifier_was_overtrained_on(float32_after, tmp_path):
+    """The control for classifiers: 50 images with labels by chance, which can only be learnt by heart."""
+    from Audit.shadows import ShadowRecipe, confidence_of, shadow_confidences
+    from Data.loaders import Split, Splits
+    from Models.classifier import Classifier
+
+    spec = dataset_spec("digits")
+    images, labels = load_splits(spec, tmp_path).train
+    labels = RNG.integers(0, 10, 100).astype("int32")
+    train, test = (Split(images[s], labels[s]) for s in (slice(0, 50), slice(50, 100)))
+    splits = Splits(train, train, test)  # the epoch is chosen by what was learnt by heart
+    recipe = ShadowRecipe("resnet20_16", 40, 25, "adam", "none", 1, "x")
+    classifier = Classifier("resnet20_16", 8, 10)
+    classifier.fit(train, train, epochs=40, batch_size=25, seed=9, patience=(99, 99), verbose=0)
+    shadows, inside = shadow_confidences(recipe, 8, spec, splits, tmp_path)
+    said = np.concatenate([confidence_of(classifier, *split) for split in (train, test)])
+    scores = likelihood_ratio(said, shadows, inside)
+    assert strength(scores[:50], scores[50:])["auc_interval"][0] > 0.8
+
+
+def test_shadows_are_kept_added_to_and_never_mixed(tmp_path, quick_teacher):
+    from dataclasses import replace
+
+    from Audit.shadows import ShadowRecipe, shadow_confidences
+
+    data = make(tmp_path / "own.npz")
+    spec = dataset_spec(str(data))
+    splits, recipe = load_splits(spec, tmp_path), ShadowRecipe("resnet20_16", 1, 8, "adam", "none", 1, "x")
+    two, inside = shadow_confidences(recipe, 2, spec, splits, tmp_path / "shadows")
+    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "shadows").iterdir()}
+    assert len(written) == 2 and two.shape == (2, 72) and (inside[0] ^ inside[1]).all()
+    four, _ = shadow_confidences(recipe, 4, spec, splits, tmp_path / "shadows")
+    assert np.array_equal(four[:2], two) and not np.array_equal(four[2], four[0])
+    assert all(path.stat().st_mtime_ns == time for path, time in written.items())
+    with pytest.raises(UserError, match="of another recipe or other data .epochs 1"):
+        shadow_confidences(replace(recipe, epochs=2), 2, spec, splits, tmp_path / "shadows")
+
+
+# Images
+
+
+def tiny_data(path, sides=(40, 24, 32), classes=2, seed=0):
+    """An npz of two classes of noisy 8 px images."""
+    rng, arrays = np.random.default_rng(seed), {}
+    for split, count in zip(("train", "val", "test"), sides):
+        labels = np.arange(count) % classes
+        images = rng.integers(0, 120, (count, 8, 8, 3)).astype(np.uint8)
+        images[labels == 1, :4] += 100
+        arrays |= {f"{split}_images": images, f"{split}_labels": labels[:, None]}
+    np.savez(path, **arrays)
+    return arrays
+
+
+def write_images(folder, images, labels, names=("class_00", "class_01")):
+    for number, (image, label) in enumerate(zip(images, labels)):
+        (folder / names[label]).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(folder / names[label] / f"img_{number}.png")
+    return folder
+
+
+def audited(root, data, *flags):
+    argv = [
+        "--dataset",
+        str(data),
+        "--exp",
+        "e",
+        "--root",
+        str(root),
+        "--classifier",
+        "resnet20_16",
+        "--shadows",
+        "0",
+        *flags,
+    ]
+    return audit_dataset.audit(audit_dataset.parse_args(argv))
+
+
+@pytest.fixture
+def quick_teacher(monkeypatch):
+    """A teacher of a few weights and one epoch."""
+    from Models.classifiers import CLASSIFIERS
+
+    def build(resolution, num_classes):
+        from keras import Sequential, layers
+
+        shape = (resolution, resolution, 3)
+        return Sequential(
+            [layers.Input(shape), layers.Flatten(), layers.Dense(16), layers.Dense(num_classes, "softmax")]
+        )
+
+    monkeypatch.setattr("Experiment.presets.CLASSIFIER_EPOCHS", 1)
+    monkeypatch.setitem(CLASSIFIERS, "resnet20_16", build)
+
+
+def figure(found, *words):
+    """The one figure whose name holds all of the words."""
+    (value,) = [value for name, value in found.items() if all(word in name for word in words)]
+    return value
+
+
+def test_a_set_of_training_images_is_caught_by_every_number(tmp_path, quick_teacher):
+    data = tiny_data(tmp_path / "own.npz", (80, 60, 60))
+    copied = data["train_images"], data["train_labels"][:, 0]
+    fresh = tiny_data(tmp_path / "fresh.npz", (80, 60, 60), seed=7)
+    folders = {
+        "copies": write_images(tmp_path / "copies", *copied),
+        "fresh": write_images(tmp_path / "fresh", fresh["train_images"], fresh["train_labels"][:, 0]),
+    }
+    found = {}
+    for name, folder in folders.items():
+        page = audited(tmp_path, tmp_path / "own.npz", "--synthetic_dir", str(folder))
+        assert page == folder.with_name(f"{name}.audit.html")
+        found[name] = audit_figures(folder)
+    for name, count in (("copies", 80), ("fresh", 0)):
+        assert figure(found[name], "with the pixels of another one, the set and train") == count
+        assert figure(found[name], "near duplicates, the set and train") == count
+    share = "share nearer to training"
+    usual = figure(found["copies"], share, "real test images", "pixel components")
+    assert figure(found["copies"], share, "generated", "pixel components") > usual + 0.5
+    assert abs(figure(found["fresh"], share, "generated", "pixel components") - usual) < 0.15
+    for features in ("pixel components", "resnet20_16 features"):
+        where = "generated", features
+        assert figure(found["copies"], "precision", *where) == figure(found["copies"], "recall", *where) == 1
+        assert figure(found["copies"], "coverage", *where) == 1
+
+
+def test_near_duplicates_are_found_and_others_are_not(tmp_path):
+    spec, data = dataset_spec(str(make(tmp_path / "own.npz"))), np.load(tmp_path / "own.npz")
+    images = data["train_images"]
+    changed = images.astype(int) + RNG.integers(-3, 4, images.shape)  # rms 2 grey levels
+    changed = changed.clip(0, 255).astype(np.uint8)
+    extractors = {"pixels": PixelFeatures(images, 1)}
+    labels = data["train_labels"][:, 0].astype("int32")
+    reads = {
+        name: (lambda rows, x=x: (x[rows], {}))
+        for name, x in (("a", images), ("b", changed), ("c", data["test_images"]))
+    }
+    seen = {
+        name: see(tmp_path / f"{name}.npy", np.resize(labels, n), reads[name], extractors)
+        for name, n in (("a", 40), ("b", 40), ("c", 32))
+    }
+    read = {name: (lambda rows, f=f: f(rows)[0]) for name, f in reads.items()}
+    assert copies.near_between(seen["b"], read["b"], seen["a"], read["a"]) == 40
+    assert copies.near_between(seen["c"], read["c"], seen["a"], read["a"]) == 0
+    assert copies.exact_between(seen["b"], seen["a"]) == 0 and copies.exact_between(seen["a"], seen["a"]) == 40
+    assert copies.exact_within(seen["a"]) == 0 and copies.near_within(seen["a"], read["a"]) == 0
+    assert spec.num_classes == 2
+
+
+def make(path):
+    tiny_data(path)
+    return path
+
+
+def test_an_interrupted_look_goes_on_after_its_last_piece(tmp_path, monkeypatch):
+    monkeypatch.setattr("Audit.material.PIECE", 10)
+    images, asked = tiny_data(tmp_path / "own.npz")["train_images"], []
+    extractors = {"pixels": PixelFeatures(images, 1)}
+
+    def read(rows, fails=()):
+        if rows[0] in fails:
+            raise KeyboardInterrupt
+        asked.append(int(rows[0]))
+        return images[rows], {3: "lost"} if rows[0] == 10 else {}
+
+    labels = np.zeros(40, "int32")
+    whole = see(tmp_path / "whole.npy", labels, read, extractors)
+    with pytest.raises(KeyboardInterrupt):
+        see(tmp_path / "cut.npy", labels, lambda rows: read(rows, fails=(20,)), extractors)
+    asked.clear()
+    cut = see(tmp_path / "cut.npy", labels, read, extractors)
+    assert asked == [20, 30] and np.array_equal(cut.rows, whole.rows)
+    assert cut.good.tolist() == [i for i in range(40) if i != 13] and not list(tmp_path.glob("*begun*"))
+
+
+# The script
+
+
+def write_real_classifier(root, data):
+    """What classifier_training.py --synthetic False leaves, but for the training."""
+    from Models.classifier import Classifier
+    from Models.weights import save_weights
+
+    spec = dataset_spec(str(data))
+    known = data_identity(load_splits(spec, root, side=spec.resolution), spec)
+    folder = Experiment(root, "e", spec.name).classifier_dir("resnet20_16", "real")
+    save_weights(Classifier("resnet20_16", spec.resolution, spec.num_classes).model, folder / "best_model.weights.h5")
+    inputs = {"classes": known.pop("classes"), "data": known}
+    write_json(folder / "training.json", {"arguments": {"epochs": 1, "batch_size": 20}, "inputs": inputs})
+
+
+def test_the_command_line_makes_a_page_and_figures(tmp_path):
+    data = make(tmp_path / "own.npz")
+    folder = write_set(Experiment(tmp_path, "e", "own").synthetic_root / "60Enc3Dif4Is20Ugs1.5", str(data), 60, 8)
+    write_real_classifier(tmp_path, data)
+    flags = [
+        "--dataset",
+        str(data),
+        "--exp",
+        "e",
+        "--root",
+        str(tmp_path),
+        "--classifier",
+        "resnet20_16",
+        "--shadows",
+        "2",
+        "--fid",
+    ]
+    done = subprocess.run(
+        [sys.executable, str(REPOSITORY / "audit_dataset.py"), *flags], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(folder.with_name(f"{folder.name}.audit.json").read_text())
+    assert "there is no Class Encoder of that epoch" in found["not done"][0]
+    assert 0 <= figure(found, "likelihood ratio", "real images, AUC", "interval")[0] <= 1
+    assert figure(found, "FID, generated", "pixel") > 0
+    page = folder.with_name(f"{folder.name}.audit.html").read_text()
+    assert not re.search(r'<script|(src|href)="(?!data:)|url\(|@import', page)
+    assert "viewport" in page and "@media print" in page and "What could not be done" in page
+    assert page.count("<img ") == page.count("data:image/png") == 3
+    rows = list(csv.DictReader((folder.with_name(f"{folder.name}.audit") / "classes.csv").open()))
+    assert [row["class"] for row in rows] == ["0", "1"] * 2
+    assert audit_dataset.plan(audit_dataset.parse_args(flags)).done.startswith("finished already: ")
+    with pytest.raises(UserError, match="--seed 1234 .now 7."):
+        audit_dataset.plan(audit_dataset.parse_args([*flags, "--seed", "7"]))
+
+
+def test_folders_named_after_the_classes_and_unreadable_files(tmp_path, quick_teacher):
+    data = tiny_data(tmp_path / "own.npz")
+    folder = write_images(tmp_path / "theirs", data["val_images"], data["val_labels"][:, 0], ("0", "1"))
+    (folder / "0" / "img_2.png").write_text("no picture")
+    page = audited(tmp_path, tmp_path / "own.npz", "--synthetic_dir", str(folder)).read_text()
+    assert "1 images of the set: they cannot be read" in page and "which model made it is not known" in page
+    assert figure(audit_figures(folder), "with the pixels of another one, the set and val") == 23
+
+
+def test_three_images_a_class_leave_the_classes_out(tmp_path, quick_teacher):
+    data = tiny_data(tmp_path / "own.npz")
+    folder = write_images(tmp_path / "few", data["val_images"][:6], data["val_labels"][:6, 0])
+    page = audited(tmp_path, tmp_path / "own.npz", "--synthetic_dir", str(folder), "--fid").read_text()
+    assert "Quality of 2 of 2 classes by pixel components: too few images" in page
+    assert figure(audit_figures(folder), "coverage", "generated", "pixel components", "n 6") >= 0
+
+
+@pytest.mark.parametrize("names, message", [
+    (("class_00", "class_05"), "Missing or too many: class_01, class_05"), (("cat", "dog"), "must hold the folders class_00..class_01"),
+])  # fmt: skip
+def test_a_set_of_other_classes_is_refused(names, message, tmp_path):
+    data = tiny_data(tmp_path / "own.npz")
+    folder = write_images(tmp_path / "other", data["val_images"], data["val_labels"][:, 0], names)
+    with pytest.raises(UserError, match=message):
+        audited(tmp_path, tmp_path / "own.npz", "--synthetic_dir", str(folder))
+
+
+def test_half_of_a_set_is_refused(tmp_path):
+    data = make(tmp_path / "own.npz")
+    folder = write_set(tmp_path / "half", str(data), 20, 8)
+    (folder / "class_00" / "img_3.png").unlink()
+    with pytest.raises(UserError, match="counts .10, 10. images a class, but there are .9, 10."):
+        audited(tmp_path, data, "--synthetic_dir", str(folder))
+    assert (
+        len(class_names(dataset_spec(str(data))))
+        == AuditedSet(write_set(tmp_path / "whole", str(data), 20, 8), dataset_spec(str(data))).labels.max() + 1
+    )
+
+
+def test_data_without_validation_images_are_refused_in_one_line(tmp_path):
+    arrays = tiny_data(tmp_path / "own.npz")
+    folder = write_images(tmp_path / "set", arrays["val_images"], arrays["val_labels"][:, 0])
+    np.savez(tmp_path / "own.npz", **{name: value for name, value in arrays.items() if not name.startswith("val")})
+    with pytest.raises(UserError, match="Missing: val_images"):
+        audited(tmp_path, tmp_path / "own.npz", "--synthetic_dir", str(folder))
