@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.installed
 
-.PHONY: setup demo test test-slow style format bench chaos fuzz parity parity-diffusers readers lock clean
+.PHONY: setup demo test test-slow style format bench levers chaos fuzz parity parity-diffusers readers lock clean
 
 setup: $(READY)
 
@@ -17,6 +17,7 @@ $(READY): requirements.txt
 
 SEED ?= 1234
 DEMO_ROOT ?= demo
+LEVERS_ROOT ?= levers
 demo: setup
 	$(RUN) pipeline.py --dataset digits --exp demo --backbone mini --sizes 1 4 --seed $(SEED) --root $(DEMO_ROOT)
 
@@ -39,6 +40,10 @@ test-slow: setup
 # Speed and memory against the published way, and against diffusers in an environment of its own (.venv-peer).
 bench: setup
 	$(RUN) -m bench
+
+# What each lever does to CAS, with mini on digits and RetinaMNIST: hours; goes on where it was stopped.
+levers: setup
+	$(RUN) -m bench.levers --work $(LEVERS_ROOT)
 
 # Kills every stage 15 times at random moments and compares what comes out.
 chaos: setup

@@ -17,10 +17,6 @@ OFF = {
 # compared. `deterministic` is on record in any case.
 HOW = {"xla": "auto", "devices": 1}
 
-# The levers of `--recipe best` by script: what the study found to help (Scoring/levers.md). What a search chooses, the solver
-# above all, is given to the search; generation takes it from there.
-BEST = {"hyp_opt": {"solver": "dpmpp"}, "generate_dataset": {"solver": "dpmpp"}}
-
 
 def levers_on(values):
     """{lever: value} of the levers among named values that are on."""

@@ -1,7 +1,6 @@
-"""The study of the levers: what each does to CAS by itself, and all that help together, against the paper's recipe.
+"""The study of the levers: what each does to CAS by itself, against the paper's recipe.
 
-    python -m bench.levers --work FOLDER [--datasets digits retinamnist] [--seeds 1234] [--jobs 1]
-    python -m bench.levers --work FOLDER --variants plain best plain_4x best_4x --seeds 1234 1 2
+    python -m bench.levers --work FOLDER [--datasets digits retinamnist] [--seeds 1234 1 2] [--variants plain dpmpp_8] [--jobs 1]
 
 A variant is the plain recipe with other flags of some scripts. For each dataset and seed, `mini` is adapted, a set is
 generated, and classifiers of several seeds learn from it: by the scripts' own command lines, so each resumes by itself.
@@ -30,7 +29,6 @@ import generate_dataset
 import pipeline
 from Experiment.files import read_json, write_json
 from Experiment.intervals import accuracy_interval, difference_interval, verdict
-from Experiment.levers import BEST
 from Experiment.paths import REPOSITORY, Experiment, repeat_folder
 from Experiment.predictions import hits_of
 from Search.pareto import passes
@@ -38,9 +36,8 @@ from Search.settings import Settings
 from Stages.recipes import recipe
 from Stages.stages import as_flags
 
-RESULTS, TABLE = Path(__file__).resolve().parent / "levers.json", REPOSITORY / "Scoring" / "levers.md"
-SIDE = 32  # px, at which classifiers see larger images: mini makes no larger ones
-PLAIN, BEST_STEPS = {"inf_steps": 13, "ugs": 1.5}, 8
+RESULTS = Path(__file__).resolve().parent / "levers.json"
+PLAIN = {"inf_steps": 13, "ugs": 1.5}
 
 
 @dataclass(frozen=True)
@@ -56,15 +53,6 @@ class Variant:
     learned: str = ""
     size: int = 1
     real: bool = False
-
-
-def best(**more):
-    """The variant of `--recipe best`, in fewer steps, which its solver allows."""
-    flags = {script: shlex.join(as_flags(levers)) for script, levers in BEST.items()}
-    adapted, made, learned = (
-        flags.get(name, "") for name in ("SD_adapting", "generate_dataset", "classifier_training")
-    )
-    return Variant(adapted, adapted, f"--inf_steps {BEST_STEPS} {made}", learned, **more)
 
 
 VARIANTS = {
@@ -88,8 +76,6 @@ VARIANTS = {
     "soft_4x": Variant(learned="--labels soft", size=4),
     "filter_soft": Variant(made="--filter --filter_classifier resnet20_16", learned="--labels soft"),
     "real_share": Variant(learned="--real_share 0.5"),
-    "best": best(),
-    "best_4x": best(size=4),
 }
 
 
@@ -289,8 +275,8 @@ def parse_args():
     add("--results", type=Path, default=RESULTS, help="the rows (bench/levers.json)")
     add("--datasets", nargs="+", default=["digits", "retinamnist"], help="names or paths (digits retinamnist)")
     add("--data_dir", type=Path, help="folder of official files")
-    add("--variants", nargs="+", default=[name for name in VARIANTS if not name.startswith("best")], choices=VARIANTS,
-        metavar="NAME", help=f"of {', '.join(VARIANTS)} (all but best)")  # fmt: skip
+    add("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS,
+        metavar="NAME", help=f"of {', '.join(VARIANTS)} (all)")  # fmt: skip
     add("--seeds", nargs="+", type=int, default=[1234], help="(1234)")
     add("--repeats", type=int, default=3, help="classifiers of each variant (3)")
     add("--precision", help="of the diffusion model (auto)")
