@@ -241,7 +241,6 @@ def test_logging_to_terminal_and_file(tmp_path, capsys, monkeypatch):
 
 @pytest.mark.parametrize("fails", [False, True])
 def test_notes_of_the_start_up_are_shown_only_if_it_fails(tmp_path, capfd, monkeypatch, caplog, fails):
-    monkeypatch.setattr(startup.log, "propagate", True)
     caplog.set_level("DEBUG", "experiment")
     end = "raise ImportError('broken')" if fails else "class backend: backend = staticmethod(lambda: 'jax')"
     (tmp_path / "keras.py").write_text(f"import os\nos.write(2, b'a note of C++')\n{end}\n")
