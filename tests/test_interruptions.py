@@ -16,13 +16,34 @@ from Data.loaders import load_splits
 from Data.registry import DATASETS
 from tests.test_scripts import MINI, REPOSITORY, succeed, tree
 
+FEW = (("train", 60), ("val", 60), ("test", 100))  # images of the digits: enough for what is tested here
+
+
+def write_few_digits(path, noise=False):
+    """The first digits of each split as an .npz; the test images may be noise."""
+    splits, arrays = load_splits(DATASETS["digits"], path.parent), {}
+    for split, few in FEW:
+        part = getattr(splits, split)
+        arrays |= {f"{split}_images": part.images[:few], f"{split}_labels": part.labels[:few, None]}
+    if noise:
+        arrays["test_images"] = np.random.default_rng(0).integers(0, 256, arrays["test_images"].shape, "uint8")
+    np.savez(path, **arrays)
+
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory):
+def few(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "few.npz"
+    write_few_digits(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory, few):
     """A root in which a Class Encoder has been trained, very briefly."""
     root = tmp_path_factory.mktemp("root")
-    common = ("--dataset", "digits", "--exp", "smoke", "--root", root)
-    succeed("SD_adapting.py", *common, *MINI, "--epochs", 2, "--batch_size", 128)
+    succeed(
+        "SD_adapting.py", "--dataset", few, "--exp", "smoke", "--root", root, *MINI, "--epochs", 2, "--batch_size", 32
+    )
     return root
 
 
@@ -30,18 +51,11 @@ def test_search_never_reads_the_test_images(tmp_path):
     """With noise in their place the whole search is the same, trial by trial; only the final measurement differs."""
     import optuna
 
-    splits = load_splits(DATASETS["digits"], tmp_path)
     found = []
     for name in ("images", "noise"):
         root = tmp_path / name
         root.mkdir()
-        arrays = {}
-        for split, few in (("train", 60), ("val", 60), ("test", 100)):
-            part = getattr(splits, split)
-            arrays |= {f"{split}_images": part.images[:few], f"{split}_labels": part.labels[:few, None]}
-        if name == "noise":
-            arrays["test_images"] = np.random.default_rng(0).integers(0, 256, arrays["test_images"].shape, "uint8")
-        np.savez(root / "few.npz", **arrays)
+        write_few_digits(root / "few.npz", noise=name == "noise")
         common = ("--dataset", root / "few.npz", "--root", root, "--exp", "x", *MINI, "--precision", "float32")
         if name == "images":
             succeed("SD_adapting.py", *common, "--epochs", 1, "--batch_size", 32)
@@ -77,9 +91,9 @@ def test_shards_make_the_dataset_that_one_process_makes(tmp_path):
     assert whole[Path("manifest.json")] == union[Path("manifest.json")]
 
 
-def test_interrupted_training_ends_with_the_same_weights(tmp_path):
-    flags = ("--dataset", "digits", "--exp", "x", *MINI, "--epochs", 4, "--batch_size", 256, "--precision", "float32")
-    folders = {name: tmp_path / name / "Checkpoints/DDPM/Exp_x/digits/MyEmbedding" for name in ("whole", "broken")}
+def test_interrupted_training_ends_with_the_same_weights(tmp_path, few):
+    flags = ("--dataset", few, "--exp", "x", *MINI, "--epochs", 4, "--batch_size", 16, "--precision", "float32")
+    folders = {name: tmp_path / name / "Checkpoints/DDPM/Exp_x/few/MyEmbedding" for name in ("whole", "broken")}
     succeed("SD_adapting.py", *flags, "--root", tmp_path / "whole")
     command = [sys.executable, str(REPOSITORY / "SD_adapting.py"), *map(str, flags), "--root", str(tmp_path / "broken")]
     shutil.copytree(tmp_path / "whole/Data/Latents", tmp_path / "broken/Data/Latents")  # a first try had got so far
@@ -97,18 +111,24 @@ def test_interrupted_training_ends_with_the_same_weights(tmp_path):
     assert not list((tmp_path / "broken").rglob(".partial*"))
 
 
-ADAPT_ONCE = ("SD_adapting.py", "--dataset", "digits", "--exp", "x", *MINI, "--epochs", "1", "--batch_size", "256")
+ADAPT_ONCE = ("SD_adapting.py", "--dataset", "FEW", "--exp", "x", *MINI, "--epochs", "1", "--batch_size", "32")
 GENERATE_FEW = ("generate_dataset.py", "--dataset", "digits", "--exp", "x", *MINI, "--img_total", "12", "--enc_epoch", "0",
                 "--dif_epoch", "0", "--inf_steps", "2", "--ugs", "1", "--image_size", "128")  # fmt: skip
+
+
+def with_data(command, few):
+    """A command on the dataset that stands in it, FEW for the few digits."""
+    return tuple(few if flag == "FEW" else flag for flag in command)
 
 
 @pytest.mark.parametrize(
     "command, room, cached", [(ADAPT_ONCE, 20_000, False), (ADAPT_ONCE, 100_000, True), (GENERATE_FEW, 6_000, False)]
 )
-def test_a_full_disk_is_one_line_and_damages_nothing(root, tmp_path, command, room, cached):
+def test_a_full_disk_is_one_line_and_damages_nothing(root, few, tmp_path, command, room, cached):
     """No file may grow beyond `room` bytes (of latents, of weights, of an image); with more the same command finishes."""
     import resource
 
+    command = with_data(command, few)
     if cached:
         shutil.copytree(root / "Data/Latents", tmp_path / "Data/Latents")
     limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (room, resource.RLIM_INFINITY))  # noqa: E731
@@ -126,20 +146,20 @@ def test_a_full_disk_is_one_line_and_damages_nothing(root, tmp_path, command, ro
 # Stages that take long, and the file that shows that some of their work is saved.
 LONG = {
     "generate": ((*GENERATE_FEW, "--img_total", "5000", "--batch_size", "20"), "img_*.png"),
-    "adapt": (("SD_adapting.py", "--dataset", "digits", "--exp", "smoke", *MINI, "--epochs", "90", "--batch_size", "256"), "state.npz"),
+    "adapt": (("SD_adapting.py", "--dataset", "FEW", "--exp", "smoke", *MINI, "--epochs", "90", "--batch_size", "32"), "state.npz"),
     "classify": (("classifier_training.py", "--dataset", "digits", "--exp", "smoke", "--synthetic", "False", "--epochs", "90",
                   "--classifier", "resnet20_16"), "state.npz"),
-    "search": (("hyp_opt.py", "--dataset", "digits", "--exp", "long", *MINI, "--n_trials", "90", "--num_imgs", "20", "--is_max", "6",
+    "search": (("hyp_opt.py", "--dataset", "FEW", "--exp", "long", *MINI, "--n_trials", "90", "--num_imgs", "20", "--is_max", "6",
                 "--epochs", "2", "--classifier", "resnet20_16", "--gen_batch_size", "20"), "study.db"),
 }  # fmt: skip
 
 
-def working(stage, root, epochs=None):
+def working(stage, root, few, epochs=None):
     """A process of a stage that has saved some of its work; `epochs` are those that a search looks at."""
-    command, sign = LONG[stage]
+    (script, *flags), sign = LONG[stage]
     if epochs:
-        shutil.copytree(epochs, root / "Checkpoints/DDPM/Exp_long/digits/MyEmbedding")
-    process = subprocess.Popen([sys.executable, str(REPOSITORY / command[0]), *command[1:], "--root", str(root)],
+        shutil.copytree(epochs, root / "Checkpoints/DDPM/Exp_long/few/MyEmbedding")
+    process = subprocess.Popen([sys.executable, REPOSITORY / script, *with_data(flags, few), "--root", root],
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # fmt: skip
     while not list(root.rglob(sign)) or stage == "search" and "trial   0" not in process.stdout.readline():
         assert process.poll() is None
@@ -147,16 +167,16 @@ def working(stage, root, epochs=None):
     return process
 
 
-def test_a_folder_that_is_deleted_in_mid_run_is_one_line(tmp_path):
-    process = working("generate", tmp_path)
+def test_a_folder_that_is_deleted_in_mid_run_is_one_line(tmp_path, few):
+    process = working("generate", tmp_path, few)
     shutil.rmtree(tmp_path / "Data", ignore_errors=True)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 2 and "generate_dataset.py: error: " in errors and "Traceback" not in errors
 
 
 @pytest.mark.parametrize("stop, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_stopped_run_says_what_is_saved(tmp_path, stop, code):
-    process = working("generate", tmp_path)
+def test_a_stopped_run_says_what_is_saved(tmp_path, few, stop, code):
+    process = working("generate", tmp_path, few)
     process.send_signal(stop)
     _, errors = process.communicate(timeout=60)
     there = len(list(tmp_path.rglob("img_*.png")))
@@ -172,8 +192,8 @@ def test_a_stopped_run_says_what_is_saved(tmp_path, stop, code):
     "stage, stop, code",
     [("adapt", signal.SIGINT, 130), ("classify", signal.SIGTERM, 143), ("search", signal.SIGINT, 130)],
 )
-def test_every_stage_says_what_is_saved_when_it_is_stopped(root, tmp_path, stage, stop, code):
-    process = working(stage, tmp_path, root / "Checkpoints/DDPM/Exp_smoke/digits/MyEmbedding")
+def test_every_stage_says_what_is_saved_when_it_is_stopped(root, few, tmp_path, stage, stop, code):
+    process = working(stage, tmp_path, few, root / "Checkpoints/DDPM/Exp_smoke/few/MyEmbedding")
     process.send_signal(stop)
     _, errors = process.communicate(timeout=60)
     saved = r"[1-9]\d* of 90 (epochs are saved|trials are finished)"
@@ -185,8 +205,8 @@ def test_every_stage_says_what_is_saved_when_it_is_stopped(root, tmp_path, stage
 
 
 @pytest.mark.parametrize("stage", ["adapt", "classify"])
-def test_a_stage_whose_folder_is_deleted_ends_in_one_line(root, tmp_path, stage):
-    process = working(stage, tmp_path, root / "Checkpoints/DDPM/Exp_smoke/digits/MyEmbedding")
+def test_a_stage_whose_folder_is_deleted_ends_in_one_line(tmp_path, few, stage):
+    process = working(stage, tmp_path, few)
     shutil.rmtree(tmp_path / "Checkpoints", ignore_errors=True)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 2 and f"{LONG[stage][0][0]}: error: " in errors and "Traceback" not in errors
