@@ -14,7 +14,7 @@ from cli.best import epoch_or_best, take_best_epochs
 from cli.flags import add_model_flags, add_training_flags, check_batch_size, finish_args, new_parser
 from cli.lora import add_lora_flags, base_hashes, check_lora_flags, wanted_updates
 from cli.process import run, writing_in
-from Data.latents import cached_moments
+from Data.latents import dataset_moments
 from Data.loaders import class_names, data_identity, load_splits
 from Data.registry import dataset_spec
 from Experiment.disk import check_room, gigabytes
@@ -93,21 +93,6 @@ def plan(args):
     return known
 
 
-def dataset_moments(args, known, backbone):
-    """VAE moments float32 (N, h, w, 8) of the training images, computed once and cached."""
-    from Models.adapter import encode_moments
-    from Models.runtime import precision
-
-    def encode(images):
-        with precision("float32"):
-            image_encoder = backbone.image_encoder(args.weights_dir)
-        return encode_moments(image_encoder, images, backbone.image_size)
-
-    name = f"{known.spec.name}_{backbone.name}_{backbone.image_size}"
-    weights = backbone.weights_hash("image_encoder", args.weights_dir)
-    return cached_moments(known.experiment.latents_dir, name, known.train.images, weights, encode)
-
-
 def adapt(args, known=None):
     """Steps 1 and 3 of the paper: one network of the diffusion model learns to denoise the dataset's latents.
 
@@ -118,7 +103,7 @@ def adapt(args, known=None):
     Returns:
         The folder of the epochs.
     """
-    from Models.adapter import load_diffusion
+    from Models.adapter import load_diffusion, moments_encoder
     from Models.devices import sharing, start_devices
     from Models.fit_state import FitState
     from Models.runtime import precision
@@ -139,13 +124,13 @@ def adapt(args, known=None):
             diffusion = load_diffusion(backbone, len(classes), args.weights_dir, **epochs)
         title = f"{known.spec.name}, {args.train_model} epoch {{}}"
         write_sheet = sheet_writer(diffusion, classes, args.seed, folder, title)
-    moments = dataset_moments(args, known, backbone)  # float32 (N, h, w, 8)
+    encode = moments_encoder(backbone, args.weights_dir)
+    moments = dataset_moments(known.experiment, backbone, args.weights_dir, known.train.images, encode)  # (N, h, w, 8)
     with sharing(args.devices):
         adapted, model, fit_levers, recorded = set_up(args, known, diffusion, used)
     write_sheet = adapted.drawn(write_sheet) if args.ema else write_sheet
     steps = -(-len(known.train.labels) // args.batch_size)
-    variables = [*adapted.variables, *model.optimizer.variables]
-    state = FitState(folder / "state.npz", known.identity, variables)
+    state = FitState(folder / "state.npz", known.identity, [*adapted.variables, *model.optimizer.variables])
     done, history, _ = (0, {}, []) if args.restart else state.load()
     needed = bytes_needed(adapted, args.epochs, args.freq, args.keep)
     check_room(folder, needed, "this run")

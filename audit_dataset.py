@@ -55,10 +55,6 @@ def parse_args(argv=None):
         parser.error(
             "argument --shadows: must be 0, or 2 or more: an image must be inside of one and outside of another"
         )
-    if args.synthetic_dir:
-        args.synthetic_dir = args.synthetic_dir.expanduser().resolve()
-        if not args.synthetic_dir.is_dir():
-            parser.error(f"argument --synthetic_dir: there is no folder {args.synthetic_dir}")
     return args
 
 

@@ -45,12 +45,8 @@ def parse_args(argv=None):
     add("--restart", action="store_true", help="train again what an earlier run has finished")
     args = finish_args(parser, argv)
     check_score_flags(parser, args)
-    if args.synthetic_dir:
-        args.synthetic_dir = args.synthetic_dir.expanduser().resolve()
-        if not args.synthetic:
-            parser.error("argument --synthetic_dir: not allowed with --synthetic False")
-        if not args.synthetic_dir.is_dir():
-            parser.error(f"argument --synthetic_dir: there is no folder {args.synthetic_dir}")
+    if args.synthetic_dir and not args.synthetic:
+        parser.error("argument --synthetic_dir: not allowed with --synthetic False")
     return args
 
 

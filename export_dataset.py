@@ -45,10 +45,6 @@ def parse_args(argv=None):
     add("--license", metavar="ID", help="licence of your own data as Hugging Face calls it, such as cc-by-4.0")
     args = finish_args(parser, argv)
     args.to = args.to.expanduser().resolve()
-    if args.synthetic_dir:
-        args.synthetic_dir = args.synthetic_dir.expanduser().resolve()
-        if not args.synthetic_dir.is_dir():
-            parser.error(f"argument --synthetic_dir: there is no folder {args.synthetic_dir}")
     if args.with_real and args.format != "npz":
         parser.error("argument --with_real: only with --format npz")
     if args.license and not re.fullmatch(r"[a-z0-9][a-z0-9.+-]{0,60}", args.license):

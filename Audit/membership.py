@@ -9,11 +9,11 @@ import numpy as np
 from Audit.attacks import likelihood_ratio, strength
 from Audit.denoising import denoising_losses
 from Audit.shadows import ShadowRecipe, confidence_of, shadow_confidences
-from Data.latents import cached_moments
+from Data.latents import dataset_moments
 from Experiment.errors import UserError
 from Experiment.files import atomic_path, plain_arrays, read_json
 from Experiment.randomness import random_stream
-from Models.adapter import encode_moments, load_diffusion
+from Models.adapter import load_diffusion, moments_encoder
 from Models.backbones import BACKBONES
 from Models.classifier import Classifier
 from Models.runtime import precision
@@ -65,20 +65,12 @@ def ask_model(args, known, found):
 
 def chosen_moments(args, known, backbone):
     """Moments float32 (n, h, w, 8) and labels int (n,) of training and validation images, drawn by seed: two dicts."""
-
-    def encode(images):
-        with precision("float32"):
-            image_encoder = backbone.image_encoder(args.weights_dir)
-        return encode_moments(image_encoder, images, backbone.image_size)
-
-    moments, labels = {}, {}
-    name = f"{known.spec.name}_{backbone.name}_{backbone.image_size}"
-    weights = backbone.weights_hash("image_encoder", args.weights_dir)
+    encode, moments, labels = moments_encoder(backbone, args.weights_dir), {}, {}
     for i, split in enumerate(("train", "val")):
         images, of_split = getattr(known.native, split)
         stream = random_stream(args.seed, "audit_subset", LOSSES_ADDRESS, i)
         rows = np.sort(stream.permutation(len(of_split))[: args.losses])
-        whole = cached_moments(known.experiment.latents_dir, name, images, weights, encode)
+        whole = dataset_moments(known.experiment, backbone, args.weights_dir, images, encode)
         moments[split], labels[split] = np.asarray(whole[rows]), of_split[rows]
     return moments, labels
 

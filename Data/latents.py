@@ -43,3 +43,18 @@ def cached_moments(folder, name, images, weights_hash, encode):
     except (ValueError, TypeError, OSError, EOFError, SyntaxError, OverflowError, tokenize.TokenError) as error:
         raise UserError(f"{path} is damaged ({error}): delete it, and it is made again.") from None
     return moments
+
+
+def dataset_moments(experiment, backbone, weights_dir, images, encode):
+    """`cached_moments` of a dataset's images for a backbone.
+
+    Args:
+        experiment: The `Experiment`: its cache, and the name of the dataset.
+        backbone: A `Backbone`.
+        weights_dir: Folder of its pretrained files, if not the usual one.
+        images, encode: As in `cached_moments`.
+    """
+    name = f"{experiment.dataset}_{backbone.name}_{backbone.image_size}"
+    return cached_moments(
+        experiment.latents_dir, name, images, backbone.weights_hash("image_encoder", weights_dir), encode
+    )

@@ -15,7 +15,7 @@ from Models.diffusion import PREDICTION_TYPES, add_noise, alpha_bar_at, sample_l
 from Models.guidance import Guide
 from Models.lora import LowRank, UNetEpochs
 from Models.noise_schedule import STABLE_DIFFUSION
-from Models.runtime import traced_once
+from Models.runtime import precision, traced_once
 from Models.sampler import Sampler
 from Models.solvers import SOLVERS
 from Models.weight_cards import write_card
@@ -298,3 +298,14 @@ def encode_moments(image_encoder, images, side, batch_size=64):
         padded = batch[np.resize(np.arange(len(batch)), batch_size)].astype("float32")
         resized = ops.image.resize(padded, (side, side), "bilinear", antialias=side < padded.shape[1])
         yield np.asarray(image_encoder.predict_on_batch(resized / 127.5 - 1.0))[: len(batch)].astype("float32")
+
+
+def moments_encoder(backbone, weights_dir=None):
+    """What `Data.latents.dataset_moments` encodes images with: the backbone's encoder, in float32, built when it is needed."""
+
+    def encode(images):
+        with precision("float32"):
+            image_encoder = backbone.image_encoder(weights_dir)
+        return encode_moments(image_encoder, images, backbone.image_size)
+
+    return encode

@@ -258,4 +258,8 @@ def finish_args(parser, argv=None):
         args.dataset = str(Path(args.dataset).expanduser().resolve())
     if hasattr(args, "weights_dir"):
         check_weights_flag(parser, args)
+    if getattr(args, "synthetic_dir", None):
+        args.synthetic_dir = args.synthetic_dir.expanduser().resolve()
+        if not args.synthetic_dir.is_dir():
+            parser.error(f"argument --synthetic_dir: there is no folder {args.synthetic_dir}")
     return args
