@@ -20,6 +20,11 @@ def cpu_info():
     return CPUINFO.read_text(errors="replace") if CPUINFO.exists() else ""
 
 
+def computes_bfloat16():
+    """Whether the processor has instructions for products of bfloat16 matrices: AVX512-BF16 or AMX."""
+    return any(flag in cpu_info() for flag in ("avx512_bf16", "amx_bf16"))
+
+
 @cache
 def processor():
     """{"name", "cores", "memory_gb"} of the processor."""

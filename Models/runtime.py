@@ -4,7 +4,7 @@ import contextlib
 
 import keras
 
-from Experiment.machine import cpu_info
+from Experiment.machine import computes_bfloat16
 
 XLA = {"use": "auto"}  # what the user has chosen, see `use_hardware`
 
@@ -29,7 +29,7 @@ def has_bfloat16():
 
         gpu = tf.config.list_physical_devices("GPU")[0]
         return tf.config.experimental.get_device_details(gpu).get("compute_capability", (0, 0)) >= (8, 0)
-    return any(flag in cpu_info() for flag in ("avx512_bf16", "amx_bf16"))
+    return computes_bfloat16()
 
 
 def use_hardware(xla="auto", tf32=False):
