@@ -1,6 +1,6 @@
 """Scripts that are stopped, divided or starved, through their real command lines, on the mini backbone and the digits."""
 
-import json
+import csv
 import re
 import shutil
 import signal
@@ -47,31 +47,17 @@ def root(tmp_path_factory, few):
     return root
 
 
-def test_search_never_reads_the_test_images(tmp_path):
-    """With noise in their place the whole search is the same, trial by trial; only the final measurement differs."""
-    import optuna
-
-    found = []
-    for name in ("images", "noise"):
-        root = tmp_path / name
-        root.mkdir()
-        write_few_digits(root / "few.npz", noise=name == "noise")
-        common = ("--dataset", root / "few.npz", "--root", root, "--exp", "x", *MINI, "--precision", "float32")
-        if name == "images":
-            succeed("SD_adapting.py", *common, "--epochs", 1, "--batch_size", 32)
-        else:
-            shutil.copytree(tmp_path / "images/Checkpoints", root / "Checkpoints")
-        succeed("hyp_opt.py", *common, "--n_trials", 3, "--num_imgs", 40, "--is_max", 6, "--epochs", 8, "--batch_size", 16,
-                "--classifier", "resnet20_16", "--test_imgs", 10, "--gen_batch_size", 20)  # fmt: skip
-        study = optuna.load_study(
-            study_name="few_expx_study_enc", storage=f"sqlite:///{root}/optimization_plots/x/few/study.db"
-        )
-        best = json.loads((root / "optimization_plots/x/few/enc/best.json").read_text())
-        found.append(
-            ([(t.params, t.value, t.state, t.intermediate_values) for t in study.trials], best["is"], best["ugs"])
-        )
-        assert len(study.trials) == 3
-    assert found[0] == found[1]
+def test_gradient_checkpoints_and_spared_memory_give_the_same_loss(root, few, tmp_path):
+    flags = ("--dataset", few, "--exp", "smoke", *MINI, "--train_model", "dif", "--enc_epoch", 2, "--epochs", 1)
+    losses = []
+    for how in ((), ("--gradient_checkpointing",)):
+        place = tmp_path / f"with{how}"
+        for folder in ("Checkpoints", "Data/Latents"):
+            shutil.copytree(root / folder, place / folder)
+        succeed("SD_adapting.py", *flags, *how, "--root", place)
+        with (place / "Checkpoints/DDPM/Exp_smoke/few/DiffusionFt/history.csv").open() as file:
+            losses.append(float(next(csv.DictReader(file))["loss"]))
+    assert losses[1] == pytest.approx(losses[0], rel=1e-2)
 
 
 def test_shards_make_the_dataset_that_one_process_makes(tmp_path):

@@ -3,7 +3,6 @@
 import csv
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -72,20 +71,6 @@ def test_adapting_writes_weights_history_and_samples(root):
     assert record["arguments"]["seed"] == 1234 and record["versions"]["keras"]
 
 
-def test_gradient_checkpoints_and_spared_memory_give_the_same_loss(root, tmp_path):
-    encoder = root / "Checkpoints/DDPM/Exp_smoke/digits/MyEmbedding"
-    shutil.copytree(encoder, tmp_path / "Checkpoints/DDPM/Exp_smoke/digits/MyEmbedding")
-    succeed("SD_adapting.py", "--dataset", "digits", "--exp", "smoke", "--root", tmp_path, *MINI, "--train_model", "dif",
-            "--enc_epoch", 2, "--epochs", 1, "--gradient_checkpointing")  # fmt: skip
-    plain, spared = (
-        float(
-            next(csv.DictReader((folder / "Checkpoints/DDPM/Exp_smoke/digits/DiffusionFt/history.csv").open()))["loss"]
-        )
-        for folder in (root, tmp_path)
-    )
-    assert spared == pytest.approx(plain, rel=1e-2)
-
-
 @pytest.mark.parametrize("flags, changed, folder", [
     (("SD_adapting.py", *MINI, "--epochs", 2, "--batch_size", 128), ("--lr", 0.5), "DDPM/Exp_smoke/digits/MyEmbedding"),
     (("classifier_training.py", "--synthetic", False, "--epochs", 2, "--classifier", "resnet20_16"), ("--batch_size", 77),
@@ -127,58 +112,6 @@ def test_search_writes_best_settings_results_and_ten_plots(root):
     assert set(results) == {"After Transfer Learning", "After Fine-Tuning"}
     for stage in results.values():
         assert set(stage) == {"no_opt", "opt"} and all(0 <= v["top_1"] <= v["top_5"] <= 1 for v in stage.values())
-
-
-def test_search_continues_to_a_larger_budget_and_adds_nothing_when_complete(root):
-    import optuna
-
-    flags = ("--dataset", "digits", "--exp", "smoke", "--root", root, *MINI, "--num_imgs", 33, "--is_max", 6,
-             "--epochs", 6, "--gen_batch_size", 33, "--classifier", "resnet20_16", "--n_trials")  # fmt: skip
-    study = {
-        "study_name": "digits_expsmoke_study_enc",
-        "storage": f"sqlite:///{root}/optimization_plots/smoke/digits/study.db",
-    }
-    for trials in (4, 4):
-        succeed("hyp_opt.py", *flags, trials)
-        assert len(optuna.load_study(**study).trials) == 4
-    other = run("hyp_opt.py", *flags[:-1], "--n_trials", 5, "--ugs_max", 3)
-    assert other.returncode == 2 and "--ugs_max 7.5 (now 3.0)" in other.stderr
-    reported = succeed("hyp_opt.py", *flags, 9, "--no-optimize").stdout
-    assert "best of 4 trials" in reported and "(mean of 2 runs)" in reported.splitlines()[-1]
-    assert (
-        "throwing away the study digits_expsmoke_study_enc with 4 trials"
-        in succeed("hyp_opt.py", *flags, 1, "--restart").stdout
-    )
-    assert len(optuna.load_study(**study).trials) == 1
-
-
-def test_a_search_follows_its_weights_and_removes_the_epochs_that_it_has_not_chosen(root, tmp_path):
-    adapted = tmp_path / "Checkpoints/DDPM/Exp_smoke/digits"
-    shutil.copytree(root / "Checkpoints/DDPM/Exp_smoke/digits/MyEmbedding", adapted / "MyEmbedding")
-    flags = ("--dataset", "digits", "--exp", "smoke", *MINI, "--root", tmp_path, "--n_trials", 2, "--num_imgs", 20,
-             "--is_max", 6, "--epochs", 2, "--classifier", "resnet20_16", "--repeats", 0, "--gen_batch_size", 20)  # fmt: skip
-    unfinished = run("hyp_opt.py", *flags, "--prune")
-    assert unfinished.returncode == 2 and "there is no study to report" in unfinished.stderr
-    succeed("hyp_opt.py", *flags)
-    before = tree(tmp_path / "optimization_plots")
-    epochs = adapted / "MyEmbedding"
-    weights, card = (epochs / name for name in ("epoch1.weights.h5", "epoch1.weights.h5.json"))
-    kept = weights.read_bytes(), card.read_bytes()
-    shutil.copy(epochs / "epoch2.weights.h5", weights)  # as if it had been trained again
-    stale = run("hyp_opt.py", *flags)
-    assert stale.returncode == 2 and "other inputs: enc epoch 1 " in stale.stderr, stale.stderr
-    assert len(stale.stderr.splitlines()) == 1 and "--restart to search afresh" in stale.stderr
-    weights.write_bytes(kept[0])
-    assert "finished already" in succeed("hyp_opt.py", *flags).stdout
-    best = json.loads((tmp_path / "optimization_plots/smoke/digits/enc/best.json").read_text())
-    gone = 3 - best["epoch"]
-    said = succeed("hyp_opt.py", *flags, "--prune").stdout
-    assert f"epoch {best['epoch']} is chosen: removing the epochs {gone} in" in said and f"{len(kept[0])} bytes" in said
-    assert [p.name for p in sorted(epochs.glob("epoch*"))] == [
-        f"epoch{best['epoch']}.weights.h5{suffix}" for suffix in ("", ".json")
-    ]
-    assert "finished already" in succeed("hyp_opt.py", *flags).stdout
-    assert before.keys() == tree(tmp_path / "optimization_plots").keys()
 
 
 def test_generation_writes_exact_totals_and_a_manifest(root):
