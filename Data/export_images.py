@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from Data.generation import RECORD
-from Data.marking import marked
+from Data.marking import check_pixels, marked
 from Data.pictures import BROKEN_IMAGE, first_ten, in_chunks, shown
 from Data.registry import class_names
 from Data.synthetic import complete_sets, image_names, read_manifest, recipe, set_identity
@@ -119,6 +119,7 @@ class SetToExport:
         path = self.folder / name
         try:
             png = path.read_bytes()
+            check_pixels(png)
             with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
                 pixels = np.asarray(image.convert("RGB"))
         except BROKEN_IMAGE as error:

@@ -94,10 +94,16 @@ def warn_of_oddities(spec, images):
         log.warning("%s: the brightest pixel of all training images is %d of 255: are they stored in another range?",
                     spec.name, brightest)  # fmt: skip
     names = class_names(spec)
-    folded = Counter(name.casefold() for name in names)
-    if alike := [name for name in names if folded[name.casefold()] > 1]:
+
+    def folded(name):
+        return " ".join(name.casefold().split())
+
+    alike = Counter(map(folded, names))
+    if odd := [name for name in names if alike[folded(name)] > 1]:
         log.warning(
-            "%s: class names that differ only in case are classes of their own: %s", spec.name, ", ".join(alike[:10])
+            "%s: class names that differ only in case or blanks are classes of their own: %s",
+            spec.name,
+            ", ".join(map(repr, odd[:10])),
         )
 
 

@@ -1,9 +1,13 @@
 """What was measured of a synthetic set: accuracies of classifiers that have learnt from it, and figures of an audit."""
 
+import logging
+
 from Experiment.files import read_json
 from Experiment.levers import levers_on
 from Experiment.records import flattened
-from Experiment.results import CAS_SCHEMA, read_results
+from Experiment.results import CAS_SCHEMA, read_results, top_5_in_words
+
+log = logging.getLogger("experiment")
 
 
 def cas_rows(experiment, source):
@@ -22,9 +26,9 @@ def cas_rows(experiment, source):
         ours = {size: entry for size, entry in entries.items() if size != "real" and is_of(entry, size, source)}
         for size in sorted(ours, key=lambda size: int(size[1:])):
             images = int(size[1:]) * source.spec.unit
-            rows.append([classifier, f"{images:,} generated images", *scores(ours[size])])
+            rows.append([classifier, f"{images:,} generated images", *scores(ours[size], source.spec.num_classes)])
         if ours and "real" in entries:
-            rows.append([classifier, "the real training images", *scores(entries["real"])])
+            rows.append([classifier, "the real training images", *scores(entries["real"], source.spec.num_classes)])
     return rows
 
 
@@ -40,13 +44,13 @@ def is_of(entry, size, source):
     return {key: value for key, value in made.items() if key != "folder"} == source.recipe
 
 
-def scores(entry):
+def scores(entry, num_classes):
     """The levers of a result's training, its accuracies, and the 95 % interval of the first."""
     training, interval = entry.get("training"), entry.get("interval", {}).get("top_1_accuracy")
     levers = levers_on(training) if isinstance(training, dict) else {}
     told = ", ".join(f"{name} {value}" for name, value in levers.items()) or "nothing"
     within = f"{interval[0]:.4f} to {interval[1]:.4f}" if interval else "not measured"
-    return [told, f"{entry['top_1_accuracy']:.4f}", within, f"{entry['top_5_accuracy']:.4f}"]
+    return [told, f"{entry['top_1_accuracy']:.4f}", within, top_5_in_words(entry["top_5_accuracy"], num_classes)]
 
 
 def audit_file(folder):
@@ -54,7 +58,13 @@ def audit_file(folder):
     return folder.with_name(f"{folder.name}.audit.json")
 
 
-def audit_figures(folder):
-    """{figure: value} of a set's audit, empty where there was none."""
-    file = audit_file(folder)
-    return flattened(read_json(file)) if file.exists() else {}
+def audit_figures(folder, sha256=None):
+    """{figure: value} of a set's audit, empty where there was none, or one of other images than those of the hash."""
+    file, record = audit_file(folder), folder.with_name(f"{folder.name}.audit") / "run.json"
+    if not file.exists():
+        return {}
+    audited = read_json(record).get("inputs", {}).get("set") if record.exists() else None
+    if sha256 and audited not in (None, sha256):
+        log.warning("%s is of other images than those that are there now: it is left out", file)
+        return {}
+    return flattened(read_json(file))

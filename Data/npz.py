@@ -1,6 +1,7 @@
 """Files of NumPy arrays in MedMNIST's layout, read without more memory than the images need."""
 
 import contextlib
+import unicodedata
 
 import numpy as np
 from numpy.lib import format as npy
@@ -91,8 +92,9 @@ def labels_of(data, path, split):
             f"{path}: {key} must be whole numbers or words, (N,) or (N, 1). Received: {labels.dtype} {labels.shape}"
         )
     labels = labels.reshape(-1)
-    if labels.dtype.kind == "U":
-        return labels
+    if labels.dtype.kind == "U":  # in one Unicode form, as names of folders
+        words, places = np.unique(labels, return_inverse=True)
+        return np.array([unicodedata.normalize("NFC", word) for word in words.tolist()])[places.reshape(-1)]
     if labels.size and not -(2**53) <= int(labels.min()) <= int(labels.max()) <= 2**53:
         raise UserError(f"{path}: {key} must be at most 2**53. Received: {labels.min()}..{labels.max()}")
     return labels.astype(np.int64)

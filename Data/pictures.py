@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageColor
 
+from Data.marking import SIGNATURE, check_pixels
 from Experiment.errors import UserError
 from Experiment.progress import progress
 
@@ -24,7 +25,7 @@ RAW_SUFFIXES = {".dng", ".nef", ".cr2", ".arw", ".orf", ".rw2", ".pef", ".srw"}
 HEADER = 32  # bytes that tell the format
 # (offset, bytes, Pillow's name). Formats without a signature are tried by suffix; EPS and WMF are programs, not images.
 SIGNATURES = (
-    (0, b"\x89PNG\r\n\x1a\n", "PNG"), (0, b"\xff\xd8\xff", "JPEG"), (0, b"GIF87a", "GIF"), (0, b"GIF89a", "GIF"),
+    (0, SIGNATURE, "PNG"), (0, b"\xff\xd8\xff", "JPEG"), (0, b"GIF87a", "GIF"), (0, b"GIF89a", "GIF"),
     (0, b"II*\0", "TIFF"), (0, b"MM\0*", "TIFF"), (0, b"II+\0", "TIFF"), (0, b"MM\0+", "TIFF"), (8, b"WEBP", "WEBP"),
     (0, b"\xff\x4f\xff\x51", "JPEG2000"), (0, b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG2000"), (4, b"ftypavi", "AVIF"),
     (4, b"ftypmif1avi", "AVIF"), (0, b"8BPS", "PSD"), (0, b"DDS ", "DDS"), (0, b"\x01\xda", "SGI"), (0, b"qoif", "QOI"),
@@ -265,6 +266,8 @@ def read_image(path, side, mode="antialias", background=WHITE, digests=None, ind
     raw = Path(path).read_bytes()
     if digests is not None:
         digests[index] = np.frombuffer(hashlib.sha256(raw).digest(), np.uint8)
+    if raw.startswith(SIGNATURE):
+        check_pixels(raw)
     with Image.open(io.BytesIO(raw), formats=formats_of(raw[:HEADER], path)) as image:
         rgb = upright(to_rgb(decode(image), background), image)
         return np.asarray(resize(square(rgb), side, mode))

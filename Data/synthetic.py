@@ -254,11 +254,18 @@ def set_identity(folder, classes):
 
 
 def images_are_newer(folder, num_classes):
-    """Whether an image has been written after the manifest, which is written last: then its hashes prove nothing."""
-    written = (Path(folder) / MANIFEST).stat().st_mtime_ns
+    """Whether an image has been written, moved or replaced after the manifest, which is written last.
+
+    Then its hashes prove nothing. A copy that keeps times, and a move, leave a trace in the time of the last change alone.
+    """
+
+    def changed(found):
+        return max(found.st_mtime_ns, found.st_ctime_ns)
+
+    written = changed((Path(folder) / MANIFEST).stat())
     for of_class in class_folders(folder, num_classes):
         with os.scandir(of_class) as files:
-            if any(file.stat().st_mtime_ns > written for file in files):
+            if any(changed(file.stat()) > written for file in files):
                 return True
     return False
 

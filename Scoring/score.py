@@ -12,6 +12,7 @@ from Experiment.paths import repeat_folder
 from Experiment.predictions import compare_with_real
 from Experiment.randomness import repeat_seed
 from Experiment.records import describe_run, identity
+from Experiment.results import top_5_in_words
 from Models.fit_state import saved_epochs
 from Models.runtime import make_repeatable
 from Models.trained import load_best, measure, train_and_save, write_tested
@@ -111,8 +112,9 @@ def tell(known, results, entry, picture):
     with_images = np.nanmean([result["class_accuracies"] for result in results], axis=0)
     for name, value in zip(known.classes, with_images):
         log.info("  %-24s %.4f", name, value)
-    log.info("test accuracy: top-1 %.4f, top-5 %.4f -> %s, %s", *(entry[name] for name in PUBLISHED_SCORES),
-             known.experiment.cas_file, picture)  # fmt: skip
+    top_5 = top_5_in_words(entry["top_5_accuracy"], len(known.classes))
+    log.info("test accuracy: top-1 %.4f, top-5 %s -> %s, %s", entry["top_1_accuracy"], top_5, known.experiment.cas_file,
+             picture)  # fmt: skip
     if known.repeats > 1:
         log.info("top-1 of %d repeats: %s", known.repeats,
                  ", ".join(f"{value:.4f}" for value in entry["values"]["top_1_accuracy"]))  # fmt: skip

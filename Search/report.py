@@ -123,6 +123,13 @@ def repeats_of(study, trial):
     }
 
 
+def seconds_of(trial):
+    """How long a trial took by the clock on the wall, whose hour of summer time is taken out where that is known."""
+    if not trial.datetime_complete or not trial.datetime_start:
+        return ""
+    return round(trial.datetime_complete.timestamp() - trial.datetime_start.timestamp(), 1)
+
+
 def write_trials(study, folder):
     """A table of all trials as trials.csv. Returns the file."""
     levers = dict.fromkeys(k for t in study.get_trials(deepcopy=False) for k in searched_levers(t.params))
@@ -138,7 +145,7 @@ def write_trials(study, folder):
             "rung": t.user_attrs.get("rung", ""),
             "pruned_because": t.user_attrs.get("pruned_because", ""),
             **repeats_of(study, t),
-            "seconds": round(t.duration.total_seconds(), 1) if t.duration else "",
+            "seconds": t.user_attrs.get("seconds", seconds_of(t)),
         }
         for t in study.get_trials(deepcopy=False)
     ]

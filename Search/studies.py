@@ -260,8 +260,13 @@ def run_trials(study, objective, budget, timeout=None, on_trial=None):
         before = [t for t in trials(study, *FINISHED, TrialState.RUNNING) if t.number < trial.number]
         if len(before) >= budget:
             raise SurplusTrial
-        with signing(study, trial):
-            return objective(trial)
+        begun = time.monotonic()  # the trial's own times are those of a wall clock, which summer time sets
+        try:
+            with signing(study, trial):
+                return objective(trial)
+        finally:
+            with contextlib.suppress(UpdateFinishedTrialError):
+                trial.set_user_attr("seconds", round(time.monotonic() - begun, 1))
 
     callbacks = [lambda study, trial: trial.state in FINISHED and on_trial and on_trial(study, trial)]
     while timeout is None or time.monotonic() - started < timeout:

@@ -84,7 +84,7 @@ def signing(study, trial):
 def retry(study, trial):
     """Queue a failed trial again, with its settings and without what its worker noted of itself."""
     trial = copy.deepcopy(trial)
-    trial.user_attrs = {k: v for k, v in trial.user_attrs.items() if k not in ("worker", "alive")}
+    trial.user_attrs = {k: v for k, v in trial.user_attrs.items() if k not in ("worker", "alive", "seconds")}
     optuna.storages.RetryHeartbeatStaleTrialCallback(max_retry=RETRIES)(study, trial)
 
 

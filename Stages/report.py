@@ -7,10 +7,11 @@ import pages
 from Data.measured import audit_figures, audit_file
 from Data.registry import class_names, origin
 from Data.report import data_identity
-from Data.synthetic import find_synthetic, read_manifest
+from Data.synthetic import find_synthetic, read_manifest, set_identity
 from Experiment.files import read_json
 from Experiment.progress import duration
 from Experiment.records import short
+from Experiment.results import top_5_in_words
 
 STEPS = [
     ("1 after transfer learning", "After Transfer Learning", "no_opt"),
@@ -49,12 +50,12 @@ def write_report(experiment, spec, splits, classifier, stages, seconds, sizes, d
             pages.figure(drawn, "Real training images beside synthetic ones, one class a row"),
             *collages(experiment),
         ),
-        accuracy_part(experiment, entries, classifier, sizes),
-        steps_part(experiment),
+        accuracy_part(experiment, entries, classifier, sizes, spec.num_classes),
+        steps_part(experiment, spec.num_classes),
         curves_part(experiment),
         searches_part(experiment),
         confusion_part(experiment, entries),
-        audit_part(experiment, sets),
+        audit_part(experiment, sets, class_names(spec)),
         run_part(experiment, stages, seconds, sets[-1]),
     ]
     lead = f"A diffusion model adapted to {spec.name}, a synthetic dataset made with it, and classifiers that have learnt from it alone"
@@ -93,12 +94,13 @@ def interval(entry, score="top_1_accuracy"):
     return "not measured" if not ends else f"{ends[0]:.3f} to {ends[1]:.3f}"
 
 
-def accuracy_part(experiment, entries, classifier, sizes):
+def accuracy_part(experiment, entries, classifier, sizes, num_classes):
     rows, against = [], []
     for size in ("real", *(f"x{n}" for n in sizes)):
         entry = entries[size]
-        scores = [f"{entry[name]:.3f}" if name in entry else "" for name in ("top_5_accuracy", "balanced_accuracy")]
-        rows.append([trained_on(size), f"{entry['top_1_accuracy']:.3f}", interval(entry), *scores])
+        top_5 = top_5_in_words(entry["top_5_accuracy"], num_classes, 3)
+        balanced = f"{entry['balanced_accuracy']:.3f}" if "balanced_accuracy" in entry else ""
+        rows.append([trained_on(size), f"{entry['top_1_accuracy']:.3f}", interval(entry), top_5, balanced])
         if "against_real" in entry:
             against.append(f"{trained_on(size)}: {entry['against_real']['words']}")
     header = ["trained on", "top-1", "95 % interval", "top-5", "balanced"]
@@ -114,10 +116,13 @@ def trained_on(size):
     return "real images" if size == "real" else f"synthetic images, {size[1:]}x"
 
 
-def steps_part(experiment):
+def steps_part(experiment, num_classes):
     found = read_json(experiment.pipeline_file)[experiment.dataset]
     entries = [(name, found[stage][key]) for name, stage, key in STEPS]
-    rows = [[name, f"{of['top_1']:.3f}", interval(of, "top_1"), f"{of['top_5']:.3f}"] for name, of in entries]
+    rows = [
+        [name, f"{of['top_1']:.3f}", interval(of, "top_1"), top_5_in_words(of["top_5"], num_classes, 3)]
+        for name, of in entries
+    ]
     plot = pages.figure_if_there(experiment.pipeline_plot("top_1"), "Accuracy after each step")
     return pages.section(
         "Steps of the adaptation", pages.table(["step", "top-1", "95 % interval", "top-5"], rows), plot
@@ -150,11 +155,11 @@ def confusion_part(experiment, entries):
     return pages.section("Confusion", *found) if any(found) else ""
 
 
-def audit_part(experiment, sets):
+def audit_part(experiment, sets, classes):
     """Figures of the sets' audits and links to their pages; how to make one where there is none."""
     parts = []
     for folder in dict.fromkeys(sets):
-        if figures := audit_figures(folder):
+        if figures := audit_figures(folder, set_identity(folder, classes)["sha256"]):
             page = os.path.relpath(audit_file(folder).with_suffix(".html"), experiment.results_dir).replace(os.sep, "/")
             rows = [[name, short(value)] for name, value in figures.items()]
             parts += [

@@ -30,6 +30,8 @@ class TerminalHandler(logging.StreamHandler):
 
 def start_logging():
     """Log plain lines to the terminal. `logging_to` writes them to a file too, including those that came before it."""
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # else a line with a letter that it lacks would be lost
     to_terminal = TerminalHandler(sys.stdout)
     to_terminal.setLevel(logging.INFO)
     log.handlers[:] = [to_terminal, logging.handlers.MemoryHandler(1000, flushLevel=math.inf)]
@@ -42,7 +44,7 @@ def start_logging():
 def logging_to(folder):
     """Log to `log.txt` in the run's folder within the block, with the time; an error that ends it too."""
     folder.mkdir(parents=True, exist_ok=True)
-    to_file = logging.FileHandler(folder / "log.txt")
+    to_file = logging.FileHandler(folder / "log.txt", encoding="utf-8")
     to_file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
     for waiting in [handler for handler in log.handlers if isinstance(handler, logging.handlers.MemoryHandler)]:
         log.removeHandler(waiting)

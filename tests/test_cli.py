@@ -319,3 +319,16 @@ print(keras_cv.models.stable_diffusion.DiffusionModel is Models.faster_layers.di
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, text=True, capture_output=True, check=True)
     assert done.stdout.splitlines() == ["", "True"]
+
+
+def test_names_of_any_alphabet_in_any_locale(tmp_path):
+    code = """
+import sys, logging; from pathlib import Path; from cli.process import start_logging, logging_to; from Experiment.files import write_csv
+start_logging(); folder = Path(sys.argv[1])
+with logging_to(folder): logging.getLogger("experiment").info("classes \\u732b")
+write_csv(folder / "a.csv", [{"class": "\\u732b"}])
+"""
+    ascii_only = {**os.environ, "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C", "PYTHONPATH": REPOSITORY}
+    done = subprocess.run([sys.executable, "-c", code, tmp_path], env=ascii_only, capture_output=True)
+    assert b"classes" in done.stdout and "猫" in (tmp_path / "log.txt").read_text("utf-8"), done.stderr
+    assert "猫" in (tmp_path / "a.csv").read_text("utf-8"), done.stderr

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -23,7 +24,7 @@ from Data.marking import DIGITAL_SOURCE_TYPE, has_mark
 from Data.measured import audit_file
 from Data.npz import read_npz
 from Data.registry import class_names, dataset_spec
-from Data.synthetic import SyntheticWriter, recipe
+from Data.synthetic import SyntheticWriter, recipe, set_identity
 from Experiment import files
 from Experiment.errors import UserError
 from Experiment.files import atomic_folder, write_json
@@ -505,3 +506,15 @@ def test_croissant_names_files_by_hash_and_all_columns(root, monkeypatch, most, 
     assert [row["labels/name"] for row in labels["data"]] == list("0123456789")
     names = [field["name"] for field in records["field"] if field["name"] != "file_name"]
     assert names == [column["name"] for column in front_matter(folder)["dataset_info"]["features"]]
+
+
+def test_a_card_has_no_audit_of_other_images(tmp_path):
+    folder = write_set(Experiment(tmp_path, "e", "digits").synthetic_root / "23Enc3Dif4Is20Ugs1.5")
+    first = set_identity(folder, [str(c) for c in range(10)])["sha256"]
+    write_json(audit_file(folder), {"membership, AUC": 0.5012})
+    write_json(folder.with_name(f"{folder.name}.audit") / "run.json", {"inputs": {"set": first}})
+    shutil.rmtree(folder)
+    write_set(folder, side=8)  # what generate_dataset.py --restart leaves: other images under the same name
+    args = ["--dataset", "digits", "--exp", "e", "--root", tmp_path, "--to", tmp_path / "out", "--format", "folders"]
+    card = (export_dataset.export(export_dataset.parse_args(list(map(str, args)))) / "README.md").read_text()
+    assert "0.5012" not in card

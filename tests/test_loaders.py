@@ -9,6 +9,7 @@ import re
 import shutil
 import struct
 import tarfile
+import unicodedata
 
 import numpy as np
 import pytest
@@ -757,4 +758,15 @@ def test_dark_images_and_classes_that_differ_in_case_are_warned_of(tmp_path, cap
             Image.new("L", (8, 8), i).save(tmp_path / "own" / name / f"{i}.png")
     load_splits(dataset_spec(tmp_path / "own"), "unused", 1)
     assert "the brightest pixel of all training images is 11 of 255" in caplog.text
-    assert "differ only in case are classes of their own: Cat, cat" in caplog.text
+    assert "differ only in case or blanks are classes of their own: 'Cat', 'cat'" in caplog.text
+
+
+def test_words_in_two_unicode_forms_are_one_class(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("experiment"), "propagate", True)
+    names = [unicodedata.normalize(form, "été") for form in ("NFC", "NFD")] + ["hiver", "hiver "]
+    images = np.zeros((8, 6, 6, 3), np.uint8) + np.arange(8, dtype=np.uint8)[:, None, None, None] * 30
+    arrays = {f"{split}_images": images + i for i, split in enumerate(("train", "val", "test"))}
+    np.savez(tmp_path / "a.npz", **arrays, **{f"{s}_labels": np.array(names * 2) for s in ("train", "val", "test")})
+    spec = dataset_spec(str(tmp_path / "a.npz"))
+    load_splits(spec, tmp_path)
+    assert spec.classes == ("hiver", "hiver ", names[0]) and "differ only in case or blanks" in caplog.text

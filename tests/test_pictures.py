@@ -1,6 +1,7 @@
 """Image files of every kind become the right 8-bit RGB, or are told apart from what is no image."""
 
 import hashlib
+import io
 import os
 import struct
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 from PIL import Image
 
 from Data.pictures import (
+    BROKEN_IMAGE,
     NotAnImage,
     colour,
     formats_of,
@@ -409,3 +411,21 @@ def test_an_opacity_that_was_never_written_is_none(tmp_path):
     """32-bit TGA files whose fourth byte is 0 throughout are not transparent throughout."""
     Image.new("RGBA", (8, 8), (10, 20, 30, 0)).save(tmp_path / "a.tga")
     assert read_image(tmp_path / "a.tga", 8)[0, 0].tolist() == [10, 20, 30]
+
+
+def test_a_damaged_png_is_broken_or_has_its_pixels(tmp_path):
+    ramp = np.add.outer(np.arange(64), np.arange(64)).astype(np.uint8)
+    memory = io.BytesIO()
+    Image.fromarray(np.dstack([ramp] * 3)).save(memory, "PNG", compress_level=1)
+    whole, file, silent = memory.getvalue(), tmp_path / "a.png", []
+    file.write_bytes(whole)
+    pixels = read_image(file, 64)
+    for place in range(whole.index(b"IDAT") + 6, whole.index(b"IEND") - 8):
+        damaged = bytearray(whole)
+        damaged[place] ^= 16
+        file.write_bytes(damaged)
+        try:
+            silent += [place] * bool((read_image(file, 64) != pixels).any())
+        except BROKEN_IMAGE:
+            pass
+    assert not silent

@@ -1,6 +1,9 @@
 """The objective of the search: rungs, pruning, and what the settings may be."""
 
+import csv
 import logging
+import sqlite3
+import time
 from argparse import Namespace
 from types import SimpleNamespace
 
@@ -480,3 +483,19 @@ def test_flags_are_not_abbreviated(capsys):
     with pytest.raises(SystemExit):
         parse_args(["--epoch", "31"])
     assert "unrecognized arguments: --epoch 31" in capsys.readouterr().err
+
+
+def test_the_time_of_a_trial_is_that_of_no_wall_clock(tmp_path, monkeypatch):
+    monkeypatch.setenv("TZ", "Europe/Berlin")
+    time.tzset()
+    address = f"sqlite:///{tmp_path}/s.db"
+    study = optuna.create_study(storage=address, study_name="a")
+    trial = study.ask()
+    trial.suggest_int("is", 1, 2), trial.suggest_float("ugs", 0, 1), trial.suggest_int("epoch", 1, 1)
+    study.tell(trial, 0.5)
+    with sqlite3.connect(tmp_path / "s.db") as base:  # Optuna keeps UTC: 20 minutes across the change to summer time
+        base.execute("update trials set datetime_start='2026-03-29 00:50:00', datetime_complete='2026-03-29 01:10:00'")
+    table = write_trials(optuna.load_study(storage=address, study_name="a"), tmp_path)
+    monkeypatch.undo()
+    time.tzset()
+    assert float(next(csv.DictReader(table.open()))["seconds"]) == 1200

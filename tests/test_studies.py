@@ -242,7 +242,7 @@ def test_a_silent_objective_is_signed_by_a_thread(tmp_path, monkeypatch):
 def test_a_database_needs_no_signatures(tmp_path):
     study = new_study(f"sqlite:///{tmp_path}/study.db", tmp_path)
     run_trials(study, square, 1)
-    assert set(trials(study)[0].user_attrs) == {"worker"}
+    assert set(trials(study)[0].user_attrs) == {"worker", "seconds"}
 
 
 def test_signing_outlives_an_error_and_ends_with_the_trial(tmp_path, monkeypatch):

@@ -3,7 +3,9 @@
 import json
 import logging
 import os
+import shutil
 import subprocess
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -384,3 +386,31 @@ def test_images_that_are_no_png_are_not_left_out_without_a_word(tmp_path, caplog
     (tmp_path / "class_00" / "img_5.jpg").touch()
     synthetic_files(tmp_path, 2)
     assert "class_00: 1 files are not PNG and are not used" in caplog.text
+
+
+def small_set(folder):
+    writer = SyntheticWriter(folder, [2, 2])
+    writer.begin()
+    for number in writer.missing():
+        writer.write(number, np.full((5, 5, 3), 10 * number, np.uint8))
+    writer.drain()
+    writer.finish({})
+    writer.close()
+    return folder
+
+
+@pytest.mark.parametrize("how", ["cp -p", "mv"])
+def test_an_image_that_is_not_newer_makes_another_set_too(tmp_path, how):
+    folder = small_set(tmp_path / "set")
+    before = set_identity(folder, ["a", "b"])["sha256"]
+    (one, _), (other, _) = synthetic_files(folder, 2)
+    time.sleep(0.02)  # longer than a tick of the file system's clock
+    if how == "cp -p":
+        Image.fromarray(np.zeros((5, 5, 3), np.uint8)).save(tmp_path / "old.png")
+        os.utime(tmp_path / "old.png", (1e9, 1e9))
+        shutil.copy2(tmp_path / "old.png", other)
+    else:
+        one.rename(tmp_path / "t")
+        other.rename(one)
+        (tmp_path / "t").rename(other)
+    assert set_identity(folder, ["a", "b"])["sha256"] != before
