@@ -7,6 +7,7 @@ import logging
 import time
 from pathlib import Path
 
+from Audit.brief import brief
 from Audit.material import AuditedSet
 from Audit.report import figures, write_report
 from Audit.targets import classifier_entries, epochs_of, hashes_of, trained, usual_classifier
@@ -139,7 +140,7 @@ def audit(args, known=None):
         numbers = figures(found)
         record = describe_run(args, started, known.inputs)
         write_report(known.page, args, known, found, numbers, record)
-        write_json(audit_file(known.source.folder), numbers)
+        write_json(audit_file(known.source.folder), {"brief": brief(found), "figures": numbers})
         write_json(known.folder / "run.json", record)  # last: what has it is finished
         log.info("audit in %.0f s -> %s", time.time() - started, known.page)
     return known.page

@@ -3,7 +3,7 @@
 import yaml
 
 from Data.registry import origin
-from Experiment.records import flattened, short
+from Experiment.records import flattened
 
 PAPER = "Stable Diffusion Dataset Generation for Downstream Classification Tasks"
 PAPER_PAGE = "https://arxiv.org/abs/2405.02698"
@@ -51,7 +51,7 @@ def card(source, layout, licences, measured, audit):
         layout: The `Layout` of the folder.
         licences: (of the real data, of the backbone's weights), a `Licence` or None each.
         measured: Rows of `Data.measured.cas_rows`.
-        audit: {figure: value} of an audit, empty where there was none.
+        audit: Tables of an audit, [{"header", "rows"}]; empty where there was none.
     """
     soft = [
         "In `hf` and `webdataset` each image has a soft label, what a classifier trained on the real images says of it."
@@ -149,8 +149,8 @@ def measured_part(source, measured):
 def audit_part(audit):
     if not audit:
         return ["None was made: how near these images come to single training images is not known."]
-    rows = [[name, f"{value:.4g}" if isinstance(value, float) else short(value)] for name, value in audit.items()]
-    return [table(["figure", "value"], rows)]
+    told = "In brief: the audit's own file and page have every figure with what it depends on. None of them is a measure of privacy."
+    return [*(table(each["header"], each["rows"]) for each in audit), told]
 
 
 USE = """Meant for training image classifiers, for augmenting small sets, and for studying what generated images can teach.

@@ -4,7 +4,7 @@ import logging
 
 from Experiment.files import read_json
 from Experiment.levers import levers_on
-from Experiment.records import flattened
+from Experiment.records import flattened, short
 from Experiment.results import CAS_SCHEMA, read_results, top_5_in_words
 
 log = logging.getLogger("experiment")
@@ -58,13 +58,20 @@ def audit_file(folder):
     return folder.with_name(f"{folder.name}.audit.json")
 
 
-def audit_figures(folder, sha256=None):
-    """{figure: value} of a set's audit, empty where there was none, or one of other images than those of the hash."""
+def audit_tables(folder, sha256=None):
+    """What a set's audit has found: in brief, [{"header", "rows"}] of text, and as {figure: value}.
+
+    Both are empty where there was none, or one of other images than those of the hash. Audits of earlier versions hold
+    figures alone.
+    """
     file, record = audit_file(folder), folder.with_name(f"{folder.name}.audit") / "run.json"
     if not file.exists():
-        return {}
+        return [], {}
     audited = read_json(record).get("inputs", {}).get("set") if record.exists() else None
     if sha256 and audited not in (None, sha256):
         log.warning("%s is of other images than those that are there now: it is left out", file)
-        return {}
-    return flattened(read_json(file))
+        return [], {}
+    found = read_json(file)
+    figures = flattened(found.get("figures", found))
+    plain = [{"header": ["figure", "value"], "rows": [[name, short(value)] for name, value in figures.items()]}]
+    return found.get("brief", plain), figures

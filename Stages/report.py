@@ -4,7 +4,7 @@ import os
 import shlex
 
 import pages
-from Data.measured import audit_figures, audit_file
+from Data.measured import audit_file, audit_tables
 from Data.registry import class_names, origin
 from Data.report import data_identity
 from Data.synthetic import find_synthetic, read_manifest, set_identity
@@ -159,13 +159,12 @@ def audit_part(experiment, sets, classes):
     """Figures of the sets' audits and links to their pages; how to make one where there is none."""
     parts = []
     for folder in dict.fromkeys(sets):
-        if figures := audit_figures(folder, set_identity(folder, classes)["sha256"]):
+        if tables := audit_tables(folder, set_identity(folder, classes)["sha256"])[0]:
             page = os.path.relpath(audit_file(folder).with_suffix(".html"), experiment.results_dir).replace(os.sep, "/")
-            rows = [[name, short(value)] for name, value in figures.items()]
             parts += [
                 pages.heading(folder.name),
                 pages.link(page, "The page of this audit"),
-                pages.table(["figure", "value"], rows),
+                *(pages.table(each["header"], each["rows"]) for each in tables),
             ]
     if not parts:
         flags = ["--dataset", experiment.dataset, "--exp", experiment.exp, "--synthetic_dir", str(sets[-1])]

@@ -20,7 +20,7 @@ from Audit.quality import frechet_distance, kid, manifold_metrics, quality, squa
 from Audit.report import combined
 from Audit.shadows import half
 from Data.loaders import data_identity, load_splits
-from Data.measured import audit_figures
+from Data.measured import audit_tables
 from Data.registry import class_names, dataset_spec
 from Experiment.errors import UserError
 from Experiment.files import write_json
@@ -322,7 +322,7 @@ def test_a_set_of_training_images_is_caught_by_every_number(tmp_path, quick_teac
     for name, folder in folders.items():
         page = audited(tmp_path, tmp_path / "own.npz", "--synthetic_dir", str(folder))
         assert page == folder.with_name(f"{name}.audit.html")
-        found[name] = audit_figures(folder)
+        found[name] = audit_tables(folder)[1]
     for name, count in (("copies", 80), ("fresh", 0)):
         assert figure(found[name], "with the pixels of another one, the set and train") == count
         assert figure(found[name], "near duplicates, the set and train") == count
@@ -422,7 +422,12 @@ def test_the_command_line_makes_a_page_and_figures(tmp_path):
         [sys.executable, str(REPOSITORY / "audit_dataset.py"), *flags], capture_output=True, text=True, cwd=tmp_path
     )
     assert done.returncode == 0, done.stderr
-    found = json.loads(folder.with_name(f"{folder.name}.audit.json").read_text())
+    brief, found = json.loads(folder.with_name(f"{folder.name}.audit.json").read_text()).values()
+    quality, copies, membership, missing = (table["rows"] for table in brief)
+    assert ["KID", "precision, k 5", "recall, k 5", "density, k 5", "coverage, k 5"] == [row[0] for row in quality[1:6]]
+    assert f"{figure(found, 'coverage, generated, pixel'):.3f}" in [row[1] for row in quality]
+    assert [row[1] for row in copies] == ["0", "0"] and membership[0][0].startswith("likelihood ratio") and missing
+    assert all(len(row) == len(table["header"]) for table in brief for row in table["rows"])
     assert "there is no Class Encoder of that epoch" in found["not done"][0]
     assert 0 <= figure(found, "likelihood ratio", "real images, AUC", "interval")[0] <= 1
     assert figure(found, "FID, generated", "pixel") > 0
@@ -443,7 +448,7 @@ def test_folders_named_after_the_classes_and_unreadable_files(tmp_path, quick_te
     (folder / "0" / "img_2.png").write_text("no picture")
     page = audited(tmp_path, tmp_path / "own.npz", "--synthetic_dir", str(folder)).read_text()
     assert "1 images of the set: they cannot be read" in page and "which model made it is not known" in page
-    assert figure(audit_figures(folder), "with the pixels of another one, the set and val") == 23
+    assert figure(audit_tables(folder)[1], "with the pixels of another one, the set and val") == 23
 
 
 def test_three_images_a_class_leave_the_classes_out(tmp_path, quick_teacher):
@@ -451,7 +456,7 @@ def test_three_images_a_class_leave_the_classes_out(tmp_path, quick_teacher):
     folder = write_images(tmp_path / "few", data["val_images"][:6], data["val_labels"][:6, 0])
     page = audited(tmp_path, tmp_path / "own.npz", "--synthetic_dir", str(folder), "--fid").read_text()
     assert "Quality of 2 of 2 classes by pixel components: too few images" in page
-    assert figure(audit_figures(folder), "coverage", "generated", "pixel components", "n 6") >= 0
+    assert figure(audit_tables(folder)[1], "coverage", "generated", "pixel components", "n 6") >= 0
 
 
 @pytest.mark.parametrize("names, message", [

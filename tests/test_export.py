@@ -469,12 +469,21 @@ def test_the_card_shows_accuracies_of_its_recipe_alone(root):
     results = {"resnet20": {"digits": {"x1": entry, "x4": entry, "real": real}, "cifar10": {"x1": entry}},
                "resnet20_16": {"digits": {"x1": other, "real": real}}}  # fmt: skip
     write_json(experiment.cas_file, results)
-    write_json(audit_file(made), {"copies": {"nearer than held-out": 0.123456}, "extractor": "pixels"})
+    tables = [
+        {"header": ["figure", "generated images", "real ones in their place"], "rows": [["coverage", "0.123", "0.987"]]}
+    ]
+    write_json(audit_file(made), {"brief": tables, "figures": {"coverage, generated, pixels, n 9, k 5": 0.1234}})
     text = (exported(root, "folders", "--synthetic_dir", str(made)) / "README.md").read_text()
     rows = [line for line in text.splitlines() if line.startswith("| resnet")]
     assert rows == ["| resnet20 | 1,000 generated images | labels soft | 0.9000 | 0.8700 to 0.9200 | 0.9900 |",
                     "| resnet20 | the real training images | nothing | 0.9700 | not measured | 1.0000 |"]  # fmt: skip
-    assert "| copies.nearer than held-out | 0.1235 |" in text and "| extractor | pixels |" in text
+    assert "| coverage | 0.123 | 0.987 |" in text and "0.1234" not in text
+    write_json(
+        audit_file(made), {"copies": {"nearer than held-out": 0.1234}, "extractor": "pixels"}
+    )  # of an earlier version
+    shutil.rmtree(root / "out")
+    text = (exported(root, "folders", "--synthetic_dir", str(made)) / "README.md").read_text()
+    assert "| copies.nearer than held-out | 0.1234 |" in text and "| extractor | pixels |" in text
 
 
 def test_broken_results_are_told_before_anything_is_written(root):
