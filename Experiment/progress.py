@@ -63,6 +63,11 @@ class Part:
         elif time.monotonic() >= self.due:
             self.tell()
 
+    def told(self):
+        """Another line has told of it: the next plain one is not due before a minute has passed."""
+        if not shown_live():
+            self.due = time.monotonic() + EVERY_LINE
+
     def tell(self):
         if TO_PIPELINE in os.environ:
             self.due = time.monotonic() + EVERY_MESSAGE

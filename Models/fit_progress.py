@@ -26,11 +26,14 @@ class ShowSteps(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         said = ", ".join(f"{name} {logs[name]:.4f}" for name in ("loss", "val_accuracy") if name in logs)
         self.part.reach((epoch + 1) * self.steps, f"epoch {epoch + 1}, {said}")
+        self.part.told()
 
 
 @contextlib.contextmanager
 def fit_progress(steps, epochs, done, verbose=2):
     """Show a fit's progress within the block. Yields how much Keras is to say, and the callbacks.
+
+    Where nothing is shown live, an epoch of more than a minute has a line a minute besides Keras's at its end.
 
     Args:
         steps: Of an epoch.
@@ -41,5 +44,5 @@ def fit_progress(steps, epochs, done, verbose=2):
     if not verbose:
         yield 0, []
         return
-    with progress(steps * epochs, "step", steps * done) as part:
+    with progress(steps * epochs, "step", steps * done, lines=True) as part:
         yield 0 if shown_live() else verbose, [ShowSteps(part, steps)]

@@ -96,7 +96,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def new_parser(doc, exp_required=False):
-    """A parser with the flags that all four scripts take."""
+    """A parser with the flags that every script takes."""
     parser = Parser(description=doc.strip().splitlines()[0])
     parser.add_argument(
         "--dataset",
@@ -185,7 +185,7 @@ def add_model_flags(parser):
         "--precision",
         default="auto",
         choices=PRECISIONS,
-        help="arithmetic of the UNet; auto: mixed_bfloat16 where the hardware has it (auto)",
+        help="arithmetic of the networks, whose weights are held in bfloat16 while images are made; auto: mixed_bfloat16 where the hardware has it (auto)",
     )
     add_weights_flag(parser)
 

@@ -541,19 +541,30 @@ def test_names_that_cannot_be_printed_are_listed(tmp_path, experiment):
     assert len(again.train.labels) == 16
 
 
-@pytest.mark.parametrize("channels", [(), (3,)])
-def test_loading_takes_little_more_memory_than_the_images(tmp_path, channels):
-    """`python -m bench.memory` measures 100,000 images, of a folder too."""
+@pytest.mark.parametrize("kind", ["grey", "rgb", "folder", "recorded folder"])
+def test_loading_takes_little_more_memory_than_the_images(tmp_path, experiment, kind):
+    """`python -m bench.memory` measures 100,000 images."""
     import tracemalloc
 
-    shares = {"train": 14_000, "val": 2_000, "test": 4_000}
-    rng = np.random.default_rng(0)
-    arrays = {f"{s}_images": rng.integers(0, 256, (n, 32, 32, *channels), np.uint8) for s, n in shares.items()}
-    np.savez(tmp_path / "cells.npz", **arrays, **{f"{s}_labels": np.arange(n) % 3 for s, n in shares.items()})
-    arrays.clear()
+    rng, side = np.random.default_rng(0), 128 if kind.endswith("folder") else 32
+    if kind.endswith("folder"):
+        for name in ("ant", "bee", "cat"):
+            (tmp_path / "cells" / name).mkdir(parents=True)
+            for i in range(400):
+                pixels = rng.integers(0, 256, (side, side, 3), np.uint8)
+                Image.fromarray(pixels).save(tmp_path / "cells" / name / f"{i}.png", compress_level=0)
+        path = tmp_path / "cells"
+    else:
+        shares, channels = {"train": 14_000, "val": 2_000, "test": 4_000}, (3,) if kind == "rgb" else ()
+        arrays = {f"{s}_images": rng.integers(0, 256, (n, side, side, *channels), np.uint8) for s, n in shares.items()}
+        path = tmp_path / "cells.npz"
+        np.savez(path, **arrays, **{f"{s}_labels": np.arange(n) % 3 for s, n in shares.items()})
+        arrays.clear()
+    if kind == "recorded folder":
+        load_splits(dataset_spec(path), "unused", 1, side, experiment)
     tracemalloc.start()
     try:
-        splits = load_splits(dataset_spec(tmp_path / "cells.npz"), "unused", side=32)
+        splits = load_splits(dataset_spec(path), "unused", 1, side, experiment)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
