@@ -10,6 +10,7 @@ from pathlib import Path
 from cli.flags import add_classifier_flags, boolean, check_batch_size, finish_args, integer, new_parser
 from cli.levers import add_classifier_levers, add_score_flags, check_score_flags
 from cli.process import run, writing_in
+from cli.tasks import size
 from Data.loaders import data_identity, load_splits
 from Data.registry import dataset_spec
 from Data.synthetic import find_synthetic, recipe, set_identity
@@ -34,7 +35,12 @@ def parse_args(argv=None):
     parser = new_parser(__doc__)
     add, yes = parser.add_argument, {"default": True, "type": boolean, "metavar": "{True,False}"}
     add("--synthetic", **yes, help="train on synthetic images, else on the real training images (True)")
-    add("--take", default=1, type=integer(1, 1000), help="size of the synthetic set, in real sizes (1)")
+    add(
+        "--take",
+        default=1,
+        type=size(integer(1, 1000)),
+        help="size of the synthetic set, in real sizes; auto: task i of a batch job takes i (1)",
+    )
     add("--synthetic_dir", type=Path, help="folder of the synthetic set (else the experiment's)")
     add("--epochs", default=presets.CLASSIFIER_EPOCHS, type=integer(1), help="most epochs (100)")
     add_classifier_flags(parser)

@@ -9,7 +9,7 @@ import logging
 import time
 from functools import partial
 
-from cli import sampling, sets
+from cli import sampling, sets, tasks
 from cli.best import add_best_flag, epoch_or_best, settle_best, take_best
 from cli.flags import add_model_flags, add_spacing_flag, finish_args, integer, new_parser, number
 from cli.lora import base_hashes
@@ -56,8 +56,8 @@ def parse_args(argv=None):
     add("--image_size", type=integer(1, 4096), help="side of the stored images, px (the backbone's)")
     add_model_flags(parser)
     add(
-        "--shard", default=(1, 1), type=sets.shard, metavar="I/N",
-        help="make the Ith of N parts of the dataset, beside other processes or machines",
+        "--shard", default=(1, 1), type=tasks.shard, metavar="I/N",
+        help="make the Ith of N parts of the dataset, beside other processes or machines; auto: a batch job says which",
     )  # fmt: skip
     add("--no_mark", action="store_true", help="leave out the note in each PNG that a trained model has made it")
     add("--restart", action="store_true", help="throw away what an earlier run has left here")

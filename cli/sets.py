@@ -1,8 +1,6 @@
 """Flags of what a generated set holds beside balanced classes, and what they mean."""
 
-import argparse
 import logging
-import re
 from functools import partial
 
 from cli.flags import number
@@ -18,14 +16,6 @@ from Models.classifiers import CLASSIFIERS
 log = logging.getLogger("experiment")
 
 FILTER_CLASSIFIER = "resnet20"
-
-
-def shard(text):
-    """An argparse type: I/N with 1 <= I <= N."""
-    match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
-    if not match or not 1 <= int(match[1]) <= int(match[2]):
-        raise argparse.ArgumentTypeError(f"must be I/N with I from 1 to N, received {text}")
-    return int(match[1]), int(match[2])
 
 
 def add_set_levers(parser):

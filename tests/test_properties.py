@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from cli import flags
-from cli.sets import shard
+from cli.tasks import shard
 from Data.loaders import load_splits
 from Data.registry import NPZ_KEYS, dataset_spec
 from Data.synthetic import MANIFEST, SyntheticWriter, balanced_counts, find_synthetic, synthetic_files

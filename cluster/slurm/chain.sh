@@ -1,0 +1,29 @@
+#!/bin/bash
+# The whole method as jobs that wait for one another. From the checkout, on the host where sbatch is:
+#
+#   DATASET=cifar10 EXP=0001 IMG_TOTAL=400000 cluster/slurm/chain.sh --partition=gpu --account=me
+#
+# All arguments go to every sbatch. SEARCH_WORKERS (1), SHARDS (8) and SIZES (10) say how wide the stages are; ENC_FLAGS,
+# DIF_FLAGS, SEARCH_FLAGS, SECOND_SEARCH_FLAGS, GENERATE_FLAGS and CLASSIFY_FLAGS go to the scripts. A stage that fails takes
+# those after it off the queue; the same command goes on where it stood, for what is finished says so and ends.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+here=cluster/slurm after=
+
+submit() { # PART, FLAGS, array of the job or nothing, file
+    local array=${3:+--array=$3}
+    # shellcheck disable=SC2086
+    after=$(PART=$1 FLAGS=$2 sbatch --parsable --kill-on-invalid-dep=yes ${after:+--dependency=afterok:$after} \
+        $array "${options[@]}" "$here/$4")
+    echo "$4 ${1:-} is job $after"
+}
+
+options=("$@")
+workers=${SEARCH_WORKERS:-1}
+((workers > 1)) && wide=0-$((workers - 1)) || wide=
+submit enc "${ENC_FLAGS:-}" "" adapt.sh
+submit enc "${SEARCH_FLAGS:-}" "$wide" search.sh
+submit dif "${DIF_FLAGS:-}" "" adapt.sh
+submit dif "${SECOND_SEARCH_FLAGS:-${SEARCH_FLAGS:-}}" "$wide" search.sh
+submit "" "${GENERATE_FLAGS:-}" "0-$((${SHARDS:-8} - 1))" generate.sh
+submit "" "${CLASSIFY_FLAGS:-}" "0-${SIZES:-10}" classify.sh

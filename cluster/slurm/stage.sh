@@ -1,0 +1,32 @@
+# Sourced by the batch files of the stages: one stage of the method as a job that SLURM may stop and start again.
+#
+#   DATASET, EXP     as in the scripts' flags (needed)
+#   REPOSITORY       the checkout, with its environment in .venv (the folder that sbatch is called in)
+#   ROOT             where everything is read and written; all nodes must see it (the checkout)
+#   COMMON           flags that every script takes, such as --data_dir /data
+#   MODEL            flags of the three scripts that load the backbone (--backbone sd1)
+#
+# Every stage goes on where it was stopped and ends with the same bytes. So a job that ends before its work is done, because
+# its time is over or a signal has killed it, is queued again, 20 times at most; an error of the user ends it.
+set -uo pipefail
+: "${DATASET:?}" "${EXP:?}"
+REPOSITORY=${REPOSITORY:-$SLURM_SUBMIT_DIR}
+MODEL=${MODEL---backbone sd1}
+JOB=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}}
+JOB=${JOB:-$SLURM_JOB_ID}
+
+stage() {
+    local script=$1 code
+    shift
+    # A step of its own: SLURM's signal before the end of the time goes to it, and srun hands its exit code on.
+    # shellcheck disable=SC2086  # COMMON holds several flags
+    srun --ntasks=1 "$REPOSITORY/.venv/bin/python" "$REPOSITORY/$script" --dataset "$DATASET" --exp "$EXP" \
+        --root "${ROOT:-$REPOSITORY}" ${COMMON:-} "$@"
+    code=$?
+    if ((code > 128)) && ((${SLURM_RESTART_COUNT:-0} < 20)); then # 143: stopped in time; 137 and others: killed
+        echo "$script ended with code $code: job $JOB is queued again" >&2
+        scontrol requeue "$JOB"
+        sleep 60 # until SLURM takes this run away
+    fi
+    exit $code
+}
