@@ -22,6 +22,7 @@ from Experiment.files import write_json
 from Experiment.locks import refuse_if_claimed
 from Experiment.machine import device_name
 from Experiment.paths import Experiment
+from Experiment.pictures import try_to_draw
 from Experiment.plan import Plan
 from Experiment.records import DATA_FLAGS, describe_run, finished_run, identity
 from Models.backbones import BACKBONES
@@ -172,7 +173,7 @@ def train(args, known, adapted, model, state, moments, done, losses, write_sheet
     if args.train_model == "dif" and args.enc_epoch == 0:
         log.warning("the UNet is trained with a fresh Class Encoder: --enc_epoch names a trained one")
     shown = [images[np.flatnonzero(labels == label)[:COLLAGE]] for label in range(spec.num_classes)]
-    class_collages(shown, known.experiment.images_dir, "real")
+    try_to_draw("the real images", class_collages, shown, known.experiment.images_dir, "real")
     sheet_every = max(1, args.epochs // SHEETS)
 
     def on_save(epoch, last):
@@ -182,7 +183,8 @@ def train(args, known, adapted, model, state, moments, done, losses, write_sheet
     earlier = earlier_history(folder, offset)
     saver = SaveEpochs(adapted, folder, state, args.freq, args.epochs, offset, losses, on_save, earlier, args.keep)
     fit_epochs(model, saver, moments, labels, spec.num_classes, args.batch_size, args.seed, done, **levers)
-    loss_curve(saver.history, folder / "loss.png", f"{spec.name}, {args.train_model}")
+    title = f"{spec.name}, {args.train_model}"
+    try_to_draw("the loss", loss_curve, saver.history, folder / "loss.png", title)
     return saver.losses
 
 

@@ -24,6 +24,7 @@ from Experiment.files import write_json
 from Experiment.locks import refuse_if_claimed
 from Experiment.machine import device_name
 from Experiment.paths import Experiment, size_name
+from Experiment.pictures import try_to_draw
 from Experiment.plan import Plan
 from Experiment.records import DATA_FLAGS, describe_run, fixed_arguments
 from Models.backbones import BACKBONES
@@ -178,10 +179,11 @@ def generate(args, known=None):
                 made, time.time() - started, folder, ", ".join(others),
             )  # fmt: skip
             return folder
-        sheet = draw_pictures(folder, known.classes, f"{known.name}, {folder.name}", known.experiment.images_dir)
+        title = f"{known.name}, {folder.name}"
+        sheet = try_to_draw("the set", draw_pictures, folder, known.classes, title, known.experiment.images_dir)
         write_json(folder / "run.json", describe_run(args, started, {"weights": settings["weights"]}))
         finish_set(writer, settings | sets.filter_facts(args, folder))  # last: what has a manifest is complete
-        log.info("%d images in %.0f s -> %s, samples %s", made, time.time() - started, folder, sheet)
+        log.info("%d images in %.0f s -> %s, samples %s", made, time.time() - started, folder, sheet or "none")
     return folder
 
 

@@ -164,5 +164,5 @@ def page(title, lead, parts, foot):
 
 def write_page(path, content):
     with atomic_path(path) as partial:
-        Path(partial).write_text(content, encoding="utf-8")
+        Path(partial).write_text(content, encoding="utf-8", errors="backslashreplace")
     return Path(path)

@@ -4,7 +4,6 @@ python pipeline.py --dataset path/to/folder --exp mine --backbone mini
 python pipeline.py --dataset cifar10 --exp 0001 --sizes 1 4 10
 """
 
-import shlex
 from dataclasses import replace
 
 import classifier_training
@@ -65,7 +64,7 @@ def plan(args):
         classifier=parsed[stages[-1]].classifier,
     )  # fmt: skip
     if args.dry_run:
-        known.done = "\n".join(f"python {shlex.join(stage.command)}" for stage in stages)
+        known.done = "\n".join(stage.shown for stage in stages)
     return known
 
 

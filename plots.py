@@ -6,6 +6,8 @@ import matplotlib
 
 if "inline" not in (matplotlib.get_backend(auto_select=False) or ""):  # a notebook keeps its own
     matplotlib.use("Agg")
+import warnings
+
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.lines import Line2D
@@ -17,6 +19,7 @@ from Experiment.files import atomic_path
 from Experiment.paths import PUBLISHED_CAS_PLOTS, PUBLISHED_PIPELINE_PLOTS, Experiment
 from Experiment.published import published_curves, published_steps
 from Experiment.results import CAS_SCHEMA, PIPELINE_SCHEMA, entry_recipe, read_results, told_apart
+from Experiment.text import shown
 
 COLLAGE_COLUMNS, COLLAGE_ROWS = 8, 3  # as published
 MAX_SHEET_ROWS = 100
@@ -33,8 +36,14 @@ PIPELINE_STEPS = [
 ]
 
 
+def plain(name, most=None):
+    """A name as a label: as it is written, without a meaning for Matplotlib, which takes what two dollars enclose for a formula."""
+    return shown(name)[:most].replace("$", r"\$")
+
+
 def save_figure(figure, path):
-    with atomic_path(path) as partial:
+    with atomic_path(path) as partial, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")  # its fonts lack most alphabets: boxes say so
         figure.savefig(partial, dpi=120, bbox_inches="tight", format=Path(path).suffix[1:])
     plt.close(figure)
     return Path(path)
@@ -91,10 +100,10 @@ def sample_sheet(images, labels, classes, path, title=""):
     )
     for axis, label in zip(axes[:, 0], shown):
         axis.imshow(grid(enlarge(images[labels == label]), columns), interpolation="nearest")
-        axis.set_ylabel(classes[label][:16], rotation=0, ha="right", va="center")
+        axis.set_ylabel(plain(classes[label], 16), rotation=0, ha="right", va="center")
         axis.set(xticks=[], yticks=[])
         axis.spines[:].set_visible(False)
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(plain(title), fontsize=10)
     return save_figure(figure, path)
 
 
@@ -110,7 +119,7 @@ def side_by_side(left, right, labels, classes, path, titles=("real", "synthetic"
             axis.imshow(grid(enlarge(images[labels == label]), columns), interpolation="nearest")
             axis.set(xticks=[], yticks=[])
             axis.spines[:].set_visible(False)
-        row[0].set_ylabel(classes[label][:16], rotation=0, ha="right", va="center")
+        row[0].set_ylabel(plain(classes[label], 16), rotation=0, ha="right", va="center")
     for axis, title in zip(axes[0], titles):
         axis.set_title(title, fontsize=10)
     return save_figure(figure, path)
@@ -120,7 +129,7 @@ def loss_curve(history, path, title=""):
     """Loss by epoch, from rows with `epoch` and `loss`."""
     figure, axis = plt.subplots(figsize=(5, 3.2), layout="constrained")
     axis.plot([row["epoch"] for row in history], [row["loss"] for row in history], marker=".")
-    axis.set(xlabel="epoch", ylabel="mean squared error of the noise", title=title)
+    axis.set(xlabel="epoch", ylabel="mean squared error of the noise", title=plain(title))
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.grid(alpha=0.3)
     return save_figure(figure, path)
@@ -132,9 +141,9 @@ def confusion_matrix(confusion, classes, path, title=""):
     side = min(3 + 0.4 * len(classes), 14)
     figure, axis = plt.subplots(figsize=(side, side), layout="constrained")
     axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    axis.set(xlabel="predicted", ylabel="true", title=title)
+    axis.set(xlabel="predicted", ylabel="true", title=plain(title))
     if len(classes) <= 50:
-        names = [name[:16] for name in classes]
+        names = [plain(name, 16) for name in classes]
         axis.set_xticks(range(len(classes)), names, rotation=90)
         axis.set_yticks(range(len(classes)), names)
     if len(classes) <= 20:
@@ -224,7 +233,7 @@ def cas_curve(sources, path, title=""):
         axis.xaxis.set_major_locator(MaxNLocator(10, integer=True))
         axis.xaxis.set_major_formatter("{x:.0f}x")
         axis.grid(alpha=0.3)
-    figure.suptitle(title)
+    figure.suptitle(plain(title))
     lines = sorted(axes[0].get_lines(), key=Line2D.is_dashed)  # so that each kind has its column
     figure.legend(handles=lines, loc="outside lower center", ncols=2, handlelength=3, frameon=False)
     return save_figure(figure, path)
@@ -250,14 +259,16 @@ def pipeline_bars(sources, score, path):
             axis.vlines(place, *interval, color="black", alpha=0.6, linewidth=0.9)
             axis.text(place, interval[1] + 0.005, f"{step[score]:.3f}", ha="center", va="bottom", fontsize=7)
     several = len(sources) > 1
-    names = [f"{dataset[:24]}\n{label[:24]}" if several else dataset[:24] for dataset, label in groups]
+    names = [
+        f"{plain(dataset, 24)}\n{plain(label, 24)}" if several else plain(dataset, 24) for dataset, label in groups
+    ]
     axis.set_xticks(range(len(groups)), names)
     middle, width = (len(groups) - 1) / 2, max(len(groups), 2) + 0.2  # one group alone keeps slender bars
     axis.set(
         ylabel="accuracy on real test images",
         ylim=(0, 1.06),
         xlim=(middle - width / 2, middle + width / 2),
-        title=f"{' and '.join(sources)}: {score.replace('_', '-')} after each step",
+        title=f"{' and '.join(map(plain, sources))}: {score.replace('_', '-')} after each step",
     )
     axis.set_axisbelow(True)
     axis.grid(axis="y", alpha=0.3)

@@ -12,13 +12,14 @@ from PIL import Image
 
 from Data.generation import RECORD
 from Data.marking import check_pixels, marked
-from Data.pictures import BROKEN_IMAGE, first_ten, in_chunks, shown
+from Data.pictures import BROKEN_IMAGE, first_ten, in_chunks
 from Data.registry import class_names
 from Data.synthetic import complete_sets, image_names, read_manifest, recipe, set_identity
 from Experiment.errors import UserError
 from Experiment.files import plain_arrays
 from Experiment.levers import without_off
 from Experiment.records import DATA_FLAGS, flattened
+from Experiment.text import shown
 
 log = logging.getLogger("experiment")
 

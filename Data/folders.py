@@ -9,8 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from Data.pictures import BROKEN_IMAGE, NotAnImage, first_ten, in_chunks, probe, shown
+from Data.pictures import BROKEN_IMAGE, NotAnImage, first_ten, in_chunks, probe
 from Experiment.errors import UserError
+from Experiment.text import shown
 
 SPLIT_FOLDERS = {
     **dict.fromkeys(("train", "training"), "train"),

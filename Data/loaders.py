@@ -12,11 +12,12 @@ import numpy as np
 from Data.folders import BROKEN, Unused, scan_folder
 from Data.npz import read_npz, read_rows
 from Data.own_split import Recorded, check_digests, checked_division, places_of, record_split, recorded_split
-from Data.pictures import first_ten, read_image, read_images, readable_images, resize, resize_images, shown, square
+from Data.pictures import first_ten, read_image, read_images, readable_images, resize, resize_images, square
 from Data.registry import MEDMNIST_SIDES, class_names, medmnist_info
 from Data.report import SPLITS, Report, data_identity
 from Experiment.errors import UserError
 from Experiment.files import atomic_path, file_hash
+from Experiment.text import shown
 
 __all__ = ["Split", "Splits", "class_names", "data_identity", "load_splits", "medmnist_info", "read_image",
            "read_images", "readable_images", "resize", "resize_images", "square"]  # fmt: skip

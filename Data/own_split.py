@@ -6,10 +6,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from Data.pictures import first_ten, shown
+from Data.pictures import first_ten
 from Experiment.errors import UserError
 from Experiment.files import atomic_path, read_json
 from Experiment.locks import locked
+from Experiment.text import shown
 
 log = logging.getLogger("experiment")
 

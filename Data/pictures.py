@@ -16,6 +16,7 @@ from PIL import Image, ImageColor
 from Data.marking import SIGNATURE, check_pixels
 from Experiment.errors import UserError
 from Experiment.progress import progress
+from Experiment.text import shown
 
 # What Pillow raises for files that are not the image they should be: there is no common class, and damage finds each.
 BROKEN_IMAGE = (OSError, ValueError, SyntaxError, EOFError, TypeError, LookupError, ArithmeticError, RuntimeError,
@@ -75,11 +76,6 @@ def colour(text):
     if text.lower() not in ImageColor.colormap and not re.fullmatch("#[0-9a-fA-F]{6}", text):
         raise ValueError(f"must be the name of a colour or #rrggbb, received {text!r}")
     return ImageColor.getrgb(text)
-
-
-def shown(name):
-    """A file's name as one line of plain text: what cannot be printed is escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in str(name))
 
 
 def in_chunks(work, count):

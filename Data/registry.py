@@ -9,10 +9,11 @@ from pathlib import Path
 from Data.folders import Scan, scan_folder
 from Data.npz import NPZ_KEYS as NPZ_KEYS
 from Data.npz import describe
-from Data.pictures import WHITE, colour, shown
+from Data.pictures import WHITE, colour
 from Experiment.errors import UserError
 from Experiment.files import file_hash
 from Experiment.licences import CC_BY, OF_DATA, Licence
+from Experiment.text import shown
 
 MAX_CLASSES = 1000
 MAX_SIDE = 128  # of the user's own images: larger ones show a classifier nothing that the backbones can make

@@ -158,7 +158,10 @@ def merge_json(path, content, levels=99):
 
 def write_csv(path, rows):
     """Write a list of dicts with the same keys as a CSV file."""
-    with atomic_path(path) as partial, open(partial, "w", newline="", encoding="utf-8") as file:
+    with (
+        atomic_path(path) as partial,
+        open(partial, "w", newline="", encoding="utf-8", errors="backslashreplace") as file,
+    ):
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)

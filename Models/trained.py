@@ -9,6 +9,7 @@ import numpy as np
 from Experiment import presets
 from Experiment.errors import UserError
 from Experiment.files import write_csv
+from Experiment.pictures import try_to_draw
 from Experiment.predictions import FILE, Predictions, write_predictions
 from Experiment.results import TESTED
 from Models.classifier import accuracies
@@ -112,7 +113,8 @@ def measure(classifier, test, classes, folder, source, test_hash):
     predictions = Predictions(ranking, labels, test_hash)
     write_predictions(folder, predictions)
     title = f"{dataset}, trained on {size}: top-1 {result['top_1_accuracy']:.4f}"
-    confusion_matrix(result["confusion"], classes, folder / "confusion_matrix.png", title)
+    path = folder / "confusion_matrix.png"
+    try_to_draw("the confusion", confusion_matrix, result["confusion"], classes, path, title)
     return result, predictions
 
 

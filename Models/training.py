@@ -7,6 +7,7 @@ import numpy as np
 
 from Experiment.errors import UserError
 from Experiment.files import write_csv
+from Experiment.pictures import try_to_draw
 from Models.adapter import denoising_model
 from Models.faster_layers import checkpoint_gradients
 from Models.feed import in_parts, noisy_batches, padded, with_targets
@@ -128,11 +129,7 @@ class SaveEpochs(keras.callbacks.Callback):
             write_csv(self.folder / "history.csv", self.history)
             self.state.save(done, {"loss": self.losses})
             self.drop_early_epochs()
-            try:
-                self.on_save(number, done == self.last)
-            # Whatever a picture may fail for, memory above all, is no reason to lose a training of days.
-            except Exception as error:
-                log.warning("epoch %d cannot be drawn: %s", number, " ".join(str(error).split())[:300])
+            try_to_draw(f"epoch {number}", self.on_save, number, done == self.last)
 
     def drop_early_epochs(self):
         """Remove the epochs of this run that are no longer to be kept."""

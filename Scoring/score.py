@@ -9,10 +9,12 @@ import numpy as np
 from Experiment.files import merge_json, write_json
 from Experiment.intervals import accuracy_interval
 from Experiment.paths import repeat_folder
+from Experiment.pictures import try_to_draw
 from Experiment.predictions import compare_with_real
 from Experiment.randomness import repeat_seed
 from Experiment.records import describe_run, identity
 from Experiment.results import top_5_in_words
+from Experiment.text import shown
 from Models.fit_state import saved_epochs
 from Models.runtime import make_repeatable
 from Models.trained import load_best, measure, train_and_save, write_tested
@@ -83,7 +85,7 @@ def score(args, known, classifier):
     entry = {name: entry.pop(name) for name in PUBLISHED_SCORES} | known.origin | entry
     merge_json(experiment.cas_file, {args.classifier: {known.spec.name: {known.cardinality: entry}}}, levels=3)
     compared = compare_with_real(experiment, args.classifier)
-    picture = experiment_cas_curve(experiment)
+    picture = try_to_draw("the curve", experiment_cas_curve, experiment) or "no picture"
     tell(known, results, entry, picture)
     for size, comparison in compared.items():
         if known.cardinality in (size, "real"):
@@ -111,7 +113,7 @@ def tell(known, results, entry, picture):
     """Log accuracies of the classes and of all."""
     with_images = np.nanmean([result["class_accuracies"] for result in results], axis=0)
     for name, value in zip(known.classes, with_images):
-        log.info("  %-24s %.4f", name, value)
+        log.info("  %-24s %.4f", shown(name), value)
     top_5 = top_5_in_words(entry["top_5_accuracy"], len(known.classes))
     log.info("test accuracy: top-1 %.4f, top-5 %s -> %s, %s", entry["top_1_accuracy"], top_5, known.experiment.cas_file,
              picture)  # fmt: skip

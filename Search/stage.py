@@ -10,6 +10,7 @@ from Experiment.errors import UserError
 from Experiment.files import merge_json, read_json, write_json
 from Experiment.locks import claimed, locked
 from Experiment.machine import device_name
+from Experiment.pictures import try_to_draw
 from Experiment.progress import progress
 from Experiment.records import describe_run
 from Models.runtime import resolve_precision
@@ -126,9 +127,10 @@ def measure_best(args, known, study, context, started):
             results = measure(args, context, known.splits.test, best)
             stage = {known.spec.name: {STAGE_NAMES[args.train_model]: results}}
             merge_json(known.experiment.pipeline_file, stage)
-            experiment_pipeline_bars(args.root, args.exp)
+            try_to_draw("the steps so far", experiment_pipeline_bars, args.root, args.exp)
             if args.save_plots:
-                log.info("  %s", contact_sheet(context, study, best, known.folder))
+                sheet = try_to_draw("best and worst", contact_sheet, context, study, best, known.folder)
+                log.info("  %s", sheet or "no sheet of the best and the worst")
         steps, scale, epoch, levers = settings_of(best)
         inputs = {**known.inputs, "epoch": known.hashes[str(epoch)]}
         found = {

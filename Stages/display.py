@@ -1,7 +1,6 @@
 """What the pipeline shows while its stages run: their lines, and how far all is: on a terminal as a bar below them."""
 
 import contextlib
-import shlex
 import sys
 import time
 
@@ -56,7 +55,7 @@ class Display:
             print(f"[{self.label(stage)}] {line}", file=to, flush=True)
 
     def announce(self, stage):
-        self.tell(stage, f"{self.times()}: python {shlex.join(stage.command)}")
+        self.tell(stage, f"{self.times()}: {stage.shown}")
 
     def times(self):
         """The time so far and the time that is left."""

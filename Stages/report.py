@@ -188,7 +188,7 @@ def run_part(experiment, stages, seconds, folder):
     return pages.section(
         "How to do it again",
         pages.paragraph("Each command by itself, in this order; stages that are finished are not done again."),
-        pages.code([f"python {shlex.join(stage.command)}" for stage in stages]),
+        pages.code([stage.shown for stage in stages]),
         pages.table(["stage", "time in this run"], took),
         pages.heading(f"The synthetic set {folder.name}"),
         pages.table(["setting", "value"], [[name, short(value)] for name, value in settings.items()]),

@@ -1,9 +1,11 @@
 """The stages of the method as a list: which script runs with which flags, and which of them run side by side."""
 
+import shlex
 from dataclasses import dataclass
 
 from Experiment import presets
 from Experiment.paths import REPOSITORY
+from Experiment.records import masked
 from Models.backbones import BACKBONES
 from Stages.recipes import recipe
 
@@ -35,6 +37,11 @@ class Stage:
     @property
     def command(self):
         return (f"{self.script}.py", *self.flags)
+
+    @property
+    def shown(self):
+        """The command as text for a shell; of passwords, which only the process is told, there is *** in its place."""
+        return f"python {shlex.join(map(masked, self.command))}"
 
 
 def as_flags(values):

@@ -12,6 +12,7 @@ from Experiment import presets
 from Experiment.errors import UserError
 from Experiment.levers import HOW
 from Experiment.paths import REPOSITORY
+from Experiment.records import masked
 from Models.backbones import BACKBONES
 from Models.classifiers import CLASSIFIERS
 from Models.noise_schedule import TIMESTEP_SPACINGS
@@ -92,7 +93,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, **how)
 
     def error(self, message):
-        self.exit(2, f"{self.prog}: error: {' '.join(message.split())} (--help lists the flags)\n")
+        self.exit(2, f"{self.prog}: error: {masked(' '.join(message.split()))} (--help lists the flags)\n")
 
 
 def new_parser(doc, exp_required=False):

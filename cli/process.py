@@ -7,7 +7,9 @@ import logging.handlers
 import math
 import signal
 import sys
+import tempfile
 import threading
+import traceback
 from pathlib import Path
 
 from cli.startup import import_keras
@@ -44,7 +46,7 @@ def start_logging():
 def logging_to(folder):
     """Log to `log.txt` in the run's folder within the block, with the time; an error that ends it too."""
     folder.mkdir(parents=True, exist_ok=True)
-    to_file = logging.FileHandler(folder / "log.txt", encoding="utf-8")
+    to_file = logging.FileHandler(folder / "log.txt", encoding="utf-8", errors="backslashreplace")
     to_file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
     for waiting in [handler for handler in log.handlers if isinstance(handler, logging.handlers.MemoryHandler)]:
         log.removeHandler(waiting)
@@ -56,6 +58,7 @@ def logging_to(folder):
     except Exception as error:
         if not isinstance(error, UserError):
             log.debug("where it happened", exc_info=True)  # to log.txt alone
+            error.logged = True
         raise
     finally:
         log.removeHandler(to_file)
@@ -122,6 +125,18 @@ def batch_flags(args):
     return " or ".join(f"--{name}" for name in names or ["batch_size"])
 
 
+def write_traceback(error):
+    """Where an error happened that no log.txt holds, as a file among the system's temporary ones. Returns the words for it."""
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="error-", suffix=".txt", delete=False, errors="backslashreplace"
+        ) as file:
+            file.writelines(traceback.format_exception(error))
+    except OSError:  # that disk is full too: the error's own line is what counts
+        return ""
+    return f" (where it happened: {file.name})"
+
+
 def run(stage, parse_args, plan, starts_keras=True):
     """Run a script: a user's mistake ends in one line on stderr and exit code 2, Ctrl-C in 130, SIGTERM in 143.
 
@@ -156,6 +171,8 @@ def run(stage, parse_args, plan, starts_keras=True):
             raise
         close_bars()
         message = f"out of memory: try a smaller {batch_flags(args)}" if lacking else " ".join(str(error).split())
+        if not isinstance(error, UserError) and not hasattr(error, "logged"):
+            message += write_traceback(error)
         print(f"{name}: error: {message}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as stop:

@@ -321,6 +321,27 @@ print(keras_cv.models.stable_diffusion.DiffusionModel is Models.faster_layers.di
     assert done.stdout.splitlines() == ["", "True"]
 
 
+def test_an_error_before_any_log_leaves_its_traceback(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(process.tempfile, "tempdir", str(tmp_path))
+
+    def plan(args):
+        raise PermissionError(13, "Permission denied", "/data")
+
+    with pytest.raises(SystemExit, match="2"):
+        process.run(None, lambda: argparse.Namespace(), plan, starts_keras=False)
+    (file,) = tmp_path.glob("error-*.txt")
+    error = capsys.readouterr().err
+    assert error.endswith(f"error: [Errno 13] Permission denied: '/data' (where it happened: {file})\n")
+    assert "in plan" in file.read_text() and "PermissionError" in file.read_text()
+
+
+def test_a_mistyped_flag_tells_no_password(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        flags.Parser(prog="x").parse_args(["--storag", "postgresql://opt:secret@host/db"])
+    error = capsys.readouterr().err
+    assert "secret" not in error and "postgresql://opt:***@host/db" in error
+
+
 def test_names_of_any_alphabet_in_any_locale(tmp_path):
     code = """
 import sys, logging; from pathlib import Path; from cli.process import start_logging, logging_to; from Experiment.files import write_csv

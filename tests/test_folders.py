@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from Data.folders import Unused, dataset_root, folder_splits, scan_folder
-from Data.pictures import shown
 from Experiment.errors import UserError
+from Experiment.text import shown
 
 
 def image_folder(path, counts, size=(20, 16), suffix=".png"):

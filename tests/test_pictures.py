@@ -22,11 +22,11 @@ from Data.pictures import (
     read_image,
     read_images,
     readable_images,
-    shown,
-    to_rgb,  # fmt: skip
+    to_rgb,
 )
 from Experiment.errors import UserError
 from Experiment.paths import REPOSITORY
+from Experiment.text import shown
 
 RED, GREY = (200, 100, 50), (90, 90, 90)
 

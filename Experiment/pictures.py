@@ -1,0 +1,21 @@
+"""Pictures tell of a run and are no part of its result: one that fails is a warning."""
+
+import logging
+
+log = logging.getLogger("experiment")
+
+
+def try_to_draw(what, draw, *args, **kwargs):
+    """What a function that draws returns; None, and a warning, where it fails.
+
+    Whatever a picture may fail for, memory and fonts above all, is no reason to lose a run of days.
+
+    Args:
+        what: Of what the picture is, for the warning.
+        draw: The function, called with the rest.
+    """
+    try:
+        return draw(*args, **kwargs)
+    except Exception as error:
+        log.warning("%s cannot be drawn: %s", what, " ".join(str(error).split())[:300] or type(error).__name__)
+        return None
