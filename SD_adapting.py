@@ -125,16 +125,16 @@ def adapt(args, known=None):
             diffusion = load_diffusion(backbone, len(classes), args.weights_dir, **epochs)
         title = f"{known.spec.name}, {args.train_model} epoch {{}}"
         write_sheet = sheet_writer(diffusion, classes, args.seed, folder, title)
-    encode = moments_encoder(backbone, args.weights_dir)
-    moments = dataset_moments(known.experiment, backbone, args.weights_dir, known.train.images, encode)  # (N, h, w, 8)
     with sharing(args.devices):
         adapted, model, fit_levers, recorded = set_up(args, known, diffusion, used)
     write_sheet = adapted.drawn(write_sheet) if args.ema else write_sheet
     steps = -(-len(known.train.labels) // args.batch_size)
     state = FitState(folder / "state.npz", known.identity, [*adapted.variables, *model.optimizer.variables])
     done, history, _ = (0, {}, []) if args.restart else state.load()
-    needed = bytes_needed(adapted, args.epochs, args.freq, args.keep)
-    check_room(folder, needed, "this run")
+    needed = bytes_needed(adapted, args.epochs, args.freq, args.keep, done)
+    check_room(folder, needed, "this run" if not done else "what is left of this run")
+    encode = moments_encoder(backbone, args.weights_dir)
+    moments = dataset_moments(known.experiment, backbone, args.weights_dir, known.train.images, encode)  # (N, h, w, 8)
     with writing_in(folder, saved=lambda: f"{state.epoch} of {args.epochs} epochs are saved"):
         log.info(
             "%s of %s on %s: %d images, %d parameters, epochs %d to %d of %d steps, batch %d, lr %g, %s, seed %d, "

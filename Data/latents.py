@@ -8,6 +8,7 @@ import tokenize
 
 import numpy as np
 
+from Experiment.disk import check_room
 from Experiment.errors import UserError
 from Experiment.files import atomic_path
 
@@ -30,6 +31,7 @@ def cached_moments(folder, name, images, weights_hash, encode):
         log.info("encoding %d images with the VAE, once", len(images))
         with contextlib.closing(encode(images)) as batches, atomic_path(path) as partial:
             first, done = next(batches), 0
+            check_room(folder, 4 * len(images) * int(np.prod(first.shape[1:])), "the VAE's moments of the images")
             moments = np.lib.format.open_memmap(partial, "w+", "float32", (len(images), *first.shape[1:]))
             for batch in itertools.chain([first], batches):
                 moments[done : done + len(batch)] = batch

@@ -50,11 +50,14 @@ def compile_model(adapted, lr, steps, precision_name, gradient_checkpointing=Fal
     return model
 
 
-def bytes_needed(adapted, epochs, freq, keep=None):
-    """Bytes that a training writes at most: its epochs, and a state of which there are two while it is replaced."""
+def bytes_needed(adapted, epochs, freq, keep=None, done=0):
+    """Bytes that a training has still to write at most: its epochs, and a state of which there are two while it is replaced.
+
+    Of what `done` epochs have left, the epochs and one state are on the disk already.
+    """
     epoch, state = adapted.bytes
-    saves = -(-epochs // freq) + 1
-    return epoch * min(saves, keep + 1 if keep else saves) + 2 * state
+    saves = -(-(epochs - done) // freq) + 1
+    return epoch * min(saves, keep + 1 if keep else saves) + (1 if done else 2) * state
 
 
 def fit_epochs(model, saver, moments, labels, num_classes, batch_size, seed, done, transforms=(), weights=None):

@@ -5,13 +5,16 @@ import json
 import os
 import shutil
 from argparse import Namespace
+from types import SimpleNamespace
 
 import numpy as np
 import optuna
 import pytest
 from PIL import Image
 
+import generate_dataset
 import SD_adapting
+from Experiment import disk
 from Experiment.disk import check_room
 from Experiment.errors import UserError
 from Experiment.files import write_json
@@ -20,6 +23,7 @@ from Experiment.records import changes, describe_run, finished_run, flattened, i
 from Models import weight_cards
 from Models.adapter import Diffusion, WholeNetwork
 from Models.class_encoder import class_encoder
+from Models.training import bytes_needed
 from Models.weight_cards import card_path, read_card, weights_hashes, write_card
 from Models.weights import save_weights
 
@@ -145,6 +149,30 @@ def test_the_same_data_elsewhere_is_the_same_run_and_other_data_is_not(tiny, fol
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(folder / "cat" / "0.png")
     with pytest.raises(UserError, match="0.png"):
         adapted(folder, tmp_path / "out", "--epochs", 1)
+
+
+@pytest.mark.parametrize("stage", ["adapt", "generate"])
+def test_a_stage_that_does_not_fit_writes_nothing(stage, tiny, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda path: SimpleNamespace(free=100))
+    root = tmp_path / "out"
+    if stage == "adapt":
+        known, args = adapted(folder, root, "--epochs", 3)
+        run, what = SD_adapting.adapt, "this run takes"
+    else:
+        flags = ["--img_total", "20", "--enc_epoch", "0", "--dif_epoch", "0", "--inf_steps", "2", "--ugs", "1"]
+        args = generate_dataset.parse_args(
+            ["--dataset", "digits", "--exp", "x", "--backbone", "tiny", "--root", str(root), *flags]
+        )
+        known, run, what = generate_dataset.plan(args), generate_dataset.generate, "what is missing of the set takes"
+    with pytest.raises(UserError, match=f"{what} .* left"):
+        run(args, known)
+    assert not [path for path in root.rglob("*") if path.is_file() and "Splits" not in path.parts]
+
+
+def test_a_run_that_goes_on_needs_room_for_the_rest_alone():
+    adapted = SimpleNamespace(bytes=(1000, 10))
+    assert bytes_needed(adapted, 10, 1) == 11_020 and bytes_needed(adapted, 10, 1, keep=2) == 3020
+    assert bytes_needed(adapted, 10, 1, done=9) == 2010 and bytes_needed(adapted, 10, 5, done=5) == 2010
 
 
 def test_the_split_belongs_to_the_experiment(tiny, folder, tmp_path):
