@@ -124,6 +124,8 @@ def measure_best(args, known, study, context, started):
         results = earlier.get("test") if earlier.get("trial") == best.number else None
         if not results:
             results = measure(args, context, known.splits.test, best)
+            if args.select_on == "test":
+                results["opt"] |= {"select_on": "test"}
             stage = {known.spec.name: {STAGE_NAMES[args.train_model]: results}}
             merge_json(known.experiment.pipeline_file, stage)
             experiment_pipeline_bars(args.root, args.exp)
