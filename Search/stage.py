@@ -127,7 +127,7 @@ def measure_best(args, known, study, context, started):
             if args.select_on == "test":
                 results["opt"] |= {"select_on": "test"}
             stage = {known.spec.name: {STAGE_NAMES[args.train_model]: results}}
-            merge_json(known.experiment.pipeline_file, stage)
+            merge_json(known.experiment.pipeline_file, stage, levels=2)
             experiment_pipeline_bars(args.root, args.exp)
             if args.save_plots:
                 log.info("  %s", contact_sheet(context, study, best, known.folder))
