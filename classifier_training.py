@@ -14,6 +14,7 @@ from Data.loaders import data_identity, load_splits
 from Data.registry import dataset_spec
 from Data.synthetic import find_synthetic, recipe, set_identity
 from Experiment import presets
+from Experiment.errors import UserError
 from Experiment.files import read_json
 from Experiment.levers import levers_on
 from Experiment.locks import refuse_if_claimed
@@ -23,7 +24,7 @@ from Experiment.plan import Plan
 from Experiment.randomness import repeat_seed
 from Experiment.records import DATA_FLAGS, finished_run
 from Experiment.results import CAS_SCHEMA, TESTED, check_recipe, read_results
-from Models.weight_cards import teacher_hash
+from Models.weight_cards import other_inputs, teacher_hash
 
 log = logging.getLogger("experiment")
 
@@ -82,6 +83,8 @@ def plan(args):
     tested = results.get(cardinality, {}).get("repeats", 1) if cardinality in results else 0
     known.repeats = args.repeats if args.restart else max(args.repeats, tested)
     folders = [repeat_folder(folder, repeat) for repeat in range(1, known.repeats + 1)]
+    if not args.train:
+        check_trained(folders, inputs)
     known.trained = [args.train and finished_run(each / "training.json", args, FREE, inputs) for each in folders]
     known.origin = origin(args, folder, set_folder, known.trained[0])
     if not learns_from_real(args):
@@ -96,6 +99,16 @@ def plan(args):
     check_recipe(results, cardinality, known.origin, asked_for=bool(args.synthetic_dir))
     refuse_if_claimed(folder)
     return known
+
+
+def check_trained(folders, inputs):
+    """Raise a UserError if a classifier that is to be tested as it is has learnt other classes, or sees other images.
+
+    A published one has no record.
+    """
+    for folder in folders:
+        if told := other_inputs(folder, inputs, ("resolution", "test"), unknown=False):
+            raise UserError(f"the classifier in {folder} was trained on {told}. Run with --train True --restart.")
 
 
 def learns_from_real(args):

@@ -13,6 +13,7 @@ import classifier_training
 import plots
 from Data.synthetic import SyntheticWriter, balanced_counts
 from Experiment.errors import UserError
+from Experiment.files import write_json
 from Experiment.results import CAS_SCHEMA, read_results
 from Models.classifiers import CLASSIFIERS
 
@@ -95,6 +96,28 @@ def test_what_a_trained_classifier_comes_from_is_in_its_record(root):
     assert (
         results(root)["x1"]["set"]["folder"] == "20Enc1Dif2Is5Ugs1.5" and results(root)["x1"]["training"]["epochs"] == 1
     )
+
+
+@pytest.mark.parametrize("change, told", [
+    (lambda arrays: {n: a + 1 if "labels" in n else a for n, a in arrays.items()}, r"classes \['0', '1'\] \(now \['1', '2'\]\)"),
+    (lambda arrays: arrays | {"test_images": arrays["test_images"] // 2}, r"data.test \w{8} \(now \w{8}\)"),
+    (lambda arrays: {n: a[:, :4, :4] if "images" in n else a for n, a in arrays.items()}, r"data.resolution 8 \(now 4\)"),
+])  # fmt: skip
+@pytest.mark.parametrize("repeats", [1, 2])
+def test_a_classifier_is_tested_on_what_it_knows(root, change, told, repeats):
+    make_set(sets(root) / "20Enc1Dif2Is5Ugs1.5")
+    train(root, "--repeats", repeats)
+    alone = ("--train", "False", "--repeats", repeats)
+    train(root, *alone)
+    np.savez(root / "two.npz", **change(dict(np.load(root / "two.npz"))))
+    before = results(root)
+    with pytest.raises(UserError, match=f"was trained on other inputs: .*{told}"):
+        train(root, *alone)
+    assert results(root) == before
+    record = root / "Checkpoints/Classifiers/Exp_0001/resnet20/two/20/training.json"
+    if repeats == 1:  # one of an earlier version says less
+        write_json(record, {"arguments": {}, "inputs": {}})
+        classifier_training.plan(parse(root, *alone))
 
 
 def test_nothing_of_an_earlier_entry_stays(root):
