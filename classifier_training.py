@@ -22,7 +22,7 @@ from Experiment.machine import device_name
 from Experiment.paths import Experiment, repeat_folder, size_name
 from Experiment.plan import Plan
 from Experiment.randomness import repeat_seed
-from Experiment.records import DATA_FLAGS, finished_run
+from Experiment.records import DATA_FLAGS, finished_run, short
 from Experiment.results import CAS_SCHEMA, TESTED, check_recipe, read_results
 from Models.weight_cards import other_inputs, teacher_hash
 
@@ -96,7 +96,8 @@ def plan(args):
         if not args.test or tested == known.repeats and all((each / TESTED).exists() for each in folders):
             known.done = f"finished already: {folder} (--restart trains again)"
             return known
-    check_recipe(results, cardinality, known.origin, asked_for=bool(args.synthetic_dir))
+    entry = known.origin | {"test": short(inputs["data"]["test"])}
+    check_recipe(results, cardinality, entry, asked_for=bool(args.synthetic_dir))
     refuse_if_claimed(folder)
     return known
 

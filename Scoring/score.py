@@ -11,7 +11,7 @@ from Experiment.intervals import accuracy_interval
 from Experiment.paths import repeat_folder
 from Experiment.predictions import compare_with_real
 from Experiment.randomness import repeat_seed
-from Experiment.records import describe_run, identity
+from Experiment.records import describe_run, identity, short
 from Models.fit_state import saved_epochs
 from Models.runtime import make_repeatable
 from Models.trained import load_best, measure, train_and_save, write_tested
@@ -79,6 +79,7 @@ def score(args, known, classifier):
         predictions.append(measured[1])
     experiment = known.experiment
     entry = summary(results, predictions) | {"predictions": known.folder.relative_to(experiment.root).as_posix()}
+    entry |= {"test": short(known.inputs["data"]["test"])}
     entry = {name: entry.pop(name) for name in PUBLISHED_SCORES} | known.origin | entry
     merge_json(experiment.cas_file, {args.classifier: {known.spec.name: {known.cardinality: entry}}}, levels=3)
     compared = compare_with_real(experiment, args.classifier)
