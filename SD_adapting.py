@@ -62,14 +62,14 @@ def plan(args):
     Returns:
         A `Plan`: the dataset's `spec`, the `experiment`, the `folder` of the epochs, the `record_file`, the `offset` of
         epochs that earlier training had, the `train` images, files of the `epochs` to start from, `Facts` of low-rank
-        `updates` that are to be trained, or None, and `inputs` and `identity` of the run.
+        `updates` that are to be trained, or None, `inputs` and `identity` of the run, and facts of what was `taken` by name.
 
     Raises:
         UserError: The run cannot begin: other arguments or inputs, a missing or unfit epoch, another process at work.
     """
     spec = dataset_spec(args.dataset, args.skip_broken, args.resolution, args.background)
     experiment = Experiment(args.root, args.exp, spec.name)
-    take_best_epochs(args, experiment, class_names(spec))
+    taken = take_best_epochs(args, experiment, class_names(spec))
     folder = experiment.part_dir(args.train_model)
     offset = args.enc_epoch if args.train_model == "enc" else args.dif_epoch
     record_file = folder / (f"training_from{offset}.json" if offset else "training.json")
@@ -83,7 +83,7 @@ def plan(args):
     }
     known = Plan(spec=spec, experiment=experiment, folder=folder, record_file=record_file, offset=offset,
                  train=splits.train, epochs=epochs, updates=wanted_updates(args, epochs["dif"]), inputs=inputs,
-                 identity=identity(args, FREE, inputs))  # fmt: skip
+                 identity=identity(args, FREE, inputs), taken=taken)  # fmt: skip
     if finished_run(record_file, args, FREE, inputs):
         (folder / "state.npz").unlink(missing_ok=True)  # killed between the record and this
         known.done = f"finished already: {folder} (--restart trains again)"
@@ -149,7 +149,7 @@ def adapt(args, known=None):
             log.info(said)
         losses = history.get("loss", [])
         losses = train(args, known, adapted, model, state, moments, done, losses, write_sheet, fit_levers)
-        recorded |= {"precision_used": used, "loss": losses[-1]}
+        recorded |= known.taken | {"precision_used": used, "loss": losses[-1]}
         write_json(known.record_file, describe_run(args, started, known.inputs, **recorded))
         log.info("loss %.4f after %d epochs, %.0f s -> %s", losses[-1], args.epochs, time.time() - started, folder)
         state.path.unlink(missing_ok=True)

@@ -15,6 +15,7 @@ from Data.loaders import data_identity, load_splits
 from Data.registry import dataset_spec
 from Data.synthetic import find_synthetic, recipe, set_identity
 from Experiment import presets
+from Experiment.errors import UserError
 from Experiment.files import read_json
 from Experiment.levers import levers_on
 from Experiment.locks import refuse_if_claimed
@@ -22,9 +23,9 @@ from Experiment.machine import device_name
 from Experiment.paths import Experiment, repeat_folder, size_name
 from Experiment.plan import Plan
 from Experiment.randomness import repeat_seed
-from Experiment.records import DATA_FLAGS, finished_run
+from Experiment.records import DATA_FLAGS, finished_run, short
 from Experiment.results import CAS_SCHEMA, TESTED, check_recipe, read_results
-from Models.weight_cards import teacher_hash
+from Models.weight_cards import other_inputs, teacher_hash
 
 log = logging.getLogger("experiment")
 
@@ -88,6 +89,8 @@ def plan(args):
     tested = results.get(cardinality, {}).get("repeats", 1) if cardinality in results else 0
     known.repeats = args.repeats if args.restart else max(args.repeats, tested)
     folders = [repeat_folder(folder, repeat) for repeat in range(1, known.repeats + 1)]
+    if not args.train:
+        check_trained(folders, inputs)
     known.trained = [args.train and finished_run(each / "training.json", args, FREE, inputs) for each in folders]
     known.origin = origin(args, folder, set_folder, known.trained[0])
     if not learns_from_real(args):
@@ -99,9 +102,20 @@ def plan(args):
         if not args.test or tested == known.repeats and all((each / TESTED).exists() for each in folders):
             known.done = f"finished already: {folder} (--restart trains again)"
             return known
-    check_recipe(results, cardinality, known.origin, asked_for=bool(args.synthetic_dir))
+    entry = known.origin | {"test": short(inputs["data"]["test"])}
+    check_recipe(results, cardinality, entry, asked_for=bool(args.synthetic_dir))
     refuse_if_claimed(folder)
     return known
+
+
+def check_trained(folders, inputs):
+    """Raise a UserError if a classifier that is to be tested as it is has learnt other classes, or sees other images.
+
+    A published one has no record.
+    """
+    for folder in folders:
+        if told := other_inputs(folder, inputs, ("resolution", "test"), unknown=False):
+            raise UserError(f"the classifier in {folder} was trained on {told}. Run with --train True --restart.")
 
 
 def learns_from_real(args):

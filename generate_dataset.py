@@ -86,7 +86,8 @@ def plan(args):
     Returns:
         A `Plan`: the dataset's `spec`, its `name` and `classes`, the `experiment`, the `folder` of the images, files of the
         `epochs` that make them and of the `guide`, the `settings` that decide the images (the precision that `auto` means is
-        not known yet), `counts` of each class, their `numbering`, and this run's `part` of the folder, empty for the whole.
+        not known yet), `counts` of each class, their `numbering`, this run's `part` of the folder, empty for the whole, and facts
+        of what was `taken` by name.
 
     Raises:
         UserError: The run cannot begin: images of other settings, weights of other classes, a missing epoch, another
@@ -94,8 +95,8 @@ def plan(args):
     """
     spec = dataset_spec(args.dataset, args.skip_broken, args.resolution, args.background)
     experiment, backbone = Experiment(args.root, args.exp, spec.name), BACKBONES[args.backbone]
-    taken = {"enc_epoch": "enc_epoch", "dif_epoch": "epoch", "inf_steps": "is", "ugs": "ugs"}
-    take_best(args, experiment, class_names(spec), "dif", taken, levers=True)
+    names = {"enc_epoch": "enc_epoch", "dif_epoch": "epoch", "inf_steps": "is", "ugs": "ugs"}
+    taken = take_best(args, experiment, class_names(spec), "dif", names, levers=True)
     sampling.fill_in_spacing(args)
     total = args.img_total or args.img_class * spec.num_classes
     name = f"{size_name(total)}Enc{args.enc_epoch}Dif{args.dif_epoch}Is{args.inf_steps}Ugs{args.ugs:g}"
@@ -120,7 +121,7 @@ def plan(args):
     counts = numbering.counts(total)
     known = Plan(
         spec=spec, name=spec.name, classes=classes, experiment=experiment, folder=folder, epochs=epochs, guide=guide,
-        settings=settings, counts=counts, numbering=numbering, part=part,
+        settings=settings, counts=counts, numbering=numbering, part=part, taken=taken,
     )  # fmt: skip
     if not args.restart:
         if lacks_mark(folder):
@@ -174,15 +175,14 @@ def generate(args, known=None):
         made = write_images(args, known, settings["precision"], diffusion, guide, writer)
         others = [f"{i}/{parts}" for i in range(1, parts + 1) if writer.missing((i, parts)).size]
         if others:
-            log.info(
-                "%d images in %.0f s -> %s; shards that are not complete: %s",
-                made, time.time() - started, folder, ", ".join(others),
-            )  # fmt: skip
+            log.info("%d images in %.0f s -> %s; shards that are not complete: %s", made, time.time() - started, folder,
+                     ", ".join(others))  # fmt: skip
             return folder
         title = f"{known.name}, {folder.name}"
         sheet = try_to_draw("the set", draw_pictures, folder, known.classes, title, known.experiment.images_dir)
-        write_json(folder / "run.json", describe_run(args, started, {"weights": settings["weights"]}))
-        finish_set(writer, settings | sets.filter_facts(args, folder))  # last: what has a manifest is complete
+        write_json(folder / "run.json", describe_run(args, started, {"weights": settings["weights"]}, **known.taken))
+        facts = known.taken | sets.filter_facts(args, folder)
+        finish_set(writer, settings | facts)  # last: what has a manifest is complete
         log.info("%d images in %.0f s -> %s, samples %s", made, time.time() - started, folder, sheet or "none")
     return folder
 

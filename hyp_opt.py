@@ -21,7 +21,13 @@ from cli.flags import (
 from cli.levers import add_classifier_levers
 from cli.lora import updates_fit
 from cli.process import logging_to, run, telling_what_is_saved
-from cli.sampling import add_sampling_levers, add_search_levers, check_search_levers, finish_sampling_levers
+from cli.sampling import (
+    add_sampling_levers,
+    add_search_levers,
+    check_search_levers,
+    finish_sampling_levers,
+    guide_parts,
+)  # fmt: skip
 from cli.search_flags import add_measurement_flags, add_search_flags
 from Data.loaders import Splits, load_splits
 from Data.registry import DatasetSpec, class_names, dataset_spec
@@ -31,8 +37,9 @@ from Experiment.files import read_json
 from Experiment.paths import Experiment
 from Experiment.results import PIPELINE_SCHEMA, read_results
 from Models.backbones import BACKBONES
+from Models.pretrained import pretrained_inputs
 from Models.weight_names import chosen_epochs, guide_epoch, saved_epochs
-from Search.inputs import foreign_inputs, search_inputs
+from Search.inputs import search_inputs
 
 log = logging.getLogger("experiment")
 
@@ -87,7 +94,7 @@ class Plan:
         spec: The dataset's.
         experiment: Where everything lies.
         folder: Of the report; the study's database lies beside it.
-        splits: The real images.
+        splits: The real images, without those of training.
         epochs: {epoch: file} of what is searched.
         epoch_files: Files of the epochs that stay as they are.
         inputs: What the search reads besides the epochs, by content.
@@ -141,7 +148,9 @@ def plan(args):
     if not epochs:
         raise UserError(f"argument --autoguide: there are no epochs after {args.autoguide} in {weights}.")
     inputs, hashes = search_inputs(splits, spec, epochs, epoch_files | ({"guide": guide} if guide else {}))
-    inputs["weights"] |= foreign_inputs(BACKBONES[args.backbone], part, args.weights_dir)
+    pretrained = {"decoder", *(["unet"] if part == "enc" else guide_parts(args, guide))}
+    inputs["weights"] |= pretrained_inputs(BACKBONES[args.backbone], sorted(pretrained), args.weights_dir)
+    splits = splits._replace(train=None)  # memory: a search reads none of them
     return Plan(spec, experiment, folder, splits, epochs, epoch_files, inputs, hashes, address, guide)
 
 

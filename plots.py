@@ -18,7 +18,7 @@ from Experiment.errors import UserError
 from Experiment.files import atomic_path
 from Experiment.paths import PUBLISHED_CAS_PLOTS, PUBLISHED_PIPELINE_PLOTS, Experiment
 from Experiment.published import published_curves, published_steps
-from Experiment.results import CAS_SCHEMA, PIPELINE_SCHEMA, entry_recipe, read_results, told_apart
+from Experiment.results import CAS_SCHEMA, PIPELINE_SCHEMA, curve_recipes, read_results, told_apart
 from Experiment.text import shown
 
 COLLAGE_COLUMNS, COLLAGE_ROWS = 8, 3  # as published
@@ -180,6 +180,13 @@ def heights(entries, score):
     return [height for entry in entries for height in (entry[score], *(interval_of(entry, score) or ()))]
 
 
+def epochs_along(entries):
+    """What the legend says of the classifiers' epochs: empty where all have the same, or none has any on record."""
+    trainings = [entry["training"] for entry in entries if isinstance(entry.get("training"), dict)]
+    epochs = {training["epochs"] for training in trainings if isinstance(training.get("epochs"), int)}
+    return f", in at most {min(epochs)} to {max(epochs)} epochs" if len(epochs) > 1 else ""
+
+
 def plot_points(axis, results, score, label, **style):
     """The line of one source, and intervals as upright lines. Points from sets of other settings than the first have another marker and legend line."""
     sizes = sorted(int(key[1:]) for key in results if key != "real")
@@ -187,7 +194,8 @@ def plot_points(axis, results, score, label, **style):
     for size in sizes:
         if interval := interval_of(results[f"x{size}"], score):
             axis.vlines(size, *interval, color=style["color"], alpha=0.45, linewidth=1.2)
-    recipes = [entry_recipe(results[f"x{size}"]) for size in sizes]
+    entries = [results[f"x{size}"] for size in sizes]
+    recipes, label = curve_recipes(entries), label + epochs_along(entries)
     kinds = [recipe for i, recipe in enumerate(recipes) if recipe not in recipes[:i]]
     names = [f" ({name})" for name in told_apart(kinds)] if len(kinds) > 1 else [""] * len(kinds)
     for i, (kind, name) in enumerate(zip(kinds, names)):

@@ -8,12 +8,12 @@ from Audit import copies
 from Audit.material import CLASS_SAMPLE, SAMPLE, Seen, see
 from Audit.pictures import COLUMNS, ROWS, nearest_sheet
 from Audit.quality import quality
-from Experiment.files import read_json
 from Experiment.progress import each
 from Models.classifier import Classifier
 from Models.runtime import make_repeatable
 from Models.teacher import teacher
 from Models.trained import load_best
+from Models.weight_cards import other_inputs
 from plots import side_by_side
 
 log = logging.getLogger("experiment")
@@ -35,7 +35,8 @@ def real_classifier(name, spec, splits, inputs, experiment):
     """
     make_repeatable(0)
     folder = experiment.classifier_dir(name, "real")
-    if known_inputs(folder, inputs, ("resolution", "train", "val")):
+    trained = (folder / "best_model.weights.h5").exists()
+    if trained and not other_inputs(folder, inputs, ("resolution", "train", "val")):
         classifier = Classifier(name, spec.resolution, spec.num_classes)
         load_best(classifier, folder)
         return classifier, folder
@@ -43,16 +44,6 @@ def real_classifier(name, spec, splits, inputs, experiment):
     data = {key: inputs["data"][key] for key in ("resolution", "train", "val")}
     classifier, _ = teacher(name, spec, splits, {"classes": inputs["classes"], "data": data}, folder)
     return classifier, folder
-
-
-def known_inputs(folder, inputs, names):
-    """Whether a classifier's folder says that it has read these data."""
-    record = folder / "training.json"
-    if not record.exists() or not (folder / "best_model.weights.h5").exists():
-        return False
-    theirs = read_json(record).get("inputs", {})
-    data = theirs.get("data", {})
-    return theirs.get("classes") == inputs["classes"] and all(data.get(key) == inputs["data"][key] for key in names)
 
 
 class Views:

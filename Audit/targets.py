@@ -5,7 +5,7 @@ from Data.report import data_identity
 from Experiment.errors import UserError
 from Experiment.files import read_json
 from Models.backbones import BACKBONES
-from Models.weight_cards import read_card, weights_hashes
+from Models.weight_cards import other_inputs, read_card, weights_hashes
 from Models.weight_names import chosen_epochs
 
 REAL = "real"
@@ -25,11 +25,9 @@ def trained(experiment, entries, inputs):
     found, lacking = {}, []
     for name, entry in entries.items():
         folder = experiment.root / entry["predictions"] if "predictions" in entry else None
-        record = read_json(folder / "training.json") if folder and (folder / "training.json").exists() else {}
-        theirs = record.get("inputs", {})
         if not folder or not (folder / "best_model.weights.h5").exists():
             lacking.append(f"the classifier {name}: its weights are not there")
-        elif theirs.get("classes") != inputs["classes"] or theirs.get("data", {}).get("test") != inputs["data"]["test"]:
+        elif other_inputs(folder, inputs, ["test"]):
             lacking.append(f"the classifier {name}: it was tested on other images")
         else:
             found[name] = folder

@@ -54,7 +54,7 @@ def fits_additions(entry):
         and all(isinstance(ends, list) and len(ends) == 2 and all(map(is_share, ends)) for ends in interval.values())
         and isinstance(repeats, int)
         and repeats > 0
-        and isinstance(entry.get("predictions", ""), str)
+        and all(isinstance(entry.get(name, ""), str) for name in ("predictions", "test"))
     )
 
 
@@ -68,6 +68,18 @@ def entry_recipe(entry):
         return None
     levers = levers_on(training) if isinstance(training, dict) else {}
     return {key: value for key, value in made.items() if key != "folder"} | levers
+
+
+def curve_recipes(entries):
+    """What each of several CAS results is of, {setting: value} or None: `entry_recipe`, and the test images where they differ.
+
+    A result of an earlier version does not say on which images it was tested; nor does a published one.
+    """
+    recipes = [entry_recipe(entry) for entry in entries]
+    if len({entry["test"] for entry in entries if "test" in entry}) < 2:
+        return recipes
+    tests = [{"test images": entry.get("test", "not recorded")} for entry in entries]
+    return [(recipe or {}) | test for recipe, test in zip(recipes, tests)]
 
 
 def told_apart(recipes):
@@ -84,23 +96,22 @@ def told(key, value):
 
 
 def check_recipe(results, size, entry, asked_for):
-    """One curve, one recipe: where results of other sizes come from other settings, refuse, or warn if it is asked for.
+    """One curve, one recipe: where results of other sizes come from other settings or another test, refuse, or warn.
 
     Args:
         results: {"real" | "x1" | "x2" ...: entry} of a classifier and dataset.
         size: Of the result to be, such as `x4`.
         entry: What will stand beside its accuracies.
-        asked_for: Whether the user has named the set.
+        asked_for: Whether the user has named the set: then it is a warning.
 
     Raises:
         UserError: They do, and it is not asked for.
     """
-    recipe = entry_recipe(entry)
-    theirs = {key: entry_recipe(other) for key, other in results.items() if key not in ("real", size)}
-    others = {key: other for key, other in theirs.items() if recipe and other and other != recipe}
+    pairs = {key: curve_recipes([other, entry]) for key, other in results.items() if key not in ("real", size)}
+    others = {key: pair for key, pair in pairs.items() if None not in pair and pair[0] != pair[1]}
     if not others:
         return
-    before, now = told_apart([next(iter(others.values())), recipe])
+    before, now = told_apart(next(iter(others.values())))
     come = "comes" if len(others) == 1 else "come"
     message = f"{', '.join(others)} in the results {come} from other settings: {before} (now {now})."
     if not asked_for:

@@ -5,6 +5,7 @@ import hashlib
 from Experiment.errors import UserError
 from Experiment.files import file_hash, read_json, write_json
 from Experiment.paths import REPOSITORY
+from Experiment.records import changes, flattened
 
 KEPT = ("sha256", "bytes", "modified")  # the rest of a card is what its writer says
 
@@ -80,6 +81,25 @@ def weights_hashes(files, classes):
             )
         hashes[part] = card["sha256"]
     return hashes
+
+
+def other_inputs(folder, inputs, names, unknown=True):
+    """What the record of a trained classifier says otherwise of what it has read, in words; empty where nothing.
+
+    Args:
+        folder: Of the classifier. Without a record nothing is known.
+        inputs: {"classes": [...], "data": {name: value}} of today.
+        names: Which of the data are compared, besides the classes.
+        unknown: Whether what the record does not say counts as something else.
+
+    Raises:
+        UserError: The record is damaged.
+    """
+    record = folder / "training.json"
+    theirs = read_json(record).get("inputs", {}) if record.exists() else {}
+    now = {"classes": list(inputs["classes"]), **{f"data.{name}": inputs["data"][name] for name in names}}
+    before = {"classes": theirs.get("classes"), **flattened({"data": theirs.get("data", {})})}
+    return changes(before, {name: value for name, value in now.items() if unknown or before.get(name) is not None})
 
 
 def teacher_hash(folder):

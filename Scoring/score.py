@@ -12,7 +12,7 @@ from Experiment.paths import repeat_folder
 from Experiment.pictures import try_to_draw
 from Experiment.predictions import compare_with_real
 from Experiment.randomness import repeat_seed
-from Experiment.records import describe_run, identity
+from Experiment.records import describe_run, identity, short
 from Experiment.results import top_5_in_words
 from Experiment.text import shown
 from Models.fit_state import saved_epochs
@@ -82,6 +82,7 @@ def score(args, known, classifier):
         predictions.append(measured[1])
     experiment = known.experiment
     entry = summary(results, predictions) | {"predictions": known.folder.relative_to(experiment.root).as_posix()}
+    entry |= {"test": short(known.inputs["data"]["test"])}
     entry = {name: entry.pop(name) for name in PUBLISHED_SCORES} | known.origin | entry
     merge_json(experiment.cas_file, {args.classifier: {known.spec.name: {known.cardinality: entry}}}, levels=3)
     compared = compare_with_real(experiment, args.classifier)

@@ -5,7 +5,6 @@ from Experiment.errors import UserError
 from Experiment.levers import OFF, filled_in, levers_on
 from Experiment.records import changes, flattened, masked
 from Models.foreign_weights import is_foreign
-from Models.pretrained import pretrained_inputs
 from Models.weight_cards import weights_hashes
 
 # Arguments that two runs must share to be one study.
@@ -15,7 +14,7 @@ SETTINGS = (
 )  # fmt: skip
 PLACES = ("dataset", "skip_broken", "precision")  # what stands for the inputs in studies of earlier versions
 MOST_EPOCHS_SHOWN = 3
-# Pretrained weights: named where they are not the backbone's own, and compared in any case.
+# Pretrained weights. Studies of earlier versions name them only where they are not the backbone's own.
 PRETRAINED = ("weights.unet", "weights.decoder")
 
 
@@ -46,18 +45,6 @@ def search_inputs(splits, spec, epochs, epoch_files):
     return inputs, hashes
 
 
-def foreign_inputs(backbone, part, weights_dir):
-    """What identifies pretrained weights that are not the backbone's own: as `pretrained_inputs`, else {}.
-
-    Args:
-        backbone: A `Backbone`.
-        part: `enc` or `dif`, whose epochs are searched; the UNet's take the place of the pretrained one.
-        weights_dir: The place of the weights, or None.
-    """
-    parts = ("unet", "decoder") if part == "enc" else ("decoder",)
-    return pretrained_inputs(backbone, parts, weights_dir) if weights_dir and is_foreign(weights_dir) else {}
-
-
 def claim_study(study, args, known, precision):
     """Note settings and inputs in a study without trials, or compare them with those of one that has some.
 
@@ -83,8 +70,9 @@ def claim_study(study, args, known, precision):
         return
     before = filled_in(study.user_attrs.get("settings", {}), settings)
     settings = filled_in(settings, before)
-    before = {name: None for name in PRETRAINED if name in settings} | before
-    settings = {name: None for name in PRETRAINED if name in before} | settings
+    foreign = args.weights_dir and is_foreign(args.weights_dir)
+    if foreign and not any(name in before for name in PRETRAINED):
+        before = dict.fromkeys(PRETRAINED) | before
     if "data.val" not in before:
         settings |= {name: getattr(args, name) for name in PLACES}
     now = as_identity({name: value for name, value in settings.items() if name in before})

@@ -125,8 +125,10 @@ def measure_best(args, known, study, context, started):
         results = earlier.get("test") if earlier.get("trial") == best.number else None
         if not results:
             results = measure(args, context, known.splits.test, best)
+            if args.select_on == "test":
+                results["opt"] |= {"select_on": "test"}
             stage = {known.spec.name: {STAGE_NAMES[args.train_model]: results}}
-            merge_json(known.experiment.pipeline_file, stage)
+            merge_json(known.experiment.pipeline_file, stage, levels=2)
             try_to_draw("the steps so far", experiment_pipeline_bars, args.root, args.exp)
             if args.save_plots:
                 sheet = try_to_draw("best and worst", contact_sheet, context, study, best, known.folder)

@@ -140,7 +140,8 @@ def searches_part(experiment):
         folder = experiment.search_dir(part)
         if (folder / "best.json").exists():
             best = read_json(folder / "best.json")
-            rows.append([words, best["epoch"], best["is"], f"{best['ugs']:g}", f"{best['val_accuracy']:.3f}"])
+            value = f"{best['val_accuracy']:.3f}" if "val_accuracy" in best else f"{best['test_accuracy']:.3f}, on TEST"
+            rows.append([words, best["epoch"], best["is"], f"{best['ugs']:g}", value])
         for name, told in (("history", "value of each trial"), ("contour_is_ugs", "steps and scale")):
             pictures.append(pages.figure_if_there(folder / f"{name}.png", f"{words}: {told}"))
     header = ["search", "epoch", "steps", "scale", "validation accuracy"]

@@ -42,7 +42,7 @@ def settle_best(parser, args, defaults):
             setattr(args, name, default)
 
 
-def search_result(experiment, part, classes, flag):
+def search_result(experiment, part, classes, flag, select_on=None):
     """What a finished search has chosen, from its best.json.
 
     Args:
@@ -50,13 +50,15 @@ def search_result(experiment, part, classes, flag):
         part: `enc` or `dif`: what the search was after.
         classes: Names of the dataset's classes.
         flag: What asks for it, for messages.
+        select_on: `val` or `test`: the images that a search chooses on, if one asks.
 
     Returns:
-        `epoch`, `is`, `ugs`, `enc_epoch`, the Class Encoder of a search after fine-tuning, and `levers`, those of sampling
-        that were on.
+        `epoch`, `is`, `ugs`, `enc_epoch`, the Class Encoder of a search after fine-tuning, `levers`, those of sampling that
+        were on, and `select_on`, the images that were chosen on.
 
     Raises:
-        UserError: No search is finished, or its epoch is gone, or has been trained again since.
+        UserError: No search is finished, or its epoch is gone, or has been trained again since, or it has chosen on test
+            images and one on validation images asks.
     """
     file = experiment.search_dir(part) / "best.json"
     if not file.exists():
@@ -69,6 +71,7 @@ def search_result(experiment, part, classes, flag):
         run = best.get("run", {})
         found = {"epoch": int(best["epoch"]), "is": int(best["is"]), "ugs": float(best["ugs"])}
         found["enc_epoch"] = int(run["arguments"]["enc_epoch"]) if part == "dif" else found["epoch"]
+        found["select_on"] = run["arguments"].get("select_on", "val")
         found["levers"] = levers_on({name: best[name] for name in SAMPLING if name in best})
         searched = {part: run["inputs"]["epoch"], **run["inputs"]["weights"]}
     except (KeyError, TypeError, ValueError, AttributeError):
@@ -83,15 +86,32 @@ def search_result(experiment, part, classes, flag):
             )
     log.info("%s takes epoch %d, steps %d, scale %g%s, Class Encoder epoch %d from %s", flag, found["epoch"], found["is"],
              found["ugs"], as_words(found["levers"]), found["enc_epoch"], file)  # fmt: skip
+    if found["select_on"] == "test":
+        said = f"{flag}: the search in {file} has chosen on TEST images"
+        if select_on == "val":
+            raise UserError(
+                f"{said}, and this one is to see validation images alone. Search again: hyp_opt.py --train_model {part} "
+                "--restart; or, as published, give this search --select_on test too."
+            )
+        log.warning("%s: accuracies on them are too good", said)
     return found
 
 
 def take_best_epochs(args, experiment, classes):
-    """Put the numbers of epochs that finished searches have chosen in place of `best`."""
+    """Put the numbers of epochs that finished searches have chosen in place of `best`. Returns what `facts_of` does."""
+    facts = {}
     for part in ("enc", "dif"):
         name = f"{part}_epoch"
         if getattr(args, name, None) == BEST:
-            setattr(args, name, search_result(experiment, part, classes, f"--{name} {BEST}")["epoch"])
+            found = search_result(experiment, part, classes, f"--{name} {BEST}", vars(args).get("select_on"))
+            setattr(args, name, found["epoch"])
+            facts |= facts_of(found)
+    return facts
+
+
+def facts_of(found):
+    """What a record says of a search's result besides its numbers: {"select_on": "test"} where it was chosen on test."""
+    return {"select_on": "test"} if found["select_on"] == "test" else {}
 
 
 def take_best(args, experiment, classes, part, names, levers=False):
@@ -102,11 +122,16 @@ def take_best(args, experiment, classes, part, names, levers=False):
         experiment, classes, part: As in `search_result`.
         names: {flag: key of what `search_result` returns}.
         levers: Whether those of sampling are taken too.
+
+    Returns:
+        What `facts_of` does.
     """
+    facts = {}
     if vars(args).pop("best", False):
-        found = search_result(experiment, part, classes, "--best")
+        found = search_result(experiment, part, classes, "--best", vars(args).get("select_on"))
+        facts = facts_of(found)
         for flag, key in names.items():
             setattr(args, flag, found[key])
         for name, value in found["levers"].items() if levers else ():
             setattr(args, name, value)
-    take_best_epochs(args, experiment, classes)
+    return facts | take_best_epochs(args, experiment, classes)

@@ -9,9 +9,10 @@ from Data.loaders import load_splits
 from Data.numbering import Balanced, Proportional, real_frequencies
 from Data.pictures import resize_images
 from Experiment.errors import UserError
-from Experiment.files import file_hash, read_json
+from Experiment.files import file_hash
 from Experiment.levers import OFF
 from Models.classifiers import CLASSIFIERS
+from Models.weight_cards import other_inputs
 
 log = logging.getLogger("experiment")
 
@@ -85,9 +86,8 @@ def filter_hash(args, spec, experiment, classes):
             f"classifier_training.py --dataset {args.dataset} --exp {args.exp} --classifier {args.filter_classifier} "
             "--synthetic False"
         )
-    theirs = read_json(record).get("inputs", {})
-    if theirs.get("classes") != list(classes) or theirs.get("data", {}).get("resolution") != spec.resolution:
-        raise UserError(f"--filter: the classifier in {folder} was trained on other classes, or at another resolution.")
+    if told := other_inputs(folder, {"classes": classes, "data": {"resolution": spec.resolution}}, ["resolution"]):
+        raise UserError(f"--filter: the classifier in {folder} was trained on {told}.")
     return {"filter": file_hash(weights)}
 
 

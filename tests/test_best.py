@@ -38,9 +38,9 @@ def write_weights(file, number):
         weights["number"] = number
 
 
-def finish_search(experiment, part, epoch, steps, scale, enc_epoch, weights):
+def finish_search(experiment, part, epoch, steps, scale, enc_epoch, weights, **arguments):
     chosen = file_hash(experiment.part_dir(part) / f"epoch{epoch}.weights.h5")
-    run = {"arguments": {"enc_epoch": enc_epoch}, "inputs": {"epoch": chosen, "weights": weights}}
+    run = {"arguments": {"enc_epoch": enc_epoch, **arguments}, "inputs": {"epoch": chosen, "weights": weights}}
     best = {"trial": 1, "epoch": epoch, "is": steps, "ugs": scale, "run": run}
     write_json(experiment.search_dir(part) / "best.json", best)
 
@@ -140,3 +140,51 @@ def test_a_damaged_result_is_one_line(change, experiment):
     write_json(file, read_json(file) | change)
     with pytest.raises(UserError, match="is not what a search writes"):
         search_result(experiment, "enc", DATASETS["digits"].classes, "--best")
+
+
+# A search on test images
+
+
+@pytest.fixture
+def on_test(experiment):
+    """The same experiment, whose searches have chosen on test images."""
+    finish_search(experiment, "enc", epoch=2, steps=9, scale=SCALE, enc_epoch=0, weights={}, select_on="test")
+    hashes = {"enc": file_hash(experiment.part_dir("enc") / "epoch2.weights.h5")}
+    finish_search(experiment, "dif", 3, 7, 2 * SCALE, enc_epoch=2, weights=hashes, select_on="test")
+    return experiment
+
+
+@pytest.mark.parametrize("flags, flag", [(["--best"], "--best"), (["--enc_epoch", "best"], "--enc_epoch best")])
+def test_a_search_on_validation_takes_nothing_that_was_chosen_on_test(flags, flag, on_test):
+    with pytest.raises(UserError, match=f"{flag}: the search in .*enc.best.json has chosen on TEST images"):
+        planned(hyp_opt, on_test, ["--train_model", "dif", *flags])
+    planned(hyp_opt, on_test, ["--train_model", "dif", *flags, "--select_on", "test"])
+
+
+@pytest.mark.parametrize("script, flags", [
+    (SD_adapting, ["--train_model", "dif", "--enc_epoch", "best", "--restart"]), (generate_dataset, ["--img_total", "10", "--best"]),
+    (generate_dataset, ["--img_total", "10", "--dif_epoch", "best", "--enc_epoch", "2"]),
+])  # fmt: skip
+def test_what_was_chosen_on_test_is_said_and_known(script, flags, on_test, caplog, monkeypatch):
+    monkeypatch.setattr("cli.best.log.propagate", True)
+    args = script.parse_args(
+        ["--dataset", "digits", "--exp", "x", "--root", str(on_test.root), "--backbone", "mini", *flags]
+    )
+    assert script.plan(args).taken == {"select_on": "test"}
+    assert [r.levelname for r in caplog.records if "has chosen on TEST images" in r.getMessage()] == ["WARNING"]
+
+
+def test_records_say_what_was_chosen_on_test(tiny, tmp_path):
+    experiment, common = (
+        Experiment(tmp_path, "x", "digits"),
+        ["--exp", "x", "--backbone", "tiny", "--root", str(tmp_path)],
+    )
+    common += ["--dataset", "digits"]
+    weights = {}
+    for part, flags in (("enc", []), ("dif", ["--enc_epoch", "best"])):
+        folder = SD_adapting.adapt(SD_adapting.parse_args([*common, "--train_model", part, *flags]))
+        finish_search(experiment, part, 1, 2, 1.5, enc_epoch=1, weights=weights, select_on="test")
+        weights = {part: file_hash(folder / "epoch1.weights.h5")}
+    assert read_json(folder / "training.json")["select_on"] == "test"
+    made = generate_dataset.generate(generate_dataset.parse_args([*common, "--img_total", "10", "--best"]))
+    assert read_json(made / "manifest.json")["select_on"] == read_json(made / "run.json")["select_on"] == "test"

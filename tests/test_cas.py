@@ -13,6 +13,7 @@ import classifier_training
 import plots
 from Data.synthetic import SyntheticWriter, balanced_counts
 from Experiment.errors import UserError
+from Experiment.files import read_json, write_json
 from Experiment.results import CAS_SCHEMA, read_results
 from Models.classifiers import CLASSIFIERS
 
@@ -97,6 +98,28 @@ def test_what_a_trained_classifier_comes_from_is_in_its_record(root):
     )
 
 
+@pytest.mark.parametrize("change, told", [
+    (lambda arrays: {n: a + 1 if "labels" in n else a for n, a in arrays.items()}, r"classes \['0', '1'\] \(now \['1', '2'\]\)"),
+    (lambda arrays: arrays | {"test_images": arrays["test_images"] // 2}, r"data.test \w{8} \(now \w{8}\)"),
+    (lambda arrays: {n: a[:, :4, :4] if "images" in n else a for n, a in arrays.items()}, r"data.resolution 8 \(now 4\)"),
+])  # fmt: skip
+@pytest.mark.parametrize("repeats", [1, 2])
+def test_a_classifier_is_tested_on_what_it_knows(root, change, told, repeats):
+    make_set(sets(root) / "20Enc1Dif2Is5Ugs1.5")
+    train(root, "--repeats", repeats)
+    alone = ("--train", "False", "--repeats", repeats)
+    train(root, *alone)
+    np.savez(root / "two.npz", **change(dict(np.load(root / "two.npz"))))
+    before = results(root)
+    with pytest.raises(UserError, match=f"was trained on other inputs: .*{told}"):
+        train(root, *alone)
+    assert results(root) == before
+    record = root / "Checkpoints/Classifiers/Exp_0001/resnet20/two/20/training.json"
+    if repeats == 1:  # one of an earlier version says less
+        write_json(record, {"arguments": {}, "inputs": {}})
+        classifier_training.plan(parse(root, *alone))
+
+
 def test_nothing_of_an_earlier_entry_stays(root):
     folder = make_set(sets(root) / "20Enc1Dif2Is5Ugs1.5")
     train(root)
@@ -175,17 +198,55 @@ def test_a_curve_of_several_recipes_is_asked_for_by_name(root, caplog, monkeypat
     folder = make_set(sets(root) / "40Enc1Dif2Is5Ugs3", 40, ugs=3.0)
     with pytest.raises(UserError, match=r"x1 in the results comes from other settings: ugs 1.5 \(now ugs 3.0\)"):
         classifier_training.plan(parse(root, "--take", 2))
+    with caplog.at_level("WARNING", logger="experiment"):
+        labels = legends_of(root, monkeypatch, "--take", 2, "--synthetic_dir", folder)
+    assert "one curve of several settings: x1 in the results comes from other settings" in caplog.text
+    assert labels == ["trained on synthetic (ugs 1.5)", "trained on synthetic (ugs 3.0)"]
+    assert classifier_training.plan(parse(root, "--take", 2)).done  # what is finished stays finished
+
+
+@pytest.mark.parametrize("manifest", [True, False])
+def test_one_curve_is_of_one_test(root, manifest, monkeypatch):
+    """What was tested on other images is refused; where it is asked for, the legend says so."""
+    for total in (20, 40):
+        make_set(sets(root) / f"{total}Enc1Dif2Is5Ugs1.5", total, manifest=manifest)
+    train(root)
+    arrays = dict(np.load(root / "two.npz"))
+    np.savez(root / "two.npz", **arrays | {"test_images": arrays["test_images"] // 2})
+    told = r"x1 in the results comes from other settings: test images (\w{8}) \(now test images (?!\1)\w{8}\)"
+    with pytest.raises(UserError, match=told):
+        classifier_training.plan(parse(root, "--take", 2))
+    assert legends_of(root, monkeypatch, "--take", 2, "--synthetic_dir", sets(root) / "40Enc1Dif2Is5Ugs1.5") == [
+        f"trained on synthetic (test images {results(root)[size]['test']})" for size in ("x1", "x2")
+    ]
+
+
+def legends_of(root, monkeypatch, *flags):
+    """Train, and return what the legend of the curve says, but for the name of the source."""
     figures, save = [], plots.save_figure
     monkeypatch.setattr(plots, "save_figure", lambda figure, path: figures.append(figure) or save(figure, path))
-    with caplog.at_level("WARNING", logger="experiment"):
-        train(root, "--take", 2, "--synthetic_dir", folder)
-    assert "one curve of several settings: x1 in the results comes from other settings" in caplog.text
-    labels = [text.get_text() for text in figures[-1].legends[0].get_texts()]
-    assert [label.split(", ")[1] for label in labels] == [
-        "trained on synthetic (ugs 1.5)",
-        "trained on synthetic (ugs 3.0)",
+    train(root, *flags)
+    return [text.get_text().split(", ", 1)[1] for text in figures[-1].legends[0].get_texts()]
+
+
+def test_results_of_earlier_versions_do_not_say_on_which_images_they_were_tested(root, monkeypatch):
+    for total in (20, 40):
+        make_set(sets(root) / f"{total}Enc1Dif2Is5Ugs1.5", total)
+    train(root)
+    file = root / "CAS Results/test_accuracies_exp0001.json"
+    entries = read_json(file)
+    del entries["resnet20"]["two"]["x1"]["test"]
+    write_json(file, entries)
+    assert legends_of(root, monkeypatch, "--take", 2) == ["trained on synthetic"]
+
+
+def test_other_epochs_along_a_curve_are_said_in_its_legend(root, monkeypatch):
+    for total in (20, 40):
+        make_set(sets(root) / f"{total}Enc1Dif2Is5Ugs1.5", total)
+    train(root)
+    assert legends_of(root, monkeypatch, "--take", 2, "--epochs", 3) == [
+        "trained on synthetic, in at most 1 to 3 epochs"
     ]
-    assert classifier_training.plan(parse(root, "--take", 2)).done  # what is finished stays finished
 
 
 def test_sizes_of_one_recipe_make_one_curve(root):

@@ -515,13 +515,17 @@ def test_every_stage_follows_the_weights(small, tmp_path):
     assert sampler.prediction.__name__ == "Velocity" and sampler.unet.following.numerics == DIFFUSERS
 
 
-@pytest.mark.parametrize("before, now, differs", [
-    ({}, {}, False), ({}, {"weights.unet": "a"}, True), ({"weights.unet": "a"}, {}, True), ({"weights.unet": "a"}, {"weights.unet": "a"}, False),
+@pytest.mark.parametrize("before, now, foreign, differs", [
+    # A study of an earlier version names pretrained weights only where they were foreign.
+    ({}, "a", False, False), ({}, "a", True, True),
+    ({"weights.unet": "a"}, "b", False, True), ({"weights.unet": "a"}, "b", True, True), ({"weights.unet": "a"}, "a", True, False),
 ])  # fmt: skip
-def test_a_study_knows_weights_that_are_not_the_backbones_own(before, now, differs):
+def test_a_study_knows_its_pretrained_weights(tmp_path, before, now, foreign, differs):
     from argparse import Namespace
 
     from Search import inputs
+
+    (tmp_path / "file.safetensors").touch()
 
     class Study:
         study_name = "s"
@@ -531,8 +535,8 @@ def test_a_study_knows_weights_that_are_not_the_backbones_own(before, now, diffe
             return [None]
 
     args = Namespace(**dict.fromkeys(inputs.SETTINGS), **dict.fromkeys(inputs.PLACES), train_model="enc")
-    args.backbone = "sd1"
-    nested = {"data": {"val": "v"}, "weights": {name.split(".")[1]: value for name, value in now.items()}}
+    args.backbone, args.weights_dir = "sd1", tmp_path / "file.safetensors" if foreign else tmp_path
+    nested = {"data": {"val": "v"}, "weights": {"unet": now}}
     known = Namespace(hashes={"1": "h"}, inputs=nested, address="sqlite://")
     if differs:
         with pytest.raises(UserError, match="weights.unet"):

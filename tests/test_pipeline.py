@@ -392,7 +392,10 @@ def test_the_page_of_an_experiment(tmp_path):
         assert text in page, text
     assert page.count("data:image/png;base64,") == 2 and "<script" not in page and "<real>" not in page
     write_json(audit_file(folder), {"coverage, generated": 0.4321})
+    best = {"epoch": 9, "is": 29, "ugs": 1.75, "test_accuracy": 0.8764}
+    write_json(experiment.search_dir("dif") / "best.json", best)
     page = written()
+    assert "0.876, on TEST" in page
     assert "0.4321" in page and "None was made" not in page
     assert 'href="../Data/Synthetic/Exp_x/digits/1kEnc3Dif4Is20Ugs1.5.audit.html"' in page
 

@@ -429,6 +429,16 @@ def test_a_search_that_an_earlier_version_has_finished_stays_so(searched):
     assert stage.is_finished(args, known, study)
 
 
+@pytest.mark.parametrize("select_on", ["val", "test"])
+def test_results_say_what_was_chosen_on_test(searched, select_on):
+    args, known, study, _ = searched(0.5, 0.9, 0.8, flags=("--select_on", select_on, "--repeats", "0"))
+    earlier = {"top_1": 0.4, "top_5": 0.9, "select_on": "test"}
+    write_json(known.experiment.pipeline_file, {"own": {"After Transfer Learning": {"opt": earlier}}})
+    stage.measure_best(args, known, study, Lucky(args, {}), 0.0)
+    results = read_json(known.experiment.pipeline_file)["own"]["After Transfer Learning"]
+    assert ("select_on" in results["opt"]) == (select_on == "test") and "select_on" not in results["no_opt"]
+
+
 # Removing epochs
 
 

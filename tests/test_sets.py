@@ -15,7 +15,8 @@ from Data.registry import DATASETS
 from Data.stored_set import load_synthetic
 from Data.synthetic import SyntheticWriter
 from Experiment.errors import UserError
-from Experiment.files import read_json
+from Experiment.files import read_json, write_json
+from Experiment.paths import Experiment
 from Models import sampler, written
 
 FLAGS = ["--enc_epoch", "31", "--dif_epoch", "10", "--inf_steps", "2", "--ugs", "1.5"]
@@ -288,3 +289,15 @@ def test_images_of_another_numbering_are_the_same_images(tmp_path, tiny):
     ours, balanced = found[numbering.places], found[None]
     both = set(ours) & set(balanced)
     assert len(both) > 10 and all(np.abs(ours[place] - balanced[place]).max() <= 1 for place in both)
+
+
+@pytest.mark.parametrize("change, told", [
+    ({"classes": list("9876543210")}, "classes .* data.resolution None"), ({"data": {"resolution": 9}}, "data.resolution 9 .now 8"),
+])  # fmt: skip
+def test_a_filter_that_knows_other_classes_or_another_resolution_is_refused(tiny_experiment, tmp_path, change, told):
+    folder = Experiment(tmp_path, "0001", "digits").classifier_dir("resnet20", "real")
+    write_json(folder / "training.json", {"inputs": {"classes": list(DATASETS["digits"].classes)} | change})
+    (folder / "best_model.weights.h5").touch()
+    args = generate_dataset.parse_args([*tiny_experiment, *FLAGS, "--img_total", "40", "--filter"])
+    with pytest.raises(UserError, match=f"--filter: the classifier in .* was trained on other inputs: {told}"):
+        generate_dataset.plan(args)

@@ -16,7 +16,9 @@ from optuna.trial import TrialState
 
 from Experiment.errors import UserError
 from Experiment.locks import machine
+from Experiment.paths import Experiment
 from Search import studies, workers
+from Search.inputs import claim_study
 from Search.studies import (
     RANDOM_TRIALS,
     DatabaseError,
@@ -67,6 +69,37 @@ def params(study):
 def worker(address, tmp_path, budget, seconds):
     command = [sys.executable, "-c", WORKER, REPOSITORY, address, tmp_path / "study", budget, seconds]
     return subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize("autoguide", [[], ["--autoguide", "0"]])
+def test_a_study_follows_the_backbones_own_files(tiny, tmp_path, autoguide):
+    """Other files in the place of the tiny backbone's: the decoder of both searches, the UNet where it is read."""
+    import hyp_opt
+    from Models.weight_cards import write_card
+
+    common = ["--dataset", "digits", "--exp", "x", "--root", str(tmp_path), "--backbone", "tiny", "--n_trials", "1"]
+    for part in ("enc", "dif"):
+        file = Experiment(tmp_path, "x", "digits").part_dir(part) / "epoch1.weights.h5"
+        file.parent.mkdir(parents=True)
+        file.write_text(part)
+        write_card(file, {})
+    plans = [hyp_opt.plan(hyp_opt.parse_args([*common, "--train_model", part, *(autoguide if part == "dif" else [])]))
+             for part in ("enc", "dif")]  # fmt: skip
+    own = {part: tiny.weights_hash(part) for part in ("unet", "decoder")}
+    assert plans[0].inputs["weights"] == own
+    assert plans[1].inputs["weights"] == (own if autoguide else {"decoder": own["decoder"]})
+    assert all(known.splits.train is None for known in plans)  # memory: a search reads none
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for name in ("unet", "decoder"):
+        (elsewhere / f"{name}.weights.h5").write_text("other")
+    args = hyp_opt.parse_args([*common, "--train_model", "enc"])
+    study = new_study("sqlite://", tmp_path)
+    claim_study(study, args, plans[0], "float32")
+    study.enqueue_trial({})
+    args.weights_dir = elsewhere
+    with pytest.raises(UserError, match=r"other inputs: weights.decoder \w{8} \(now \w{8}\)|weights.unet \w{8} \(now"):
+        claim_study(study, args, hyp_opt.plan(args), "float32")
 
 
 def test_the_budget_is_a_total(address, tmp_path):
