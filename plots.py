@@ -72,7 +72,7 @@ def class_collages(images_of_classes, folder, kind):
     """The published collages of a dataset: `real/class<c>.png` or `synth/class<c>_synth.png` below `folder`.
 
     Args:
-        images_of_classes: For each class, images uint8 (n, H, W, 3); the first 24 are shown.
+        images_of_classes: Yields images uint8 (n, H, W, 3) of each class; the first 24 are shown.
         folder: `Images/<dataset>`.
         kind: `real` or `synth`.
     """

@@ -559,6 +559,31 @@ def test_loading_takes_little_more_memory_than_the_images(tmp_path, channels):
     assert peak < 1.1 * sum(split.images.nbytes for split in splits)
 
 
+def test_loading_a_folder_takes_little_more_memory_than_the_images(tmp_path, experiment):
+    """About 1 KB an image, its name and hash, when it is divided and when its split is on record."""
+    import tracemalloc
+
+    import sklearn.model_selection  # noqa: F401  what is imported is not what is loaded
+
+    rng, count = np.random.default_rng(0), 5_000
+    for label in range(2):
+        (tmp_path / f"own/{label}").mkdir(parents=True)
+    for i in range(count):
+        pixels = rng.integers(0, 256, (32, 32, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"own/{i % 2}/{i:04d}.png", compress_level=0)
+    spec = dataset_spec(tmp_path / "own")
+    for on_record in (False, True):
+        assert experiment.split_file.exists() == on_record
+        tracemalloc.start()
+        try:
+            splits = load_splits(spec, "unused", 1, 32, experiment)
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+        size = sum(split.images.nbytes for split in splits)
+        assert size == count * 32 * 32 * 3 and peak < size + 1_200 * count, (peak - size) / count
+
+
 # The split of an experiment
 
 
