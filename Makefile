@@ -63,7 +63,7 @@ parity: setup
 parity-diffusers: setup
 	$(RUN) parity/run_diffusers.py $(PARITY)
 
-# Exported sets, read by datasets, mlcroissant, webdataset, torchvision, medmnist and Keras, in .venv-readers (a few GB).
+# Sets, and exported ones, read by datasets, mlcroissant, webdataset, torchvision, medmnist and Keras, in .venv-readers (a few GB).
 readers: setup
 	$(RUN) -m tests.readers
 
