@@ -63,10 +63,9 @@ parity: setup
 parity-diffusers: setup
 	$(RUN) parity/run_diffusers.py $(PARITY)
 
-# Exported sets, read by datasets, mlcroissant, webdataset, torchvision, medmnist and Keras, in .venv-readers (a few GB).
+# Sets, and exported ones, read by datasets, mlcroissant, webdataset, torchvision, medmnist and Keras, in .venv-readers (a few GB).
 readers: setup
 	$(RUN) -m tests.readers
-	READERS=.venv-readers/bin/python $(RUN) -m pytest -q tests/test_synthetic.py -k read_a_set
 
 # Needs uv. torch and torchvision are left out for the reason above.
 lock:

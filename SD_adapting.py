@@ -172,7 +172,7 @@ def train(args, known, adapted, model, state, moments, done, losses, write_sheet
         log.info("going on after epoch %d", offset + done)
     if args.train_model == "dif" and args.enc_epoch == 0:
         log.warning("the UNet is trained with a fresh Class Encoder: --enc_epoch names a trained one")
-    shown = [images[np.flatnonzero(labels == label)[:COLLAGE]] for label in range(spec.num_classes)]
+    shown = (images[np.flatnonzero(labels == label)[:COLLAGE]] for label in range(spec.num_classes))
     try_to_draw("the real images", class_collages, shown, known.experiment.images_dir, "real")
     sheet_every = max(1, args.epochs // SHEETS)
 

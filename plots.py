@@ -19,7 +19,7 @@ from Experiment.files import atomic_path
 from Experiment.paths import PUBLISHED_CAS_PLOTS, PUBLISHED_PIPELINE_PLOTS, Experiment
 from Experiment.published import published_curves, published_steps
 from Experiment.results import CAS_SCHEMA, PIPELINE_SCHEMA, curve_recipes, read_results, told_apart
-from Experiment.text import shown
+from Experiment.text import plain
 
 COLLAGE_COLUMNS, COLLAGE_ROWS = 8, 3  # as published
 MAX_SHEET_ROWS = 100
@@ -36,16 +36,13 @@ PIPELINE_STEPS = [
 ]
 
 
-def plain(name, most=None):
-    """A name as a label: as it is written, without a meaning for Matplotlib, which takes what two dollars enclose for a formula."""
-    return shown(name)[:most].replace("$", r"\$")
-
-
 def save_figure(figure, path):
     with atomic_path(path) as partial, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from")  # its fonts lack most alphabets: boxes say so
-        figure.savefig(partial, dpi=120, bbox_inches="tight", format=Path(path).suffix[1:])
-    plt.close(figure)
+        try:
+            figure.savefig(partial, dpi=120, bbox_inches="tight", format=Path(path).suffix[1:])
+        finally:
+            plt.close(figure)
     return Path(path)
 
 
@@ -81,7 +78,7 @@ def class_collages(images_of_classes, folder, kind):
     """The published collages of a dataset: `real/class<c>.png` or `synth/class<c>_synth.png` below `folder`.
 
     Args:
-        images_of_classes: For each class, images uint8 (n, H, W, 3); the first 24 are shown.
+        images_of_classes: Yields images uint8 (n, H, W, 3) of each class; the first 24 are shown.
         folder: `Images/<dataset>`.
         kind: `real` or `synth`.
     """

@@ -24,7 +24,7 @@ SIZES = (
 WORDS = {
     "backbone": "backbone", "enc_epoch": "epoch of the Class Encoder (0: fresh)", "dif_epoch": "epoch of the UNet (0: pretrained)",
     "inf_steps": "inference steps", "ugs": "unconditional guidance scale", "timestep_spacing": "spacing of the timesteps",
-    "seed": "seed", "precision": "arithmetic of the UNet", "image_size": "side of the stored images, px",
+    "seed": "seed", "precision": "arithmetic of UNet and decoder", "image_size": "side of the stored images, px",
     "select_on": "images that the settings were chosen on",
 }  # fmt: skip
 

@@ -123,13 +123,21 @@ def draw_pictures(folder, classes, title, images_dir):
         title: Of the sheet.
         images_dir: Folder of the collages.
     """
-    from plots import COLLAGE_COLUMNS, COLLAGE_ROWS, class_collages, sample_sheet
+    from plots import COLLAGE_COLUMNS, COLLAGE_ROWS, MAX_SHEET_ROWS, class_collages, sample_sheet
 
     files = synthetic_files(folder, len(classes))
     side = image_side(files)
-    shown = [read_images(of_class[: COLLAGE_COLUMNS * COLLAGE_ROWS], side) for of_class in files]
-    class_collages(shown, images_dir, "synth")
-    labels = np.concatenate([np.full(min(len(images), SHEET_COLUMNS), label) for label, images in enumerate(shown)])
-    images = np.concatenate([images[:SHEET_COLUMNS] for images in shown])
+    in_sheet = {}
+
+    def shown():  # a class at a time: of many, all would take much memory
+        for label, of_class in enumerate(files):
+            images = read_images(of_class[: COLLAGE_COLUMNS * COLLAGE_ROWS], side)
+            if len(images) and len(in_sheet) < MAX_SHEET_ROWS:
+                in_sheet[label] = images[:SHEET_COLUMNS].copy()
+            yield images
+
+    class_collages(shown(), images_dir, "synth")
+    labels = np.repeat(list(in_sheet), list(map(len, in_sheet.values())))
+    images = np.concatenate(list(in_sheet.values()))
     move_sheet(folder)
     return sample_sheet(images, labels, classes, sheet_file(folder), title)

@@ -25,7 +25,8 @@ def cached_moments(folder, name, images, weights_hash, encode):
         weights_hash: Fingerprint of the image encoder; with the images' own it keys the cache.
         encode: Function that yields float32 moments (n, h, w, 8) batch by batch.
     """
-    key = hashlib.sha256(weights_hash.encode() + str(images.shape).encode() + np.ascontiguousarray(images).data)
+    key = hashlib.sha256(weights_hash.encode() + str(images.shape).encode())
+    key.update(np.ascontiguousarray(images).data)
     path = folder / f"{name}_{key.hexdigest()[:16]}.npy"
     if not path.exists():
         log.info("encoding %d images with the VAE, once", len(images))

@@ -2,6 +2,8 @@
 
 import logging
 
+from Experiment.errors import UserError
+
 log = logging.getLogger("experiment")
 
 
@@ -10,12 +12,16 @@ def try_to_draw(what, draw, *args, **kwargs):
 
     Whatever a picture may fail for, memory and fonts above all, is no reason to lose a run of days.
 
+    A mistake of the user, such as an image that cannot be read, is not the picture's.
+
     Args:
         what: Of what the picture is, for the warning.
         draw: The function, called with the rest.
     """
     try:
         return draw(*args, **kwargs)
+    except UserError:
+        raise
     except Exception as error:
         log.warning("%s cannot be drawn: %s", what, " ".join(str(error).split())[:300] or type(error).__name__)
         return None

@@ -4,3 +4,8 @@
 def shown(name):
     """A name as one line of plain text: what cannot be printed is escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in str(name))
+
+
+def plain(name, most=None):
+    """A name as a label: as it is written, without a meaning for Matplotlib, which takes what two dollars enclose for a formula."""
+    return shown(name)[:most].replace("$", r"\$")

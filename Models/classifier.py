@@ -119,7 +119,7 @@ class Classifier:
 
     @staticmethod
     def scale(images):
-        return images.astype("float32") / 255
+        return np.divide(images, 255, dtype="float32")  # with no array between
 
     def validation_data(self, val):
         """(images, one-hot labels) as the model takes them; kept, since a search validates on the same images always."""

@@ -1,4 +1,4 @@
-"""Exported folders, read by the readers that they are for: the same labels, the same pixels, and none missing.
+"""Exported folders, and sets as they are generated, read by the readers that they are for: the same labels and pixels.
 
     python -m tests.readers [--python PYTHON]
 
@@ -28,14 +28,16 @@ from PIL import Image
 
 import export_dataset
 from Data import export
+from Data.generation import sheet_file
 from Data.registry import class_names, dataset_spec
-from Data.synthetic import SyntheticWriter, content_hash, read_manifest
+from Data.synthetic import SyntheticWriter, class_folders, content_hash, read_manifest
 from Experiment.paths import REPOSITORY
 
 HERE = Path(__file__).resolve().parent
 AWKWARD = ["0", "10", "2", "null", "A", "a", "yes: no", "über # | 'quoted'"]  # in YAML, in tables, as folders
 SETTINGS = {"seed": 5, "ugs": 1.5, "inf_steps": 20, "backbone": "sd1"}
 SIDE, TOTAL = 28, 101
+MANY = 102  # classes: their folders have three digits
 
 
 def environment():
@@ -54,9 +56,9 @@ def pixels_hash(image):
     return hashlib.sha256(np.ascontiguousarray(image, np.uint8).tobytes()).hexdigest()
 
 
-def write_set(folder, classes):
-    """A synthetic set of random images, TOTAL of them. Returns [(label, hash of the pixels)]."""
-    counts = [TOTAL // len(classes) + (label < TOTAL % len(classes)) for label in range(len(classes))]
+def write_set(folder, classes, total=TOTAL):
+    """A synthetic set of random images, with what else a run leaves. Returns [(label, hash of the pixels)]."""
+    counts = [total // len(classes) + (label < total % len(classes)) for label in range(len(classes))]
     writer, found = SyntheticWriter(folder, counts), []
     writer.begin()
     for number in writer.missing():
@@ -66,14 +68,16 @@ def write_set(folder, classes):
     writer.finish(SETTINGS | {"classes": list(classes)})
     writer.close()
     write_soft_labels(folder, counts)
+    for name in ("generation.json", "run.json", "log.txt", ".lock"):
+        (folder / name).write_text("{}")
+    Image.new("RGB", (SIDE, SIDE)).save(sheet_file(folder))
     return found
 
 
 def write_soft_labels(folder, counts):
     """Class probabilities beside the set, as a teacher's are kept."""
-    names = [
-        f"class_{label:02d}/img_{index}.png".encode() for label, count in enumerate(counts) for index in range(count)
-    ]
+    folders = class_folders(folder, len(counts))
+    names = [f"{of_class.name}/img_{i}.png".encode() for of_class, count in zip(folders, counts) for i in range(count)]
     probabilities = np.random.default_rng(0).dirichlet(np.ones(len(counts)), len(names)).astype(np.float16)
     sha256 = content_hash(folder, len(counts), read_manifest(folder))
     np.savez(
@@ -119,11 +123,21 @@ def check(python, folder, dataset, formats):
     classes = class_names(spec)
     expected = write_set(folder / "set", classes)
     export_all(folder, dataset, folder / "set", formats)
+    found = theirs(python, folder)
+    found["Keras"] = {"images": keras_reads(folder / "folders")}
+    return compared(spec.name, classes, expected, found)
+
+
+def theirs(python, folder):
+    """What their readers find, {reader: facts}: see readers_theirs.py."""
     command = [python, HERE / "readers_theirs.py", folder]
     offline = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "PYTHONPATH": ""}
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=offline, check=True)
-    found = json.loads(done.stdout.splitlines()[-1])
-    found["Keras"] = {"images": keras_reads(folder / "folders")}
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def compared(dataset, classes, expected, found):
+    """Print how each reader's facts compare with the images that are expected. Returns what differs."""
     names, wrong = export.folder_names(classes), []
     for reader, facts in found.items():
         by_folder = reader in ("Keras", "ImageFolder")
@@ -135,9 +149,9 @@ def check(python, folder, dataset, formats):
         ]
         good = good and abs(facts.get("soft", 1.0) - 1) < 1e-5
         shown = {key: value for key, value in facts.items() if key not in ("images", "classes", "names")}
-        read = f"{there.total()} of {TOTAL} images" if "images" in facts else "read"
-        print(f"{spec.name}: {reader}: {read}, {'as written' if good else 'DIFFERENT'} {shown or ''}", flush=True)
-        wrong += [] if good else [f"{spec.name}: {reader}"]
+        read = f"{there.total()} of {len(expected)} images" if "images" in facts else "read"
+        print(f"{dataset}: {reader}: {read}, {'as written' if good else 'DIFFERENT'} {shown or ''}", flush=True)
+        wrong += [] if good else [f"{dataset}: {reader}"]
     return wrong
 
 
@@ -153,6 +167,9 @@ def main():
         folder = Path(folder)
         wrong = check(python, folder / "blood", "bloodmnist", [*every, "npz"])
         wrong += check(python, folder / "own", own_data(folder / "awkward"), every)
+        classes = list(map(str, range(MANY)))
+        expected = write_set(folder / "many" / "set", classes, 2 * MANY)
+        wrong += compared(f"{MANY} classes", classes, expected, theirs(python, folder / "many"))
     return f"different: {', '.join(wrong)}" if wrong else 0
 
 

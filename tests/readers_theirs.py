@@ -1,8 +1,8 @@
-"""What other people's readers find in exported folders. Run by tests/readers.py, in an environment that has them.
+"""What other people's readers find in exported folders and in sets. Run by tests/readers.py, in an environment that has them.
 
     python tests/readers_theirs.py FOLDER
 
-FOLDER holds `hf`, `parquet`, `npz`, `webdataset` and `folders`. It prints JSON: {reader: {"images": [[label or class, hash
+FOLDER holds `set`, a set as it is generated, and exports of it, if any: `hf`, `parquet`, `npz`, `webdataset`, `folders`. It prints JSON: {reader: {"images": [[label or class, hash
 of the pixels], ...], fact: value}}.
 """
 
@@ -55,8 +55,16 @@ def croissant(folder):
             "errors": sorted(issues.errors), "warnings": sorted(issues.warnings)}  # fmt: skip
 
 
-def image_folder(folder):
-    """torchvision's ImageFolder. Its labels are of the folders in alphabetical order, so the folder's name is compared."""
+def hugging_face_folder(folder):
+    """A folder a class, by `imagefolder`: labels are of the folders in alphabetical order."""
+    read = datasets.load_dataset("imagefolder", data_dir=str(folder), cache_dir=str(folder.parent / "cache-set"))[
+        "train"
+    ]
+    return {"images": [[row["label"], pixels_hash(row["image"])] for row in read]}
+
+
+def image_folder(folder, named):
+    """torchvision's ImageFolder: the label, which is of the folders in alphabetical order, or the folder's name."""
     try:
         import torchvision
     except RuntimeError:  # its compiled operators are for another build of torch; a reader of folders needs none
@@ -66,8 +74,8 @@ def image_folder(folder):
         for name in [name for name in sys.modules if name.startswith("torchvision")]:
             del sys.modules[name]
         import torchvision
-    read = torchvision.datasets.ImageFolder(str(folder / "train"))
-    return {"images": [[read.classes[label], pixels_hash(image)] for image, label in read]}
+    read = torchvision.datasets.ImageFolder(str(folder))
+    return {"images": [[read.classes[label] if named else label, pixels_hash(image)] for image, label in read]}
 
 
 def med_mnist(folder):
@@ -86,6 +94,14 @@ def web_dataset(folder):
 
 
 def main(folder):
+    found = {
+        "datasets, set": hugging_face_folder(folder / "set"),
+        "ImageFolder, set": image_folder(folder / "set", False),
+    }
+    print(json.dumps(found | (exports(folder) if (folder / "hf").is_dir() else {})))
+
+
+def exports(folder):
     found = {f"datasets, {name}": hugging_face(folder / name) for name in ("hf", "parquet")}
     found |= {f"mlcroissant, {name}": croissant(folder / name) for name in ("hf", "parquet")}
     found |= {f"card, {name}": card(folder / name) for name in ("hf", "parquet")}
@@ -98,10 +114,10 @@ def main(folder):
         ]
     }
     found["webdataset"] = web_dataset(folder / "webdataset")
-    found["ImageFolder"] = image_folder(folder / "folders")
+    found["ImageFolder"] = image_folder(folder / "folders" / "train", True)
     if (folder / "npz").is_dir():
         found["medmnist"] = med_mnist(folder / "npz")
-    print(json.dumps(found))
+    return found
 
 
 if __name__ == "__main__":

@@ -175,3 +175,19 @@ def test_an_interrupted_fit_goes_on_as_if_nothing_had_happened(classifier, tmp_p
     assert np.array_equal(classifier.probabilities(VAL[0]), probabilities)
     with pytest.raises(UserError, match="interrupted run with other arguments: --seed 5 .now 6."):
         fit(classifier, **settings, **state | {"settings": {"--seed": 6}})
+
+
+def test_validation_images_are_scaled_once_and_in_place(classifier):
+    """A search validates on the same images in every trial: their scaled copy is kept, and no second one is made."""
+    import tracemalloc
+
+    val = np.zeros((2_000, 8, 8, 3), np.uint8), np.zeros(2_000, np.int32)
+    val[0][:] = RNG.integers(0, 256, val[0].shape)
+    tracemalloc.start()
+    try:
+        images, _ = classifier.validation_data(val)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 1.3 * images.nbytes and np.array_equal(images, val[0].astype("float32") / 255)
+    assert classifier.validation_data(val)[0] is images and classifier.validation_data(VAL)[0] is not images

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 import generate_dataset
-from Data.generation import check_folder, finish_set, is_complete, sheet_file
-from Data.synthetic import SyntheticWriter, class_hashes, synthetic_files
+from Data.generation import check_folder, draw_pictures, finish_set, is_complete, sheet_file
+from Data.synthetic import SyntheticWriter, class_folders, class_hashes, synthetic_files
 from Experiment.errors import UserError
 from Models import sampler
 from Models.backbones import BACKBONES
@@ -159,3 +159,28 @@ def test_a_finished_set_says_so_without_tensorflow(tmp_path):
     code = "import sys, generate_dataset as g; print(g.plan(g.parse_args(sys.argv[1:])).done, 'keras' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code, *flags], cwd=REPOSITORY, capture_output=True, text=True)
     assert done.stdout.startswith("finished already") and done.stdout.strip().endswith("False"), done.stderr
+
+
+def test_the_pictures_of_many_classes_are_drawn_a_class_at_a_time(tmp_path, monkeypatch):
+    import tracemalloc
+
+    import plots
+
+    classes, seen, sheets = 250, [], []
+    for label, folder in enumerate(class_folders(tmp_path / "set", classes)):
+        folder.mkdir(parents=True)
+        for i in range(24):
+            Image.new("RGB", (32, 32), (label, i, 0)).save(folder / f"img_{i}.png")
+    monkeypatch.setattr(plots, "collage", lambda images, path: seen.append((len(images), images[0, 0, 0, 0])))
+    monkeypatch.setattr(plots, "sample_sheet", lambda images, labels, *rest: sheets.append((images[:, 0, 0], labels)))
+    tracemalloc.start()
+    try:
+        draw_pictures(tmp_path / "set", list(map(str, range(classes))), "title", tmp_path)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert seen == [(24, label) for label in range(classes)]
+    ((pixels, labels),) = sheets
+    assert np.array_equal(labels, np.repeat(range(100), 8))  # as many classes as a sheet has rows
+    assert np.array_equal(pixels, [(label, i, 0) for label in range(100) for i in range(8)])
+    assert peak < 0.7 * classes * 24 * 32 * 32 * 3

@@ -1,5 +1,7 @@
 """The cache of VAE moments."""
 
+import hashlib
+
 import numpy as np
 import pytest
 
@@ -49,3 +51,28 @@ def test_an_interrupted_encoding_leaves_nothing(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         cached_moments(tmp_path, "digits", IMAGES, "abc", encode)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_moments_take_no_memory_beside_the_images(tmp_path):
+    """Neither does the key of the cache: the images are hashed as they lie."""
+    import tracemalloc
+
+    images = np.random.default_rng(0).integers(0, 256, (2_000, 32, 32, 3), np.uint8)
+
+    def encode(images):
+        for _ in range(0, len(images), 100):
+            yield np.zeros((100, 8, 8, 8), np.float32)
+
+    tracemalloc.start()
+    try:
+        moments = cached_moments(tmp_path, "own", images, "abc", encode)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert moments.nbytes == 4_096_000 and peak < 1_000_000 < images.nbytes
+    assert [path.name for path in tmp_path.iterdir()] == [f"own_{key(images)}.npy"]
+
+
+def key(images):
+    """The key as files of earlier versions have it."""
+    return hashlib.sha256(b"abc" + str(images.shape).encode() + images.tobytes()).hexdigest()[:16]

@@ -400,6 +400,15 @@ def test_the_page_of_an_experiment(tmp_path):
     assert 'href="../Data/Synthetic/Exp_x/digits/1kEnc3Dif4Is20Ugs1.5.audit.html"' in page
 
 
+def test_passwords_are_shown_nowhere(tmp_path):
+    secret = "postgresql://opt:s3cret@host/optuna"
+    flags = ["--dataset", "digits", "--exp", "x", "--root", str(tmp_path), "--also", f"hyp_opt --storage {secret}"]
+    stages = pipeline.plan(pipeline.parse_args([*flags, "--dry_run"]))
+    assert "s3cret" not in stages.done and stages.done.count("postgresql://opt:***@host/optuna") == 2
+    searches = [stage for stage in stages.stages if stage.script == "hyp_opt"]
+    assert all(secret in stage.command and "s3cret" not in stage.shown for stage in searches) and len(searches) == 2
+
+
 @pytest.mark.slow
 def test_the_whole_method_on_few_images_and_again(tmp_path):
     tiny = ["--dataset", "digits", "--exp", "t", "--backbone", "mini", "--root", tmp_path, "--enc_epochs", 1, "--dif_epochs", 1,

@@ -4,7 +4,6 @@ import json
 import logging
 import os
 import shutil
-import subprocess
 import time
 from types import SimpleNamespace
 
@@ -292,35 +291,6 @@ def test_keras_reads_a_set_with_its_labels(tmp_path, classes):
     assert len(read.file_paths) == 2 * classes
     labels = [int(label) for _, label in read]
     assert labels == [int(image[0, 0, 0]) for image, _ in read] == np.repeat(range(classes), 2).tolist()
-
-
-@pytest.mark.skipif(
-    "READERS" not in os.environ, reason="READERS names the Python of an environment with `datasets` and torchvision"
-)
-@pytest.mark.parametrize("reader", ["datasets", "torchvision"])
-@pytest.mark.parametrize("classes", [3, 102])
-def test_others_read_a_set_with_its_labels(tmp_path, classes, reader):
-    folder = tmp_path / "set"
-    write_dataset(folder, [2] * classes)
-    for name in ("generation.json", "run.json", "log.txt", ".lock"):
-        (folder / name).write_text("{}")
-    Image.fromarray(picture(0, 0)).save(sheet_file(folder))
-    code = (
-        (
-            "import torchvision\n"
-            f"read = torchvision.datasets.ImageFolder({str(folder)!r})\n"
-            "print([(label, image.getpixel((0, 0))[0]) for image, label in read])"
-        )
-        if reader == "torchvision"
-        else (
-            "import datasets, numpy as np\n"
-            f"read = datasets.load_dataset('imagefolder', data_dir={str(folder)!r}, cache_dir={str(tmp_path / 'c')!r})['train']\n"
-            "print([(row['label'], int(np.asarray(row['image'])[0, 0, 0])) for row in read])"
-        )
-    )
-    offline = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
-    done = subprocess.run([os.environ["READERS"], "-c", code], capture_output=True, text=True, env=offline)
-    assert done.stdout.strip() == str([(label, label) for label in range(classes) for _ in range(2)]), done.stderr
 
 
 def test_a_published_folder_is_counted_by_its_files(tmp_path):
