@@ -231,6 +231,8 @@ def recipe(folder):
     if manifest is None:
         return {"name": re.sub(r"^\d+(\.\d+)?k?(?=Enc|$)", "", folder.name)}
     found = {key: manifest.get(key) for key in RECIPE} | levers_on(manifest)
+    if manifest.get("select_on") == "test":  # a curve of such settings is another one, and says so
+        found["select_on"] = "test"
     if isinstance(found["weights"], dict):  # an earlier version has the pretrained UNet beside the one in its place
         left_out = "unet" if "dif" in found["weights"] else ""
         found["weights"] = {part: short(value) for part, value in found["weights"].items() if part != left_out}

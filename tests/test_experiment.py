@@ -366,10 +366,16 @@ def test_no_module_needs_what_only_some_systems_have():
     assert {name: parts for name, parts in found.items() if parts} == LINUX_ONLY
 
 
+def test_a_package_that_is_not_installed_is_none_in_the_record(monkeypatch):
+    monkeypatch.setattr("Experiment.records.PACKAGES", ("numpy", "no-such-package"))
+    found = describe_run(Namespace(), started=0)["versions"]
+    assert found["numpy"] == np.__version__ and found["no-such-package"] is None
+
+
 def test_locks_work_where_fcntl_and_proc_are_hidden(tmp_path):
     """Our modules in a process in which they cannot import fcntl nor open anything below /proc."""
     code = """
-import builtins, sys, pathlib
+import builtins, io, sys, pathlib
 import filelock, psutil
 ours = str(pathlib.Path.cwd())
 def from_us(frame):
@@ -381,7 +387,7 @@ def checked_import(name, *args, **kwargs):
 def checked_open(file, *args, **kwargs):
     assert not (str(file).startswith("/proc") and from_us(sys._getframe(1))), file
     return really_open(file, *args, **kwargs)
-builtins.__import__, builtins.open = checked_import, checked_open
+builtins.__import__, builtins.open, io.open = checked_import, checked_open, checked_open  # io's is that of pathlib
 from Experiment.files import merge_json
 from Experiment.locks import claimed
 from Search.studies import delete_study, open_study, pruner, run_trials
