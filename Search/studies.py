@@ -33,7 +33,7 @@ class DatabaseError(UserError):
 
 @contextlib.contextmanager
 def database_errors(address):
-    """Tell of a database that refuses, goes away or is damaged in one line.
+    """Turn what a database raises when it refuses, goes away or is damaged into an error of one line.
 
     Raises:
         DatabaseError: In place of what database, driver and Optuna raise; also where Optuna raises something else while
@@ -128,7 +128,7 @@ def pruner(name, epochs):
 
 
 def check_address(address, create):
-    """Tell, without opening or making anything, of an address that can be none.
+    """Refuse what cannot be an address of a study, without opening or making anything.
 
     Args:
         address: As in `open_storage`.
