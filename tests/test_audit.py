@@ -186,6 +186,7 @@ def tiny_latent_model(float32_after):
         from Models.training import compile_model
 
         keras.utils.set_random_seed(1)
+        rng = np.random.default_rng(1)
         latent, time, context = keras.Input((2, 2, 4)), keras.Input((320,)), keras.Input((2, 3))
         x = layers.Concatenate()([layers.Flatten()(latent), time, layers.Flatten()(context)])
         for _ in range(2):
@@ -194,14 +195,14 @@ def tiny_latent_model(float32_after):
         backbone = Backbone("tiny", 4, 2, 1.0, (2, 3), 5, 8, {}, {})
         diffusion = Diffusion(backbone, class_encoder(2, 5, (2, 3)), unet)
         moments = np.zeros((2 * count, 2, 2, 8), "float32")
-        moments[..., :4], moments[..., 4:] = RNG.standard_normal((2 * count, 2, 2, 4)), -30
+        moments[..., :4], moments[..., 4:] = rng.standard_normal((2 * count, 2, 2, 4)), -30
         labels = np.arange(2 * count) % 2
-        model = compile_model(WholeNetwork(diffusion, "dif"), 4e-3, 300, "float32")
-        for _ in range(300):
+        model = compile_model(WholeNetwork(diffusion, "dif"), 4e-3, 600, "float32")
+        for _ in range(600):
             rows = np.repeat(np.arange(count), 10)
-            noise = RNG.standard_normal((2, len(rows), 2, 2, 4), dtype="float32")
+            noise = rng.standard_normal((2, len(rows), 2, 2, 4), dtype="float32")
             batch = {"moments": moments[rows], "latent_noise": noise[0], "noise": noise[1],
-                     "timestep": RNG.integers(1000, size=len(rows)).astype("int32"),
+                     "timestep": rng.integers(1000, size=len(rows)).astype("int32"),
                      "label": np.eye(2, dtype="float32")[labels[rows]]}  # fmt: skip
             model.train_on_batch(batch, noise[1])
         return diffusion, moments, labels
