@@ -26,4 +26,4 @@ def check_room(folder, needed, what):
     there = next(place for place in (folder, *folder.parents) if place.exists())
     free = shutil.disk_usage(there).free
     if free < needed:
-        raise UserError(f"{what} takes {gigabytes(needed)}, and {there} has {gigabytes(free)} left.")
+        raise UserError(f"{what} takes {gigabytes(needed)}, and {there} has {gigabytes(free)} left for {folder}.")

@@ -171,7 +171,7 @@ def run(stage, parse_args, plan, starts_keras=True):
             raise
         close_bars()
         message = f"out of memory: try a smaller {batch_flags(args)}" if lacking else " ".join(str(error).split())
-        if not isinstance(error, UserError) and not hasattr(error, "logged"):
+        if not (isinstance(error, UserError) or lacking or hasattr(error, "logged")):
             message += write_traceback(error)
         print(f"{name}: error: {message}", file=sys.stderr)
         sys.exit(2)
