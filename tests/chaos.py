@@ -22,6 +22,8 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 
+from Experiment.progress import TO_PIPELINE
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 COMMON = ("--dataset", "digits", "--exp", "chaos")
 MODEL = ("--backbone", "mini", "--precision", "float32")
@@ -37,7 +39,7 @@ STAGES = {
                "--gen_batch_size", "20", "--pruner", "none"),
 }  # fmt: skip
 # What the output of a process shows when the first of its work is done, and with how much of it done it begins.
-BEGUN = {**dict.fromkeys(("adapt", "lora"), rb"(?s)Epoch \d.*Epoch \d"), "generate": rb"[1-9]\d*/2000", "classify": rb"(?s)Epoch \d.*Epoch \d",
+BEGUN = {**dict.fromkeys(("adapt", "lora"), rb"(?s)Epoch \d.*Epoch \d"), "generate": rb'\["image", [1-9]', "classify": rb"(?s)Epoch \d.*Epoch \d",
          "search": rb"trial +\d+:"}  # fmt: skip
 DONE_BEFORE = {**dict.fromkeys(("adapt", "lora"), rb"going on after epoch (\d+)"), "generate": rb", (\d+) there", "classify": rb"Epoch (\d+)/",
                "search": rb"(\d+) of 24 trials there"}  # fmt: skip
@@ -51,7 +53,9 @@ LASTING = re.compile(r"epoch\d+\.weights\.h5|img_\d+\.png")
 def start(stage, root, log):
     script, *flags = STAGES[stage]
     command = [sys.executable, str(REPOSITORY / script), *COMMON, *flags, "--root", str(root)]
-    return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+    # Generation tells of its progress twice a second to a pipeline, and once a minute to a file.
+    environment = os.environ | ({TO_PIPELINE: "1"} if stage == "generate" else {})
+    return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, env=environment)
 
 
 def outputs(root):
@@ -177,11 +181,14 @@ def main():
     parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=15)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--stages", nargs="+", default=list(STAGES), choices=list(STAGES))
+    parser.add_argument("--work", type=Path, help="folder that stays; some --stages need the first one's there")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(2) as pool:
-        results = []
+        folder, results = args.work or folder, []
         # All but the first two need what the first has trained.
         for pair in (("adapt", "classify"), ("generate", "search"), ("lora",)):
+            pair = [stage for stage in pair if stage in args.stages]
             results += pool.map(lambda stage: chaos(stage, args.kills, args.seed, Path(folder)), pair)
             print(*(row for _, row in results[-len(pair) :]), sep="\n", flush=True)
     print("\n| " + " | ".join(results[0][1]) + " |\n|" + "---|" * len(results[0][1]))
