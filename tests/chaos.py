@@ -189,8 +189,9 @@ def main():
         # All but the first two need what the first has trained.
         for pair in (("adapt", "classify"), ("generate", "search"), ("lora",)):
             pair = [stage for stage in pair if stage in args.stages]
-            results += pool.map(lambda stage: chaos(stage, args.kills, args.seed, Path(folder)), pair)
-            print(*(row for _, row in results[-len(pair) :]), sep="\n", flush=True)
+            for row in pool.map(lambda stage: chaos(stage, args.kills, args.seed, Path(folder)), pair):
+                results.append(row)
+                print(row[1], flush=True)
     print("\n| " + " | ".join(results[0][1]) + " |\n|" + "---|" * len(results[0][1]))
     for _, row in results:
         print("| " + " | ".join(map(str, row.values())) + " |")
