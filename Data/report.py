@@ -8,7 +8,7 @@ import numpy as np
 
 from Data.folders import BESIDE, BROKEN, IN_SUBFOLDER, LATER_PAGES, NOT_AN_IMAGE, OTHER_FOLDER
 from Data.pictures import first_ten
-from Data.registry import class_names
+from Data.registry import DATASETS, class_names
 from Experiment.files import write_csv
 from Experiment.text import shown
 
@@ -133,8 +133,16 @@ class Report:
             rows.append({"file": self.image_name(split, i), "what": what, "detail": self.image_name(other, j)})
         return rows
 
+    def counts(self):
+        """Images of each split and class, as rows of a CSV file."""
+        return [
+            {"split": name, "class": shown(self.classes[label]), "images": count}
+            for name, split in zip(SPLITS, self.splits)
+            for label, count in enumerate(np.bincount(split.labels, minlength=len(self.classes)).tolist())
+        ]
+
     def tell(self, experiment=None):
-        """Log the line and the warning; the list goes into a file of the experiment."""
+        """Log the line and the warning; the list, and the counts of many classes, go into files of the experiment."""
         rows, place = self.rows(), ""
         if experiment:
             if rows:
@@ -142,7 +150,11 @@ class Report:
                 place = f" (listed in {experiment.unused_file})"
             else:
                 experiment.unused_file.unlink(missing_ok=True)
-        log.info("%s%s", self.line(), place if self.unused else "")
+        counts = ""
+        if experiment and len(self.classes) > MOST_NAMED and self.spec.name not in DATASETS:
+            write_csv(experiment.used_file, self.counts())
+            counts = f" (images of each class: {experiment.used_file})"
+        log.info("%s%s%s", self.line(), place if self.unused else "", counts)
         if warning := self.warning():
             log.warning("%s%s", warning, place)
 

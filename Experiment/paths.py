@@ -63,6 +63,11 @@ class Experiment:
         return self.root / "Data" / "Splits" / f"Exp_{self.exp}" / f"{self.dataset}.json"
 
     @property
+    def used_file(self):
+        """How many of the user's own images of each split and class are used, where a line cannot hold it."""
+        return self.split_file.with_name(f"{self.dataset}_used.csv")
+
+    @property
     def unused_file(self):
         """Files of the dataset that are not used, and images that stand in two splits."""
         return self.split_file.with_name(f"{self.dataset}_unused.csv")

@@ -491,6 +491,21 @@ def test_many_classes_are_summed_up(tmp_path, caplog):
     assert "in each of 7 classes; val" in caplog.text and "not used: none" in caplog.text
 
 
+def test_the_counts_of_many_classes_are_in_a_file(tmp_path, caplog, experiment):
+    caplog.set_level("INFO")
+    numbered_images(tmp_path / "own", {f"c{i}\n": 10 + 10 * i for i in range(7)})
+    splits = load_splits(dataset_spec(tmp_path / "own"), "unused", 1, None, experiment)
+    assert f"not used: none (images of each class: {experiment.used_file})" in caplog.text
+    with open(experiment.used_file, newline="") as file:
+        rows = [tuple(row.values()) for row in csv.DictReader(file)]
+    assert (
+        len(rows) == 21
+        and rows[0][:2] == ("train", "c0\\n")
+        and rows[-1] == ("test", "c6\\n", str(sum(splits.test.labels == 6)))
+    )
+    assert sum(int(count) for *_, count in rows) == sum(10 + 10 * i for i in range(7))
+
+
 @pytest.mark.parametrize("kind", ["folder", "npz"])
 def test_images_in_two_splits_are_counted_and_listed(tmp_path, caplog, experiment, kind):
     if kind == "folder":
