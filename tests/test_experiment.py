@@ -1,6 +1,9 @@
 """Paths, names, records, safe writing and addressed randomness."""
 
 import ast
+import builtins
+import errno
+import io
 import json
 import os
 import platform
@@ -14,6 +17,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from Experiment import machine as hardware
+from Experiment import records
 from Experiment.errors import UserError
 from Experiment.files import atomic_path, file_hash, merge_json, read_json, write_csv, write_json
 from Experiment.locks import claim, claimed, machine, process_start, release
@@ -340,7 +345,9 @@ def test_an_ended_process_that_nobody_waits_for_is_gone():
     assert process_start(child.pid) is None
 
 
-LINUX_ONLY = {"Experiment/machine.py": {"/proc/"}}  # known, and to go
+# psutil and platform do not know the instructions of a processor, nor the driver of a GPU without its library. Where
+# /proc is missing, bfloat16 is not taken by itself, and a record has the name of the processor that platform knows.
+LINUX_ONLY = {"Experiment/machine.py": {"/proc/"}}
 
 
 def system_parts(source):
@@ -400,6 +407,55 @@ with claimed(sys.argv[1], "-1-of-2"):
 """
     done = subprocess.run([sys.executable, "-c", code, tmp_path], cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture
+def without_proc(monkeypatch):
+    """Hides /proc from our modules, not from libraries. A list of what they have asked for in vain."""
+    ours, asked = str(REPOSITORY), []
+
+    def hide(module, name):
+        really = getattr(module, name)
+
+        def hidden(path, *args, **how):
+            frame = sys._getframe(1)
+            while frame.f_code.co_filename.endswith(("pathlib.py", "genericpath.py")):  # on behalf of
+                frame = frame.f_back
+            file = frame.f_code.co_filename
+            if str(path).startswith("/proc") and file.startswith(ours) and "site-packages" not in file:
+                asked.append(str(path))
+                raise FileNotFoundError(errno.ENOENT, "hidden", str(path))
+            return really(path, *args, **how)
+
+        monkeypatch.setattr(module, name, hidden)
+
+    for module, name in ((builtins, "open"), (io, "open"), (os, "stat"), (os, "listdir"), (os, "scandir")):
+        hide(module, name)
+    hardware.processor.cache_clear()
+    hardware.driver_gpus.cache_clear()
+    yield asked
+    hardware.processor.cache_clear()
+    hardware.driver_gpus.cache_clear()
+
+
+def test_the_machine_is_described_and_a_stage_runs_without_proc(tiny, tmp_path, without_proc):
+    import SD_adapting
+
+    assert hardware.cpu_info() == "" and not hardware.computes_bfloat16() and set(without_proc) == {"/proc/cpuinfo"}
+    found = hardware.describe_machine()
+    assert found["processor"]["name"] and found["processor"]["memory_gb"] >= 1
+    with pytest.raises(FileNotFoundError):
+        hardware.CPUINFO.read_text()
+    flags = ["--dataset", "digits", "--exp", "x", "--backbone", "tiny", "--root", str(tmp_path / "out")]
+    folder = SD_adapting.adapt(SD_adapting.parse_args(flags))
+    record = read_json(folder / "training.json")
+    assert record["machine"]["processor"] == found["processor"]
+
+
+def test_a_package_that_is_missing_has_no_version(monkeypatch):
+    monkeypatch.setattr(records, "PACKAGES", ("numpy", "no-such-package"))
+    found = describe_run(Namespace(), started=0)["versions"]
+    assert found == {"python": platform.python_version(), "numpy": np.__version__, "no-such-package": None}
 
 
 @pytest.mark.parametrize("address, shown", [
