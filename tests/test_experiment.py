@@ -373,12 +373,6 @@ def test_no_module_needs_what_only_some_systems_have():
     assert {name: parts for name, parts in found.items() if parts} == LINUX_ONLY
 
 
-def test_a_package_that_is_not_installed_is_none_in_the_record(monkeypatch):
-    monkeypatch.setattr("Experiment.records.PACKAGES", ("numpy", "no-such-package"))
-    found = describe_run(Namespace(), started=0)["versions"]
-    assert found["numpy"] == np.__version__ and found["no-such-package"] is None
-
-
 def test_locks_work_where_fcntl_and_proc_are_hidden(tmp_path):
     """Our modules in a process in which they cannot import fcntl nor open anything below /proc."""
     code = """
