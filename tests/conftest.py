@@ -10,6 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+LONGEST = ("test_scripts", "test_interruptions", "test_search_stages")
+
+
+def pytest_collection_modifyitems(items):
+    """Files whose tests take minutes come first: one of them at the end would keep one process waiting for the other."""
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
+
+
 # The function of each script that is its stage.
 STAGES = {
     "SD_adapting": "adapt",
