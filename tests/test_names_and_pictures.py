@@ -4,8 +4,10 @@ import csv
 import json
 import logging
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 import plots
@@ -62,11 +64,11 @@ def test_class_names_are_whatever_a_file_system_allows(every_stage, recwarn):
 
 
 def test_pictures_that_fail_end_no_stage(every_stage, monkeypatch):
-    def fail(*args):
+    def fail(*args, **how):
         raise RuntimeError("no font")
 
-    for name in ("save_figure", "save_image"):
-        monkeypatch.setattr(plots, name, fail)
+    monkeypatch.setattr(plots, "save_image", fail)
+    monkeypatch.setattr(Figure, "savefig", fail)
     root, said = every_stage("ant", "bee", searched=True)
     for what in (
         "the real images",
@@ -81,3 +83,4 @@ def test_pictures_that_fail_end_no_stage(every_stage, monkeypatch):
         assert f"{what} cannot be drawn: no font" in said, what
     for name in ("training.json", "best.json", "test_accuracies_expx.json", "class_accuracies.csv"):
         assert list(root.rglob(name))
+    assert not plt.get_fignums()
