@@ -36,12 +36,8 @@ def parse_args(argv=None):
     parser = new_parser(__doc__)
     add, yes = parser.add_argument, {"default": True, "type": boolean, "metavar": "{True,False}"}
     add("--synthetic", **yes, help="train on synthetic images, else on the real training images (True)")
-    add(
-        "--take",
-        default=1,
-        type=size(integer(1, 1000)),
-        help="size of the synthetic set, in real sizes; auto: task i of a batch job takes i (1)",
-    )
+    add("--take", default=1, type=size(integer(1, 1000)),
+        help="size of the synthetic set, in real sizes; auto: task i of a batch job takes i (1)")  # fmt: skip
     add("--synthetic_dir", type=Path, help="folder of the synthetic set (else the experiment's)")
     add("--epochs", default=presets.CLASSIFIER_EPOCHS, type=integer(1), help="most epochs (100)")
     add_classifier_flags(parser)

@@ -1,7 +1,5 @@
 """The training of what is adapted: the compiled model, what is saved after an epoch, and the fit."""
 
-import logging
-
 import keras
 import numpy as np
 
@@ -16,8 +14,6 @@ from Models.optimizer import paper_optimizer
 from Models.runtime import devices_of, fast_feed, jit_compile, one_shape, precision
 from Models.weight_cards import card_path
 from Models.weight_names import epoch_path, saved_epochs
-
-log = logging.getLogger("experiment")
 
 
 def compile_model(adapted, lr, steps, precision_name, gradient_checkpointing=False, average_power=None):

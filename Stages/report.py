@@ -160,6 +160,8 @@ def audit_part(experiment, sets, classes):
     """Figures of the sets' audits and links to their pages; how to make one where there is none."""
     parts = []
     for folder in dict.fromkeys(sets):
+        if not audit_file(folder).exists():
+            continue  # the set's identity may take long
         if tables := audit_tables(folder, set_identity(folder, classes)["sha256"])[0]:
             page = os.path.relpath(audit_file(folder).with_suffix(".html"), experiment.results_dir).replace(os.sep, "/")
             parts += [
