@@ -7,7 +7,7 @@ import zlib
 import numpy as np
 
 from Data.pictures import read_images
-from Experiment.disk import check_room
+from Experiment.disk import check_room, gigabytes
 from Experiment.errors import UserError
 from Experiment.files import atomic_path
 from Experiment.locks import locked
@@ -37,12 +37,13 @@ def decoded_rows(path, root, names, side, mode, rows):
     shape = (len(names), side, side, 3)
     with locked(path):
         if open_decoded(path, shape) is None:
+            needed = int(np.prod(shape, dtype=np.int64))
             try:
-                check_room(path.parent, int(np.prod(shape, dtype=np.int64)), "keeping the decoded images")
+                check_room(path.parent, needed, "keeping the decoded images")
             except UserError as error:
                 log.warning("%s They are decoded again by every run.", error)
                 return read_images([names[row] for row in rows], side, mode, root)
-            log.info("decoding %d images, once -> %s", len(names), path)
+            log.info("decoding %d images, once, %s on disk -> %s", len(names), gigabytes(needed), path)
             write_decoded(path, shape, root, names, mode)
     images = np.empty((len(rows), *shape[1:]), np.uint8)
     for start in range(0, len(rows), ROWS):

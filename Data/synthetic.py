@@ -194,7 +194,7 @@ def image_names(folder, num_classes):
     images = []
     for name in expected:
         every = [file for file in os.listdir(folder / name) if not file.startswith(".")]
-        files = [file for file in every if file.endswith(".png")]
+        files = [file for file in every if file.lower().endswith(".png")]
         if len(files) < len(every):
             log.warning("%s: %d files are not PNG and are not used", folder / name, len(every) - len(files))
         images.append([f"{name}/{file}" for file in sorted(files, key=number_in)])

@@ -9,10 +9,9 @@ from Data.loaders import load_splits
 from Data.numbering import Balanced, Proportional, real_frequencies
 from Data.pictures import resize_images
 from Experiment.errors import UserError
-from Experiment.files import file_hash
 from Experiment.levers import OFF
 from Models.classifiers import CLASSIFIERS
-from Models.weight_cards import other_inputs
+from Models.weight_cards import other_inputs, read_card
 
 log = logging.getLogger("experiment")
 
@@ -88,7 +87,7 @@ def filter_hash(args, spec, experiment, classes):
         )
     if told := other_inputs(folder, {"classes": classes, "data": {"resolution": spec.resolution}}, ["resolution"]):
         raise UserError(f"--filter: the classifier in {folder} was trained on {told}.")
-    return {"filter": file_hash(weights)}
+    return {"filter": read_card(weights)["sha256"]}
 
 
 def load_judge(args, spec, experiment):

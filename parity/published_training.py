@@ -21,6 +21,7 @@ SIZE, TOKENS, WIDTH, HIDDEN = 8, 8, 64, 64
 BATCH, TRAINED_STEPS, ALL_STEPS = 4, 3, 10
 LEARNING_RATE = {"enc": 1e-4, "dif": 1e-5}
 SCALE = 0.18215
+CLIP, CLIPPED_STEP, ENLARGED = 10.0, 1, 1000  # one step's target is so large that its gradients are clipped
 SEED = 4321
 
 
@@ -72,26 +73,29 @@ def timestep_embedding(timesteps):
 
 
 def train(part, encoder, unet, batches):
-    """Three steps of a part; returns their losses."""
+    """Three steps of a part; returns their losses and the norms of their gradients before they are clipped."""
     learns = encoder if part == "enc" else unet
     optimizer = keras.optimizers.Adam(
         keras.optimizers.schedules.CosineDecay(LEARNING_RATE[part], ALL_STEPS),
         weight_decay=0.004,
         epsilon=1e-8,
-        global_clipnorm=10.0,
+        global_clipnorm=CLIP,
     )
-    losses = []
-    for moments, latent_noise, noise, timesteps, labels in batches:
+    losses, norms = [], []
+    for moments, latent_noise, noise, timesteps, labels, target in batches:
         mean, log_variance = np.split(moments, 2, axis=-1)
         latents = SCALE * (mean + np.exp(0.5 * np.clip(log_variance, -30, 20)) * latent_noise)
         alpha_bar = np.float32([_ALPHAS_CUMPROD[t] for t in timesteps])[:, None, None, None]
         noisy = np.sqrt(alpha_bar) * latents + np.sqrt(1 - alpha_bar) * noise
         with tf.GradientTape() as tape:
             predicted = unet([noisy, timestep_embedding(timesteps), encoder(labels)])
-            loss = tf.reduce_mean(tf.square(predicted - noise))
-        optimizer.apply_gradients(zip(tape.gradient(loss, learns.trainable_weights), learns.trainable_weights))
+            loss = tf.reduce_mean(tf.square(predicted - target))
+        gradients = tape.gradient(loss, learns.trainable_weights)
+        optimizer.apply_gradients(zip(gradients, learns.trainable_weights))
         losses.append(float(loss))
-    return losses
+        norms.append(float(tf.linalg.global_norm(gradients)))
+    assert norms[CLIPPED_STEP] > 3 * CLIP, norms  # else the clip would not be compared
+    return losses, norms
 
 
 def main(folder):
@@ -104,14 +108,16 @@ def main(folder):
         "timesteps": rng.integers(0, 1000, (TRAINED_STEPS, BATCH)).astype("int32"),
         "labels": np.eye(CLASSES, dtype="float32")[rng.integers(0, CLASSES, (TRAINED_STEPS, BATCH))],
     }
+    arrays["target"] = arrays["noise"].copy()
+    arrays["target"][CLIPPED_STEP] *= ENLARGED
     results = {}
     for part in ("enc", "dif"):
         encoder, unet = randomise(small_encoder(), "small_encoder"), randomise(small_unet(), "small_unet")
         encoder.save_weights(folder / "small_encoder.hdf5")
         unet.save_weights(folder / "small_unet.hdf5")
-        results[f"losses_{part}"] = train(part, encoder, unet, zip(*arrays.values()))
+        results[f"losses_{part}"], results[f"norms_{part}"] = train(part, encoder, unet, zip(*arrays.values()))
         (encoder if part == "enc" else unet).save_weights(folder / f"trained_{part}.hdf5")
-        print(f"{part}: losses {results[f'losses_{part}']}", flush=True)
+        print(f"{part}: losses {results[f'losses_{part}']}, gradients' norms {results[f'norms_{part}']}", flush=True)
     np.savez(folder / "training.npz", **arrays, **results)
 
 

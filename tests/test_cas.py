@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import classifier_training
 import plots
@@ -172,6 +173,21 @@ def test_other_real_images_are_not_finished(root, split):
     np.savez(root / "two.npz", **arrays)
     with pytest.raises(UserError, match=rf"other inputs: data.{split} \w{{8}} \(now \w{{8}}\)"):
         classifier_training.plan(parse(root))
+
+
+def test_a_seed_moves_the_classifier_alone(root):
+    """Of images that we have divided ourselves the same ones are learnt from, whatever the seed."""
+    rng = np.random.default_rng(1)
+    for name in ("cat", "dog"):
+        (root / "pets" / name).mkdir(parents=True)
+        for i in range(20):
+            Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).save(root / "pets" / name / f"{i}.png")
+    record, inputs = root / "Checkpoints/Classifiers/Exp_0001/resnet20/pets/real/training.json", []
+    for flags in ((), ("--seed", 7, "--restart")):
+        train(root, "--dataset", root / "pets", "--synthetic", False, *flags)
+        inputs.append(read_json(record)["inputs"])
+    assert inputs[0] == inputs[1] and set(inputs[0]["data"]) >= {"train", "val", "test"}
+    assert read_json(record)["arguments"]["seed"] == 7
 
 
 def test_a_copy_elsewhere_is_the_same(root):

@@ -10,6 +10,7 @@ import shutil
 import struct
 import tarfile
 import unicodedata
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -169,6 +170,19 @@ def npz_arrays(side=4, channels=(3,), classes=3, **changes):
 def own_npz(tmp_path, **changes):
     np.savez(tmp_path / "cells.npz", **npz_arrays(**changes))
     return dataset_spec(tmp_path / "cells.npz")
+
+
+@pytest.mark.parametrize("by", ["name", "path"])
+def test_an_official_file_as_it_is_published(by):
+    folder = Path(__file__).parent / "official"
+    spec = dataset_spec("breastmnist" if by == "name" else folder / "breastmnist.npz")
+    splits = load_splits(spec, folder)
+    assert (spec.name, spec.source, spec.resolution, spec.unit) == ("breastmnist", "medmnist", 28, 546)
+    assert class_names(spec) == ("malignant", "normal, benign")
+    assert [np.bincount(part.labels).tolist() for part in splits] == [[147, 399], [21, 57], [42, 114]]
+    assert [part.images.shape[1:] for part in splits] == [(28, 28, 3)] * 3
+    assert [int(part.images.sum(dtype=np.int64)) for part in splits] == [3 * 35757482, 3 * 5282574, 3 * 10478773]
+    assert splits.train.images[0, 0, :2].tolist() == [[139] * 3] * 2
 
 
 @pytest.mark.parametrize("there, used", [

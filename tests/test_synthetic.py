@@ -365,7 +365,9 @@ def test_images_that_are_no_png_are_not_left_out_without_a_word(tmp_path, caplog
     monkeypatch.setattr(logging.getLogger("experiment"), "propagate", True)
     write_dataset(tmp_path, [2, 2])
     (tmp_path / "class_00" / "img_5.jpg").touch()
-    synthetic_files(tmp_path, 2)
+    first = tmp_path / "class_00" / "img_0.png"
+    first.rename(first.with_suffix(".PNG"))  # as some programs write it
+    assert len(synthetic_files(tmp_path, 2)[0]) == 2
     assert "class_00: 1 files are not PNG and are not used" in caplog.text
 
 

@@ -85,16 +85,17 @@ def test_intervals_and_decoding_in_parts(xla, tiny, solver):
         assert difference.max() <= 1 and (difference == 0).mean() >= 0.99  # of few values
 
 
-@pytest.mark.slow  # XLA takes minutes to compile gradients on a processor
-def test_an_adaptation_step_learns_the_same(xla):
+# XLA takes minutes to compile mini's gradients on a processor.
+@pytest.mark.parametrize("name", ["tiny", pytest.param("mini", marks=pytest.mark.slow)])
+def test_an_adaptation_step_learns_the_same(xla, tiny, name):
     """Weights of the UNet and their averages, and a last batch that is padded where XLA is on."""
-    mini, rng = BACKBONES["mini"], np.random.default_rng(1)
-    moments = rng.standard_normal((7, *mini.latent_shape[:2], 8), dtype="float32")
+    backbone, rng = {"tiny": tiny, "mini": BACKBONES["mini"]}[name], np.random.default_rng(1)
+    moments = rng.standard_normal((7, *backbone.latent_shape[:2], 8), dtype="float32")
     losses = {}
     for use in ("off", "on"):
         xla(use)
         keras.utils.set_random_seed(1)
-        diffusion = load_diffusion(mini, CLASSES, decoder=False)
+        diffusion = load_diffusion(backbone, CLASSES, decoder=False)
         model = compile_model(WholeNetwork(diffusion, "dif"), 1e-4, 4, "float32", average_power=2.0)
         batches = with_targets(noisy_batches(moments, np.arange(7) % CLASSES, CLASSES, 4, 1, 0))
         batches = padded(batches, 4) if runtime.one_shape() else batches
