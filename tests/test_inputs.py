@@ -195,6 +195,16 @@ def test_continuing_is_a_plain_command(tiny, folder, tmp_path):
         adapted(folder, tmp_path / "out", "--enc_epoch", 1, "--epochs", 1)
 
 
+def test_fine_tuning_follows_its_encoder(tiny, folder, tmp_path):
+    """An encoder that was trained anew under the same name is another one."""
+    encoder, fine_tuning = ["--epochs", 1], ["--train_model", "dif", "--enc_epoch", 1, "--epochs", 1]
+    for flags in (encoder, fine_tuning, [*encoder, "--seed", 7, "--restart"]):
+        known, args = adapted(folder, tmp_path / "out", *flags)
+        SD_adapting.adapt(args, known)
+    with pytest.raises(UserError, match=r"other inputs: weights.enc \w{8} \(now \w{8}\)"):
+        adapted(folder, tmp_path / "out", *fine_tuning)
+
+
 def test_continued_epochs_draw_their_own_noise(tiny, folder, tmp_path, monkeypatch):
     from Models import training
 
