@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.installed
 
-.PHONY: setup demo test test-slow style format bench levers chaos fuzz parity parity-diffusers readers lock clean
+.PHONY: setup demo test test-slow style format bench levers chaos fuzz parity parity-diffusers readers cluster-schemas lock clean
 
 setup: $(READY)
 
@@ -66,6 +66,15 @@ parity-diffusers: setup
 # Sets, and exported ones, read by datasets, mlcroissant, webdataset, torchvision, medmnist and Keras, in .venv-readers (a few GB).
 readers: setup
 	$(RUN) -m tests.readers
+
+# Manifests of Kubernetes and SkyPilot against their schemas, in .venv-cluster (0.6 GB).
+cluster-schemas: .venv-cluster/.installed
+	.venv-cluster/bin/python tests/cluster_schemas.py
+
+.venv-cluster/.installed: tests/cluster-requirements.txt
+	$(PYTHON) -m venv .venv-cluster
+	.venv-cluster/bin/python -m pip install --quiet --disable-pip-version-check -r tests/cluster-requirements.txt
+	touch $@
 
 # Needs uv. torch and torchvision are left out for the reason above.
 lock:

@@ -1,14 +1,17 @@
 """The batch files of cluster/: their syntax, and the whole method through a real SLURM of two nodes on this machine."""
 
 import getpass
+import importlib
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
 import time
 
 import pytest
+import yaml
 
 from Experiment.paths import REPOSITORY
 from tests.test_scripts import MINI, succeed, tree
@@ -23,6 +26,67 @@ def test_batch_files_can_be_read_by_the_shell(path):
     if path.name not in ("stage.sh", "chain.sh"):
         header = [line for line in path.read_text().splitlines() if line.startswith("#SBATCH ")]
         assert {"--requeue", "--open-mode=append", "--signal=TERM@180"} <= {line.split()[1] for line in header}
+
+
+KUBERNETES = REPOSITORY / "cluster/kubernetes"
+JOBS = [job for file in sorted(KUBERNETES.glob("[1-6]-*.yaml")) for job in yaml.safe_load_all(file.read_text())]
+
+
+@pytest.mark.parametrize("job", JOBS, ids=lambda job: job["metadata"]["name"])
+def test_jobs_of_kubernetes_are_commands_that_exist(job, monkeypatch):
+    """With what a pod finds in its environment; a mistake of the user ends the job, and all else is tried again."""
+    spec = job["spec"]
+    (stage,) = spec["template"]["spec"]["containers"]
+    (settings,) = (
+        part["data"] for part in yaml.safe_load_all((KUBERNETES / "experiment.yaml").read_text()) if "data" in part
+    )
+    values = settings | {item["name"]: item.get("value", "s3cret") for item in stage.get("env", [])}
+    values = {name: re.sub(r"\$\((\w+)\)", lambda found: values[found[1]], value) for name, value in values.items()}
+    for name, value in values.items():
+        monkeypatch.setenv(name, value)
+    indexed, script = (
+        spec.get("completionMode") == "Indexed",
+        importlib.import_module(stage["args"][0].removesuffix(".py")),
+    )
+    for index in range(spec["completions"]) if indexed else [None]:
+        if indexed:
+            monkeypatch.setenv("JOB_COMPLETION_INDEX", str(index))
+        flags = [re.sub(r"\$\((\w+)\)", lambda found: values[found[1]], flag) for flag in stage["args"][1:]]
+        args = script.parse_args(flags)
+        assert (args.dataset, args.exp, str(args.root)) == ("cifar10", "0001", "/work")
+        if "--shard=auto" in flags:
+            assert args.shard == (index + 1, spec["completions"])
+        if "--take=auto" in flags:
+            assert args.take == index + 1
+    assert "backoffLimitPerIndex" in spec if indexed else "backoffLimit" in spec
+    rules = {rule["action"]: rule for rule in spec["podFailurePolicy"]["rules"]}
+    assert rules["FailJob"]["onExitCodes"]["values"] == [2] and rules["Ignore"]
+
+
+KUBECTL = """#!/bin/sh
+echo "$*" >> {log}
+case "$*" in
+    *" get "*{failing}*) echo "FailureTarget Failed" ;;
+    *" get "*6-*) echo "Complete SuccessCriteriaMet Complete" ;;
+    *" get "*) echo "SuccessCriteriaMet Complete" ;;
+esac
+"""
+
+
+@pytest.mark.parametrize("failing, last", [("nothing", 6), ("3-adapt-unet", 3)])
+def test_the_jobs_of_kubernetes_run_one_after_the_other(tmp_path, failing, last):
+    """With a stand-in for kubectl that says at once what has become of a job."""
+    log, kubectl = tmp_path / "log", tmp_path / "kubectl"
+    kubectl.write_text(KUBECTL.format(log=log, failing=failing))
+    kubectl.chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "POLL": "0"}
+    done = subprocess.run([KUBERNETES / "chain.sh", "--namespace=me"], env=environment, capture_output=True, text=True)
+    assert done.returncode == (failing != "nothing"), done.stderr
+    assert ("3-adapt-unet.yaml has failed" in done.stderr) == (last == 3)
+    lines = log.read_text().splitlines()
+    assert all(line.startswith("--namespace=me ") for line in lines)
+    applied = [line.split()[-1] for line in lines if " apply " in line][1:]
+    assert applied == [file.name for file in sorted(KUBERNETES.glob("[1-6]-*.yaml"))][:last]
 
 
 CONFIGURATION = """
