@@ -5,6 +5,7 @@ import ctypes
 import gc
 import logging
 import os
+import platform
 import re
 import subprocess
 import sys
@@ -33,6 +34,16 @@ def share_cores(backbone):
     """
     if BACKBONES[backbone].small:
         os.environ.setdefault("TF_NUM_INTRAOP_THREADS", str(max(1, (os.cpu_count() or 1) // 2)))
+
+
+def use_onednn():
+    """Let TensorFlow, which is not imported yet, compute with oneDNN on every x86 processor.
+
+    By itself it does so only where the processor has AVX512-VNNI or the like. With AVX2 alone its own kernels for the
+    gradients of convolutions take several times as long as the convolutions (measured on 2 cores of an AMD Zen 3).
+    """
+    if platform.machine() in ("x86_64", "AMD64"):
+        os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
 
 def give_memory_back():
@@ -99,6 +110,7 @@ def import_keras(args=None):
         give_memory_back()
     elif spare_memory is False and BACKBONES[args.backbone].small:
         keep_memory()
+    use_onednn()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     with tempfile.TemporaryFile() as notes:
         terminal = os.dup(2)

@@ -259,6 +259,20 @@ def test_notes_of_the_start_up_are_shown_only_if_it_fails(tmp_path, capfd, monke
     assert capfd.readouterr().err == ("a note of C++" if fails else "") + " and after"
 
 
+@pytest.mark.parametrize("machine, set_by_user, used", [
+    ("x86_64", None, "1"), ("AMD64", None, "1"), ("x86_64", "0", "0"), ("arm64", None, None), ("aarch64", None, None),
+])  # fmt: skip
+def test_onednn_computes_on_every_x86_processor_unless_the_user_says_no(monkeypatch, machine, set_by_user, used):
+    monkeypatch.setattr(startup.platform, "machine", lambda: machine)
+    monkeypatch.delenv("TF_ENABLE_ONEDNN_OPTS", raising=False)
+    if set_by_user:
+        monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", set_by_user)
+    startup.use_onednn()
+    found = os.environ.get("TF_ENABLE_ONEDNN_OPTS")
+    monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", "1")  # noted, and so put back as it was
+    assert found == used
+
+
 SPARING = """
 import argparse, os, sys
 print("begins", os.getpid(), *sys.argv[1:], flush=True)
