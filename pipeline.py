@@ -4,6 +4,7 @@ python pipeline.py --dataset path/to/folder --exp mine --backbone mini
 python pipeline.py --dataset cifar10 --exp 0001 --sizes 1 4 10
 """
 
+import contextlib
 from dataclasses import replace
 
 import classifier_training
@@ -20,6 +21,7 @@ from Experiment.plan import Plan
 from Models.backbones import BACKBONES
 from Stages.display import Display
 from Stages.outcome import outcome
+from Stages.ray_running import MEMORY, Cluster, divided
 from Stages.recipes import COARSE
 from Stages.running import Runner
 from Stages.stages import PARTS, at_once, stage_list
@@ -83,11 +85,24 @@ def run_pipeline(args, known=None):
         share_cores(args.backbone)  # for all stages, which inherit it: a classifier of small pictures is small as well
     if known.note:
         print(known.note)
-    runner = Runner(known.stages, at_once(args), Display(known.stages, known.work))
-    with telling_what_is_saved(runner.told):
+    with start_runner(args, known) as runner, telling_what_is_saved(runner.told):
         runner.run()
-        lines = outcome(args, known.spec, known.experiment, known.classifier, known.stages, runner.seconds())
+        lines = outcome(args, known.spec, known.experiment, known.classifier, runner.stages, runner.seconds())
     print("\n".join(lines))
+
+
+@contextlib.contextmanager
+def start_runner(args, known):
+    """What runs the stages: as processes of this machine, or with --ray as tasks of a cluster, generation in shards."""
+    if not args.ray:
+        yield Runner(known.stages, at_once(args), Display(known.stages, known.work))
+        return
+    cluster = Cluster(args.ray, MEMORY[BACKBONES[args.backbone].small])
+    try:
+        work = divided(known.work, cluster.slots)
+        yield Runner([*work], cluster.slots, Display([*work], work), cluster.running)
+    finally:
+        cluster.close()
 
 
 if __name__ == "__main__":

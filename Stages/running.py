@@ -21,6 +21,19 @@ GOES_ON = ": the same command goes on from there"
 REFRESH = 1.0  # s
 
 
+def start_process(command, live, preexec_fn=None):
+    """A script as a process whose output is read; `live`: it sends messages of its progress too."""
+    environment = {name: value for name, value in os.environ.items() if name != TO_PIPELINE}
+    if live:
+        environment[TO_PIPELINE] = "1"
+    script, *flags = command
+    return subprocess.Popen(
+        [sys.executable, str(REPOSITORY / script), *flags], env=environment, stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace", start_new_session=True,
+        preexec_fn=preexec_fn,
+    )  # fmt: skip
+
+
 class Running:
     """A stage and the process that it runs in.
 
@@ -49,14 +62,7 @@ class Running:
         self.last_line = re.compile(rf"{stage.script}\.py: (?:error: |interrupted; )(.*)")
 
     def begin(self):
-        environment = {name: value for name, value in os.environ.items() if name != TO_PIPELINE}
-        if self.display.live:
-            environment[TO_PIPELINE] = "1"
-        script, *flags = self.stage.command
-        self.process = subprocess.Popen(
-            [sys.executable, str(REPOSITORY / script), *flags], env=environment, stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace", start_new_session=True,
-        )  # fmt: skip
+        self.process = start_process(self.stage.command, self.display.live)
 
     def follow(self):
         """Pass its lines on until it ends."""
@@ -68,18 +74,22 @@ class Running:
         self.code, self.seconds = self.process.wait(), time.time() - started
 
     def read(self, output, to):
-        """Pass lines on. The one that ends a script on a mistake or a stop becomes part of the pipeline's own."""
+        """Pass lines on."""
         for line in output:
-            if line.startswith(MARK):
-                with contextlib.suppress(ValueError):  # cut off, where the process was killed
-                    self.parts = json.loads(line.removeprefix(MARK))
-                    self.fraction = max(self.fraction, fraction(self.stage.script, self.parts))
-                    self.first = self.first or (time.monotonic(), self.fraction)
-            elif last := self.last_line.match(line):
-                self.said = last[1].removesuffix(GOES_ON)
-            else:
-                self.finished_before |= line.startswith("finished already")
-                self.display.tell(self.stage, line.rstrip(), to)
+            self.take(line, to)
+
+    def take(self, line, to):
+        """Pass a line on. The one that ends a script on a mistake or a stop becomes part of the pipeline's own."""
+        if line.startswith(MARK):
+            with contextlib.suppress(ValueError):  # cut off, where the process was killed
+                self.parts = json.loads(line.removeprefix(MARK))
+                self.fraction = max(self.fraction, fraction(self.stage.script, self.parts))
+                self.first = self.first or (time.monotonic(), self.fraction)
+        elif last := self.last_line.match(line):
+            self.said = last[1].removesuffix(GOES_ON)
+        else:
+            self.finished_before |= line.startswith("finished already")
+            self.display.tell(self.stage, line.rstrip(), to)
 
     def stop(self):
         """Let it save what it has and end. SIGTERM, since it ends a process that is still starting without a word."""
@@ -99,13 +109,15 @@ class Runner:
         stages: A list of `Stage`.
         at_once: Most stages that run at a time.
         display: The `Display`.
+        running: What a stage runs as: a function of it and of the display, or a class like `Running`.
 
     Attributes:
         runs: {stage: Running} of those that were begun.
     """
 
-    def __init__(self, stages, at_once, display):
-        self.stages, self.at_once, self.display, self.started = stages, at_once, display, time.time()
+    def __init__(self, stages, at_once, display, running=Running):
+        self.stages, self.at_once, self.display, self.running = stages, at_once, display, running
+        self.started = time.time()
         self.runs, self.lock, self.stopped = {}, threading.Lock(), False
 
     def run(self):
@@ -133,7 +145,7 @@ class Runner:
         with self.lock:
             if self.stopped or any(run.code for run in self.runs.values()):
                 return
-            run = Running(stage, self.display)
+            run = self.running(stage, self.display)
             self.display.announce(stage)
             run.begin()
             self.runs[stage] = run

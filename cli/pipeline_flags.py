@@ -26,6 +26,9 @@ def add_pipeline_flags(parser):
     add("--also", action="append", default=[], metavar="'SCRIPT FLAGS'",
         help="further flags of a script, or of a part of it, as in --also 'hyp_opt --pruner none', --also 'SD_adapting:dif "
              "--keep 1'; may be given several times")  # fmt: skip
+    add("--ray", nargs="?", const="local", metavar="HOST:PORT",
+        help="run the stages as tasks of a Ray cluster, generation in shards: of the one at this address, or of one that is "
+             "begun on this machine")  # fmt: skip
     add("--dry_run", action="store_true", help="print the commands, and run none")
     add_model_flags(parser)
 

@@ -1,0 +1,213 @@
+"""Stages as tasks of a Ray cluster: the same commands, on whatever node is free, and again where a node or process is lost.
+
+All nodes must see the checkout and the root under the same paths. The truth is in the files, as it is without Ray: a command
+goes on where it was stopped, and the scripts divide shards and trials. So a task that is run again repeats nothing.
+"""
+
+import contextlib
+import ctypes
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from dataclasses import replace
+
+from Experiment.errors import UserError
+from Experiment.paths import REPOSITORY
+from Stages.running import Running, start_process
+
+REQUIREMENTS = "cluster/ray-requirements.txt"
+LOOK = 0.5  # s between looks at what a task says
+ANSWER = 10  # s in which the cluster must answer; Ray by itself tries for minutes
+MEMORY = {True: 2 * 2**30, False: 24 * 2**30}  # bytes of a task, of a small backbone or not
+KILLS = 5  # times that a task's process may be killed, by the system where memory lacks, before its stage fails
+PR_SET_PDEATHSIG = 1  # of Linux's prctl
+
+
+def import_ray():
+    """The package. Raises a UserError that says how to get it."""
+    try:
+        import ray
+    except ImportError:
+        raise UserError(f"--ray needs Ray: pip install -r {REQUIREMENTS} (0.25 GB)") from None
+    return ray
+
+
+def connect(address):
+    """Join the cluster at HOST:PORT, or begin one on this machine where `address` is `local`. Returns the package.
+
+    Raises:
+        UserError: There is no Ray, nobody answers, or the cluster is of another version.
+    """
+    ray = import_ray()
+    quiet = {"logging_level": "ERROR", "log_to_driver": False}
+    if address == "local":
+        # No array travels through the object store: the least that Ray takes will do.
+        ray.init(num_cpus=os.cpu_count(), object_store_memory=100 * 2**20, include_dashboard=False, **quiet)
+        return ray
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), ANSWER).close()
+    except (OSError, ValueError, OverflowError) as error:
+        raise UserError(f"--ray {address}: no cluster answers there ({error})") from None
+    try:
+        ray.init(address=address, **quiet)
+    except Exception as error:  # Ray's own, RuntimeError, ConnectionError: of other versions, of a head that is no head
+        raise UserError(f"--ray {address}: {' '.join(str(error).split())}") from None
+    return ray
+
+
+def die_with_parent():
+    """Let Linux kill this process when the task that began it is gone: it would go on writing beside its successor."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def run_command(command, live, board, key):
+    """What a task does: run a script on its node, and send its lines to the board. Returns the exit code.
+
+    A stop of the pipeline cancels the task, which is a KeyboardInterrupt here: the script may save what it has.
+    """
+    if not (REPOSITORY / command[0]).exists():
+        board.put.remote(key, f"{command[0]}: error: node {socket.gethostname()} does not see {REPOSITORY}", True)
+        return 2
+    process = start_process(command, live, die_with_parent)
+
+    def send(output, is_error):
+        for line in output:
+            board.put.remote(key, line, is_error)
+
+    readers = [threading.Thread(target=send, args=pair) for pair in ((process.stdout, False), (process.stderr, True))]
+    for reader in readers:
+        reader.start()
+    try:
+        while process.poll() is None:  # not wait(), in which Ray's interrupt would be noticed at its end only
+            time.sleep(LOOK)
+    except KeyboardInterrupt:
+        process.terminate()
+        process.wait()
+    for reader in readers:
+        reader.join()
+    return process.returncode
+
+
+class Board:
+    """What tasks have said and nobody has read yet: {key: [(line, whether it is of stderr)]}."""
+
+    def __init__(self):
+        self.lines = {}
+
+    def put(self, key, line, is_error):
+        self.lines.setdefault(key, []).append((line, is_error))
+
+    def take(self, key):
+        return self.lines.pop(key, [])
+
+
+class Cluster:
+    """A Ray cluster that runs commands.
+
+    Args:
+        address: HOST:PORT, or `local`.
+        memory: Bytes that a task needs.
+
+    Attributes:
+        slots: Tasks that can run at a time: one a GPU; without GPUs one a core, as far as memory goes.
+    """
+
+    def __init__(self, address, memory):
+        self.ray = connect(address)
+        there = self.ray.cluster_resources()
+        gpus = int(there.get("GPU", 0))
+        self.slots = max(1, gpus or min(int(there.get("CPU", 1)), int(there.get("memory", memory) // memory)))
+        shared = {name: value for name, value in os.environ.items() if name.startswith("TF_")}  # how cores are shared
+        environment = {"env_vars": {"PYTHONPATH": str(REPOSITORY), **shared}}
+        # Nodes that are lost and workers that are killed are for Ray to replace, without end.
+        how = {"max_retries": -1, "max_calls": 1, "num_cpus": 1, "num_gpus": 1 if gpus else 0, "memory": memory}
+        self.task = self.ray.remote(runtime_env=environment, **how)(run_command)
+        here = self.ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
+            self.ray.get_runtime_context().get_node_id(), soft=True
+        )
+        board = self.ray.remote(num_cpus=0, max_restarts=-1, scheduling_strategy=here, runtime_env=environment)(Board)
+        self.board = board.remote()
+
+    def submit(self, command, live, key):
+        return self.task.remote(command, live, self.board, key)
+
+    def said(self, key):
+        """Lines of a task since the last call, and whether they are errors."""
+        try:
+            return self.ray.get(self.board.take.remote(key))
+        except self.ray.exceptions.RayActorError:
+            return []  # the board has died and is begun again; results do not depend on what it knew
+
+    def ended(self, task):
+        """Whether a task has ended, after `LOOK` seconds at most."""
+        return bool(self.ray.wait([task], timeout=LOOK)[0])
+
+    def code(self, task):
+        """The exit code of an ended task's command; None of one that was cancelled."""
+        try:
+            return self.ray.get(task)
+        except self.ray.exceptions.TaskCancelledError:
+            return None
+
+    def cancel(self, task):
+        self.ray.cancel(task)
+
+    def running(self, stage, display):
+        """A stage as a task: what `Runner` asks for."""
+        return RayRunning(stage, display, self)
+
+    def close(self):
+        self.ray.shutdown()
+
+
+class RayRunning(Running):
+    """A stage whose command is a task of a `Cluster`."""
+
+    def __init__(self, stage, display, cluster):
+        super().__init__(stage, display)
+        self.cluster, self.task, self.key = cluster, None, str(id(self))
+
+    def begin(self):
+        self.task = self.cluster.submit(self.stage.command, self.display.live, self.key)
+
+    def follow(self):
+        """Pass its lines on until it ends; a process that was killed is begun again."""
+        started, kills = time.time(), 0
+        while self.code is None:
+            ended = self.cluster.ended(self.task)
+            for line, is_error in self.cluster.said(self.key):
+                self.take(line, sys.stderr if is_error else sys.stdout)
+            if not ended:
+                continue
+            code = self.cluster.code(self.task)
+            if code is not None and code < 0 and kills < KILLS:
+                kills += 1
+                self.display.tell(self.stage, f"killed by signal {-code}: begun again", sys.stderr)
+                self.begin()
+            else:
+                self.code = 128 + signal.SIGTERM if code is None else code
+        self.seconds = time.time() - started
+
+    def stop(self):
+        self.cluster.cancel(self.task)
+
+
+def divided(work, shards):
+    """{stage: GFLOP} in which each generation is `shards` stages that need nothing of one another.
+
+    The last of them to end writes the manifest. Sets that are filtered are not divided.
+    """
+    parts = {}
+    for stage, operations in work.items():
+        if stage.script != "generate_dataset" or shards == 1 or {"--filter", "--shard"} & set(stage.flags):
+            parts[stage] = operations
+            continue
+        for i in range(1, shards + 1):
+            name, flags = f"{stage.name}, shard {i} of {shards}", (*stage.flags, "--shard", f"{i}/{shards}")
+            parts[replace(stage, name=name, flags=flags)] = operations / shards
+    return parts

@@ -1,0 +1,200 @@
+"""Stages as tasks of a Ray cluster of two nodes on this machine; skipped where Ray is not installed (make ray)."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import types
+from pathlib import Path
+
+import pytest
+
+from Experiment.errors import UserError
+from Experiment.paths import REPOSITORY
+from Stages import ray_running
+from Stages.display import Display
+from Stages.ray_running import Cluster, divided
+from Stages.running import Runner
+from Stages.stages import Stage
+
+
+def test_without_ray_the_way_to_it_is_told(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(UserError, match="pip install -r cluster/ray-requirements.txt"):
+        Cluster("local", 1)
+
+
+@pytest.mark.parametrize(
+    "address", ["127.0.0.1:1", "nowhere.invalid:6379", "local-host", "127.0.0.1:x", "127.0.0.1:99999"]
+)
+def test_an_address_where_no_cluster_answers(monkeypatch, address):
+    monkeypatch.setitem(sys.modules, "ray", types.ModuleType("ray"))
+    with pytest.raises(UserError, match="no cluster answers there"):
+        Cluster(address, 1)
+
+
+def test_a_cluster_of_another_version_is_one_line(monkeypatch):
+    class Listening:
+        def close(self):
+            pass
+
+    ray = types.ModuleType("ray")
+
+    def init(**_):
+        raise RuntimeError("Version mismatch: The cluster was started with:\n    Ray: 2.0.0")
+
+    ray.init = init
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.setattr(ray_running.socket, "create_connection", lambda *_: Listening())
+    with pytest.raises(UserError, match="--ray head:6379: Version mismatch: The cluster was started with: Ray: 2.0.0"):
+        Cluster("head:6379", 1)
+
+
+def test_generation_is_divided_and_nothing_else():
+    generation, other = (
+        Stage("generation, 1x", "generate_dataset", ("--best",), 4),
+        Stage("first search", "hyp_opt", (), 1),
+    )
+    filtered = Stage("generation, 4x", "generate_dataset", ("--best", "--filter"), 4)
+    work = divided({other: 5.0, generation: 9.0, filtered: 2.0}, 3)
+    assert [stage.name for stage in work] == [
+        "first search", *(f"generation, 1x, shard {i} of 3" for i in (1, 2, 3)), "generation, 4x"
+    ]  # fmt: skip
+    assert [stage.flags for stage in work][1] == ("--best", "--shard", "1/3") and list(work.values()) == [5, 3, 3, 3, 2]
+    assert divided({generation: 9.0}, 1) == {generation: 9.0}
+
+
+@pytest.fixture
+def nodes():
+    """Two nodes of one core each; yields the cluster of Ray's own tests and the address of its head."""
+    pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster as Nodes
+
+    made = Nodes(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 80 * 2**20})
+    made.add_node(num_cpus=1, object_store_memory=80 * 2**20)
+    made.wait_for_nodes()
+    yield made
+    made.shutdown()
+
+
+@pytest.fixture
+def cluster(nodes):
+    made = Cluster(nodes.address, 100 * 2**20)
+    yield made
+    made.close()
+
+
+def stub_stages(folder, count=40, shards=2):
+    return [Stage(f"shard {i}", "tests/ray_stub", (str(folder), "--count", str(count), "--shard", f"{i}/{shards}"), 0)
+            for i in range(1, shards + 1)]  # fmt: skip
+
+
+def start(cluster, stages):
+    runner = Runner(stages, cluster.slots, Display(stages, dict.fromkeys(stages, 1.0)), cluster.running)
+
+    def run():
+        with contextlib.suppress(UserError):  # of a stop; each test looks at the codes
+            runner.run()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    return runner, thread
+
+
+def wait(condition, seconds=120):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def pids(folder, shard):
+    """(process, its task's worker) of a stand-in that is at work."""
+    wait(lambda: (folder / f"pid-{shard}-2").exists() and (folder / f"pid-{shard}-2").read_text().count(" ") == 1)
+    return tuple(map(int, (folder / f"pid-{shard}-2").read_text().split()))
+
+
+def check_whole(folder, count=40):
+    assert all((folder / f"{i}.txt").read_text() == str(i * i) for i in range(count))
+    writes = (folder / "writes").read_text().split()
+    assert (
+        sorted(map(int, set(writes))) == list(range(count)) and len(writes) - count <= 2
+    )  # one in the making at a kill
+
+
+def test_tasks_run_side_by_side_and_tell_what_they_do(cluster, tmp_path, capsys):
+    assert cluster.slots == 2
+    runner, thread = start(cluster, stub_stages(tmp_path / "out"))
+    thread.join()
+    check_whole(tmp_path / "out")
+    said = capsys.readouterr().out
+    assert "[1/2 shard 1] 40 files are there" in said and "[2/2 shard 2] finished, " in said
+    assert all(run.code == 0 for run in runner.runs.values())
+
+
+def test_a_mistake_of_the_user_is_told_and_not_tried_again(cluster, tmp_path):
+    stage = Stage("stub", "tests/ray_stub", (str(tmp_path / "out"), "--mistake"), 0)
+    runner = Runner([stage], 1, Display([stage], {stage: 1.0}), cluster.running)
+    with pytest.raises(UserError, match="stage 1/1 stub: something is wrong"):
+        runner.run()
+
+
+@pytest.mark.parametrize("who", ["process", "worker"])
+def test_what_is_killed_runs_again(cluster, tmp_path, who):
+    """The script, or the task's worker, with which the script dies: its successor would write beside it."""
+    runner, thread = start(cluster, stub_stages(tmp_path / "out"))
+    process, worker = pids(tmp_path / "out", 1)
+    wait(lambda: len(list((tmp_path / "out").glob("*.txt"))) > 5)
+    os.kill(process if who == "process" else worker, signal.SIGKILL)
+    thread.join()
+    assert all(run.code == 0 for run in runner.runs.values())
+    assert pids(tmp_path / "out", 1)[0] != process
+    check_whole(tmp_path / "out")
+
+
+def test_a_node_that_goes_is_replaced(nodes, cluster, tmp_path):
+    runner, thread = start(cluster, stub_stages(tmp_path / "out", 60))
+    wait(lambda: len(list((tmp_path / "out").glob("*.txt"))) > 5)
+    nodes.remove_node(
+        next(node for node in nodes.list_all_nodes() if node is not nodes.head_node), allow_graceful=False
+    )
+    nodes.add_node(num_cpus=1, object_store_memory=80 * 2**20)
+    thread.join()
+    assert all(run.code == 0 for run in runner.runs.values())
+    check_whole(tmp_path / "out", 60)
+
+
+DRIVER = """
+import sys
+from tests.test_ray import Cluster, start, stub_stages
+from pathlib import Path
+cluster = Cluster(sys.argv[1], 100 * 2**20)
+runner, thread = start(cluster, stub_stages(Path(sys.argv[2]), 60))
+thread.join()
+assert all(run.code == 0 for run in runner.runs.values())
+"""
+
+
+def test_a_driver_that_is_killed_and_begun_again(nodes, tmp_path):
+    command = [sys.executable, "-c", DRIVER, nodes.address, str(tmp_path / "out")]
+    first = subprocess.Popen(command, cwd=REPOSITORY)
+    process, _ = pids(tmp_path / "out", 1)
+    wait(lambda: len(list((tmp_path / "out").glob("*.txt"))) > 5)
+    first.kill()
+    first.wait()
+    subprocess.run(command, cwd=REPOSITORY, check=True, timeout=120)
+    assert not Path(f"/proc/{process}").exists()
+    check_whole(tmp_path / "out", 60)
+
+
+def test_a_stop_lets_tasks_save_what_they_have(cluster, tmp_path):
+    runner, thread = start(cluster, stub_stages(tmp_path / "out", 400))
+    wait(lambda: len(list((tmp_path / "out").glob("*.txt"))) > 5)
+    for run in runner.runs.values():
+        run.stop()
+    wait(lambda: all(run.code for run in runner.runs.values()), 30)
+    assert [run.said for run in runner.runs.values()] == ["all is saved"] * 2
+    assert [run.code for run in runner.runs.values()] == [143] * 2
