@@ -5,14 +5,14 @@ import sys
 
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 
-from cli.startup import use_onednn
-
-use_onednn()  # tests in this process compute as the scripts do
-
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+from cli.startup import use_onednn
+
+use_onednn()  # tests in this process compute as the scripts do
 
 LONGEST = ("test_scripts", "test_interruptions", "test_search_stages")
 
