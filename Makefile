@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.installed
 
-.PHONY: setup demo test test-slow style format bench levers chaos fuzz parity parity-diffusers readers cluster-schemas lock clean
+.PHONY: setup demo test test-slow style format bench levers chaos fuzz parity parity-diffusers readers cluster-schemas ray lock clean
 
 setup: $(READY)
 
@@ -74,6 +74,16 @@ cluster-schemas: .venv-cluster/.installed
 .venv-cluster/.installed: tests/cluster-requirements.txt
 	$(PYTHON) -m venv .venv-cluster
 	.venv-cluster/bin/python -m pip install --quiet --disable-pip-version-check -r tests/cluster-requirements.txt
+	touch $@
+
+# The faults of tests/test_ray.py on a real Ray, in .venv-ray, which takes everything else from .venv.
+ray: setup .venv-ray/.installed
+	.venv-ray/bin/python -m pytest -q tests/test_ray.py
+
+.venv-ray/.installed: cluster/ray-requirements.txt
+	$(PYTHON) -m venv .venv-ray
+	.venv-ray/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r cluster/ray-requirements.txt
+	$(RUN) -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > $$(.venv-ray/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/environment.pth
 	touch $@
 
 # Needs uv. torch and torchvision are left out for the reason above.
