@@ -1,8 +1,10 @@
-"""Tars whose bytes depend on nothing but what is added, written piece by piece in constant memory."""
+"""Tars whose bytes depend on nothing but what is added, written and read piece by piece in constant memory."""
 
+import os
 import tarfile
 
 BLOCK = tarfile.BLOCKSIZE
+PLAIN = b"0"  # kind of a member: a file
 
 
 class TarWriter:
@@ -33,3 +35,33 @@ class TarWriter:
         self.write(bytes(2 * BLOCK))
         self.write(bytes(-self.size % tarfile.RECORDSIZE))
         self.file.close()
+
+
+def members(file):
+    """Yield name, offset and size, bytes, of each file in an open tar of a `TarWriter`; `file` stands at its content then.
+
+    `tarfile` takes five times as long, which matters for 400,000 images.
+
+    Raises:
+        ValueError: It is damaged or cut, or holds something else than plain files.
+    """
+    end = os.fstat(file.fileno()).st_size
+    while (header := file.read(BLOCK)) != bytes(BLOCK):
+        if len(header) < BLOCK:
+            raise ValueError("it is cut")
+        try:
+            known, size = (int(header[a:b].strip(b"\0 "), 8) for a, b in ((148, 156), (124, 136)))
+        except ValueError:
+            raise ValueError("it is damaged") from None
+        if sum(header) - sum(header[148:156]) + 8 * ord(" ") != known:
+            raise ValueError("it is damaged")
+        name = header[:100].rstrip(b"\0").decode(errors="replace")
+        if header[156:157] != PLAIN:
+            raise ValueError(f"{name} in it is no plain file")
+        start = file.tell()
+        if start + size > end:
+            raise ValueError("it is cut")
+        yield name, start, size
+        file.seek(start + size + -size % BLOCK)
+    if file.read(BLOCK) != bytes(BLOCK):
+        raise ValueError("it is cut")
