@@ -128,8 +128,8 @@ class TarSink:
     def pack(self, tar):
         """Make a tar of its log, unless another process has; then remove the log."""
         path, logs = tar_file(self.folder, tar), self.logs()[tar]
-        if not path.exists():
-            held = {number: (log, offset, size) for log in logs for number, offset, size in records(log)}
+        held = {number: (log, offset, size) for log in logs for number, offset, size in records(log)}
+        if not path.exists():  # looked at after the logs, as above
             numbers = self.numbers_of(tar).tolist()
             if not held.keys() >= set(numbers):
                 raise UserError(f"images that waited for {path} are gone: run the same command again.")
@@ -166,7 +166,10 @@ class TarSink:
     def sync(self):
         with self.lock:
             for log in self.unsynced:
-                with open(log, "rb+") as file:
+                with (
+                    contextlib.suppress(FileNotFoundError),
+                    open(log, "rb+") as file,
+                ):  # else another process has packed it
                     os.fsync(file.fileno())
             self.unsynced.clear()
 
