@@ -1,4 +1,4 @@
-"""Generate a synthetic dataset with an adapted Stable Diffusion: a folder of PNGs a class, and a manifest.
+"""Generate a synthetic dataset with an adapted Stable Diffusion: a folder of PNGs a class, or tars, and a manifest.
 
     python generate_dataset.py --dataset cifar10 --exp 0001 --img_total 40000 --best
     python generate_dataset.py --dataset cifar10 --exp 0001 --img_total 40000 --enc_epoch 31 --dif_epoch 10 \\
@@ -21,6 +21,7 @@ from Data.synthetic import SyntheticWriter
 from Experiment import presets
 from Experiment.disk import check_room, gigabytes
 from Experiment.files import write_json
+from Experiment.levers import without_off
 from Experiment.locks import refuse_if_claimed
 from Experiment.machine import device_name
 from Experiment.paths import Experiment, size_name
@@ -75,11 +76,6 @@ def parse_args(argv=None):
     return args
 
 
-def trained_last(args):
-    """The part of which `--autoguide` means an epoch, and its epoch that is sampled."""
-    return ("dif", args.dif_epoch) if args.dif_epoch else ("enc", args.enc_epoch)
-
-
 def plan(args):
     """Look at what is there.
 
@@ -102,7 +98,7 @@ def plan(args):
     name = f"{size_name(total)}Enc{args.enc_epoch}Dif{args.dif_epoch}Is{args.inf_steps}Ugs{args.ugs:g}"
     name += sampling.sampling_name(args) + sets.set_name(args)
     epochs, classes = chosen_epochs(experiment, args.enc_epoch, args.dif_epoch), class_names(spec)
-    last, sampled = trained_last(args)
+    last, sampled = sampling.trained_last(args)
     guide = guide_epoch(experiment, last, args.autoguide, sampled)
     hashes = base_hashes(args, ["decoder", *sampling.guide_parts(args, guide)], epochs["dif"])
     hashes |= weights_hashes({**epochs, "guide": guide}, classes) | sets.filter_hash(args, spec, experiment, classes)
@@ -114,6 +110,7 @@ def plan(args):
         "classes": list(classes),
         "weights": hashes,
         **prior,
+        **without_off({"store": args.store}),
     }
     if args.precision == "auto":
         del settings["precision"]  # a finished set is what was asked for, whichever it was
@@ -127,7 +124,7 @@ def plan(args):
         if lacks_mark(folder):
             del settings["no_mark"]
         check_folder(folder, settings)
-        if is_complete(folder, total, spec.num_classes, counts):
+        if is_complete(writer_of(args, known)):
             move_sheet(folder)
             known.done = f"finished already: {folder} (--restart makes the images again)"
             return known
@@ -163,10 +160,8 @@ def generate(args, known=None):
     start_devices(args)  # a fresh encoder of --enc_epoch 0 is the same every time
     with precision(args.precision):
         diffusion = load_diffusion(backbone, len(known.classes), args.weights_dir, **known.epochs)
-        guide = sampling.chosen_guide(args, backbone, trained_last(args)[0], known.guide, len(known.classes))
-    # A filter numbers candidates; what it keeps is numbered as if classes were balanced.
-    numbering = known.numbering if args.filter is None else None
-    writer = SyntheticWriter(folder, known.counts, backbone.block, numbering, not settings.get("no_mark", True))
+        guide = sampling.chosen_guide(args, backbone, sampling.trained_last(args)[0], known.guide, len(known.classes))
+    writer = writer_of(args, known)
     there, whole = writer.progress(args.shard)
     check_room(folder, 0 if args.restart else bytes_of(known, whole - there), "what is missing of the set")
     with writing_in(folder, known.part, saved=lambda: "{} of {} images are saved".format(*writer.progress(args.shard))):
@@ -185,6 +180,12 @@ def generate(args, known=None):
         finish_set(writer, settings | facts)  # last: what has a manifest is complete
         log.info("%d images in %.0f s -> %s, samples %s", made, time.time() - started, folder, sheet or "none")
     return folder
+
+
+def writer_of(args, known):
+    """What writes the set. A filter numbers candidates; what it keeps is numbered as if classes were balanced."""
+    numbering, mark = known.numbering if args.filter is None else None, not known.settings.get("no_mark", True)
+    return SyntheticWriter(known.folder, known.counts, BACKBONES[args.backbone].block, numbering, mark, args.store)
 
 
 def bytes_of(known, count):

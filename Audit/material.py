@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from Data.export_images import SetToExport
-from Data.pictures import first_ten, readable_images
+from Data.pictures import Files, first_ten, readable_images
 from Data.registry import class_names
 from Data.report import image_hashes
-from Data.synthetic import class_hashes, number_in, recipe
+from Data.stores import number_in
+from Data.synthetic import class_hashes, recipe
 from Experiment.disk import check_room
 from Experiment.errors import UserError
 from Experiment.files import read_json, write_json
@@ -36,7 +37,8 @@ class AuditedSet:
         spec: The `DatasetSpec` of the real data.
 
     Attributes:
-        names: Names of its images below the folder, class by class.
+        names: Names of its images, class by class.
+        files: What gives their bytes, see `readable_images`.
         labels: int32 (N,).
         manifest, recipe, sha256: As of a `SetToExport`.
 
@@ -49,14 +51,11 @@ class AuditedSet:
         of_classes = names_by_class(self.folder, classes)
         if of_classes is None:
             found = SetToExport(self.folder, spec)
-            of_classes, self.manifest, self.recipe, self.sha256 = (
-                found.names,
-                found.manifest,
-                found.recipe,
-                found.sha256,
-            )
+            of_classes, self.files = found.names, found.store
+            self.manifest, self.recipe, self.sha256 = found.manifest, found.recipe, found.sha256
         else:
-            hashes = class_hashes([[self.folder / name for name in names] for names in of_classes])
+            self.files = Files(self.folder)
+            hashes = class_hashes(of_classes, self.files.read)
             self.manifest, self.recipe = {}, recipe(self.folder)
             self.sha256 = hashlib.sha256("\n".join(hashes).encode()).hexdigest()
         self.names = [name for names in of_classes for name in names]
@@ -71,7 +70,7 @@ class AuditedSet:
     def read(self, rows):
         """Images uint8 (n, H, H, 3) as a classifier sees them, and {place among the rows: why one cannot be read}."""
         names = [self.names[row] for row in rows]
-        return readable_images(names, self.spec.resolution, "bilinear", root=self.folder)
+        return readable_images(names, self.spec.resolution, "bilinear", files=self.files)
 
 
 def names_by_class(folder, classes):

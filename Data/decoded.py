@@ -19,7 +19,7 @@ PIECE = 1024  # images that are decoded at a time
 ROWS = 256  # images that are read at a time: a page that is touched brings 15 others into the process's memory
 
 
-def decoded_rows(path, root, names, side, mode, rows):
+def decoded_rows(path, files, names, side, mode, rows):
     """Some images of a set, uint8 (len(rows), side, side, 3), from the file of them all, which is made if need be.
 
     Memory beyond that array is that of `PIECE` images. Where the disk lacks room for the file, only the images that are
@@ -27,7 +27,7 @@ def decoded_rows(path, root, names, side, mode, rows):
 
     Args:
         path: Of the file: its name is a function of the set's content, `side` and `mode`.
-        root, names: All images of the set, in order: `names` relative to `root`.
+        files, names: All images of the set, in order, by their names in `files`, see `read_images`.
         side, mode: As in `read_images`.
         rows: int (n,): which of them are wanted.
 
@@ -42,9 +42,9 @@ def decoded_rows(path, root, names, side, mode, rows):
                 check_room(path.parent, needed, "keeping the decoded images")
             except UserError as error:
                 log.warning("%s They are decoded again by every run.", error)
-                return read_images([names[row] for row in rows], side, mode, root)
+                return read_images([names[row] for row in rows], side, mode, files)
             log.info("decoding %d images, once, %s on disk -> %s", len(names), gigabytes(needed), path)
-            write_decoded(path, shape, root, names, mode)
+            write_decoded(path, shape, files, names, mode)
     images = np.empty((len(rows), *shape[1:]), np.uint8)
     for start in range(0, len(rows), ROWS):
         wanted, stored = rows[start : start + ROWS], open_decoded(path, shape)  # anew: what is mapped counts as memory
@@ -72,13 +72,13 @@ def open_decoded(path, shape):
     return (pixels, sums) if sums.shape == shape[:1] and sums.dtype == np.uint32 else None
 
 
-def write_decoded(path, shape, root, names, mode):
+def write_decoded(path, shape, files, names, mode):
     """Decode all images into a file, piece by piece; behind them stand their checksums."""
     header, sums = {"descr": "|u1", "fortran_order": False, "shape": shape}, np.empty(shape[0], np.uint32)
     with atomic_path(path) as partial, open(partial, "wb") as file, progress(len(names), "image") as part:
         np.lib.format.write_array_header_1_0(file, header)
         for start in range(0, len(names), PIECE):
-            images = read_images(names[start : start + PIECE], shape[1], mode, root)
+            images = read_images(names[start : start + PIECE], shape[1], mode, files)
             sums[start : start + PIECE] = [zlib.crc32(image) for image in images]
             file.write(images.data)
             part.reach(min(start + PIECE, len(names)))

@@ -14,7 +14,7 @@ from Data.generation import RECORD
 from Data.marking import check_pixels, marked
 from Data.pictures import BROKEN_IMAGE, first_ten, in_chunks
 from Data.registry import class_names
-from Data.synthetic import complete_sets, image_names, read_manifest, recipe, set_identity
+from Data.synthetic import complete_sets, open_set, read_manifest, recipe, set_identity
 from Experiment.errors import UserError
 from Experiment.files import plain_arrays
 from Experiment.levers import without_off
@@ -36,6 +36,7 @@ NOT_SETTINGS = {
     "classes",
     "weights",
     "prior",
+    "store",
 }
 
 
@@ -69,7 +70,8 @@ class SetToExport:
 
     Attributes:
         classes: Names of the classes in label order, as text that can be printed.
-        names: Names of its images below the folder, one list a class.
+        store: What gives the bytes of its images by name, see Data/stores.py.
+        names: Names of its images, one list a class.
         manifest: Its manifest, empty for a set without one.
         recipe: What it is made with, as results have it.
         sha256: Hash of its content.
@@ -89,7 +91,8 @@ class SetToExport:
         if not self.manifest and (self.folder / RECORD).exists():
             raise UserError(f"{folder} is not complete: the command that began it makes what is missing.")
         self.sha256 = set_identity(folder, classes)["sha256"]
-        self.names, self.recipe = image_names(folder, len(classes)), recipe(folder)
+        self.store, self.recipe = open_set(folder, len(classes)), recipe(folder)
+        self.names = self.store.names
         if not self.total:
             raise UserError(f"{folder} holds no images.")
         made_with = {key: value for key, value in without_off(self.manifest).items() if key not in NOT_SETTINGS}
@@ -108,7 +111,7 @@ class SetToExport:
 
     def bytes(self):
         """Bytes of all files."""
-        return sum((self.folder / name).stat().st_size for of_class in self.names for name in of_class)
+        return sum(self.store.size(name) for of_class in self.names for name in of_class)
 
     def order(self):
         """(label, index, name) of each image, the classes in turn, so that any run of images holds all of them."""
@@ -117,14 +120,13 @@ class SetToExport:
 
     def read(self, label, index, name):
         """An `ExportedImage`, or a text that says why it cannot be read."""
-        path = self.folder / name
         try:
-            png = path.read_bytes()
+            png = self.store.read(name)
             check_pixels(png)
             with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
                 pixels = np.asarray(image.convert("RGB"))
         except BROKEN_IMAGE as error:
-            return f"{shown(path)} ({shown(error)})"
+            return f"{shown(self.store.where(name))} ({shown(error)})"
         facts = {"class": self.classes[label], "index": index, **self.settings}
         if self.soft_labels is not None:
             facts["soft_label"] = self.soft_labels[self.first[label] + index].tolist()

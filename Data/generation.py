@@ -1,5 +1,6 @@
 """A folder in which a synthetic set is generated: what it is made with, whether it is complete, and its pictures."""
 
+import io
 import logging
 import os
 import shutil
@@ -8,12 +9,14 @@ import numpy as np
 from PIL import Image
 
 from Data.pictures import read_images
-from Data.synthetic import MANIFEST, SyntheticWriter, balanced_counts, synthetic_files
+from Data.stores import FILES, TAR_PATTERN
+from Data.synthetic import MANIFEST, open_set
 from Experiment.errors import UserError
 from Experiment.files import read_json, write_json
 from Experiment.levers import filled_in
 from Experiment.locks import locked
 from Experiment.records import flattened, short
+from Experiment.text import shown
 
 log = logging.getLogger("experiment")
 
@@ -46,11 +49,15 @@ def check_folder(folder, settings):
     record = folder / RECORD
     if record.exists():
         before, now = flattened(read_json(record)), flattened(settings)
+        if (store := before.get("store", FILES)) != now.get("store", FILES):
+            raise UserError(
+                f"{folder} holds a set of --store {shown(store)}, and goes on as such: give that, use another --exp, or --restart."
+            )
         before, now = filled_in(before, now), filled_in(now, before)
         differing = [key for key in now if key in before and before[key] != now[key]]
         if differing:
-            shown = "; ".join(f"{key}: {short(before[key])} there, {short(now[key])} now" for key in differing)
-            raise UserError(f"{folder} holds images of other settings ({shown}). Use another --exp, or --restart.")
+            told = "; ".join(f"{key}: {short(before[key])} there, {short(now[key])} now" for key in differing)
+            raise UserError(f"{folder} holds images of other settings ({told}). Use another --exp, or --restart.")
     elif folder.exists() and any(not path.name.startswith(OWN_FILES) for path in folder.iterdir()):
         raise UserError(f"{folder} holds something that generate_dataset.py has not begun: move it away.")
 
@@ -61,19 +68,9 @@ def lacks_mark(folder):
     return record.exists() and "no_mark" not in read_json(record)
 
 
-def is_complete(folder, total, num_classes, counts=None):
-    """Whether the set has its manifest and all of its files. What is in them is not looked at.
-
-    Args:
-        folder: Of the images.
-        total: Their number.
-        num_classes: Number of classes.
-        counts: Images of each class, if the set is not balanced.
-    """
-    if not (folder / MANIFEST).exists():
-        return False
-    writer = SyntheticWriter(folder, counts or balanced_counts(total, num_classes))
-    return not writer.missing().size
+def is_complete(writer):
+    """Whether the set of a `SyntheticWriter` has its manifest and all of its files. What is in them is not looked at."""
+    return (writer.folder / MANIFEST).exists() and not writer.missing().size
 
 
 def begin_folder(folder, settings, restart):
@@ -84,8 +81,8 @@ def begin_folder(folder, settings, restart):
     """
     record = folder / RECORD
     if restart:
-        there = sum(1 for _ in folder.glob("class_*/img_*.png"))
-        log.info("throwing away the %d images in %s", there, folder)
+        images, tars = (sum(1 for _ in folder.glob(pattern)) for pattern in ("class_*/img_*.png", TAR_PATTERN))
+        log.info("throwing away the %s in %s", f"{tars} tars of images" if tars else f"{images} images", folder)
         (folder / MANIFEST).unlink(missing_ok=True)  # first: what has a manifest is complete
         for path in folder.iterdir():
             if not path.name.startswith(OWN_FILES) and path != record:
@@ -108,9 +105,9 @@ def finish_set(writer, settings):
                     ", ".join(differing[:10]))  # fmt: skip
 
 
-def image_side(files):
-    """Side of the stored images, px, from the first of lists of files."""
-    with Image.open(next(of_class[0] for of_class in files if of_class)) as image:
+def image_side(store):
+    """Side of the images in a store, px, from the first of them."""
+    with Image.open(io.BytesIO(store.read(next(of_class[0] for of_class in store.names if of_class)))) as image:
         return image.width
 
 
@@ -125,13 +122,13 @@ def draw_pictures(folder, classes, title, images_dir):
     """
     from plots import COLLAGE_COLUMNS, COLLAGE_ROWS, MAX_SHEET_ROWS, class_collages, sample_sheet
 
-    files = synthetic_files(folder, len(classes))
-    side = image_side(files)
+    store = open_set(folder, len(classes))
+    side = image_side(store)
     in_sheet = {}
 
     def shown():  # a class at a time: of many, all would take much memory
-        for label, of_class in enumerate(files):
-            images = read_images(of_class[: COLLAGE_COLUMNS * COLLAGE_ROWS], side)
+        for label, of_class in enumerate(store.names):
+            images = read_images(of_class[: COLLAGE_COLUMNS * COLLAGE_ROWS], side, files=store)
             if len(images) and len(in_sheet) < MAX_SHEET_ROWS:
                 in_sheet[label] = images[:SHEET_COLUMNS].copy()
             yield images

@@ -12,7 +12,7 @@ import numpy as np
 from Data.folders import BROKEN, Unused, scan_folder
 from Data.npz import read_npz, read_rows
 from Data.own_split import Recorded, check_digests, checked_division, places_of, record_split, recorded_split
-from Data.pictures import first_ten, read_image, read_images, readable_images, resize, resize_images, square
+from Data.pictures import Files, first_ten, read_image, read_images, readable_images, resize, resize_images, square
 from Data.registry import MEDMNIST_SIDES, class_names, medmnist_info
 from Data.report import SPLITS, Report, data_identity
 from Experiment.errors import UserError
@@ -241,7 +241,7 @@ def load_folder(spec, seed, side, experiment, background):
     for split in SPLITS:
         files, labels = listings[split]
         hashes = np.zeros((len(files), 32), np.uint8) if keeps else None
-        images, lost = readable_images(files, spec.resolution, "antialias", background, scan.path, hashes)
+        images, lost = readable_images(files, spec.resolution, "antialias", background, Files(scan.path), hashes)
         if lost and not spec.skip_broken:
             refuse_broken(lost.values())
         digests[split] = Recorded(files, hashes)

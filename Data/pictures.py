@@ -67,6 +67,24 @@ class NotAnImage(Exception):
     """The file is something else than an image."""
 
 
+class Files:
+    """Files that are read by name, relative to a folder; Data/stores.py has others."""
+
+    def __init__(self, folder=""):
+        self.folder = folder
+
+    def read(self, name):
+        """The bytes of a file."""
+        return Path(self.folder, name).read_bytes()
+
+    def where(self, name):
+        """Where a file lies, for messages."""
+        return os.path.join(self.folder, name)
+
+
+HERE = Files()
+
+
 def colour(text):
     """A colour's name or #rrggbb as (red, green, blue), 0..255 each.
 
@@ -246,7 +264,7 @@ def resize(image, side, mode="antialias"):
     return image.transform((side, side), Image.AFFINE, (scale, 0, 0, 0, scale, 0), Image.BILINEAR)
 
 
-def read_image(path, side, mode="antialias", background=WHITE, digests=None, index=0):
+def read_image(path, side, mode="antialias", background=WHITE, digests=None, index=0, files=HERE):
     """An image file as RGB uint8 (side, side, 3): turned upright, cut to its middle square, resized if need be.
 
     Args:
@@ -255,11 +273,12 @@ def read_image(path, side, mode="antialias", background=WHITE, digests=None, ind
         mode: How it is resized, see `resize`.
         background: Colour behind transparent pixels.
         digests: uint8 (N, 32), whose row `index` becomes the SHA-256 of the file.
+        files: What it is read from.
 
     Raises:
         NotAnImage, BROKEN_IMAGE: It cannot be read.
     """
-    raw = Path(path).read_bytes()
+    raw = files.read(path)
     if digests is not None:
         digests[index] = np.frombuffer(hashlib.sha256(raw).digest(), np.uint8)
     if raw.startswith(SIGNATURE):
@@ -269,34 +288,33 @@ def read_image(path, side, mode="antialias", background=WHITE, digests=None, ind
         return np.asarray(resize(square(rgb), side, mode))
 
 
-def readable_images(paths, side, mode="antialias", background=WHITE, root="", digests=None):
+def readable_images(paths, side, mode="antialias", background=WHITE, files=HERE, digests=None):
     """Image files as uint8 (N, side, side, 3), read in parallel, and which cannot be read: {index: path and reason}.
 
     Args:
-        paths: The files, relative to `root`.
+        paths: The files' names in `files`.
         digests: Zeros uint8 (N, 32), which become the SHA-256 of every file that can be opened.
     """
     images = np.empty((len(paths), side, side, 3), np.uint8)
     broken = {}
 
     def read(i):
-        path = os.path.join(root, paths[i])
         try:
-            images[i] = read_image(path, side, mode, background, digests, i)
+            images[i] = read_image(paths[i], side, mode, background, digests, i, files)
         except (NotAnImage, *BROKEN_IMAGE) as error:
-            broken[i] = f"{shown(path)} ({shown(error) or 'not an image'})"
+            broken[i] = f"{shown(files.where(paths[i]))} ({shown(error) or 'not an image'})"
 
     in_chunks(read, len(paths))
     return images, dict(sorted(broken.items()))
 
 
-def read_images(paths, side, mode="antialias", root=""):
-    """Image files, relative to `root`, as uint8 (N, side, side, 3), read in parallel.
+def read_images(paths, side, mode="antialias", files=HERE):
+    """Image files, by their names in `files`, as uint8 (N, side, side, 3), read in parallel.
 
     Raises:
         UserError: Files that cannot be read; it lists the first ten.
     """
-    images, broken = readable_images(paths, side, mode, root=root)
+    images, broken = readable_images(paths, side, mode, files=files)
     if broken:
         raise UserError(f"{len(broken)} images cannot be read: {first_ten(broken.values())}")
     return images

@@ -8,7 +8,7 @@ import numpy as np
 from Data.decoded import decoded_rows
 from Data.numbering import subset_counts
 from Data.pictures import read_images
-from Data.synthetic import content_hash, image_names, read_manifest
+from Data.synthetic import content_hash, open_set, read_manifest
 from Experiment.errors import UserError
 from Experiment.randomness import random_stream
 
@@ -28,8 +28,8 @@ class StoredSet:
 
     def __init__(self, folder, num_classes, side, mode="bilinear", cache=None):
         self.folder, self.side, self.mode = Path(folder), side, mode
-        of_classes = image_names(folder, num_classes)
-        self.counts, self.names = [len(images) for images in of_classes], list(itertools.chain(*of_classes))
+        self.files = open_set(folder, num_classes)
+        self.counts, self.names = list(map(len, self.files.names)), list(itertools.chain(*self.files.names))
         self.labels = np.repeat(np.arange(num_classes, dtype=np.int32), self.counts)
         self.file, self.manifest = None, read_manifest(folder)
         if cache and self.manifest:
@@ -43,8 +43,8 @@ class StoredSet:
             UserError: Images cannot be read.
         """
         if self.file:
-            return decoded_rows(self.file, self.folder, self.names, self.side, self.mode, rows)
-        return read_images([self.names[row] for row in rows], self.side, self.mode, self.folder)
+            return decoded_rows(self.file, self.files, self.names, self.side, self.mode, rows)
+        return read_images([self.names[row] for row in rows], self.side, self.mode, self.files)
 
     def wanted_counts(self, wanted):
         return subset_counts(self.manifest, wanted, len(self.counts))

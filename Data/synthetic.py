@@ -1,5 +1,6 @@
-"""Synthetic datasets on disk: a tree of PNGs in the published form, and the manifest that describes it."""
+"""Synthetic datasets on disk: PNGs in folders, as published, or in tars, and the manifest that describes them."""
 
+import functools
 import hashlib
 import io
 import logging
@@ -15,10 +16,11 @@ from PIL import Image
 from Data.marking import marked, unmarked
 from Data.numbering import Balanced
 from Data.pictures import first_ten, in_chunks
+from Data.sinks import FolderSink, TarSink
+from Data.stores import FILES, TAR_PATTERN, TARS, class_folders, image_name, open_store
 from Experiment.errors import UserError
 from Experiment.files import read_json, write_json
-from Experiment.levers import levers_on
-from Experiment.locks import partial_path
+from Experiment.levers import levers_on, without_off
 from Experiment.paths import size_from_name
 from Experiment.records import short
 
@@ -36,21 +38,6 @@ def balanced_counts(total, num_classes):
     return Balanced(num_classes).counts(total)
 
 
-def class_folders(folder, num_classes):
-    """Paths of the class folders, whose names sort as labels do: class_00, and class_000 for more than 100 classes.
-
-    Published folders of more than 100 classes have two digits (class_100 after class_99): one that is there stays so.
-    """
-    folder, digits = Path(folder), max(2, len(str(num_classes - 1)))
-    if (folder / "class_00").is_dir():
-        digits = 2
-    return [folder / f"class_{label:0{digits}d}" for label in range(num_classes)]
-
-
-def image_name(index):
-    return f"img_{index}.png"
-
-
 class SyntheticWriter:
     """Writes images as they come, on a few threads with a bounded queue, and the manifest when all are there.
 
@@ -60,46 +47,54 @@ class SyntheticWriter:
         block: Images that are computed together: shards are made of whole blocks.
         numbering: Which image has which number, see `Data.numbering`; None: balanced.
         mark: Whether each file says that it is generated (see Data/marking.py); hashes are the same either way.
+        store: How they lie on the disk, see Data/stores.py; their bytes are the same.
     """
 
-    def __init__(self, folder, counts, block=1, numbering=None, mark=True):
+    def __init__(self, folder, counts, block=1, numbering=None, mark=True, store=FILES):
         self.folder, self.counts, self.block, self.mark = Path(folder), counts, block, mark
         self.numbering = numbering or Balanced(len(counts))
         self.class_folders = class_folders(folder, len(counts))
         self.pool = ThreadPoolExecutor(max(2, os.cpu_count() // 2))
         self.waiting = deque()
-        self.hashes = {}
+        self.hashes, self.store = {}, store
+        self.sink = (TarSink if store == TARS else FolderSink)(self)
 
     def begin(self):
-        """Make the class folders. Later ones are not made: a folder that is deleted in mid-run is an error."""
-        for folder in self.class_folders:
-            folder.mkdir(parents=True, exist_ok=True)
+        """Make the folders, and finish what a killed process was about to."""
+        self.sink.begin()
 
     def place(self, number):
         """Label and index of an image."""
         return tuple(map(int, self.numbering.places(int(number))))
 
     def file(self, number):
-        """Path of an image."""
+        """Path of an image, in folders."""
         label, index = self.place(number)
         return self.class_folders[label] / image_name(index)
 
-    def shard(self, shard=(1, 1)):
-        """Numbers, int64 (n,), ascending, of the images of a shard (I, N): the Ith of N equal runs of blocks."""
-        counts = np.array(self.counts)
+    @property
+    def end(self):
+        """A number above all others."""
         balanced = isinstance(self.numbering, Balanced)  # else the first images are those of these counts
-        numbers = np.arange(counts.max() * len(counts) if balanced else counts.sum())
+        return max(self.counts) * len(self.counts) if balanced else sum(self.counts)
+
+    @functools.cached_property
+    def numbers(self):
+        """Numbers, int64 (n,), ascending, of all images."""
+        numbers = np.arange(self.end)
         labels, indices = self.numbering.places(numbers)
-        blocks = -(-len(numbers) // self.block)
-        numbers = numbers[indices < counts[labels]]
-        first, last = (blocks * i // shard[1] * self.block for i in (shard[0] - 1, shard[0]))
-        return numbers[(numbers >= first) & (numbers < last)]
+        return numbers[indices < np.array(self.counts)[labels]]
+
+    def shard(self, shard=(1, 1)):
+        """Those of a shard (I, N): the Ith of N equal runs of blocks, or of tars."""
+        unit = self.sink.unit
+        first, last = (-(-self.end // unit) * i // shard[1] * unit for i in (shard[0] - 1, shard[0]))
+        return self.numbers[(self.numbers >= first) & (self.numbers < last)]
 
     def missing(self, shard=(1, 1)):
         """Numbers, int64 (n,), ascending, of the images of a shard that are not there yet."""
-        there = [set(os.listdir(folder)) if folder.is_dir() else () for folder in self.class_folders]
-        places = ((number, *self.place(number)) for number in self.shard(shard))
-        return np.array([number for number, label, index in places if image_name(index) not in there[label]], int)
+        numbers = self.shard(shard)
+        return numbers[~self.sink.there(numbers)]
 
     def progress(self, shard=(1, 1)):
         """How many images of a shard are there, and how many it has."""
@@ -113,36 +108,37 @@ class SyntheticWriter:
             self.waiting.popleft().result()
 
     def _save(self, number, image):
-        path = self.file(number)
-        partial = partial_path(path)
         memory = io.BytesIO()
         # Level 1 is several times faster than the default, for a few per cent of size.
         Image.fromarray(image).save(memory, format="PNG", compress_level=1)
         png = memory.getvalue()
-        self.hashes[self.place(number)] = hashlib.sha256(png).digest()
-        try:
-            with open(partial, "wb") as file:
-                file.write(marked(png) if self.mark else png)
-                file.flush()
-                os.fsync(file.fileno())  # else a power cut may leave an empty file under the final name
-            os.replace(partial, path)
-        except BaseException:
-            partial.unlink(missing_ok=True)
-            raise
+        if self.sink.put(number, marked(png) if self.mark else png):
+            self.hashes[self.place(number)] = hashlib.sha256(png).digest()
 
     def drain(self):
         """Wait for the queue; an error of a writing thread is raised here."""
         while self.waiting:
             self.waiting.popleft().result()
+        self.sink.sync()
 
     def finish(self, settings):
         """Write the manifest: settings, counts and, for each class, a hash of its files' hashes. Returns the hashes."""
         self.drain()
-        files = [
-            [folder / image_name(index) for index in range(n)] for folder, n in zip(self.class_folders, self.counts)
+        stored = {"store": self.store}
+        store = open_store(self.folder, len(self.counts), stored)
+        names = [
+            [f"{folder.name}/{image_name(i)}" for i in range(n)] for folder, n in zip(self.class_folders, self.counts)
         ]
-        digests = class_hashes(files, self.hashes)
-        manifest = {"total": sum(self.counts), "counts": self.counts, "sha256": digests, **settings}
+        if self.store != FILES and store.names != names:
+            raise UserError(f"{self.folder} has not the images {self.counts} a class: run the same command again.")
+        digests = class_hashes(names, store.read, self.hashes)
+        manifest = {
+            "total": sum(self.counts),
+            "counts": self.counts,
+            "sha256": digests,
+            **without_off(stored),
+            **settings,
+        }
         write_json(self.folder / MANIFEST, manifest)
         return digests
 
@@ -150,66 +146,42 @@ class SyntheticWriter:
         self.pool.shutdown(cancel_futures=True)
 
 
-def class_hashes(files, known=None):
+def class_hashes(names, read, known=None):
     """For each class, a SHA-256 of its files' SHA-256, in their order; the mark of generated images does not count.
 
     Args:
-        files: One list of paths a class.
+        names: One list a class.
+        read: Function of a name that gives the bytes of the file.
         known: {(label, index): digest of a file}; the other files are read.
     """
     hashes = []
-    for label, of_class in enumerate(files):
+    for label, of_class in enumerate(names):
         digests = [(known or {}).get((label, index)) for index in range(len(of_class))]
         unread = [index for index, digest in enumerate(digests) if digest is None]
 
-        def read(i, of_class=of_class, digests=digests, unread=unread):
-            digests[unread[i]] = hashlib.sha256(unmarked(Path(of_class[unread[i]]).read_bytes())).digest()
+        def look(i, of_class=of_class, digests=digests, unread=unread):
+            digests[unread[i]] = hashlib.sha256(unmarked(read(of_class[unread[i]]))).digest()
 
-        in_chunks(read, len(unread))
+        in_chunks(look, len(unread))
         hashes.append(hashlib.sha256(b"".join(digests)).hexdigest())
     return hashes
 
 
-def number_in(name):
-    """What image files are sorted by: their number, then their name: img_2 before img_10."""
-    number = os.path.splitext(name)[0].rpartition("_")[2]
-    return int(number) if number.isdecimal() else 0, name
-
-
-def image_names(folder, num_classes):
-    """Names of the images below the folder of a synthetic dataset, `class_00/img_0.png`: one list a class, in order.
-
-    They are text, not paths: of 400,000 images those would take more memory than the images of 8 px.
+def open_set(folder, num_classes):
+    """The store of a synthetic dataset (see Data/stores.py): `names` of its images, one list a class, and their bytes.
 
     Raises:
-        UserError: Class folders are missing or too many, or the manifest counts other images than there are.
+        UserError: They cannot be read, or the manifest counts other images than there are.
     """
-    folder, expected = Path(folder), [path.name for path in class_folders(folder, num_classes)]
-    there = {p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")}
-    if difference := sorted(there ^ set(expected)):
-        raise UserError(
-            f"{folder} must hold the folders {expected[0]}..{expected[-1]}. Missing or too many: "
-            f"{', '.join(difference[:10])}"
-        )
-    images = []
-    for name in expected:
-        every = [file for file in os.listdir(folder / name) if not file.startswith(".")]
-        files = [file for file in every if file.lower().endswith(".png")]
-        if len(files) < len(every):
-            log.warning("%s: %d files are not PNG and are not used", folder / name, len(every) - len(files))
-        images.append([f"{name}/{file}" for file in sorted(files, key=number_in)])
     manifest = read_manifest(folder)
-    if manifest and manifest.get("counts") != [len(of_class) for of_class in images]:
+    store = open_store(folder, num_classes, manifest)
+    there = [len(of_class) for of_class in store.names]
+    if manifest and manifest.get("counts") != there:
         raise UserError(
-            f"{folder / MANIFEST} counts {manifest.get('counts')} images a class, but there are "
-            f"{[len(of_class) for of_class in images]}: the command that made the set makes what is missing."
+            f"{Path(folder) / MANIFEST} counts {manifest.get('counts')} images a class, but there are {there}: the command "
+            "that made the set makes what is missing."
         )
-    return images
-
-
-def synthetic_files(folder, num_classes):
-    """Paths of the images of a synthetic dataset: one list a class, in label order. Raises what `image_names` raises."""
-    return [[Path(folder) / name for name in of_class] for of_class in image_names(folder, num_classes)]
+    return store
 
 
 def read_manifest(folder):
@@ -264,19 +236,17 @@ def images_are_newer(folder, num_classes):
     def changed(found):
         return max(found.st_mtime_ns, found.st_ctime_ns)
 
-    written = changed((Path(folder) / MANIFEST).stat())
-    for of_class in class_folders(folder, num_classes):
-        with os.scandir(of_class) as files:
-            if any(changed(file.stat()) > written for file in files):
-                return True
-    return False
+    manifest = Path(folder) / MANIFEST
+    written = changed(manifest.stat())
+    return any(changed(stat) > written for stat in open_store(folder, num_classes, read_manifest(folder)).stats())
 
 
 def content_hash(folder, num_classes, manifest):
-    """A hash of all images, the same with and without a manifest."""
+    """A hash of all images, the same with and without a manifest, and in every store."""
     hashes = manifest.get("sha256")
     if not isinstance(hashes, list) or len(hashes) != num_classes or images_are_newer(folder, num_classes):
-        hashes = class_hashes(synthetic_files(folder, num_classes))
+        store = open_set(folder, num_classes)
+        hashes = class_hashes(store.names, store.read)
     return hashlib.sha256("\n".join(map(str, hashes)).encode()).hexdigest()
 
 
@@ -289,8 +259,9 @@ def complete_sets(root, num_classes):
     for folder in sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []:
         if manifest := read_manifest(folder):
             sizes[folder] = manifest["total"]
-        elif size_from_name(folder.name) and any(folder.glob("class_*")) and not (folder / "generation.json").exists():
-            sizes[folder] = sum(map(len, image_names(folder, num_classes)))
+        elif size_from_name(folder.name) and not (folder / "generation.json").exists():
+            if any(folder.glob("class_*")) or any(folder.glob(TAR_PATTERN)):
+                sizes[folder] = sum(map(len, open_set(folder, num_classes).names))
     return sizes
 
 

@@ -13,9 +13,9 @@ OFF = {
     "tf32": False,
 }  # fmt: skip
 
-# Flags that say how results are computed, and change no more than their last digits: on record where they are on, never
+# Flags that say how results are computed or kept, and change no more than their last digits: on record where they are on, never
 # compared. `deterministic` is on record in any case.
-HOW = {"xla": "auto", "devices": 1}
+HOW = {"xla": "auto", "devices": 1, "store": "files"}
 
 
 def levers_on(values):

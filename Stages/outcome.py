@@ -3,7 +3,7 @@
 import numpy as np
 
 from Data.loaders import class_names, load_splits, read_images
-from Data.synthetic import find_synthetic, synthetic_files
+from Data.synthetic import find_synthetic, open_set
 from Experiment.files import read_json
 from plots import MAX_SHEET_ROWS, side_by_side
 from Stages.report import STEPS, write_report
@@ -36,16 +36,16 @@ def real_beside_synthetic(experiment, spec, splits, wanted):
         wanted: Images of the synthetic set.
     """
     train, side, classes = splits.train, spec.resolution, class_names(spec)
-    files = synthetic_files(find_synthetic(experiment.synthetic_root, spec.num_classes, wanted), spec.num_classes)
+    store = open_set(find_synthetic(experiment.synthetic_root, spec.num_classes, wanted), spec.num_classes)
     real, synthetic, labels = [], [], []
-    for label, of_class in enumerate(files[:MAX_SHEET_ROWS]):
+    for label, of_class in enumerate(store.names[:MAX_SHEET_ROWS]):
         here = np.flatnonzero(train.labels == label)[: min(COLUMNS, len(of_class))]
         real += list(train.images[here])
         synthetic += of_class[: len(here)]
         labels += [label] * len(here)
     titles = (f"real, {side}x{side} px", "synthetic, as the classifier sees it")
     file = experiment.images_dir / "real_beside_synthetic.png"
-    shown = read_images(synthetic, side, "bilinear")
+    shown = read_images(synthetic, side, "bilinear", store)
     return side_by_side(np.stack(real), shown, np.array(labels), classes, file, titles)
 
 

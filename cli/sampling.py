@@ -64,6 +64,11 @@ def fill_in_spacing(args):
     args.timestep_spacing = args.timestep_spacing or DEFAULT_SPACINGS[args.solver]
 
 
+def trained_last(args):
+    """The part of which `--autoguide` means an epoch, and its epoch that is sampled."""
+    return ("dif", args.dif_epoch) if args.dif_epoch else ("enc", args.enc_epoch)
+
+
 def guide_parts(args, path):
     """Pretrained parts that a guide of this epoch file, or None, needs: ["unet"] or none."""
     return ["unet"] if args.autoguide == 0 or (path and updates_fit(args, path)) else []

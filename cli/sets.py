@@ -1,4 +1,4 @@
-"""Flags of what a generated set holds beside balanced classes, and what they mean."""
+"""Flags of what a generated set holds beside balanced classes and how it lies on the disk, and what they mean."""
 
 import logging
 from functools import partial
@@ -8,8 +8,9 @@ from Data.filtering import Selection, agrees, read_selection
 from Data.loaders import load_splits
 from Data.numbering import Balanced, Proportional, real_frequencies
 from Data.pictures import resize_images
+from Data.stores import FILES, STORES, TAR_IMAGES, TARS
 from Experiment.errors import UserError
-from Experiment.levers import OFF
+from Experiment.levers import HOW, OFF
 from Models.classifiers import CLASSIFIERS
 from Models.weight_cards import other_inputs, read_card
 
@@ -32,6 +33,11 @@ def add_set_levers(parser):
     parser.add_argument(
         "--filter_classifier", choices=list(CLASSIFIERS),
         help="kind of that classifier, which classifier_training.py --synthetic False has left (resnet20)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--store", default=HOW["store"], choices=STORES,
+        help=f"{FILES}: a PNG file for each image; {TARS}: tars of about {TAR_IMAGES} of them, for file systems that do not love "
+        f"many small files; shards are then made of whole tars ({FILES})",
     )  # fmt: skip
 
 

@@ -47,6 +47,13 @@ def actions_of(script):
     return made[0]._actions
 
 
+def synthetic_files(folder, num_classes):
+    """Paths of the images of a set of files, one list a class."""
+    from Data.synthetic import open_set
+
+    return [[Path(folder) / name for name in of_class] for of_class in open_set(folder, num_classes).names]
+
+
 @pytest.fixture(autouse=True)
 def no_part_stays_open():
     """Progress is shown of what is under way alone, however a part ended: the next test sees none of this one's."""

@@ -27,7 +27,7 @@ import numpy as np
 from PIL import Image
 
 import export_dataset
-from Data import export
+from Data import export, sinks
 from Data.generation import sheet_file
 from Data.registry import class_names, dataset_spec
 from Data.synthetic import SyntheticWriter, class_folders, content_hash, read_manifest
@@ -56,10 +56,10 @@ def pixels_hash(image):
     return hashlib.sha256(np.ascontiguousarray(image, np.uint8).tobytes()).hexdigest()
 
 
-def write_set(folder, classes, total=TOTAL):
+def write_set(folder, classes, total=TOTAL, store="files"):
     """A synthetic set of random images, with what else a run leaves. Returns [(label, hash of the pixels)]."""
     counts = [total // len(classes) + (label < total % len(classes)) for label in range(len(classes))]
-    writer, found = SyntheticWriter(folder, counts), []
+    writer, found = SyntheticWriter(folder, counts, store=store), []
     writer.begin()
     for number in writer.missing():
         image = np.random.default_rng(number).integers(0, 256, (SIDE, SIDE, 3), np.uint8)
@@ -122,6 +122,8 @@ def check(python, folder, dataset, formats):
     spec = dataset_spec(dataset)
     classes = class_names(spec)
     expected = write_set(folder / "set", classes)
+    with mock.patch.object(sinks, "TAR_IMAGES", 40):  # several tars
+        write_set(folder / "tars", classes, store="webdataset")
     export_all(folder, dataset, folder / "set", formats)
     found = theirs(python, folder)
     found["Keras"] = {"images": keras_reads(folder / "folders")}

@@ -2,7 +2,7 @@
 
     python tests/readers_theirs.py FOLDER
 
-FOLDER holds `set`, a set as it is generated, and exports of it, if any: `hf`, `parquet`, `npz`, `webdataset`, `folders`. It prints JSON: {reader: {"images": [[label or class, hash
+FOLDER holds `set`, a set as it is generated, and exports of it, if any, with `tars`, the same set of tars: `hf`, `parquet`, `npz`, `webdataset`, `folders`. It prints JSON: {reader: {"images": [[label or class, hash
 of the pixels], ...], fact: value}}.
 """
 
@@ -93,6 +93,13 @@ def web_dataset(folder):
             "classes": sorted({(label, facts["class"]) for _, label, facts in found})}  # fmt: skip
 
 
+def web_dataset_set(folder):
+    """A set of tars, as it is generated."""
+    tars = sorted(str(path) for path in folder.glob("images-*.tar"))
+    found = list(webdataset.WebDataset(tars, shardshuffle=False).decode("rgb8").to_tuple("png", "cls"))
+    return {"images": [[label, pixels_hash(image)] for image, label in found], "tars": len(tars)}
+
+
 def main(folder):
     found = {
         "datasets, set": hugging_face_folder(folder / "set"),
@@ -114,6 +121,7 @@ def exports(folder):
         ]
     }
     found["webdataset"] = web_dataset(folder / "webdataset")
+    found["webdataset, set"] = web_dataset_set(folder / "tars")
     found["ImageFolder"] = image_folder(folder / "folders" / "train", True)
     if (folder / "npz").is_dir():
         found["medmnist"] = med_mnist(folder / "npz")

@@ -3,6 +3,7 @@
 import io
 import json
 import zlib
+from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
@@ -13,8 +14,9 @@ from PIL import Image, PngImagePlugin
 
 import generate_dataset
 from Data.marking import DIGITAL_SOURCE_TYPE, MARK, chunks, has_mark, marked, unmarked
-from Data.synthetic import SyntheticWriter, class_hashes, set_identity, synthetic_files
+from Data.synthetic import SyntheticWriter, class_hashes, set_identity
 from Experiment.errors import UserError
+from tests.conftest import synthetic_files
 from tests.test_generation import FLAGS, images_of, manifest_of
 
 
@@ -77,7 +79,7 @@ def test_hashes_and_identity_do_not_depend_on_the_mark(tmp_path):
     assert {name: marked(file) for name, file in without.items()} == with_mark != without
     assert manifest == manifest_without
     for folder in (tmp_path / "a", tmp_path / "b"):
-        assert class_hashes(synthetic_files(folder, 2)) == manifest["sha256"]
+        assert class_hashes(synthetic_files(folder, 2), Path.read_bytes) == manifest["sha256"]
     assert set_identity(tmp_path / "a", ["a", "b"]) == set_identity(tmp_path / "b", ["a", "b"])
 
 

@@ -14,6 +14,7 @@ from PIL import Image
 
 from Data.pictures import (
     BROKEN_IMAGE,
+    Files,
     NotAnImage,
     colour,
     formats_of,
@@ -356,7 +357,7 @@ def test_work_is_given_out_in_pieces(monkeypatch):
 def test_files_are_hashed_as_they_are_read(tmp_path):
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
     digests = np.zeros((2, 32), np.uint8)
-    _, broken = readable_images(["a.png", "b.png"], 4, root=tmp_path, digests=digests)
+    _, broken = readable_images(["a.png", "b.png"], 4, files=Files(tmp_path), digests=digests)
     assert digests[0].tobytes() == hashlib.sha256((tmp_path / "a.png").read_bytes()).digest() and not digests[1].any()
     assert list(broken) == [1] and "b.png" in broken[1]
 

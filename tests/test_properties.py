@@ -15,13 +15,13 @@ from cli import flags
 from cli.tasks import shard
 from Data.loaders import load_splits
 from Data.registry import NPZ_KEYS, dataset_spec
-from Data.synthetic import MANIFEST, SyntheticWriter, balanced_counts, find_synthetic, synthetic_files
+from Data.synthetic import MANIFEST, SyntheticWriter, balanced_counts, find_synthetic
 from Experiment.errors import UserError
 from Experiment.files import read_json
 from Experiment.paths import size_from_name, size_name
 from Models.class_encoder import class_encoder
 from Models.sampler import Sampler, generate_images
-from tests.conftest import actions_of
+from tests.conftest import actions_of, synthetic_files
 
 settings.register_profile("long", max_examples=2000, deadline=None, suppress_health_check=list(HealthCheck))
 settings.register_profile("short", max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))

@@ -14,17 +14,10 @@ from PIL import Image
 from Data import decoded
 from Data.generation import sheet_file
 from Data.stored_set import load_synthetic
-from Data.synthetic import (
-    MANIFEST,
-    SyntheticWriter,
-    balanced_counts,
-    find_synthetic,
-    recipe,
-    set_identity,
-    synthetic_files,
-)
+from Data.synthetic import MANIFEST, SyntheticWriter, balanced_counts, find_synthetic, recipe, set_identity
 from Experiment import disk
 from Experiment.errors import UserError
+from tests.conftest import synthetic_files
 
 SETTINGS = {"seed": 5, "ugs": 1.5}
 
