@@ -169,7 +169,7 @@ class TarSink:
                 with (
                     contextlib.suppress(FileNotFoundError),
                     open(log, "rb+") as file,
-                ):  # else another process has packed it
+                ):  # gone: another process packed it
                     os.fsync(file.fileno())
             self.unsynced.clear()
 
