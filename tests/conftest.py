@@ -54,6 +54,18 @@ def synthetic_files(folder, num_classes):
     return [[Path(folder) / name for name in of_class] for of_class in open_set(folder, num_classes).names]
 
 
+def write_pets(folder):
+    """A folder `pets` of two classes of noise, without splits. Returns it."""
+    from PIL import Image
+
+    rng = np.random.default_rng(1)
+    for name in ("cat", "dog"):
+        (folder / "pets" / name).mkdir(parents=True)
+        for i in range(20):
+            Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).save(folder / "pets" / name / f"{i}.png")
+    return folder / "pets"
+
+
 @pytest.fixture(autouse=True)
 def no_part_stays_open():
     """Progress is shown of what is under way alone, however a part ended: the next test sees none of this one's."""

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 import classifier_training
 import plots
@@ -17,6 +16,7 @@ from Experiment.errors import UserError
 from Experiment.files import read_json, write_json
 from Experiment.results import CAS_SCHEMA, read_results
 from Models.classifiers import CLASSIFIERS
+from tests.conftest import write_pets
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SETTINGS = {"enc_epoch": 1, "dif_epoch": 2, "inf_steps": 5, "ugs": 1.5, "seed": 5, "backbone": "mini",
@@ -177,14 +177,10 @@ def test_other_real_images_are_not_finished(root, split):
 
 def test_a_seed_moves_the_classifier_alone(root):
     """Of images that we have divided ourselves the same ones are learnt from, whatever the seed."""
-    rng = np.random.default_rng(1)
-    for name in ("cat", "dog"):
-        (root / "pets" / name).mkdir(parents=True)
-        for i in range(20):
-            Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).save(root / "pets" / name / f"{i}.png")
+    pets = write_pets(root)
     record, inputs = root / "Checkpoints/Classifiers/Exp_0001/resnet20/pets/real/training.json", []
     for flags in ((), ("--seed", 7, "--restart")):
-        train(root, "--dataset", root / "pets", "--synthetic", False, *flags)
+        train(root, "--dataset", pets, "--synthetic", False, *flags)
         inputs.append(read_json(record)["inputs"])
     assert inputs[0] == inputs[1] and set(inputs[0]["data"]) >= {"train", "val", "test"}
     assert read_json(record)["arguments"]["seed"] == 7

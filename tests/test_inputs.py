@@ -26,6 +26,7 @@ from Models.class_encoder import class_encoder
 from Models.training import bytes_needed
 from Models.weight_cards import card_path, read_card, weights_hashes, write_card
 from Models.weights import save_weights
+from tests.conftest import write_pets
 
 INPUTS = {"classes": ["cat", "dog"], "data": {"train": "a" * 64}, "weights": {"enc": "b" * 64}}
 
@@ -127,12 +128,7 @@ def no_sheets(monkeypatch):
 @pytest.fixture
 def folder(tmp_path):
     """Two classes of noise, without splits."""
-    rng = np.random.default_rng(1)
-    for name in ("cat", "dog"):
-        (tmp_path / "pets" / name).mkdir(parents=True)
-        for i in range(20):
-            Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).save(tmp_path / "pets" / name / f"{i}.png")
-    return tmp_path / "pets"
+    return write_pets(tmp_path)
 
 
 def adapted(folder, root, *flags):
