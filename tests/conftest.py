@@ -1,5 +1,6 @@
 """What several test files share: quiet TensorFlow, golden values, tiny models and data."""
 
+import logging
 import os
 import sys
 
@@ -75,6 +76,18 @@ def no_part_stays_open():
     left = [part.unit for part in open_parts]
     open_parts.clear()
     assert not left
+
+
+@pytest.fixture(autouse=True)
+def log_is_heard():
+    """What is logged is heard by `caplog`, in details too, whatever a script that ran here before has set."""
+    log = logging.getLogger("experiment")
+    handlers, level, propagate = list(log.handlers), log.level, log.propagate
+    log.setLevel(logging.DEBUG)  # not by the attribute: a logger remembers which levels it was asked for
+    log.propagate = True
+    yield
+    log.handlers[:], log.propagate = handlers, propagate
+    log.setLevel(level)
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,5 @@
 """The adaptation step: its arithmetic, what learns, and resuming it."""
 
-import logging
-
 import keras
 import numpy as np
 import pytest
@@ -279,8 +277,7 @@ def test_the_last_epochs_are_kept(tiny_unet, tmp_path):
     assert there == {"epoch1.weights.h5"} | {f"epoch{n}.weights.h5{end}" for n in (4, 5) for end in ("", ".json")}
 
 
-def test_a_sheet_that_fails_ends_no_training(tiny_unet, tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("experiment"), "propagate", True)
+def test_a_sheet_that_fails_ends_no_training(tiny_unet, tmp_path, caplog):
     model, parts = build(tiny_unet, "enc")
     state = state_of(model, parts["enc"], tmp_path)
     found = []

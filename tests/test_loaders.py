@@ -806,7 +806,6 @@ def test_bilinear_is_the_published_filter(tmp_path, side):
 
 def test_dark_images_and_classes_that_differ_in_case_are_warned_of(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr("Data.loaders.DARK", 32)
-    monkeypatch.setattr(logging.getLogger("experiment"), "propagate", True)
     for name in ("Cat", "cat"):
         (tmp_path / "own" / name).mkdir(parents=True)
         for i in range(12):
@@ -816,8 +815,7 @@ def test_dark_images_and_classes_that_differ_in_case_are_warned_of(tmp_path, cap
     assert "differ only in case or blanks are classes of their own: 'Cat', 'cat'" in caplog.text
 
 
-def test_words_in_two_unicode_forms_are_one_class(tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("experiment"), "propagate", True)
+def test_words_in_two_unicode_forms_are_one_class(tmp_path, caplog):
     names = [unicodedata.normalize(form, "été") for form in ("NFC", "NFD")] + ["hiver", "hiver "]
     images = np.zeros((8, 6, 6, 3), np.uint8) + np.arange(8, dtype=np.uint8)[:, None, None, None] * 30
     arrays = {f"{split}_images": images + i for i, split in enumerate(("train", "val", "test"))}

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import logging
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -27,9 +26,8 @@ def write_images(folder, names):
 
 
 @pytest.fixture
-def every_stage(tiny, tmp_path, monkeypatch, float32_after):
+def every_stage(tiny, tmp_path, float32_after):
     """A function that runs the scripts on images of the names and returns the root and what they said."""
-    monkeypatch.setattr(logging.getLogger("experiment"), "level", logging.DEBUG)
 
     def run(*names, searched=False):
         root = tmp_path / "out"

@@ -1,6 +1,5 @@
 """The pictures: what is drawn, where it is written, and the notebook that shows it."""
 
-import logging
 import shutil
 
 import matplotlib
@@ -437,7 +436,6 @@ def test_a_search_plot_that_fails_does_not_lose_the_others(tmp_path, monkeypatch
         if name.startswith("plot_"):
             monkeypatch.setattr(optuna.visualization.matplotlib, name, lambda study, params=None: plt.subplots()[1])
     monkeypatch.setattr(optuna.visualization.matplotlib, "plot_rank", cannot)
-    monkeypatch.setattr(logging.getLogger("experiment"), "propagate", True)  # a script run before may have ended it
     files = {file.name for file in search_plots(study_of(0.3, 0.5, 0.4, 0.6), tmp_path)}
     assert len(files) == 9 and "rank.png" not in files
     assert "rank is not drawn: too few trials" in caplog.text
@@ -450,9 +448,8 @@ def test_a_search_plot_that_fails_does_not_lose_the_others(tmp_path, monkeypatch
     ((0.5, 0.5, 0.5, 0.5), False, "contour_is_ugs is not drawn: all completed trials have the same accuracy"),
 ])  # fmt: skip
 def test_a_search_plot_that_would_be_empty_is_left_out_and_nothing_else_is_said(
-    values, alike, why, tmp_path, monkeypatch, caplog, recwarn
+    values, alike, why, tmp_path, caplog, recwarn
 ):
-    monkeypatch.setattr(logging.getLogger("experiment"), "propagate", True)
     study = study_of(*values)
     if alike:
         trials = [optuna.trial.create_trial(params={**t.params, "is": 9}, distributions=t.distributions, value=t.value,

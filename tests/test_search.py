@@ -376,7 +376,6 @@ def searched(tmp_path, monkeypatch):
     looks = []
     results = {name: {"top_1": 0.5, "top_5": 0.9} for name in ("no_opt", "opt")}
     monkeypatch.setattr(stage, "measure", lambda args, context, test, best: looks.append(best.number) or results)
-    monkeypatch.setattr(logging.getLogger("experiment"), "propagate", True)
 
     def searched(*values, flags=()):
         args = parse_args([*ARGS, "--root", str(tmp_path), "--n_trials", str(len(values)), *flags])

@@ -44,10 +44,8 @@ def refused_by(script, *flags):
 
 
 @pytest.fixture
-def adapted(tiny, tmp_path, monkeypatch, float32_after):
-    """Flags of an experiment with two epochs of a Class Encoder; what is logged at INFO is heard."""
-    log = logging.getLogger("experiment")
-    monkeypatch.setattr(log, "level", logging.DEBUG)
+def adapted(tiny, tmp_path, float32_after):
+    """Flags of an experiment with two epochs of a Class Encoder."""
     common = ["--dataset", "digits", "--exp", "smoke", "--backbone", "tiny", "--root", tmp_path / "out"]
     said_by("SD_adapting", *common, "--epochs", 2, "--lr", 1e-3)
     return common

@@ -1,7 +1,6 @@
 """Synthetic datasets on disk: writing, resuming, finding, drawing subsets."""
 
 import json
-import logging
 import os
 import shutil
 import time
@@ -354,8 +353,7 @@ def test_an_image_that_was_edited_makes_another_set(tmp_path):
     assert set_identity(tmp_path, ["a", "b"])["sha256"] != before
 
 
-def test_images_that_are_no_png_are_not_left_out_without_a_word(tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("experiment"), "propagate", True)
+def test_images_that_are_no_png_are_not_left_out_without_a_word(tmp_path, caplog):
     write_dataset(tmp_path, [2, 2])
     (tmp_path / "class_00" / "img_5.jpg").touch()
     first = tmp_path / "class_00" / "img_0.png"
