@@ -1,5 +1,6 @@
 """What several test files share: quiet TensorFlow, golden values, tiny models and data."""
 
+import contextlib
 import logging
 import os
 import sys
@@ -53,6 +54,28 @@ def synthetic_files(folder, num_classes):
     from Data.synthetic import open_set
 
     return [[Path(folder) / name for name in of_class] for of_class in open_set(folder, num_classes).names]
+
+
+class Stopped(Exception):
+    """What ends a stage in its middle."""
+
+
+@contextlib.contextmanager
+def stopped_writing_images(blocks):
+    """Within it, images that a filter has kept are written `blocks` times, and then no more."""
+    from Models import written
+
+    write, calls = written.write_kept, []
+
+    def stop(*args):
+        if len(calls) == blocks:
+            raise Stopped
+        calls.append(1)
+        return write(*args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(written, "write_kept", stop)
+        yield
 
 
 def write_pets(folder):

@@ -12,6 +12,7 @@ from Models.averages import Averaged, power_of_width
 from Models.feed import drop_labels, noisy_batches, with_targets
 from Models.noise_schedule import STABLE_DIFFUSION
 from Models.optimizer import SequentialAdam, StockAdam
+from tests.conftest import Stopped
 
 MOMENTS, LABELS = np.zeros((40, 2, 2, 8), "float32"), np.arange(40) % 4
 
@@ -148,10 +149,6 @@ def common(tiny, tmp_path):
 
 def files(folder):
     return {path.name: path.read_bytes() for path in folder.glob("epoch*.weights.h5")}
-
-
-class Stopped(Exception):
-    pass
 
 
 def test_levers_are_resumed_exactly_and_recorded(common, tmp_path, monkeypatch):

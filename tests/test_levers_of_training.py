@@ -14,6 +14,7 @@ from Experiment.records import changes, describe_arguments, finished_run
 from Models.augment import Augment, crop, erase, flip
 from Models.classifier import Classifier, accuracies
 from Models.recipes import SGD_DECAY, SGD_RATE, Recipe, falling_rate
+from tests.conftest import Stopped
 from tests.test_cas import one_layer
 from tests.test_synthetic import write_dataset
 
@@ -145,9 +146,6 @@ def test_an_interrupted_training_with_every_lever_ends_with_the_same_weights(sma
     history, _ = fit(small, tmp_path / "whole")
     whole = [w.numpy() for w in small.model.weights]
     assert history["learning_rate"] == pytest.approx([0.1] * 4 + [0.01] + [0.001])
-
-    class Stopped(Exception):
-        pass
 
     def stop(epoch, logs):
         if epoch == 3:

@@ -17,7 +17,8 @@ from Data.synthetic import SyntheticWriter
 from Experiment.errors import UserError
 from Experiment.files import read_json, write_json
 from Experiment.paths import Experiment
-from Models import sampler, written
+from Models import sampler
+from tests.conftest import Stopped, stopped_writing_images
 
 FLAGS = ["--enc_epoch", "31", "--dif_epoch", "10", "--inf_steps", "2", "--ugs", "1.5"]
 PRIOR = [70, 20, 5, 5]
@@ -189,10 +190,6 @@ def without_backbone(flags):
     return [*flags[:at], *flags[at + 2 :]]
 
 
-class Stopped(Exception):
-    pass
-
-
 def test_a_filtered_set_is_full_resumed_and_says_what_it_took(real_classifier, monkeypatch, caplog):
     """The images of the tiny backbone are no digits; which the classifier agrees with is left to a rule here."""
     asked = []
@@ -218,18 +215,8 @@ def test_a_filtered_set_is_full_resumed_and_says_what_it_took(real_classifier, m
     )
     assert generate_dataset.plan(args).done
 
-    keep, calls = written.write_kept, []
-
-    def stop_after_three(*a):
-        calls.append(1)
-        if len(calls) == 4:
-            raise Stopped
-        return keep(*a)
-
-    monkeypatch.setattr(written, "write_kept", stop_after_three)
-    with pytest.raises(Stopped):
+    with pytest.raises(Stopped), stopped_writing_images(3):
         generate_dataset.generate(generate_dataset.parse_args([*real_classifier, "--filter", "0.5", "--restart"]))
-    monkeypatch.setattr(written, "write_kept", keep)
     asked.clear()
     generate_dataset.generate(args)
     assert images_of(folder) == images and read_json(folder / "manifest.json") == manifest

@@ -33,6 +33,7 @@ from Experiment.errors import UserError
 from Experiment.files import read_json, write_json
 from Experiment.locks import remove_partial_files
 from Experiment.paths import Experiment
+from tests.conftest import Stopped, stopped_writing_images
 
 CLASSES, COUNTS, BLOCK = ("cat", "dog", "eel"), [7, 7, 6], 2
 SETTINGS = {"seed": 5, "ugs": 1.5, "classes": list(CLASSES), "inf_steps": 20}
@@ -629,10 +630,6 @@ def test_stages_give_the_same_with_either_store(tiny_experiment, tmp_path):
     assert tars[0] == tars[1] and len(tars[0]) == 6
 
 
-class Stopped(Exception):
-    pass
-
-
 def test_a_generation_that_was_stopped_goes_on_and_restart_takes_another_store(tiny_experiment, monkeypatch, caplog):
     from Models import sampler
 
@@ -663,7 +660,6 @@ def test_a_generation_that_was_stopped_goes_on_and_restart_takes_another_store(t
 
 def test_a_filtered_set_is_the_same_in_tars_also_when_it_was_stopped(tiny_experiment, monkeypatch):
     from cli import sets
-    from Models import written
 
     monkeypatch.setattr(sets, "filter_hash", lambda *a: {"filter": "f" * 64})
     monkeypatch.setattr(sets, "load_judge", lambda *a: lambda images, labels: images[:, 0, 0, 0] % 3 > 0)
@@ -671,16 +667,7 @@ def test_a_filtered_set_is_the_same_in_tars_also_when_it_was_stopped(tiny_experi
     folder = generate(*flags)
     files, manifest = pngs(folder), read_manifest(folder)
     assert manifest["filter_counts"]["rounds"] > 1
-    keep, calls = written.write_kept, []
-
-    def stop_after_some(*args):
-        calls.append(1)
-        if len(calls) == 8:
-            raise Stopped
-        return keep(*args)
-
-    monkeypatch.setattr(written, "write_kept", stop_after_some)
-    with pytest.raises(Stopped):
+    with pytest.raises(Stopped), stopped_writing_images(7):
         generate(*flags, *TARS, "--restart")
     assert len(list(folder.glob(".pending*"))) > 1
     generate(*flags, *TARS)
