@@ -82,3 +82,9 @@ def test_pictures_that_fail_end_no_stage(every_stage, monkeypatch):
     for name in ("training.json", "best.json", "test_accuracies_expx.json", "class_accuracies.csv"):
         assert list(root.rglob(name))
     assert not plt.get_fignums()
+
+
+def test_sheets_show_the_first_epoch_the_middle_and_the_last(tiny, tmp_path, float32_after):
+    said_by("SD_adapting", "--dataset", "digits", "--exp", "x", "--backbone", "tiny", "--root", tmp_path, "--epochs", 9,
+            "--batch_size", 500, "--lr", 1e-3)  # fmt: skip
+    assert {path.stem for path in tmp_path.rglob("samples/*.png")} == {"epoch1", "epoch4", "epoch8", "epoch9"}

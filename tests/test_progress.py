@@ -76,15 +76,19 @@ def test_durations(seconds, text):
     assert duration(seconds) == text
 
 
-def test_the_steps_of_a_fit_are_counted_over_epochs(monkeypatch, capsys, at_once):
+def few_images():
+    """A classifier of two classes, and 12 images: two steps an epoch of batches of 6."""
     import numpy as np
 
     from Models.classifier import Classifier
 
-    monkeypatch.setenv(TO_PIPELINE, "1")
     rng = np.random.default_rng(0)
-    data = rng.integers(0, 256, (12, 8, 8, 3), np.uint8), np.arange(12) % 2
-    classifier = Classifier("resnet20_16", 8, 2)
+    return Classifier("resnet20_16", 8, 2), (rng.integers(0, 256, (12, 8, 8, 3), np.uint8), np.arange(12) % 2)
+
+
+def test_the_steps_of_a_fit_are_counted_over_epochs(monkeypatch, capsys, at_once):
+    monkeypatch.setenv(TO_PIPELINE, "1")
+    classifier, data = few_images()
     classifier.fit(data, data, epochs=2, batch_size=6, seed=1, patience=(5, 5))
     lines = capsys.readouterr().out.splitlines()
     assert lines and all(line.startswith(MARK) for line in lines)  # Keras says nothing itself
@@ -93,3 +97,14 @@ def test_the_steps_of_a_fit_are_counted_over_epochs(monkeypatch, capsys, at_once
     assert told[-1][3].startswith("epoch 2, loss ") and "val_accuracy" in told[-1][3]
     classifier.fit(data, data, epochs=1, batch_size=6, seed=1, patience=(5, 5), verbose=0)
     assert capsys.readouterr().out == ""
+
+
+def test_an_epoch_of_more_than_a_minute_has_lines_of_its_own(monkeypatch, capsys):
+    classifier, data = few_images()
+    how = {"epochs": 2, "batch_size": 6, "seed": 1, "patience": (5, 5)}
+    classifier.fit(data, data, **how)
+    assert "Epoch 2/2" in (said := capsys.readouterr().out) and " of 4, " not in said
+    monkeypatch.setattr(module, "EVERY_LINE", 0.0)
+    classifier.fit(data, data, **how)
+    said = capsys.readouterr().out
+    assert said.index("Epoch 1/2") < said.index("step 1 of 4, ") < said.index("Epoch 2/2") < said.index("step 3 of 4, ")
