@@ -13,6 +13,8 @@ import os
 
 import numpy as np
 
+from cli.startup import use_onednn
+
 
 def rows_that_differ(function, inputs, batch):
     """Places at which a row differs from the first one, though all rows of the input are the same."""
@@ -62,6 +64,7 @@ def check(name, model, inputs, batches):
 
 
 def main(args):
+    use_onednn()  # as the scripts compute
     import keras
 
     from Models.backbones import BACKBONES
