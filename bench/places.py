@@ -17,14 +17,20 @@ from cli.startup import use_onednn
 
 
 def rows_that_differ(function, inputs, batch):
-    """Places at which a row differs from the first one, though all rows of the input are the same."""
-    tiled = [np.repeat(x[:1], batch, axis=0) for x in inputs]
+    """Places at which a row differs from the first one, though all rows of the input are the same.
+
+    The time (1, N) has one row for the whole batch, as in sampling.
+    """
+    tiled = [np.repeat(x[:1], batch, axis=0) if x.ndim > 2 else x for x in inputs]
     rows = np.asarray(function(*tiled)).astype("float32").reshape(batch, -1)
     return np.flatnonzero((rows != rows[0]).any(axis=1)).tolist()
 
 
 def leaf_calls(model, inputs):
-    """What each layer with weights of its own is called with, first sample only: [(layer, input)]."""
+    """What each layer with weights of its own is called with, first sample only: [(layer, input)].
+
+    Layers of the time are left out: they see one row, whatever the batch.
+    """
     import keras
 
     calls, kinds = [], (keras.layers.Dense, keras.layers.Conv2D)
@@ -34,7 +40,8 @@ def leaf_calls(model, inputs):
             originals[layer] = layer.call
 
             def spy(x, layer=layer, call=layer.call):
-                calls.append((layer, np.asarray(x)[:1]))
+                if len(x.shape) > 2:
+                    calls.append((layer, np.asarray(x)[:1]))
                 return call(x)
 
             layer.call = spy
@@ -68,7 +75,8 @@ def main(args):
     import keras
 
     from Models.backbones import BACKBONES
-    from Models.runtime import precision
+    from Models.faster_layers import use_faster_layers
+    from Models.runtime import on_gpu, precision
 
     backbone, rng = BACKBONES[args.backbone], np.random.default_rng(0)
     batches = args.batches or [backbone.block // 2, backbone.block, 2 * backbone.block, 8]
@@ -80,7 +88,7 @@ def main(args):
     with precision(args.precision):
         keras.utils.set_random_seed(0)
         for name, sides in (("unet", shapes), ("decoder", shapes[:1])):
-            model = getattr(backbone, name)()
+            model = use_faster_layers(backbone.build[name](backbone), on_gpu())  # random weights: nothing is downloaded
             inputs = [rng.standard_normal((1, *side), dtype="float32") for side in sides]
             found += check(name, model, inputs, batches)
             del model
