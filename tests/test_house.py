@@ -2,6 +2,10 @@
 
 import ast
 import logging
+import re
+import subprocess
+import sys
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -69,10 +73,30 @@ def test_what_a_reader_holds_in_the_head(path, tree):
             assert node.end_lineno - node.lineno < 60, node.name
 
 
-def test_the_classifier_needs_no_kerascv(monkeypatch):
-    import subprocess
-    import sys
+def pages():
+    """The Markdown pages of the repository."""
+    found = [path.relative_to(REPOSITORY) for depth in ("*.md", "*/*.md") for path in REPOSITORY.glob(depth)]
+    return sorted(str(path) for path in found if not path.parts[0].startswith("."))
 
+
+@pytest.mark.parametrize("page", pages())
+def test_what_a_page_links_is_in_the_repository(page):
+    text = (REPOSITORY / page).read_text(encoding="utf-8")
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if link.startswith("http"):
+            continue
+        path, _, heading = unquote(link).partition("#")
+        target = (REPOSITORY / page).parent / path if path else REPOSITORY / page
+        assert target.exists(), link
+        if (REPOSITORY / ".git").exists():  # a copy without history has only what git keeps
+            ignored = subprocess.run(["git", "check-ignore", "-q", target], cwd=REPOSITORY).returncode == 0
+            assert not ignored, f"{link} is there, but git ignores it"
+        if heading:
+            headings = re.findall(r"(?m)^#+ (.*)$", target.read_text(encoding="utf-8"))
+            assert heading in [re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in headings], link
+
+
+def test_the_classifier_needs_no_kerascv():
     code = "import sys; sys.modules['keras_cv'] = None; from Models.classifier import Classifier; Classifier('resnet20_16', 8, 3)"
     assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True).returncode == 0
 
