@@ -26,8 +26,8 @@ from Experiment.pictures import try_to_draw
 from Experiment.plan import Plan
 from Experiment.records import DATA_FLAGS, describe_run, finished_run, identity
 from Models.backbones import BACKBONES
-from Models.weight_cards import weights_hashes
-from Models.weight_names import chosen_epochs, earlier_history, refuse_to_overwrite, remove_epochs
+from Models.weight_cards import check_pretrained, weights_hashes
+from Models.weight_names import chosen_epochs, earlier_history, records_from, refuse_to_overwrite, remove_epochs
 
 log = logging.getLogger("experiment")
 
@@ -75,11 +75,12 @@ def plan(args):
     record_file = folder / (f"training_from{offset}.json" if offset else "training.json")
     epochs = chosen_epochs(experiment, args.enc_epoch, args.dif_epoch)
     splits = load_splits(spec, args.data_dir, args.seed, None, experiment)
-    data = data_identity(splits, spec)
+    data, base = data_identity(splits, spec), base_hashes(args, ["image_encoder"], epochs["dif"])
+    check_pretrained(epochs.values(), base)
     inputs = {
         "classes": data["classes"],
         "data": {name: data[name] for name in ("resolution", "train")},
-        "weights": base_hashes(args, ["image_encoder"], epochs["dif"]) | weights_hashes(epochs, data["classes"]),
+        "weights": base | weights_hashes(epochs, data["classes"]),
     }
     known = Plan(spec=spec, experiment=experiment, folder=folder, record_file=record_file, offset=offset,
                  train=splits.train, epochs=epochs, updates=wanted_updates(args, epochs["dif"]), inputs=inputs,
@@ -165,7 +166,7 @@ def train(args, known, adapted, model, state, moments, done, losses, write_sheet
     if args.restart:
         thrown_away = remove_epochs(folder, offset)
         log.info("throwing away the epochs %s in %s", ", ".join(map(str, thrown_away)) or "none", folder)
-        for file in (state.path, known.record_file):
+        for file in (state.path, *records_from(folder, offset)):
             file.unlink(missing_ok=True)
     write_json(folder / "run.json", known.identity)
     if done:

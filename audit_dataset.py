@@ -10,8 +10,9 @@ from pathlib import Path
 from Audit.brief import brief
 from Audit.material import AuditedSet
 from Audit.report import figures, write_report
-from Audit.targets import classifier_entries, epochs_of, hashes_of, trained, usual_classifier
+from Audit.targets import classifier_entries, epochs_of, hashes_of, learnt, trained, usual_classifier
 from cli.flags import add_model_flags, finish_args, integer, new_parser
+from cli.lora import base_hashes
 from cli.process import run, writing_in
 from Data.export_images import only_set
 from Data.loaders import Split, Splits, data_identity, load_splits, resize_images
@@ -22,8 +23,9 @@ from Experiment.files import write_json
 from Experiment.locks import refuse_if_claimed
 from Experiment.paths import Experiment
 from Experiment.plan import Plan
-from Experiment.records import DATA_FLAGS, describe_run, finished_run
+from Experiment.records import DATA_FLAGS, describe_run, finished_run, flattened
 from Models.classifiers import CLASSIFIERS
+from Models.weight_cards import check_pretrained
 
 log = logging.getLogger("experiment")
 
@@ -86,9 +88,11 @@ def plan(args):
     try:
         epochs, hashes = epochs_of(experiment, source, spec, native, class_names(spec))
         args.backbone = source.manifest["backbone"]
+        hashes |= base_of(args, source, epochs)
     except UserError as error:
         missing.append(f"The denoising loss of the model that made the set: {error}")
-    inputs |= {"set": source.sha256, "classifiers": hashes_of(targets), "weights": hashes}
+    # As text: a record in which there are none says so, and is not that of a run that finds some.
+    inputs |= {"set": source.sha256, "classifiers": in_words(hashes_of(targets)), "weights": in_words(hashes)}
     place = folder.with_name(f"{folder.name}.audit")
     known = Plan(
         spec=spec, experiment=experiment, source=source, splits=splits, native=native, entries=entries, targets=targets,
@@ -99,6 +103,23 @@ def plan(args):
         known.done = f"finished already: {known.page} (--restart makes it anew)"
     refuse_if_claimed(place)
     return known
+
+
+def base_of(args, source, epochs):
+    """Hashes of the pretrained weights that the attack on the model reads, {part: hash}.
+
+    Raises:
+        UserError: They are not those with which the set was made.
+    """
+    base, made = base_hashes(args, ["image_encoder"], epochs["dif"]), source.manifest.get("weights", {})
+    check_pretrained(epochs.values(), base)
+    if "unet" in base and made.get("unet", base["unet"]) != base["unet"]:
+        raise UserError("the set was made with another pretrained UNet: give the --weights of its generation")
+    return base
+
+
+def in_words(hashes):
+    return ", ".join(f"{name} {value}" for name, value in sorted(flattened(hashes).items())) or "none"
 
 
 def audit(args, known=None):
@@ -135,6 +156,7 @@ def audit(args, known=None):
         found["samples"] = parts.samples_picture(views, known.inputs["classes"], known.folder / "samples.png")
         found["copies"], found["sheets"] = parts.copies_part(views, args.sample, args.seed, known.folder)
         found["quality"] = parts.quality_part(views, args.sample, args.seed, args.fid)
+        found["learnt"] = {name: learnt(name, entry) for name, entry in known.entries.items()}
         found["denoising"] = ask_model(args, known, found)
         found["classifiers"] = ask_classifiers(args, known, place, found)
         numbers = figures(found)

@@ -77,7 +77,7 @@ def plan(args):
     check_room(args.to.parent, source.bytes(), "the export")
     return Plan(
         source=source, experiment=experiment, licences=(licence, weights_licence(source.manifest)),
-        measured=cas_rows(experiment, source), audit=audit_tables(folder, source.sha256)[0],
+        measured=cas_rows(experiment, source), audit=audit_tables(folder, source.sha256),
     )  # fmt: skip
 
 
@@ -102,8 +102,9 @@ def weights_licence(manifest):
     backbone, weights = BACKBONES.get(manifest.get("backbone")), manifest.get("weights")
     if not backbone or not backbone.licence:
         return None
-    decoder = weights.get("decoder") if isinstance(weights, dict) else None  # an earlier version recorded none
-    own = decoder in (None, backbone.files["decoder"].hash())
+    weights = weights if isinstance(weights, dict) else {}
+    # An earlier version recorded no decoder. A UNet from elsewhere follows other numerics, whatever decodes its latents.
+    own = weights.get("decoder") in (None, backbone.files["decoder"].hash()) and not weights.get("numerics")
     return backbone.licence if own else OF_OTHER_WEIGHTS
 
 
@@ -144,7 +145,7 @@ def export(args, known=None):
 
 def described(source, layout, licences):
     """The Croissant description of the folder. It is dated as the set is, so that two exports have the same bytes."""
-    pages = [licence.page for licence in licences if licence]
+    pages = [licence.page or licence.name for licence in licences if licence]
     day = time.strftime("%Y-%m-%d", time.gmtime(source.folder.stat().st_mtime))
     return croissant(source, layout, title(source), summary(source), pages, day, CITATION)
 

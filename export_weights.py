@@ -34,7 +34,8 @@ from Models.exported import (
 )
 from Models.foreign_weights import is_foreign
 from Models.lora_files import read_facts
-from Models.weight_cards import weights_hashes
+from Models.numerics import DIFFUSERS
+from Models.weight_cards import check_pretrained, weights_hashes
 from Models.weight_names import chosen_epochs
 
 log = logging.getLogger("experiment")
@@ -78,12 +79,13 @@ def plan(args):
     spec = dataset_spec(args.dataset, args.skip_broken, args.resolution, args.background)
     experiment, classes = Experiment(args.root, args.exp, spec.name), list(class_names(spec))
     epochs = chosen_epochs(experiment, args.enc_epoch, args.dif_epoch)
-    parts = ("image_encoder", "unet", "decoder") if args.vae else ("unet", "decoder")
+    base = base_hashes(args, ("image_encoder", "decoder") if args.vae else ("decoder",), epochs["dif"])
+    check_pretrained(epochs.values(), base)
     updates = read_facts(epochs["dif"]) if epochs["dif"] else None
     if args.lora == "separate" and not updates:
         held = f"{epochs['dif']} holds a whole UNet" if epochs["dif"] else "the pretrained UNet has none"
         raise UserError(f"--lora separate is for an epoch (--dif_epoch) of low-rank updates: {held}.")
-    inputs = {"classes": classes, "weights": base_hashes(args, parts, epochs["dif"]) | weights_hashes(epochs, classes)}
+    inputs = {"classes": classes, "weights": base | weights_hashes(epochs, classes)}
     known = Plan(name=spec.name, classes=classes, epochs=epochs, inputs=inputs, updates=updates)
     refuse_other_folders(args.to)
     if finished_run(args.to / "export.json", args, FREE, inputs):
@@ -188,9 +190,10 @@ def write_card(args, known, numerics):
         "inference steps, guidance scale": f"{args.inf_steps}, {args.ugs:g}",
         **{f"SHA-256 of {part}": value for part, value in weights.items() if isinstance(value, str)},
     }  # fmt: skip
+    foreign = args.weights_dir and is_foreign(args.weights_dir) or DIFFUSERS in numerics.values()
     text = card(
         BACKBONES[args.backbone], numerics, known.classes, known.name, vae_here=args.vae, steps=args.inf_steps,
-        scale=args.ugs, facts=facts, foreign=bool(args.weights_dir and is_foreign(args.weights_dir)),
+        scale=args.ugs, facts=facts, foreign=foreign,
         base=weights["unet"] if separate else None,
     )  # fmt: skip
     with atomic_path(args.to / "README.md") as partial:

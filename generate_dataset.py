@@ -29,7 +29,7 @@ from Experiment.pictures import try_to_draw
 from Experiment.plan import Plan
 from Experiment.records import DATA_FLAGS, describe_run, fixed_arguments
 from Models.backbones import BACKBONES
-from Models.weight_cards import weights_hashes
+from Models.weight_cards import check_pretrained, weights_hashes
 from Models.weight_names import chosen_epochs, guide_epoch
 
 log = logging.getLogger("experiment")
@@ -98,9 +98,9 @@ def plan(args):
     name = f"{size_name(total)}Enc{args.enc_epoch}Dif{args.dif_epoch}Is{args.inf_steps}Ugs{args.ugs:g}"
     name += sampling.sampling_name(args) + sets.set_name(args)
     epochs, classes = chosen_epochs(experiment, args.enc_epoch, args.dif_epoch), class_names(spec)
-    last, sampled = sampling.trained_last(args)
-    guide = guide_epoch(experiment, last, args.autoguide, sampled)
+    guide = guide_epoch(experiment, *sampling.trained_last(args), args.autoguide)
     hashes = base_hashes(args, ["decoder", *sampling.guide_parts(args, guide)], epochs["dif"])
+    check_pretrained([*epochs.values(), guide], hashes)
     hashes |= weights_hashes({**epochs, "guide": guide}, classes) | sets.filter_hash(args, spec, experiment, classes)
     numbering, prior = sets.numbering_of(args, spec, experiment, total, max(args.batch_size, backbone.block))
     settings = {

@@ -38,6 +38,7 @@ from Experiment.paths import Experiment
 from Experiment.results import PIPELINE_SCHEMA, read_results
 from Models.backbones import BACKBONES
 from Models.pretrained import pretrained_inputs
+from Models.weight_cards import check_pretrained
 from Models.weight_names import chosen_epochs, guide_epoch, saved_epochs
 from Search.inputs import search_inputs
 
@@ -143,13 +144,15 @@ def plan(args):
         read_results(experiment.pipeline_file, PIPELINE_SCHEMA)  # reject a broken file before days of search
     address = args.storage or f"sqlite:///{folder.parent / 'study.db'}"
     splits = load_splits(spec, args.data_dir, args.seed, spec.resolution, experiment)
-    guide = guide_epoch(experiment, part, args.autoguide)
+    guide = guide_epoch(experiment, part, None, args.autoguide)
     epochs = {epoch: file for epoch, file in epochs.items() if epoch > (args.autoguide or 0)}
     if not epochs:
         raise UserError(f"argument --autoguide: there are no epochs after {args.autoguide} in {weights}.")
     inputs, hashes = search_inputs(splits, spec, epochs, epoch_files | ({"guide": guide} if guide else {}))
     pretrained = {"decoder", *(["unet"] if part == "enc" else guide_parts(args, guide))}
-    inputs["weights"] |= pretrained_inputs(BACKBONES[args.backbone], sorted(pretrained), args.weights_dir)
+    base = pretrained_inputs(BACKBONES[args.backbone], sorted(pretrained), args.weights_dir)
+    check_pretrained([*epochs.values(), *epoch_files.values(), guide], base)
+    inputs["weights"] |= base
     splits = splits._replace(train=None)  # memory: a search reads none of them
     return Plan(spec, experiment, folder, splits, epochs, epoch_files, inputs, hashes, address, guide)
 

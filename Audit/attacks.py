@@ -31,7 +31,7 @@ def strength(members, others):
         {"auc", "auc_interval", "tpr", "tpr_interval", "members", "others"}; `tpr` is at 1 % false positives.
     """
     stream = random_stream(0, "bootstrap", BOOTSTRAP)
-    drawn = [[side[stream.integers(len(side), size=len(side))] for side in (members, others)] for _ in range(RESAMPLES)]
+    drawn = ([side[stream.integers(len(side), size=len(side))] for side in (members, others)] for _ in range(RESAMPLES))
     found = np.array([(area(*sides), true_positives(*sides)) for sides in drawn])
     return {
         "auc": area(members, others), "auc_interval": list(percentiles(found[:, 0], CONFIDENCE)),
@@ -43,8 +43,9 @@ def strength(members, others):
 def confidence(probabilities, labels):
     """ln(p / (1 - p)) of the true class, float32 (N,), from probabilities (N, C) and labels (N,)."""
     probabilities, rows = np.asarray(probabilities, "float64"), np.arange(len(labels))
-    true = probabilities[rows, labels]
-    return (np.log(true + TINY) - np.log(probabilities.sum(axis=1) - true + TINY).clip(np.log(TINY))).astype("float32")
+    true, others = probabilities[rows, labels], probabilities.copy()
+    others[rows, labels] = 0  # summed without it: of a difference no digits would be left
+    return (np.log(true + TINY) - np.log(others.sum(axis=1) + TINY)).astype("float32")
 
 
 def likelihood_ratio(target, shadows, inside):

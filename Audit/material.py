@@ -11,11 +11,13 @@ from Data.export_images import SetToExport
 from Data.pictures import Files, first_ten, readable_images
 from Data.registry import class_names
 from Data.report import image_hashes
+from Data.set_hashes import class_hashes
 from Data.stores import number_in
-from Data.synthetic import class_hashes, recipe
+from Data.synthetic import MANIFEST, RECORD, recipe
 from Experiment.disk import check_room
 from Experiment.errors import UserError
 from Experiment.files import read_json, write_json
+from Experiment.locks import locked
 from Experiment.progress import progress
 from Experiment.randomness import random_stream
 
@@ -48,7 +50,10 @@ class AuditedSet:
 
     def __init__(self, folder, spec):
         self.folder, self.spec, classes = Path(folder), spec, class_names(spec)
-        of_classes = names_by_class(self.folder, classes)
+        ours = (self.folder / MANIFEST).exists() or (
+            self.folder / RECORD
+        ).exists()  # the real classes may be class_00 ...
+        of_classes = None if ours else names_by_class(self.folder, classes)
         if of_classes is None:
             found = SetToExport(self.folder, spec)
             of_classes, self.files = found.names, found.store
@@ -129,9 +134,10 @@ def see(path, labels, read, extractors):
     """
     kinds = [("read", "?"), ("hash", "<u8", (2,))]
     kind = np.dtype(kinds + [(field, "<f4", (extractor.width,)) for field, extractor in extractors.items()])
-    if not path.exists():
-        check_room(path.parent, kind.itemsize * len(labels), "features of the images")
-        look(path, kind, labels, read, extractors)
+    with locked(path):  # two audits of one experiment look at the same real images
+        if not path.exists():
+            check_room(path.parent, kind.itemsize * len(labels), "features of the images")
+            look(path, kind, labels, read, extractors)
     rows = np.load(path, mmap_mode="r", allow_pickle=False)
     seen = Seen(rows, labels, extractors)
     if len(seen.good) < len(labels):

@@ -43,8 +43,10 @@ def figures(found):
 def attacks(found):
     """{name: `strength`} of all attacks that were made."""
     model = {"denoising loss of the adapted model": found["denoising"]} if found["denoising"] else {}
-    named = {f"likelihood ratio, classifier that has learnt {'the real images' if name == 'real' else f'{name[1:]}x generated images'}": of
-             for name, of in found["classifiers"].items()}  # fmt: skip
+    learnt = {"real": "the real images"} | found["learnt"]
+    named = {
+        f"likelihood ratio, classifier that has learnt {learnt[name]}": of for name, of in found["classifiers"].items()
+    }
     return model | named
 
 
@@ -114,8 +116,7 @@ def glance(found, known):
     told = {"generated images": f"{known.source.total:,}"}
     for size, entry in known.entries.items():
         if size != "real":
-            of = f"accuracy of a classifier that has seen {size[1:]}x generated images alone"
-            told[of] = f"{entry['top_1_accuracy']:.3f}"
+            told[f"accuracy of a classifier that has learnt {found['learnt'][size]}"] = f"{entry['top_1_accuracy']:.3f}"
     if "missing" not in quality:
         told["coverage: share of real images with a generated one near by (pixels)"] = f"{quality['coverage']:.2f}"
         told["precision: share of generated images among the real ones (pixels)"] = f"{quality['precision']:.2f}"
@@ -170,10 +171,10 @@ def quality_part(found, classes):
     for part in found["quality"].values():
         header = ["images", "n", f"KID, {SUBSETS} subsets", *METRICS] + (["FID"] if fid else [])
         rows = [quality_row("generated", part["all"], fid), quality_row("real, held out", part["held_out"], fid)]
-        size = part["all"].get("kid_subset", "none")
+        sizes = dict.fromkeys(str(of["kid_subset"]) for of in (part["all"], part["held_out"]) if "kid_subset" in of)
         parts += [
             pages.heading(f"By {part['name']}: {part['words']}"),
-            pages.table(header, rows, f"k = {K}; KID of subsets of {size} images"),
+            pages.table(header, rows, f"k = {K}; KID of subsets of {' and '.join(sizes) or 'no'} images"),
         ]
         if len(classes) > 1:
             rows = [quality_row(name, of_class, fid) for name, of_class in zip(classes, part["classes"])]
@@ -256,6 +257,9 @@ def trade_part(found, known):
     )  # fmt: skip
 
 
+SWITCHES = ("fid", "skip_broken", "deterministic", "tf32")
+
+
 def again_part(args, known, record):
     names = (
         "dataset",
@@ -264,6 +268,10 @@ def again_part(args, known, record):
         "synthetic_dir",
         "weights_dir",
         "classifier",
+        "data_dir",
+        "resolution",
+        "background",
+        "precision",
         "sample",
         "losses",
         "shadows",
@@ -276,7 +284,7 @@ def again_part(args, known, record):
     data = [[name, short(value)] for name, value in known.inputs["data"].items()]
     return pages.section(
         "How it was made",
-        pages.code(["python audit_dataset.py " + " ".join(words) + (" --fid" if args.fid else "")]),
+        pages.code(["python audit_dataset.py " + " ".join([*words, *(f"--{name}" for name in SWITCHES if getattr(args, name))])]),
         pages.table(["real data", "content"], data),
         pages.paragraph(f"{versions}; {record['seconds']:.0f} s on {record['machine']['cores']} cores."),
     )  # fmt: skip

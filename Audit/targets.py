@@ -4,6 +4,7 @@ from Data.measured import cas_results, is_of
 from Data.report import data_identity
 from Experiment.errors import UserError
 from Experiment.files import read_json
+from Experiment.levers import levers_on
 from Models.backbones import BACKBONES
 from Models.weight_cards import other_inputs, read_card, weights_hashes
 from Models.weight_names import chosen_epochs
@@ -20,10 +21,20 @@ def classifier_entries(experiment, classifier, source):
     return {size: entries[size] for size in ([REAL] if REAL in entries else []) + sizes}
 
 
+def learnt(name, entry):
+    """What a classifier has learnt from, and the levers of its training, in words."""
+    levers = ", ".join(f"{lever} {value}" for lever, value in levers_on(entry.get("training", {})).items())
+    images = "the real images" if name == REAL else f"{name[1:]}x generated images"
+    return f"{images} ({levers})" if levers else images
+
+
 def trained(experiment, entries, inputs):
     """Folders of those that can be asked, {name: folder}, and why others cannot, [text]."""
     found, lacking = {}, []
     for name, entry in entries.items():
+        if share := levers_on(entry.get("training", {})).get("real_share"):
+            lacking.append(f"the classifier {name}: it has learnt from real images too (--real_share {share:g})")
+            continue
         folder = experiment.root / entry["predictions"] if "predictions" in entry else None
         if not folder or not (folder / "best_model.weights.h5").exists():
             lacking.append(f"the classifier {name}: its weights are not there")

@@ -43,16 +43,14 @@ def croissant(source, layout, title, description, licences, published, citation)
         published: Date as YYYY-MM-DD.
         citation: BibTeX of the paper.
     """
-    columns = (
-        parquet_fields(layout) if len(layout.tables) and layout.images[0].endswith(".parquet") else file_fields(layout)
-    )
+    columns = parquet_fields(layout) if layout.images[0].endswith(".parquet") else file_fields(layout)
     return {
         "@context": CONTEXT,
         "@type": "sc:Dataset",
         "conformsTo": "http://mlcommons.org/croissant/1.1",
         "name": title,
         "description": description,
-        "license": licences,
+        **({"license": licences} if licences else {}),
         "url": "https://arxiv.org/abs/2405.02698",
         "citeAs": citation,
         "datePublished": published,

@@ -10,7 +10,6 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from Data.generation import RECORD
 from Data.marking import check_pixels, marked
 from Data.pictures import BROKEN_IMAGE, first_ten, in_chunks
 from Data.registry import class_names
@@ -88,8 +87,6 @@ class SetToExport:
         classes = class_names(spec)
         self.classes = tuple(shown(name) for name in classes)
         self.manifest = read_manifest(folder) or {}
-        if not self.manifest and (self.folder / RECORD).exists():
-            raise UserError(f"{folder} is not complete: the command that began it makes what is missing.")
         self.sha256 = set_identity(folder, classes)["sha256"]
         self.store, self.recipe = open_set(folder, len(classes)), recipe(folder)
         self.names = self.store.names

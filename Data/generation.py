@@ -10,7 +10,7 @@ from PIL import Image
 
 from Data.pictures import read_images
 from Data.stores import FILES, TAR_PATTERN
-from Data.synthetic import MANIFEST, open_set
+from Data.synthetic import MANIFEST, RECORD, open_set
 from Experiment.errors import UserError
 from Experiment.files import read_json, write_json
 from Experiment.levers import filled_in
@@ -20,7 +20,6 @@ from Experiment.text import shown
 
 log = logging.getLogger("experiment")
 
-RECORD = "generation.json"
 OWN_FILES = (".lock", "log.txt", ".partial", ".generation")  # what is there before the images are begun
 SHEET_COLUMNS = 8
 

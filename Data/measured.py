@@ -4,6 +4,7 @@ import logging
 
 from Experiment.files import read_json
 from Experiment.levers import levers_on
+from Experiment.paths import size_from_name
 from Experiment.records import flattened, short
 from Experiment.results import CAS_SCHEMA, read_results, top_5_in_words
 
@@ -13,8 +14,9 @@ log = logging.getLogger("experiment")
 def cas_rows(experiment, source):
     """The accuracies on real test images: [classifier, what it was trained on, levers, top-1, interval, top-5], as text.
 
-    Those of sets of the same recipe that are not larger, since a larger set begins with the images of a smaller one, and
-    those of the real training images beside them.
+    Those of this set, and of others of the same recipe that are not larger, since a larger set begins with the images of a
+    smaller one. A result of fewer images than its set has is of a random part of it. Beside them those of the real training
+    images.
 
     Args:
         experiment: The `Experiment` with the results.
@@ -37,9 +39,12 @@ def cas_results(experiment):
 
 
 def is_of(entry, size, source):
-    """Whether a result comes from a set of the same recipe that is not larger."""
+    """Whether a result comes from a set, or another one of the same recipe whose images are all in it."""
     made = entry.get("set")
     if not isinstance(made, dict) or int(size[1:]) * source.spec.unit > source.total:
+        return False
+    folder = str(made.get("folder"))
+    if folder != source.folder.name and (size_from_name(folder) or source.total + 1) > source.total:
         return False
     return {key: value for key, value in made.items() if key != "folder"} == source.recipe
 
@@ -59,19 +64,18 @@ def audit_file(folder):
 
 
 def audit_tables(folder, sha256=None):
-    """What a set's audit has found: in brief, [{"header", "rows"}] of text, and as {figure: value}.
+    """What a set's audit has found, in brief: [{"header", "rows"}] of text.
 
-    Both are empty where there was none, or one of other images than those of the hash. Audits of earlier versions hold
-    figures alone.
+    Empty where there was none, or one of other images than those of the hash. Audits of earlier versions hold figures alone.
     """
     file, record = audit_file(folder), folder.with_name(f"{folder.name}.audit") / "run.json"
     if not file.exists():
-        return [], {}
+        return []
     audited = read_json(record).get("inputs", {}).get("set") if record.exists() else None
     if sha256 and audited not in (None, sha256):
         log.warning("%s is of other images than those that are there now: it is left out", file)
-        return [], {}
+        return []
     found = read_json(file)
-    figures = flattened(found.get("figures", found))
-    plain = [{"header": ["figure", "value"], "rows": [[name, short(value)] for name, value in figures.items()]}]
-    return found.get("brief", plain), figures
+    figures = flattened(found.get("figures", found)).items()
+    plain = [{"header": ["figure", "value"], "rows": [[name, short(value)] for name, value in figures]}]
+    return found.get("brief", plain)

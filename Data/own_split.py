@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -14,9 +15,16 @@ from Experiment.text import shown
 
 log = logging.getLogger("experiment")
 
-TEST_SHARE, VALIDATION_SHARE = 0.2, 0.1  # of an image folder without splits
-VALIDATION_OF_TRAIN = 0.2  # of the training images of one with train and test
+TEST_SHARE = 0.2  # of an image folder without splits
+SHARE_TO_VALIDATE = {"all": 0.125, "train": 0.2}  # of what is then left; of the training images that there are
 MOST_NEEDED = 1000  # images of a class: more are never the answer
+
+
+def train_count(count, whole):
+    """How many of `count` images `divide` leaves to train: what it holds out is rounded up, as scikit-learn does."""
+    if whole == "all":
+        count -= math.ceil(TEST_SHARE * count)
+    return count - math.ceil(SHARE_TO_VALIDATE[whole] * count)
 
 
 def divide(labels, whole, seed):
@@ -38,10 +46,7 @@ def divide(labels, whole, seed):
     index, parts = np.arange(len(labels)), {}
     if whole == "all":
         index, parts["test"] = hold_out(index, TEST_SHARE)
-        share = VALIDATION_SHARE / (1 - TEST_SHARE)
-    else:
-        share = VALIDATION_OF_TRAIN
-    parts["train"], parts["val"] = hold_out(index, share)
+    parts["train"], parts["val"] = hold_out(index, SHARE_TO_VALIDATE[whole])
     return parts
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from Data.folders import Scan, scan_folder
 from Data.npz import NPZ_KEYS as NPZ_KEYS
 from Data.npz import describe
+from Data.own_split import train_count
 from Data.pictures import WHITE, colour
 from Experiment.errors import UserError
 from Experiment.files import file_hash
@@ -18,7 +19,6 @@ from Experiment.text import shown
 MAX_CLASSES = 1000
 MAX_SIDE = 128  # of the user's own images: larger ones show a classifier nothing that the backbones can make
 MEDMNIST_SIDES = (28, 64, 128, 224)  # px, a file each
-TRAIN_SHARE = {"all": 0.7, "train": 0.8}  # of an image folder without splits, or without val (see Data/own_split.py)
 
 # fmt: off
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -43,7 +43,7 @@ class DatasetSpec:
         source: Which loader reads it: `cifar`, `medmnist`, `digits`, `folder` or `npz`.
         num_classes: Number of classes.
         resolution: Side in px at which a classifier sees the images; a folder's are read at it.
-        train_size: Number of real training images.
+        train_size: Number of real training images; of a folder those that are in it, be some broken inside.
         unit: Number of images of a synthetic dataset of size 1x (the paper's round figures).
         classes: Names of the classes in label order; empty where the loader's source has them.
         path: Folder or file of the user's own data, or a MedMNIST file that was named by its path.
@@ -170,7 +170,7 @@ def folder_spec(path):
     whole = "all" if "all" in scan.splits else "train"
     count = len(scan.splits[whole].files)
     if "val" not in scan.splits:
-        count = round(count * TRAIN_SHARE[whole])
+        count = train_count(count, whole)
     sides = [(int(of_class.min()), int(of_class.max())) for of_class in scan.sides]
     smallest, largest = min(low for low, _ in sides), max(high for _, high in sides)
     if smallest == largest <= MAX_SIDE:

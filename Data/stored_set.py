@@ -8,7 +8,8 @@ import numpy as np
 from Data.decoded import decoded_rows
 from Data.numbering import subset_counts
 from Data.pictures import read_images
-from Data.synthetic import content_hash, open_set, read_manifest
+from Data.set_hashes import content_hash
+from Data.synthetic import open_set, read_manifest
 from Experiment.errors import UserError
 from Experiment.randomness import random_stream
 
@@ -33,7 +34,7 @@ class StoredSet:
         self.labels = np.repeat(np.arange(num_classes, dtype=np.int32), self.counts)
         self.file, self.manifest = None, read_manifest(folder)
         if cache and self.manifest:
-            key = content_hash(folder, num_classes, self.manifest)
+            key = content_hash(self.folder, self.files)
             self.file = cache / f"{self.folder.name}_{side}_{mode}_{key[:16]}.npy"
 
     def read(self, rows):

@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from Data.marking import marked, unmarked
+from Data.marking import marked
 from Data.numbering import Balanced
-from Data.pictures import first_ten, in_chunks
+from Data.pictures import first_ten
+from Data.set_hashes import class_hashes, content_hash, keep_hashes
 from Data.sinks import FolderSink, TarSink
 from Data.stores import FILES, TAR_PATTERN, TARS, class_folders, image_name, open_store
 from Experiment.errors import UserError
@@ -26,16 +27,11 @@ from Experiment.records import short
 
 log = logging.getLogger("experiment")
 
-MANIFEST = "manifest.json"
+MANIFEST, RECORD = "manifest.json", "generation.json"  # of a complete set, and of one that is begun
 WAITING_WRITES = 512  # bound of the queue between sampler and disk
 # What images are made with, their number aside: sets that agree in it are of one recipe.
 RECIPE = ("enc_epoch", "dif_epoch", "inf_steps", "ugs", "seed", "weights", "backbone", "precision", "image_size",
           "timestep_spacing")  # fmt: skip
-
-
-def balanced_counts(total, num_classes):
-    """How many images each class gets: the remainder of the division goes to the first classes, one each."""
-    return Balanced(num_classes).counts(total)
 
 
 class SyntheticWriter:
@@ -140,31 +136,11 @@ class SyntheticWriter:
             **settings,
         }
         write_json(self.folder / MANIFEST, manifest)
+        keep_hashes(self.folder, store, digests)
         return digests
 
     def close(self):
         self.pool.shutdown(cancel_futures=True)
-
-
-def class_hashes(names, read, known=None):
-    """For each class, a SHA-256 of its files' SHA-256, in their order; the mark of generated images does not count.
-
-    Args:
-        names: One list a class.
-        read: Function of a name that gives the bytes of the file.
-        known: {(label, index): digest of a file}; the other files are read.
-    """
-    hashes = []
-    for label, of_class in enumerate(names):
-        digests = [(known or {}).get((label, index)) for index in range(len(of_class))]
-        unread = [index for index, digest in enumerate(digests) if digest is None]
-
-        def look(i, of_class=of_class, digests=digests, unread=unread):
-            digests[unread[i]] = hashlib.sha256(unmarked(read(of_class[unread[i]]))).digest()
-
-        in_chunks(look, len(unread))
-        hashes.append(hashlib.sha256(b"".join(digests)).hexdigest())
-    return hashes
 
 
 def open_set(folder, num_classes):
@@ -214,40 +190,18 @@ def recipe(folder):
 def set_identity(folder, classes):
     """What identifies a set wherever it lies: {"sha256": hash of its content, setting: value}.
 
-    A manifest knows settings and the hashes of its files; a published folder's files are read.
-
     Raises:
-        UserError: It is of other classes.
+        UserError: It is of other classes, or not complete.
     """
     manifest = read_manifest(folder) or {}
     theirs = manifest.get("classes", list(classes))
     if theirs != list(classes):
         named = first_ten(map(str, theirs), ", ") if isinstance(theirs, list) else theirs
         raise UserError(f"{folder} is of other classes: {named}. The dataset has {first_ten(classes, ', ')}.")
-    return {"sha256": content_hash(folder, len(classes), manifest), **(recipe(folder) if manifest else {})}
-
-
-def images_are_newer(folder, num_classes):
-    """Whether an image has been written, moved or replaced after the manifest, which is written last.
-
-    Then its hashes prove nothing. A copy that keeps times, and a move, leave a trace in the time of the last change alone.
-    """
-
-    def changed(found):
-        return max(found.st_mtime_ns, found.st_ctime_ns)
-
-    manifest = Path(folder) / MANIFEST
-    written = changed(manifest.stat())
-    return any(changed(stat) > written for stat in open_store(folder, num_classes, read_manifest(folder)).stats())
-
-
-def content_hash(folder, num_classes, manifest):
-    """A hash of all images, the same with and without a manifest, and in every store."""
-    hashes = manifest.get("sha256")
-    if not isinstance(hashes, list) or len(hashes) != num_classes or images_are_newer(folder, num_classes):
-        store = open_set(folder, num_classes)
-        hashes = class_hashes(store.names, store.read)
-    return hashlib.sha256("\n".join(map(str, hashes)).encode()).hexdigest()
+    if not manifest and (Path(folder) / RECORD).exists():
+        raise UserError(f"{folder} is not complete: the command that began it makes what is missing.")
+    sha256 = content_hash(Path(folder), open_set(folder, len(classes)))
+    return {"sha256": sha256, **(recipe(folder) if manifest else {})}
 
 
 def complete_sets(root, num_classes):
@@ -259,7 +213,7 @@ def complete_sets(root, num_classes):
     for folder in sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []:
         if manifest := read_manifest(folder):
             sizes[folder] = manifest["total"]
-        elif size_from_name(folder.name) and not (folder / "generation.json").exists():
+        elif size_from_name(folder.name) and not (folder / RECORD).exists():
             if any(folder.glob("class_*")) or any(folder.glob(TAR_PATTERN)):
                 sizes[folder] = sum(map(len, open_set(folder, num_classes).names))
     return sizes

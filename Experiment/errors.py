@@ -1,5 +1,21 @@
-"""The error that a user can mend."""
+"""The error that a user can mend, and which of them may mend themselves."""
+
+import errno
+
+# Of a network, or of a file system that is on one.
+PASSING = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EBUSY, errno.ECONNREFUSED, errno.ECONNRESET,
+           errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENOTCONN}  # fmt: skip
 
 
 class UserError(Exception):
     """Something the user can mend: scripts print it as one line and end with exit code 2."""
+
+
+class PassingError(UserError):
+    """Something that may be over when the same command is given again: exit code 75 (EX_TEMPFAIL), for batch systems."""
+
+
+def exit_code(error):
+    """The exit code for an error that ends in one line: 75 where it may pass, else 2."""
+    passing = isinstance(error, PassingError) or isinstance(error, OSError) and error.errno in PASSING
+    return 75 if passing else 2

@@ -130,10 +130,24 @@ def plain_arrays(path):
         raise UserError(f"{path} is not a readable npz file of plain arrays: {error}") from None
 
 
-def merge_json(path, content, levels=99):
-    """Add nested `content` to a JSON file; other runs' entries stay, also those written at the same time.
+def change_json(path, change):
+    """Replace the content of a JSON file by `change(content)`; other runs write before or after, not at the same time.
 
     A broken file is set aside under another name, so that it does not cost hours of training.
+    """
+    path = Path(path)
+    with locked(path):
+        try:
+            before = read_json(path) if path.exists() else {}
+        except UserError as error:
+            before, aside = {}, path.with_name(f"{path.stem}.broken-{time.time_ns()}{path.suffix}")
+            os.replace(path, aside)
+            log.warning("%s It is kept as %s", error, aside)
+        write_json(path, change(before))
+
+
+def merge_json(path, content, levels=99):
+    """Add nested `content` to a JSON file as `change_json` does: other runs' entries stay.
 
     Args:
         path: The file.
@@ -145,15 +159,7 @@ def merge_json(path, content, levels=99):
         both_nested = levels and isinstance(old, dict) and isinstance(new, dict)
         return {**old, **{k: merge(old.get(k), v, levels - 1) for k, v in new.items()}} if both_nested else new
 
-    path = Path(path)
-    with locked(path):
-        try:
-            before = read_json(path) if path.exists() else {}
-        except UserError as error:
-            before, aside = {}, path.with_name(f"{path.stem}.broken-{time.time_ns()}{path.suffix}")
-            os.replace(path, aside)
-            log.warning("%s It is kept as %s", error, aside)
-        write_json(path, merge(before, content, levels))
+    change_json(path, lambda before: merge(before, content, levels))
 
 
 def write_csv(path, rows):

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from Experiment.errors import UserError
-from Experiment.files import atomic_path, merge_json, plain_arrays, read_json
+from Experiment.files import atomic_path, change_json, plain_arrays, read_json
 from Experiment.intervals import difference_interval, in_words, mcnemar, verdict
 from Experiment.levers import levers_on
 from Experiment.paths import repeat_folder
@@ -82,8 +82,15 @@ def compare_with_real(experiment, classifier):
         ours = hits_of(experiment.root, entry) if size != "real" and real else None
         if ours and ours[1] == real[1]:
             compared[size] = comparison(ours[0], real[0]) | trained_otherwise(entry, results["real"])
-    changes = {size: {COMPARED: found} for size, found in compared.items()}
-    merge_json(experiment.cas_file, {classifier: {experiment.dataset: changes}}, levels=4)
+
+    def noted(results):
+        for size, entry in results[classifier][experiment.dataset].items():
+            entry.pop(COMPARED, None)  # of an earlier real result
+            if size in compared:
+                entry[COMPARED] = compared[size]
+        return results
+
+    change_json(experiment.cas_file, noted)
     return compared
 
 

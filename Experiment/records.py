@@ -41,7 +41,7 @@ def installed_versions():
     return found
 
 
-def finished_run(record_file, args, free, inputs=None):
+def finished_run(record_file, args, free, inputs=None, instead="--restart to replace it"):
     """Whether an earlier run with the same arguments and inputs has finished here.
 
     Args:
@@ -50,6 +50,7 @@ def finished_run(record_file, args, free, inputs=None):
         free: Names of arguments that do not change the result.
         inputs: What this run reads, nested names to hashes or values. A record of an earlier version has none: then
             they are not compared.
+        instead: What one can do, for the message, to have this run in the place of the earlier one.
 
     Raises:
         UserError: An earlier run finished here with others; it shows both values.
@@ -64,9 +65,7 @@ def finished_run(record_file, args, free, inputs=None):
     now = identity(args, free, inputs)
     before = filled_in(before, now, "--")
     if shown := changes(before, {name: value for name, value in now.items() if name in before}):
-        raise UserError(
-            f"{record_file.parent} holds a finished run with {shown}. Use another --exp, or --restart to replace it."
-        )
+        raise UserError(f"{record_file.parent} holds a finished run with {shown}. Use another --exp, or {instead}.")
     return True
 
 

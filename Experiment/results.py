@@ -96,7 +96,9 @@ def told(key, value):
 
 
 def check_recipe(results, size, entry, asked_for):
-    """One curve, one recipe: where results of other sizes come from other settings or another test, refuse, or warn.
+    """One curve, one recipe and one test: where results of other sizes come from others, refuse, or warn.
+
+    The real result has no recipe: only its test is compared. When it is made again, the others can only follow.
 
     Args:
         results: {"real" | "x1" | "x2" ...: entry} of a classifier and dataset.
@@ -105,9 +107,23 @@ def check_recipe(results, size, entry, asked_for):
         asked_for: Whether the user has named the set: then it is a warning.
 
     Raises:
-        UserError: They do, and it is not asked for.
+        UserError: They do, and it is not asked for; or real and synthetic images would be tested on different ones.
     """
-    pairs = {key: curve_recipes([other, entry]) for key, other in results.items() if key not in ("real", size)}
+    others = {key: other for key, other in results.items() if key != size}
+    known = {key: other["test"] for key, other in others.items() if "test" in other and "test" in entry}
+    tested_otherwise = [key for key, test in known.items() if test != entry["test"]]
+    if size == "real":  # the first of those that are to be made again
+        if tested_otherwise:
+            log.warning("%s in the results: tested on other images than those of today; make them again with --restart",
+                        ", ".join(tested_otherwise))  # fmt: skip
+        return
+    if "real" in tested_otherwise:
+        raise UserError(
+            "the real result was tested on other images than those of today: the two cannot be compared. Use another --exp, "
+            "or make it again first, with --synthetic False --restart."
+        )
+    others.pop("real", None)
+    pairs = {key: curve_recipes([other, entry]) for key, other in others.items()}
     others = {key: pair for key, pair in pairs.items() if None not in pair and pair[0] != pair[1]}
     if not others:
         return

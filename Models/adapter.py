@@ -8,6 +8,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from Experiment.errors import UserError
 from Experiment.progress import each
 from Models.backbones import Backbone
 from Models.class_encoder import class_encoder
@@ -45,8 +46,19 @@ class Diffusion:
         return UNetEpochs(self.unet, self.backbone, self.weights_dir)
 
     def sampler(self, solver="ddim", guide=None):
-        """A `Sampler` with a solver of `SOLVERS`, guided by a `Guide` if there is one."""
+        """A `Sampler` with a solver of `SOLVERS`, guided by a `Guide` if there is one.
+
+        Raises:
+            UserError: The guide's UNet predicts something else.
+        """
         backbone = self.backbone
+        if guide and guide.unet:
+            guides, sampled = (network.following.prediction_type for network in (guide.unet, self.unet))
+            if guides != sampled:
+                raise UserError(
+                    f"the UNet that guides predicts {guides}, the one that is sampled {sampled}: give the --weights of "
+                    "its training."
+                )
         return Sampler(
             self.unet, self.decoder, backbone.side_by_side, backbone.schedule, backbone.prediction_type,
             SOLVERS[solver], guide,

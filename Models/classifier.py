@@ -180,6 +180,10 @@ class Classifier:
             if first_epoch and len(best) != len(self.model.weights):
                 raise UserError(f"{state_file} is of another model: start afresh with --restart.")
             callbacks.append(KeepState(state, stopping, history, best, save_share))
+            if state.counted and state.counted[1]["wait"] >= stopping.patience:
+                epochs = (
+                    first_epoch  # it had stopped when it was interrupted: only the best weights are still to be taken
+                )
         steps = steps or -(-len(train[1]) // (slices * batch_size))
         devices = devices_of(self.model)
         if devices > 1 and batch_size % devices and batch_size < len(train[1]):

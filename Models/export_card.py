@@ -2,8 +2,6 @@
 
 from Models.numerics import KERASCV
 
-# Licences of the backbones' own weights, as their publishers name them.
-LICENCES = {"sd1": "creativeml-openrail-m", "sd2": "openrail++"}
 ANOTHERS = "other\nlicense_name: that-of-the-model-it-was-adapted-from"
 
 EXAMPLE = """\
@@ -138,7 +136,7 @@ def card(backbone, numerics, classes, dataset, *, vae_here, foreign, steps, scal
     kerascv = [name for name, followed in numerics.items() if followed == KERASCV]
     shape = (len(classes), *backbone.context_shape)
     return CARD.format(
-        licence=ANOTHERS if foreign else LICENCES.get(backbone.name, ANOTHERS),
+        licence=ANOTHERS if foreign or not backbone.licence else backbone.licence.id,
         title=plain(dataset), shape=shape, size=backbone.image_size,
         classes="\n".join(f"| {label} | {plain(name)} |" for label, name in enumerate(classes)),
         facts="\n".join(f"| {name} | {plain(value)} |" for name, value in facts.items()),

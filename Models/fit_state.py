@@ -96,7 +96,8 @@ class FitState:
     def refuse_other_settings(self, before):
         if shown := changes(before, self.settings):
             raise UserError(
-                f"{self.path.parent} holds an interrupted run with {shown}. Give those, or --restart to replace it."
+                f"{self.path.parent} holds an interrupted run with {shown}. Give those, --restart to replace it, or remove "
+                f"{self.path.name}."
             )
 
 

@@ -1,8 +1,8 @@
 """Stable Diffusion as people hold it: a folder of diffusers, or one file of the original layout; safetensors alone.
 
-Everything that can be refused is refused from headers and configurations, before a network is built. Then each variable
-of ours is filled exactly once, from one tensor, read by itself; every tensor of the part is used or known to be none of
-it. Nothing is filled otherwise.
+Other kinds of models are refused from headers and configurations, before a network is built. Then each variable of ours is
+filled exactly once, from one tensor, read by itself; every tensor of the part is used or known to be none of it. Tensors
+that are missing, left over or of other shapes are found when the network is there, before one is filled.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ UNET, VAE = "model.diffusion_model.", "first_stage_model."
 PART_PREFIX = {"image_encoder": ("encoder.", "quant_conv."), "decoder": ("decoder.", "post_quant_conv.")}
 # Of an original file: what is neither UNet nor VAE. Averages, text encoder, the buffers of its training.
 LEFT_OUT = re.compile(
-    r"(model_ema|cond_stage_model|embedding_manager|model\.decay|model\.num_updates)(\.|$)"
+    r"(model_ema|cond_stage_model|conditioner|denoiser|embedding_manager|model\.decay|model\.num_updates)(\.|$)"
     r"|(alphas_cumprod|betas|sqrt_|log_one_minus|posterior_|lvlb_weights|logvar|scale_factor)"
     r"|first_stage_model\.(loss|model_ema)\."
 )
@@ -79,6 +79,8 @@ class ForeignWeights:
     def check(self, part):
         """Refuse other kinds of models and files, by headers and configurations (UserError)."""
         tensors, places = self.tensors(part)
+        if not places:
+            raise UserError(f"{self.path} holds nothing of the {part}; {foreign_kinds.FITS}.")
         tensors.refuse_types(places.values())
         self.following(part)
 

@@ -55,14 +55,14 @@ def pretrained_inputs(backbone, parts, weights_dir=None, dif=None):
 
     Args:
         backbone: A `Backbone`.
-        parts: Those that are used.
+        parts: Those that are used; the UNet where more than the epoch's is: by a guide, or under low-rank updates.
         weights_dir: The place of its weights, as `pretrained_weights` takes it.
         dif: File of a UNet's epoch, which takes the place of the pretrained one.
 
     Raises:
         UserError: The weights are not there, or of another kind of model.
     """
-    inputs = {part: backbone.weights_hash(part, weights_dir) for part in parts if part != "unet" or not dif}
+    inputs = {part: backbone.weights_hash(part, weights_dir) for part in parts}
     followed = {part: backbone.pretrained(weights_dir).following(part) for part in inputs}
     if dif:
         followed["unet"] = stored_following(dif)

@@ -38,13 +38,13 @@ def teacher(name, spec, splits, inputs, folder):
         A `Classifier`, and the SHA-256 of its weights.
 
     Raises:
-        UserError: The teacher that is there was trained on other data, or the loss is not finite.
+        UserError: The teacher that is there was trained on other data; it says what to remove. Or the loss is not finite.
     """
     make_repeatable(presets.SEED)
     classifier = Classifier(name, spec.resolution, spec.num_classes)
     args, record_file = teacher_arguments(name, len(splits.train.labels)), folder / "training.json"
     with locked(folder.with_name(folder.name + ".training")):
-        if not finished_run(record_file, args, (), inputs):
+        if not finished_run(record_file, args, (), inputs, instead="remove that folder"):
             with claimed(folder):
                 started = time.time()
                 log.info("teacher %s on the %d real training images -> %s", name, len(splits.train.labels), folder)

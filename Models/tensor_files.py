@@ -93,6 +93,9 @@ def refuse_others(path):
         raise UserError(f"there is no file {path}.")
     with open(path, "rb") as file:
         start = file.read(32)
+    # The length of a header, with which a sound file begins, may look like the beginning of another kind.
+    if start[8:9] == b"{" and path.suffix not in PICKLES:
+        return
     kind = next((kind for beginning, kind in BEGINNINGS.items() if start.startswith(beginning)), None)
     if path.suffix in PICKLES or (kind and "pickle" in kind):
         raise UserError(f"{path} is {kind or 'a pickle by its name'}: {PICKLE_ADVICE}.")

@@ -12,8 +12,7 @@ from Models.feed import in_parts, noisy_batches, padded, with_targets
 from Models.fit_progress import fit_progress
 from Models.optimizer import paper_optimizer
 from Models.runtime import devices_of, fast_feed, jit_compile, one_shape, precision
-from Models.weight_cards import card_path
-from Models.weight_names import epoch_path, saved_epochs
+from Models.weight_names import epoch_path, own_epochs, remove_files
 
 
 def compile_model(adapted, lr, steps, precision_name, gradient_checkpointing=False, average_power=None):
@@ -132,8 +131,6 @@ class SaveEpochs(keras.callbacks.Callback):
 
     def drop_early_epochs(self):
         """Remove the epochs of this run that are no longer to be kept."""
-        own = [number for number in saved_epochs(self.folder) if number > self.offset]
-        for number in own[: -self.keep] if self.keep else []:
-            path = epoch_path(self.folder, number)
-            path.unlink(missing_ok=True)
-            card_path(path).unlink(missing_ok=True)
+        written = range(self.offset + 1, self.offset + self.last + 1)  # others there are of other runs, or published
+        own = [file for number, file in own_epochs(self.folder).items() if number in written]
+        remove_files(own[: -self.keep] if self.keep else [])

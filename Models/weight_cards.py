@@ -1,11 +1,14 @@
 """What is known of weights, in a small file beside them: their hash, and what an epoch's were trained on."""
 
 import hashlib
+import logging
 
 from Experiment.errors import UserError
 from Experiment.files import file_hash, read_json, write_json
 from Experiment.paths import REPOSITORY
 from Experiment.records import changes, flattened
+
+log = logging.getLogger("experiment")
 
 KEPT = ("sha256", "bytes", "modified")  # the rest of a card is what its writer says
 
@@ -81,6 +84,30 @@ def weights_hashes(files, classes):
             )
         hashes[part] = card["sha256"]
     return hashes
+
+
+def check_pretrained(files, now):
+    """Compare the pretrained weights of today with those on which epochs were trained, as their cards say.
+
+    An epoch means something on its own UNet alone. With another VAE it is sampled too: a line says so.
+
+    Args:
+        files: Epoch files, or None.
+        now: {part: hash} of the pretrained parts that are read.
+
+    Raises:
+        UserError: An epoch was trained on another UNet.
+    """
+    for path in filter(None, files):
+        then = read_card(path).get("pretrained", {})
+        others = [part for part in then if now.get(part, then[part]) != then[part]]
+        if "unet" in others:
+            raise UserError(
+                f"{path} was trained on another pretrained UNet ({then['unet'][:12]}, not {now['unet'][:12]}): "
+                "give the --weights of its training."
+            )
+        if others:
+            log.warning("%s was trained with another VAE than the one in use: is --weights that of its training?", path)
 
 
 def other_inputs(folder, inputs, names, unknown=True):

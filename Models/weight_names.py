@@ -82,6 +82,12 @@ def remove_epochs(folder, offset):
     return list(files)
 
 
+def records_from(folder, offset):
+    """Records of finished trainings that began after epoch `offset` or later: their epochs go with it."""
+    starts = {int(re.sub(r"\D", "", path.stem) or 0): path for path in folder.glob("training*.json")}
+    return [path for start, path in starts.items() if start >= offset]
+
+
 def own_epochs(folder):
     """{epoch: file} of the epochs that a run has saved; published ones have another suffix."""
     return {epoch: file for epoch, file in saved_epochs(folder).items() if file == epoch_path(folder, epoch)}
@@ -103,14 +109,14 @@ def enc_epochs_in_use(experiment):
     return found - {None, 0}
 
 
-def guide_epoch(experiment, part, epoch, sampled=None):
+def guide_epoch(experiment, part, sampled, epoch):
     """File of the earlier epoch of `part` that guides; None for epoch 0: the pretrained UNet, and for None: none does.
 
     Args:
         experiment: The `Experiment`.
         part: `enc` or `dif`: what was trained last.
+        sampled: The epoch that is sampled; None: one after the guide is searched.
         epoch: The one that --autoguide asks for.
-        sampled: The one that is sampled, if that is known.
 
     Raises:
         UserError: The epoch is not there, or is no earlier one; it names the flag.

@@ -61,6 +61,8 @@ def progress(args, known):
     """What of the training is saved, in words."""
     folders = [repeat_folder(known.folder, repeat) for repeat in range(1, known.repeats + 1)]
     done = sum((folder / "training.json").exists() for folder in folders)
+    if done == len(folders) or not args.train:
+        return "the training is saved, the test begins anew"
     there = saved_epochs(folders[min(done, len(folders) - 1)] / "state.npz")
     of_repeats = f"{done} of {known.repeats} repeats and " if known.repeats > 1 else ""
     return f"{of_repeats}{there} of {args.epochs} epochs are saved"

@@ -15,7 +15,7 @@ from optuna.samplers import BaseSampler, TPESampler
 from optuna.storages import journal
 from optuna.trial import TrialState
 
-from Experiment.errors import UserError
+from Experiment.errors import PassingError, UserError
 from Experiment.locks import locked
 from Experiment.records import PASSWORD, masked
 from Search.workers import GRACE, HEARTBEAT, retry, runs_here, signing, sweep_stale_trials, this_worker, trials
@@ -27,7 +27,7 @@ POLL = 2  # s: between looks at the trials of other workers
 log = logging.getLogger("experiment")
 
 
-class DatabaseError(UserError):
+class DatabaseError(PassingError):
     """The database refused: it may be down, or another process may be creating the same tables at this moment."""
 
 
@@ -53,18 +53,13 @@ def database_errors(address):
             raise
         said = " ".join(without_password(refused[-1], address).split())[:300]
         raise DatabaseError(
-            f"--storage {shown_address(address)} refuses: {said}. What it has recorded is kept; run again when it is back."
+            f"--storage {masked(address)} refuses: {said}. What it has recorded is kept; run again when it is back."
         ) from None
-
-
-def shown_address(address):
-    """The address of a storage as it may be shown: without the password."""
-    return masked(address)
 
 
 def without_password(error, address):
     """What an error of the database says, without the password of the address that led to it."""
-    said = str(error).replace(address, shown_address(address))
+    said = str(error).replace(address, masked(address))
     secrets = [found[2] for found in PASSWORD.finditer(address)]
     for secret in {*secrets, *map(unquote, secrets)} - {""}:
         said = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", "***", said)
@@ -142,7 +137,7 @@ def check_address(address, create):
             sqlalchemy.make_url(address)
         except sqlalchemy.exc.ArgumentError as error:
             said = without_password(error, address)
-            raise UserError(f"--storage {shown_address(address)} cannot be opened: {said}") from None
+            raise UserError(f"--storage {masked(address)} cannot be opened: {said}") from None
     file = re.match(r"(?:journal:|sqlite:///)(.+)", address)
     if file and not create and not Path(file[1]).expanduser().exists():
         raise UserError(f"there is no study to report, for there is no file {file[1]}: run with --optimize.")
@@ -172,16 +167,14 @@ def open_storage(address):
         )
     except ImportError as error:
         hint = ' (pip install "psycopg[binary]")' if "psycopg" in str(error) else ""
-        raise UserError(
-            f"--storage {shown_address(address)} needs a package that is not installed: {error}{hint}"
-        ) from None
+        raise UserError(f"--storage {masked(address)} needs a package that is not installed: {error}{hint}") from None
     # What a database or its driver raises has no common type but Exception.
     except Exception as error:
         # The general class, which is none of its subclasses: the file is damaged, or no database. It stays so.
         passing = isinstance(error, sqlalchemy.exc.DBAPIError) and type(error) is not sqlalchemy.exc.DatabaseError
         kind = DatabaseError if passing else UserError
         said = without_password(error, address)
-        raise kind(f"--storage {shown_address(address)} cannot be opened: {said}") from None
+        raise kind(f"--storage {masked(address)} cannot be opened: {said}") from None
 
 
 def open_study(address, name, seed, study_pruner, create, lock_file):
@@ -199,9 +192,7 @@ def open_study(address, name, seed, study_pruner, create, lock_file):
             try:
                 storage = open_storage(address)
                 if not create and name not in optuna.get_all_study_names(storage=storage):
-                    raise UserError(
-                        f"there is no study {name} in {shown_address(address)} to report: run with --optimize."
-                    )
+                    raise UserError(f"there is no study {name} in {masked(address)} to report: run with --optimize.")
                 study = optuna.create_study(
                     study_name=name,
                     storage=storage,
@@ -217,7 +208,7 @@ def open_study(address, name, seed, study_pruner, create, lock_file):
                     raise
                 time.sleep(1 + attempt)
             except (LookupError, ValueError, TypeError, AttributeError) as error:
-                raise UserError(f"the study {name} in {shown_address(address)} is damaged: {error}") from None
+                raise UserError(f"the study {name} in {masked(address)} is damaged: {error}") from None
 
 
 def delete_study(address, name, lock_file):

@@ -7,6 +7,7 @@ from Data.synthetic import find_synthetic, open_set
 from Experiment.files import read_json
 from plots import MAX_SHEET_ROWS, side_by_side
 from Stages.report import STEPS, write_report
+from Stages.stages import common_flags
 
 COLUMNS = 8  # images of a class in the picture
 
@@ -79,7 +80,8 @@ def outcome(args, spec, experiment, classifier, stages, seconds):
     splits = load_splits(spec, args.data_dir, args.seed, spec.resolution, experiment)
     count = len(splits.test.labels)
     drawn = real_beside_synthetic(experiment, spec, splits, args.sizes[0] * spec.unit)
-    page = write_report(experiment, spec, splits, classifier, stages, seconds, args.sizes, drawn)
+    common = common_flags(args)
+    page = write_report(experiment, spec, splits, classifier, stages, seconds, args.sizes, drawn, common)
     title = f"accuracy on {count} real test images"
     return [
         *table(title, "top-1", accuracy_rows(experiment, classifier, args.sizes), ".3f"),

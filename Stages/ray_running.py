@@ -204,7 +204,11 @@ def divided(work, shards):
     """
     parts = {}
     for stage, operations in work.items():
-        if stage.script != "generate_dataset" or shards == 1 or {"--filter", "--shard"} & set(stage.flags):
+        if (
+            stage.script != "generate_dataset"
+            or shards == 1
+            or {"--filter", "--shard"} & {flag.partition("=")[0] for flag in stage.flags}
+        ):
             parts[stage] = operations
             continue
         for i in range(1, shards + 1):

@@ -9,6 +9,7 @@ from Data.registry import class_names, origin
 from Data.report import data_identity
 from Data.synthetic import find_synthetic, read_manifest, set_identity
 from Experiment.files import read_json
+from Experiment.levers import levers_on
 from Experiment.progress import duration
 from Experiment.records import short
 from Experiment.results import top_5_in_words
@@ -24,7 +25,7 @@ CURVES = {"enc": "Loss of transfer learning by epoch", "dif": "Loss of fine-tuni
 FOOT = "Made by pipeline.py. Formulas and sources: README.md of the project and the pages that it names."
 
 
-def write_report(experiment, spec, splits, classifier, stages, seconds, sizes, drawn):
+def write_report(experiment, spec, splits, classifier, stages, seconds, sizes, drawn, common):
     """Write the page of an experiment whose stages are finished.
 
     Args:
@@ -36,6 +37,7 @@ def write_report(experiment, spec, splits, classifier, stages, seconds, sizes, d
         seconds: {stage: s} of this run of the pipeline.
         sizes: Synthetic sets, in real sizes.
         drawn: Picture of real images beside synthetic ones.
+        common: Flags that every script of the experiment takes.
 
     Returns:
         The file.
@@ -55,7 +57,7 @@ def write_report(experiment, spec, splits, classifier, stages, seconds, sizes, d
         curves_part(experiment),
         searches_part(experiment),
         confusion_part(experiment, entries),
-        audit_part(experiment, sets, class_names(spec)),
+        audit_part(experiment, sets, class_names(spec), common),
         run_part(experiment, stages, seconds, sets[-1]),
     ]
     lead = f"A diffusion model adapted to {spec.name}, a synthetic dataset made with it, and classifiers that have learnt from it alone"
@@ -68,15 +70,21 @@ def glance(entries, sizes):
         (f"{entries['real']['top_1_accuracy']:.3f}", "accuracy of a classifier that has seen the real training images")
     ]
     told += [
-        (f"{entries[f'x{n}']['top_1_accuracy']:.3f}", f"accuracy after {n}x synthetic images alone") for n in sizes
+        (f"{entries[f'x{n}']['top_1_accuracy']:.3f}", f"accuracy after {n}x synthetic images{beside(entries[f'x{n}'])}")
+        for n in sizes
     ]
     return pages.cards(told)
 
 
+def beside(entry):
+    """Whether real images were mixed in, in words."""
+    share = levers_on(entry.get("training", {})).get("real_share")
+    return f" and real ones, a share of {share:g}" if share else " alone"
+
+
 def data_part(spec, splits):
-    known = origin(spec)
-    rows = [[name, f"{len(split.labels):,}", digest[:16]] for (name, split), digest in zip(
-        splits._asdict().items(), list(data_identity(splits, spec).values())[2:])]  # fmt: skip
+    known, identity = origin(spec), data_identity(splits, spec)
+    rows = [[name, f"{len(split.labels):,}", identity[name][:16]] for name, split in splits._asdict().items()]
     told = f"{spec.num_classes} classes: {', '.join(class_names(spec)[:20])}{' ...' if spec.num_classes > 20 else ''}. Classifiers see {spec.resolution} px."
     if known:
         told += f" {known.citation}. Licence: {known.licence.name if known.licence else 'stated by nobody'}."
@@ -156,13 +164,13 @@ def confusion_part(experiment, entries):
     return pages.section("Confusion", *found) if any(found) else ""
 
 
-def audit_part(experiment, sets, classes):
+def audit_part(experiment, sets, classes, common):
     """Figures of the sets' audits and links to their pages; how to make one where there is none."""
     parts = []
     for folder in dict.fromkeys(sets):
         if not audit_file(folder).exists():
             continue  # the set's identity may take long
-        if tables := audit_tables(folder, set_identity(folder, classes)["sha256"])[0]:
+        if tables := audit_tables(folder, set_identity(folder, classes)["sha256"]):
             page = os.path.relpath(audit_file(folder).with_suffix(".html"), experiment.results_dir).replace(os.sep, "/")
             parts += [
                 pages.heading(folder.name),
@@ -170,7 +178,7 @@ def audit_part(experiment, sets, classes):
                 *(pages.table(each["header"], each["rows"]) for each in tables),
             ]
     if not parts:
-        flags = ["--dataset", experiment.dataset, "--exp", experiment.exp, "--synthetic_dir", str(sets[-1])]
+        flags = [*common, "--synthetic_dir", str(sets[-1])]
         told = "None was made: how near the images come to single training images is not known. This command makes one:"
         parts = [pages.paragraph(told), pages.code([f"python audit_dataset.py {shlex.join(flags)}"])]
     return pages.section("Audit", *parts)

@@ -172,7 +172,8 @@ def feed(args, limit):
 
     import numpy as np
 
-    from Data.synthetic import SyntheticWriter, balanced_counts
+    from Data.numbering import Balanced
+    from Data.synthetic import SyntheticWriter
     from Models.classifier import Classifier
     from Models.feed import noisy_batches, with_targets
 
@@ -192,7 +193,7 @@ def feed(args, limit):
     }
     pictures = rng.integers(0, 256, (256, sd1.image_size, sd1.image_size, 3), np.uint8)
     with tempfile.TemporaryDirectory() as folder:
-        writer = SyntheticWriter(Path(folder), balanced_counts(len(pictures), 1))
+        writer = SyntheticWriter(Path(folder), Balanced(1).counts(len(pictures)))
         writer.begin()
         start = time.perf_counter()
         for image in enumerate(pictures):

@@ -115,7 +115,8 @@ def writing(images="1000"):
     import tempfile
     from pathlib import Path
 
-    from Data.synthetic import SyntheticWriter, balanced_counts
+    from Data.numbering import Balanced
+    from Data.synthetic import SyntheticWriter
     from Models import runtime
     from Models.adapter import load_diffusion
     from Models.backbones import BACKBONES
@@ -134,7 +135,7 @@ def writing(images="1000"):
     everything = tempfile.TemporaryDirectory()  # deleting what was written is no part of writing it
 
     def to_disk():
-        writer = SyntheticWriter(Path(tempfile.mkdtemp(dir=everything.name)), balanced_counts(int(images), CLASSES))
+        writer = SyntheticWriter(Path(tempfile.mkdtemp(dir=everything.name)), Balanced(CLASSES).counts(int(images)))
         writer.begin()
         for numbers, batch, _ in made():
             for image in zip(numbers, batch):
@@ -150,8 +151,9 @@ def classifier():
     import tempfile
     from pathlib import Path
 
+    from Data.numbering import Balanced
     from Data.stored_set import load_synthetic
-    from Data.synthetic import SyntheticWriter, balanced_counts
+    from Data.synthetic import SyntheticWriter
     from Models.classifier import Classifier
 
     rng = np.random.default_rng(SEED)
@@ -159,7 +161,7 @@ def classifier():
     labels = np.repeat(np.arange(CLASSES), count // CLASSES).astype("int32")
     images = rng.integers(0, 256, (count, side, side, 3), np.uint8)
     folder = tempfile.TemporaryDirectory()
-    writer = SyntheticWriter(Path(folder.name), balanced_counts(count, CLASSES))
+    writer = SyntheticWriter(Path(folder.name), Balanced(CLASSES).counts(count))
     writer.begin()
     for label, (place, image) in zip(labels, enumerate(images)):
         writer.write(place % (count // CLASSES) * CLASSES + label, image)

@@ -4,7 +4,9 @@ from cli.flags import add_devices_flag, number
 from Data.registry import class_names
 from Experiment.levers import OFF
 from Models.averages import WIDTHS, Averaged, power_of_width
+from Models.backbones import BACKBONES, PARTS
 from Models.feed import drop_labels
+from Models.weight_cards import read_card
 
 
 def add_training_levers(parser):
@@ -56,7 +58,7 @@ def set_up(args, known, diffusion, precision_name):
     from Models.adapter import adaptation
     from Models.training import compile_model
 
-    facts = {"classes": class_names(known.spec), "dataset": known.spec.name}
+    facts = {"classes": class_names(known.spec), "dataset": known.spec.name, "pretrained": pretrained_of(args, known)}
     adapted = adaptation(diffusion, args.train_model, facts, known.updates, args.seed, known.epochs["dif"])
     fit_levers, compiled, recorded = training_levers(args, diffusion.backbone)
     steps = -(-len(known.train.labels) // args.batch_size) * args.epochs
@@ -64,6 +66,18 @@ def set_up(args, known, diffusion, precision_name):
     if args.ema:
         adapted = Averaged(adapted, model.trainable_variables, model.optimizer.averages)
     return adapted, model, fit_levers, recorded
+
+
+def pretrained_of(args, known):
+    """{part: hash} of the pretrained weights that epochs are trained on, for their cards.
+
+    The decoder is one of them: it makes the images of the latents that they have learned. A UNet that goes on from an epoch is
+    on the same as that epoch.
+    """
+    weights, before = known.inputs["weights"], known.epochs["dif"]
+    inherited = read_card(before).get("pretrained", {}) if before else {}
+    read = {part: weights[part] for part in PARTS if part in weights}
+    return inherited | read | {"decoder": BACKBONES[args.backbone].weights_hash("decoder", args.weights_dir)}
 
 
 def said_training(args, facts):

@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import math
+import os
 import re
 from pathlib import Path
 
@@ -206,7 +207,8 @@ def add_weights_flag(parser):
 def check_weights_flag(parser, args):
     """Make the place of the weights absolute, and refuse one that is not there."""
     if args.weights_dir:
-        args.weights_dir = args.weights_dir.expanduser().resolve()
+        # Links stay: what lies beside one, a .yaml or a card, belongs to it, not to the file that a hub's cache keeps.
+        args.weights_dir = Path(os.path.abspath(args.weights_dir.expanduser()))
         if not args.weights_dir.exists():
             parser.error(f"argument --weights/--weights_dir: there is no folder or file {args.weights_dir}")
 

@@ -13,7 +13,7 @@ import traceback
 from pathlib import Path
 
 from cli.startup import import_keras
-from Experiment.errors import UserError
+from Experiment.errors import UserError, exit_code
 from Experiment.locks import claimed
 from Experiment.progress import close_bars, write_above_bars
 
@@ -141,7 +141,7 @@ def run(stage, parse_args, plan, starts_keras=True):
     """Run a script: a user's mistake ends in one line on stderr and exit code 2, Ctrl-C in 130, SIGTERM in 143.
 
     So does an error of the file system (a full disk, a folder that is read-only or gone), which the user has to mend, and
-    a lack of memory.
+    a lack of memory. What may be over when the command is given again, a database that is away for one, has code 75.
 
     Args:
         stage: Function of the arguments and of what `plan` has found: the work.
@@ -174,7 +174,7 @@ def run(stage, parse_args, plan, starts_keras=True):
         if not (isinstance(error, UserError) or lacking or hasattr(error, "logged")):
             message += write_traceback(error)
         print(f"{name}: error: {message}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(exit_code(error))
     except KeyboardInterrupt as stop:
         close_bars()
         try:

@@ -3,7 +3,7 @@
 from cli.flags import integer, number
 from cli.lora import updates_fit
 from Experiment.levers import OFF, levers_on
-from Models.noise_schedule import DEFAULT_SPACINGS
+from Models.noise_schedule import DEFAULT_SPACINGS, STABLE_DIFFUSION
 
 
 def add_sampling_levers(parser):
@@ -39,6 +39,7 @@ def check_search_levers(parser, args):
             parser.error(f"argument --{name}: not allowed with --search_{searched}, which chooses it")
 
 
+MOST_STEPS_DPM = STABLE_DIFFUSION.num_timesteps - 1
 SAMPLING = ("solver", "guidance_interval", "autoguide")
 
 
@@ -53,6 +54,9 @@ def finish_sampling_levers(parser, args, from_best=False):
         parser.error(
             "argument --guidance_interval: LO must be less than HI, received {:g} {:g}".format(*args.guidance_interval)
         )
+    steps = getattr(args, "inf_steps", None) or getattr(args, "is_max", None) or 1
+    if (args.solver == "dpmpp" or getattr(args, "search_solver", False)) and steps > MOST_STEPS_DPM:
+        parser.error(f"argument --solver: dpmpp takes at most {MOST_STEPS_DPM} steps, received {steps}")
     if from_best:
         for name in (name for name in SAMPLING if getattr(args, name) != OFF[name]):
             parser.error(f"argument --best: not allowed with --{name}")

@@ -30,7 +30,8 @@ import export_dataset
 from Data import export, sinks
 from Data.generation import sheet_file
 from Data.registry import class_names, dataset_spec
-from Data.synthetic import SyntheticWriter, class_folders, content_hash, read_manifest
+from Data.set_hashes import content_hash
+from Data.synthetic import SyntheticWriter, class_folders, open_set
 from Experiment.paths import REPOSITORY
 
 HERE = Path(__file__).resolve().parent
@@ -79,7 +80,7 @@ def write_soft_labels(folder, counts):
     folders = class_folders(folder, len(counts))
     names = [f"{of_class.name}/img_{i}.png".encode() for of_class, count in zip(folders, counts) for i in range(count)]
     probabilities = np.random.default_rng(0).dirichlet(np.ones(len(counts)), len(names)).astype(np.float16)
-    sha256 = content_hash(folder, len(counts), read_manifest(folder))
+    sha256 = content_hash(folder, open_set(folder, len(counts)))
     np.savez(
         folder.with_name(f"{folder.name}.soft_labels.0.npz"),
         probabilities=probabilities,

@@ -15,7 +15,7 @@ from Models.mini_backbone import mini_unet
 from Models.noise_schedule import STABLE_DIFFUSION
 from Models.optimizer import SequentialAdam, StockAdam, paper_optimizer
 from Models.training import SaveEpochs
-from Models.weight_names import remove_epochs
+from Models.weight_names import records_from, remove_epochs
 from Models.weights import load_weights
 
 SCALE = 0.18215
@@ -267,14 +267,16 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_saves_nothing(tiny_unet, tmp
 
 
 def test_the_last_epochs_are_kept(tiny_unet, tmp_path):
-    """Not those of earlier training, which end at the offset."""
-    (tmp_path / "epoch1.weights.h5").touch()
+    """And those of other trainings: up to the offset, after the last, and published ones."""
+    others = ("epoch1.weights.h5", "epoch9.weights.h5", "epoch31.hdf5")
+    for name in others:
+        (tmp_path / name).touch()
     model, parts = build(tiny_unet, "enc")
     state = state_of(model, parts["enc"], tmp_path)
     saver = SaveEpochs(adaptation(parts, "enc"), tmp_path, state, 1, 4, 1, [], lambda *call: None, keep=2)
     model.fit(batches(), steps_per_epoch=STEPS, epochs=4, callbacks=[saver], shuffle=False, verbose=0)
-    there = {path.name for path in tmp_path.glob("epoch*.h5*")}
-    assert there == {"epoch1.weights.h5"} | {f"epoch{n}.weights.h5{end}" for n in (4, 5) for end in ("", ".json")}
+    there = {path.name for path in tmp_path.glob("epoch*")}
+    assert there == {*others} | {f"epoch{n}.weights.h5{end}" for n in (4, 5) for end in ("", ".json")}
 
 
 def test_a_sheet_that_fails_ends_no_training(tiny_unet, tmp_path, caplog):
@@ -290,6 +292,13 @@ def test_a_sheet_that_fails_ends_no_training(tiny_unet, tmp_path, caplog):
     model.fit(batches(), steps_per_epoch=STEPS, epochs=2, callbacks=[saver], shuffle=False, verbose=0)
     assert found == [(1, 1), (2, 2)]  # the state is saved before a picture is tried
     assert "epoch 1 cannot be drawn: no room for 80 images" in caplog.text
+
+
+def test_records_of_what_began_later_go_with_a_restart(tmp_path):
+    for name in ("training.json", "training_from2.json", "training_from10.json"):
+        (tmp_path / name).touch()
+    assert sorted(path.name for path in records_from(tmp_path, 2)) == ["training_from10.json", "training_from2.json"]
+    assert len(records_from(tmp_path, 0)) == 3
 
 
 def test_restart_removes_what_the_run_made_and_no_more(tmp_path):

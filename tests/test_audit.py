@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,12 +20,14 @@ from Audit.neighbours import nearest, squared_radii
 from Audit.quality import frechet_distance, kid, manifold_metrics, quality, squared_mmd
 from Audit.report import combined
 from Audit.shadows import half
+from Audit.targets import learnt, trained
 from Data.loaders import data_identity, load_splits
-from Data.measured import audit_tables
+from Data.measured import audit_file
 from Data.registry import class_names, dataset_spec
 from Experiment.errors import UserError
-from Experiment.files import write_json
+from Experiment.files import read_json, write_json
 from Experiment.paths import REPOSITORY, Experiment
+from Experiment.records import flattened
 from tests.test_export import write_set
 
 RNG = np.random.default_rng(0)
@@ -134,6 +137,11 @@ def test_strength_of_scores_that_say_nothing_holds_a_half():
 def test_confidence_is_the_logit_of_the_true_class():
     found = confidence(np.array([[0.8, 0.1, 0.1], [1.0, 0.0, 0.0]], "float32"), np.array([0, 1]))
     assert found[0] == pytest.approx(np.log(4), rel=1e-5) and np.isfinite(found).all() and found[1] < -60
+
+
+def test_confidence_loses_no_digits_where_little_is_left_for_others():
+    probabilities = np.array([[1 - 1e-20, 6e-21, 4e-21]])
+    assert confidence(probabilities, np.array([0]))[0] == pytest.approx(-np.log(1e-20), rel=1e-6)
 
 
 @pytest.mark.parametrize("shadows", [2, 16])
@@ -305,6 +313,10 @@ def quick_teacher(monkeypatch):
     monkeypatch.setitem(CLASSIFIERS, "resnet20_16", build)
 
 
+def figures_of(folder):
+    return flattened(read_json(audit_file(folder))["figures"])
+
+
 def figure(found, *words):
     """The one figure whose name holds all of the words."""
     (value,) = [value for name, value in found.items() if all(word in name for word in words)]
@@ -323,7 +335,7 @@ def test_a_set_of_training_images_is_caught_by_every_number(tmp_path, quick_teac
     for name, folder in folders.items():
         page = audited(tmp_path, tmp_path / "own.npz", "--synthetic_dir", str(folder))
         assert page == folder.with_name(f"{name}.audit.html")
-        found[name] = audit_tables(folder)[1]
+        found[name] = figures_of(folder)
     for name, count in (("copies", 80), ("fresh", 0)):
         assert figure(found[name], "with the pixels of another one, the set and train") == count
         assert figure(found[name], "near duplicates, the set and train") == count
@@ -439,6 +451,14 @@ def test_the_command_line_makes_a_page_and_figures(tmp_path):
     rows = list(csv.DictReader((folder.with_name(f"{folder.name}.audit") / "classes.csv").open()))
     assert [row["class"] for row in rows] == ["0", "1"] * 2
     assert audit_dataset.plan(audit_dataset.parse_args(flags)).done.startswith("finished already: ")
+    assert f"--data_dir {tmp_path}/Data/Real" in page and "--background white" in page
+    record = folder.with_name(f"{folder.name}.audit") / "run.json"
+    inputs = read_json(record)["inputs"]
+    assert inputs["classifiers"] == inputs["weights"] == "none"
+    write_json(record, read_json(record) | {"inputs": inputs | {"classifiers": "x1 abc"}})  # gone since
+    with pytest.raises(UserError, match="other inputs: classifiers x1 abc .now none"):
+        audit_dataset.plan(audit_dataset.parse_args(flags))
+    write_json(record, read_json(record) | {"inputs": inputs})
     with pytest.raises(UserError, match="--seed 1234 .now 7."):
         audit_dataset.plan(audit_dataset.parse_args([*flags, "--seed", "7"]))
 
@@ -449,7 +469,38 @@ def test_folders_named_after_the_classes_and_unreadable_files(tmp_path, quick_te
     (folder / "0" / "img_2.png").write_text("no picture")
     page = audited(tmp_path, tmp_path / "own.npz", "--synthetic_dir", str(folder)).read_text()
     assert "1 images of the set: they cannot be read" in page and "which model made it is not known" in page
-    assert figure(audit_tables(folder)[1], "with the pixels of another one, the set and val") == 23
+    assert figure(figures_of(folder), "with the pixels of another one, the set and val") == 23
+
+
+def test_a_set_of_ours_is_known_where_the_real_classes_have_its_names(tmp_path):
+    real = write_images(tmp_path / "real", RNG.integers(0, 255, (40, 8, 8, 3), np.uint8), np.arange(40) % 2)
+    folder = write_set(tmp_path / "60Enc3Dif4Is20Ugs1.5", str(real), 60, 8)
+    assert AuditedSet(folder, dataset_spec(str(real))).manifest["total"] == 60
+    assert AuditedSet(real, dataset_spec(str(real))).manifest == {}
+
+
+def test_classifiers_that_have_seen_real_images_too_are_not_attacked_as_if_not(tmp_path):
+    entry = {
+        "top_1_accuracy": 0.5,
+        "top_5_accuracy": 1.0,
+        "training": {"epochs": 3, "real_share": 0.5, "labels": "soft"},
+    }
+    found, lacking = trained(Experiment(tmp_path, "e", "own"), {"x1": entry}, {})
+    assert not found and lacking == ["the classifier x1: it has learnt from real images too (--real_share 0.5)"]
+    assert learnt("x1", entry) == "1x generated images (real_share 0.5, labels soft)"
+    assert learnt("real", {"training": {"epochs": 3}}) == "the real images"
+
+
+def test_the_model_is_attacked_on_the_unet_that_made_the_set(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        audit_dataset, "base_hashes", lambda args, parts, dif: {"image_encoder": "a" * 64, "unet": "b" * 64}
+    )
+    args, epochs = SimpleNamespace(), {"enc": None, "dif": None}
+    for made in ({}, {"weights": {"unet": "b" * 64}}):
+        source = SimpleNamespace(manifest=made)
+        assert audit_dataset.base_of(args, source, epochs) == {"image_encoder": "a" * 64, "unet": "b" * 64}
+    with pytest.raises(UserError, match="made with another pretrained UNet: give the --weights of its generation"):
+        audit_dataset.base_of(args, SimpleNamespace(manifest={"weights": {"unet": "c" * 64}}), epochs)
 
 
 def test_three_images_a_class_leave_the_classes_out(tmp_path, quick_teacher):
@@ -457,7 +508,7 @@ def test_three_images_a_class_leave_the_classes_out(tmp_path, quick_teacher):
     folder = write_images(tmp_path / "few", data["val_images"][:6], data["val_labels"][:6, 0])
     page = audited(tmp_path, tmp_path / "own.npz", "--synthetic_dir", str(folder), "--fid").read_text()
     assert "Quality of 2 of 2 classes by pixel components: too few images" in page
-    assert figure(audit_tables(folder)[1], "coverage", "generated", "pixel components", "n 6") >= 0
+    assert figure(figures_of(folder), "coverage", "generated", "pixel components", "n 6") >= 0
 
 
 @pytest.mark.parametrize("names, message", [

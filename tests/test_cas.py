@@ -11,7 +11,11 @@ import pytest
 
 import classifier_training
 import plots
-from Data.synthetic import SyntheticWriter, balanced_counts
+from Data.export_images import SetToExport
+from Data.measured import is_of
+from Data.numbering import Balanced
+from Data.registry import dataset_spec
+from Data.synthetic import SyntheticWriter, recipe
 from Experiment.errors import UserError
 from Experiment.files import read_json, write_json
 from Experiment.results import CAS_SCHEMA, read_results
@@ -31,7 +35,7 @@ def npz(path, value=200):
 
 
 def make_set(folder, total=20, level=50, manifest=True, **changes):
-    writer = SyntheticWriter(folder, balanced_counts(total, 2))
+    writer = SyntheticWriter(folder, Balanced(2).counts(total))
     writer.begin()
     for number in writer.missing():
         noise = np.random.default_rng(number).integers(0, level, (8, 8, 3)) + 200 * (number % 2)
@@ -231,6 +235,34 @@ def test_one_curve_is_of_one_test(root, manifest, monkeypatch):
     assert legends_of(root, monkeypatch, "--take", 2, "--synthetic_dir", sets(root) / "40Enc1Dif2Is5Ugs1.5") == [
         f"trained on synthetic (test images {results(root)[size]['test']})" for size in ("x1", "x2")
     ]
+
+
+def test_real_and_synthetic_are_tested_on_the_same_images(root, caplog):
+    """Other test images: real data come first, then what is compared with them."""
+    make_set(sets(root) / "20Enc1Dif2Is5Ugs1.5")
+    train(root)
+    train(root, "--synthetic", "False")
+    assert "against_real" in results(root)["x1"]
+    arrays = dict(np.load(root / "two.npz"))
+    np.savez(root / "two.npz", **arrays | {"test_images": arrays["test_images"] // 2})
+    with pytest.raises(UserError, match="the real result was tested on other images .* --synthetic False --restart"):
+        classifier_training.plan(parse(root, "--restart"))
+    train(root, "--synthetic", "False", "--restart")
+    assert "x1 in the results: tested on other images than those of today" in caplog.text
+    assert "against_real" not in results(root)["x1"]  # it was of the earlier real result
+    train(root, "--restart")
+    assert "against_real" in results(root)["x1"] and results(root)["x1"]["test"] == results(root)["real"]["test"]
+
+
+def test_a_card_lists_results_of_images_that_are_in_the_set(root):
+    small, large = (make_set(sets(root) / f"{total}Enc1Dif2Is5Ugs1.5", total) for total in (20, 40))
+    spec = dataset_spec(str(root / "two.npz"))
+    made = {"folder": large.name, **recipe(small)}
+    of_large = [is_of({"set": made}, "x1", SetToExport(folder, spec)) for folder in (small, large)]
+    of_small = [
+        is_of({"set": made | {"folder": small.name}}, "x1", SetToExport(folder, spec)) for folder in (small, large)
+    ]
+    assert (of_large, of_small) == ([False, True], [True, True])
 
 
 def legends_of(root, monkeypatch, *flags):

@@ -177,6 +177,24 @@ def test_an_interrupted_fit_goes_on_as_if_nothing_had_happened(classifier, tmp_p
         fit(classifier, **settings, **state | {"settings": {"--seed": 6}})
 
 
+def test_a_fit_that_patience_had_ended_trains_no_further(classifier, tmp_path):
+    """Killed between its last state and the record: the same command takes the best weights, and no step more."""
+    how = {
+        "epochs": 40,
+        "patience": (1, 2),
+        "state_file": tmp_path / "state.npz",
+        "save_share": 1.0,
+        "settings": {"--seed": 5},
+    }
+    whole, _ = fit(classifier, **how)
+    probabilities, epochs = classifier.probabilities(VAL[0]), []
+    assert len(whole["loss"]) < 40
+    count = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: epochs.append(epoch))
+    again, seconds = fit(classifier, **how, callbacks=[count])
+    assert not epochs and again == whole and len(seconds) == len(whole["loss"])
+    assert np.array_equal(classifier.probabilities(VAL[0]), probabilities)
+
+
 def test_validation_images_are_scaled_once_and_in_place(classifier):
     """A search validates on the same images in every trial: their scaled copy is kept, and no second one is made."""
     import tracemalloc

@@ -1,6 +1,7 @@
 """Flag types, common flags, quiet start-up and one-line errors."""
 
 import argparse
+import errno
 import logging
 import os
 import signal
@@ -13,7 +14,7 @@ import pytest
 
 from cli import flags, process, startup
 from cli.flags import boolean, dataset_name, experiment_name, finish_args, integer, new_parser, number
-from Experiment.errors import UserError
+from Experiment.errors import PassingError, UserError
 from Experiment.paths import REPOSITORY
 
 
@@ -104,6 +105,21 @@ def test_run_ends_in_one_line(capsys, monkeypatch, error, code, message):
     with pytest.raises(SystemExit) as ended:
         run(main)
     assert ended.value.code == code and capsys.readouterr().err == message
+
+
+@pytest.mark.parametrize("error, code", [
+    (PassingError("the database is away"), 75), (OSError(errno.ESTALE, "Stale file handle"), 75),
+    (OSError(errno.ENOSPC, "No space left on device"), 2), (UserError("no such file"), 2),
+])  # fmt: skip
+def test_what_may_pass_has_a_code_of_its_own(capsys, monkeypatch, error, code):
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+
+    def main(args):
+        raise error
+
+    with pytest.raises(SystemExit) as ended:
+        run(main)
+    assert ended.value.code == code and capsys.readouterr().err.startswith("train.py: error: ")
 
 
 def test_an_error_of_the_file_system_is_one_line(capsys, monkeypatch, tmp_path):

@@ -4,19 +4,23 @@ import json
 import re
 import struct
 from functools import partial
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from cli.flags import check_weights_flag
 from Experiment.errors import UserError
 from Models import weight_cards
 from Models.backbones import BACKBONES
 from Models.foreign_names import BLOCKS, named_variables
 from Models.foreign_weights import foreign_weights, is_foreign
+from Models.noise_schedule import STABLE_DIFFUSION
 from Models.numerics import AS_PUBLISHED, DIFFUSERS, Following, let_follow
 from Models.pretrained import pretrained_inputs
+from Models.tensor_files import Tensors
 from Models.weights import load_weights, save_weights, stored_following
 from tests import foreign
 from tests.foreign import PARTS, SCHEDULER, foreign_tensors, original_arrays, write_folder, write_original
@@ -213,7 +217,7 @@ def test_weights_are_known_by_content_and_numerics(backbone, folder, tensors, mo
     v = write_folder(tmp_path / "v", tensors, scheduler={**SCHEDULER, "prediction_type": "v_prediction"})
     assert pretrained_inputs(backbone, ("unet",), v)["prediction_type"] == "v_prediction"
     save_weights(let_follow(models["unet"], Following(DIFFUSERS, "v_prediction")), tmp_path / "epoch1.weights.h5")
-    after = pretrained_inputs(backbone, ("unet", "decoder"), folder, tmp_path / "epoch1.weights.h5")
+    after = pretrained_inputs(backbone, ("decoder",), folder, tmp_path / "epoch1.weights.h5")
     assert after == {"decoder": inputs["decoder"], "numerics": inputs["numerics"], "prediction_type": "v_prediction"}
 
 
@@ -377,7 +381,7 @@ FILES = [
     ({"lora_unet_down_blocks_0.lora_down.weight": (4, 8)}, "is a LoRA, changes of a model and not one"),
     ({"unet.x.lora_A.weight": (4, 8)}, "is a LoRA"),
     ({"model.diffusion_model.joint_blocks.0.x": (4, 8)}, "is Stable Diffusion 3"), ({"double_blocks.0.x": (2, 2)}, "is a Flux model"),
-    ({"conditioner.embedders.0.x": (2, 2), f"{UNET}input_blocks.0.0.weight": (3, 4, 3, 3)}, "is Stable Diffusion XL"),
+    ({f"{UNET}label_emb.0.0.x": (2, 2), f"{UNET}input_blocks.0.0.weight": (3, 4, 3, 3)}, "is Stable Diffusion XL"),
     ({"control_model.x": (2, 2)}, "is a ControlNet"), ({"text_model.encoder.x": (2, 2)}, "is a text encoder, which is not needed"),
     ({"encoder.block.0.layer.0.x": (2, 2)}, "is a text encoder, which is not needed"),
     ({"down_blocks.0.x": (2, 2)}, "is a UNet in diffusers' names without the rest"), ({"decoder.conv_in.weight": (2, 2)}, "is a VAE without a UNet"),
@@ -402,6 +406,45 @@ def test_another_noise_schedule_is_refused(backbone, tensors, tmp_path):
     save_file(arrays, tmp_path / SINGLE, METADATA)
     with pytest.raises(UserError, match="was trained with another noise schedule"):
         foreign_weights(backbone, tmp_path / SINGLE).check("unet")
+
+
+def test_the_own_noise_schedule_rounded_to_bfloat16_is_read(backbone, tensors, tmp_path):
+    """So are the buffers of 2.x in the layout of Stability's later code, and a text encoder by its name there."""
+    own = STABLE_DIFFUSION.alphas_cumprod.astype("bfloat16")
+    others = {"conditioner.embedders.0.model.ln_final.weight": own[:4], "denoiser.sigmas": own}
+    save_file(original_arrays(tensors) | {"alphas_cumprod": own, **others}, tmp_path / SINGLE, METADATA)
+    foreign_weights(backbone, tmp_path / SINGLE).check("unet")
+
+
+@pytest.mark.parametrize("length", [316, 640, 1152])
+def test_a_header_whose_length_begins_like_another_kind_of_file_is_read(length, tmp_path):
+    """`<`, and the two first bytes of pickles."""
+    empty = len(serialized(np.zeros(2, "float32"), ""))
+    start = serialized(np.zeros(2, "float32"), "x" * (length - empty))
+    (tmp_path / SINGLE).write_bytes(len(start).to_bytes(8, "little") + start + bytes(8))
+    assert len(start) == length and Tensors([tmp_path / SINGLE]).shapes == {"a": (2,)}
+
+
+def serialized(array, note):
+    """The header of a file with one tensor `a`, and a note in its metadata."""
+    about = {"dtype": "F32", "shape": array.shape, "data_offsets": [0, array.nbytes]}
+    return json.dumps({"__metadata__": {"note": note}, "a": about}).encode()
+
+
+def test_a_link_keeps_what_lies_beside_it(tmp_path):
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "blobs" / "abc").touch()
+    (tmp_path / SINGLE).symlink_to(tmp_path / "blobs" / "abc")
+    args = SimpleNamespace(weights_dir=tmp_path / "x" / ".." / SINGLE)
+    check_weights_flag(None, args)
+    assert args.weights_dir == tmp_path / SINGLE
+
+
+def test_a_file_without_the_part_is_refused_before_a_network_is_built(backbone, tensors, tmp_path):
+    arrays = {name: array for name, array in original_arrays(tensors).items() if name.startswith(UNET)}
+    save_file(arrays, tmp_path / SINGLE, METADATA)
+    with pytest.raises(UserError, match="holds nothing of the decoder"):
+        foreign_weights(backbone, tmp_path / SINGLE).check("decoder")
 
 
 def test_a_file_that_does_not_say_what_it_predicts_is_refused(backbone, tensors, tmp_path):

@@ -11,7 +11,8 @@ from PIL import Image
 
 import generate_dataset
 from Data.generation import check_folder, draw_pictures, finish_set, is_complete, sheet_file
-from Data.synthetic import SyntheticWriter, class_folders, class_hashes
+from Data.set_hashes import class_hashes
+from Data.synthetic import SyntheticWriter, class_folders
 from Experiment.errors import UserError
 from Models import sampler
 from Models.backbones import BACKBONES

@@ -1,15 +1,20 @@
 """Guidance between noise levels and by an earlier epoch: what is computed, and that nothing else is."""
 
+from types import SimpleNamespace
+
 import keras
 import numpy as np
 import pytest
 from keras import layers
 
-from Models.adapter import load_guide
+from cli.lora import base_hashes
+from Experiment.errors import UserError
+from Models.adapter import load_diffusion, load_guide
 from Models.backbones import BACKBONES
 from Models.class_encoder import class_encoder
 from Models.guidance import Guide, context_table, guided_steps
 from Models.noise_schedule import STABLE_DIFFUSION
+from Models.numerics import Following
 from Models.sampler import Sampler, class_contexts, generate_images
 from Models.solvers import SOLVERS, DPMSolver
 from tests.test_sampler import closed_form_unet, contexts
@@ -160,6 +165,23 @@ def test_a_guide_that_is_the_same_epoch_changes_nothing(encoders):
     for guide in (Guide(encoder=encoder), Guide(unet=closed_form_unet(4))):
         assert np.abs(made(Sampler(unet, guide=guide), encoder, scale=3.0) - plain).max() < 1e-5
         assert np.abs(made(Sampler(unet, guide=guide), encoder, scale=3.0, interval=MIDDLE) - plain).max() < 1e-5
+
+
+def test_a_guide_that_predicts_something_else_is_refused(tiny):
+    guide, diffusion = load_guide(tiny, "dif", None, 3), load_diffusion(tiny, 3)
+    assert diffusion.sampler(guide=guide)
+    guide.unet.following = Following(prediction_type="v_prediction")
+    with pytest.raises(UserError, match="the UNet that guides predicts v_prediction, the one that is sampled epsilon"):
+        diffusion.sampler(guide=guide)
+
+
+def test_the_pretrained_unet_that_guides_is_on_record(tiny, tmp_path):
+    tiny.unet().save_weights(tmp_path / "epoch3.weights.h5")
+    args = SimpleNamespace(backbone="tiny", weights_dir=None)
+    alone, guided = (
+        base_hashes(args, parts, tmp_path / "epoch3.weights.h5") for parts in (["decoder"], ["decoder", "unet"])
+    )
+    assert set(alone) == {"decoder"} and guided == alone | {"unet": tiny.weights_hash("unet")}
 
 
 def test_a_guide_is_loaded(tiny, tmp_path):

@@ -17,14 +17,15 @@ import SD_adapting
 from Experiment import disk
 from Experiment.disk import check_room
 from Experiment.errors import UserError
-from Experiment.files import write_json
+from Experiment.files import read_json, write_json
 from Experiment.plan import Plan
 from Experiment.records import changes, describe_run, finished_run, flattened, identity
 from Models import weight_cards
 from Models.adapter import Diffusion, WholeNetwork
 from Models.class_encoder import class_encoder
 from Models.training import bytes_needed
-from Models.weight_cards import card_path, read_card, weights_hashes, write_card
+from Models.weight_cards import card_path, check_pretrained, read_card, weights_hashes, write_card
+from Models.weight_names import epoch_path
 from Models.weights import save_weights
 from tests.conftest import write_pets
 
@@ -111,6 +112,19 @@ def test_weights_of_other_classes_are_refused(weights):
     assert weights_hashes({"enc": weights}, ["cat", "cow"])  # nothing is known of it
 
 
+def test_epochs_of_another_pretrained_unet_are_refused(weights, caplog):
+    write_card(weights, {"pretrained": {"unet": "a" * 64, "decoder": "b" * 64}})
+    check_pretrained([weights, None], {"unet": "a" * 64, "decoder": "b" * 64, "numerics": {}})
+    check_pretrained([weights], {"image_encoder": "c" * 64})
+    assert not caplog.text
+    check_pretrained([weights], {"decoder": "c" * 64})
+    assert "was trained with another VAE than the one in use" in caplog.text
+    with pytest.raises(
+        UserError, match=r"another pretrained UNet \(aaaaaaaaaaaa, not cccccccccccc\): give the --weights"
+    ):
+        check_pretrained([weights], {"unet": "c" * 64})
+
+
 def test_a_disk_that_is_too_small_is_refused_before_the_run(tmp_path):
     check_room(tmp_path / "not" / "there", 1000, "this run")
     with pytest.raises(UserError, match="this run takes 1000000000000.0 GB, and .* left"):
@@ -163,6 +177,21 @@ def test_a_stage_that_does_not_fit_writes_nothing(stage, tiny, folder, tmp_path,
     with pytest.raises(UserError, match=f"{what} .* left"):
         run(args, known)
     assert not [path for path in root.rglob("*") if path.is_file() and "Splits" not in path.parts]
+
+
+def test_an_epoch_is_refused_on_another_pretrained_unet(tiny, folder, tmp_path):
+    root, flags = tmp_path / "out", ["--epochs", 1, "--enc_epoch", 1, "--train_model", "dif"]
+    known, args = adapted(folder, root, "--epochs", 1)
+    epoch = epoch_path(SD_adapting.adapt(args, known), 1)
+    hashes = {part: tiny.weights_hash(part) for part in ("image_encoder", "unet", "decoder")}
+    assert read_card(epoch)["pretrained"] == hashes and adapted(folder, root, *flags)
+    card = read_json(card_path(epoch))
+    write_json(card_path(epoch), card | {"pretrained": hashes | {"unet": "a" * 64}})
+    with pytest.raises(UserError, match="another pretrained UNet"):
+        adapted(folder, root, *flags)
+    made = ["--dataset", str(folder), "--exp", "x", "--backbone", "tiny", "--root", str(root), "--img_total", "4"]
+    with pytest.raises(UserError, match="another pretrained UNet"):
+        generate_dataset.plan(generate_dataset.parse_args([*made, "--enc_epoch", "1", "--dif_epoch", "0"]))
 
 
 def test_a_run_that_goes_on_needs_room_for_the_rest_alone():

@@ -14,7 +14,8 @@ from PIL import Image, PngImagePlugin
 
 import generate_dataset
 from Data.marking import DIGITAL_SOURCE_TYPE, MARK, chunks, has_mark, marked, unmarked
-from Data.synthetic import SyntheticWriter, class_hashes, set_identity
+from Data.set_hashes import class_hashes
+from Data.synthetic import SyntheticWriter, set_identity
 from Experiment.errors import UserError
 from tests.conftest import synthetic_files
 from tests.test_generation import FLAGS, images_of, manifest_of

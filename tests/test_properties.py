@@ -14,8 +14,9 @@ from hypothesis.extra import numpy as hnp
 from cli import flags
 from cli.tasks import shard
 from Data.loaders import load_splits
+from Data.numbering import Balanced
 from Data.registry import NPZ_KEYS, dataset_spec
-from Data.synthetic import MANIFEST, SyntheticWriter, balanced_counts, find_synthetic
+from Data.synthetic import MANIFEST, SyntheticWriter, find_synthetic
 from Experiment.errors import UserError
 from Experiment.files import read_json
 from Experiment.paths import size_from_name, size_name
@@ -134,7 +135,7 @@ def test_any_npz_becomes_three_splits_or_is_refused(arrays, data, tmp_path_facto
 
 @given(total=st.integers(0, 10**6), classes=st.integers(2, 1000))
 def test_totals_are_exact_and_even(total, classes):
-    counts = balanced_counts(total, classes)
+    counts = Balanced(classes).counts(total)
     assert sum(counts) == total and max(counts) - min(counts) <= 1 and counts == sorted(counts, reverse=True)
 
 

@@ -58,7 +58,7 @@ def test_generation_is_divided_and_nothing_else():
         Stage("generation, 1x", "generate_dataset", ("--best",), 4),
         Stage("first search", "hyp_opt", (), 1),
     )
-    filtered = Stage("generation, 4x", "generate_dataset", ("--best", "--filter"), 4)
+    filtered = Stage("generation, 4x", "generate_dataset", ("--best", "--filter=0.5"), 4)
     work = divided({other: 5.0, generation: 9.0, filtered: 2.0}, 3)
     assert [stage.name for stage in work] == [
         "first search", *(f"generation, 1x, shard {i} of 3" for i in (1, 2, 3)), "generation, 4x"

@@ -17,6 +17,7 @@ from optuna.trial import TrialState
 from Experiment.errors import UserError
 from Experiment.locks import machine
 from Experiment.paths import Experiment
+from Experiment.records import masked
 from Search import studies, workers
 from Search.inputs import claim_study
 from Search.studies import (
@@ -29,7 +30,6 @@ from Search.studies import (
     open_study,
     pruner,
     run_trials,
-    shown_address,
     trials,
 )  # fmt: skip
 from Search.workers import GRACE, retry, runs_here, signing, sweep_stale_trials, this_worker
@@ -493,7 +493,7 @@ def test_passwords_are_not_told(address, tmp_path, monkeypatch):
         raise sqlalchemy.exc.OperationalError(address, {}, Exception(f"no {SECRET} at {address}"))
 
     monkeypatch.setattr(studies.optuna.storages, "RDBStorage", refuse)
-    told = [shown_address(address)]
+    told = [masked(address)]
     with pytest.raises(UserError) as opened:
         check_address(address, create=True)
         open_storage(address)

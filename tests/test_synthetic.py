@@ -12,10 +12,13 @@ from PIL import Image
 
 from Data import decoded
 from Data.generation import sheet_file
+from Data.numbering import Balanced
+from Data.set_hashes import kept_file
 from Data.stored_set import load_synthetic
-from Data.synthetic import MANIFEST, SyntheticWriter, balanced_counts, find_synthetic, recipe, set_identity
+from Data.synthetic import MANIFEST, SyntheticWriter, find_synthetic, recipe, set_identity
 from Experiment import disk
 from Experiment.errors import UserError
+from Experiment.files import read_json, write_json
 from tests.conftest import synthetic_files
 
 SETTINGS = {"seed": 5, "ugs": 1.5}
@@ -49,12 +52,12 @@ def published_dataset(folder, counts):
 
 @pytest.mark.parametrize("total, counts", [(10, [4, 3, 3]), (9, [3, 3, 3]), (2, [1, 1, 0]), (11, [4, 4, 3])])
 def test_balanced_counts(total, counts):
-    assert balanced_counts(total, 3) == counts
+    assert Balanced(3).counts(total) == counts
 
 
 @pytest.mark.parametrize("total", [7, 2])  # with 2 images the last class has none
 def test_what_is_written_can_be_read(tmp_path, total):
-    counts = balanced_counts(total, 3)
+    counts = Balanced(3).counts(total)
     written = write_dataset(tmp_path, counts)
     assert written == [(label, index) for label in range(3) for index in range(counts[label])]
     files = synthetic_files(tmp_path, 3)
@@ -351,6 +354,36 @@ def test_an_image_that_was_edited_makes_another_set(tmp_path):
     Image.fromarray(picture(9, 9)).save(file)
     os.utime(file, ns=(2**62, 2**62))
     assert set_identity(tmp_path, ["a", "b"])["sha256"] != before
+
+
+def test_a_copy_is_read_whatever_its_manifest_says(tmp_path):
+    """An image was edited; then all was copied, the manifest last: no time tells of it."""
+    folder = small_set(tmp_path / "set")
+    before = set_identity(folder, ["a", "b"])["sha256"]
+    Image.fromarray(np.zeros((5, 5, 3), np.uint8)).save(synthetic_files(folder, 2)[1][0])
+    edited = set_identity(folder, ["a", "b"])["sha256"]
+    copy = shutil.copytree(folder, tmp_path / "copy", ignore=shutil.ignore_patterns("manifest.json"))
+    shutil.copy(folder / "manifest.json", copy)
+    assert edited != before and set_identity(copy, ["a", "b"])["sha256"] == edited
+
+
+def test_the_content_of_a_set_is_computed_once(tmp_path, monkeypatch):
+    folder = small_set(tmp_path / "set")
+    shutil.copy(kept_file(folder), tmp_path / "noted.json")
+    kept_file(folder).write_text("{damaged")
+    before = set_identity(folder, ["a", "b"])
+    assert read_json(kept_file(folder)) == read_json(tmp_path / "noted.json")
+    monkeypatch.setattr("Data.set_hashes.class_hashes", None)
+    assert set_identity(folder, ["a", "b"]) == before
+
+
+def test_a_set_that_is_still_made_is_refused(tmp_path):
+    folder = small_set(tmp_path / "set")
+    (folder / "manifest.json").unlink()
+    assert set_identity(folder, ["a", "b"])  # a published one
+    write_json(folder / "generation.json", {})
+    with pytest.raises(UserError, match="is not complete: the command that began it makes what is missing"):
+        set_identity(folder, ["a", "b"])
 
 
 def test_images_that_are_no_png_are_not_left_out_without_a_word(tmp_path, caplog):

@@ -7,7 +7,8 @@
 #   MODEL            flags of the three scripts that load the backbone (--backbone sd1)
 #
 # Every stage goes on where it was stopped and ends with the same bytes. So a job that ends before its work is done, because
-# its time is over or a signal has killed it, is queued again, 20 times at most; an error of the user ends it.
+# its time is over, a signal has killed it or a database or file system was away (75), is queued again, 20 times at most; an
+# error of the user (2) ends it.
 set -uo pipefail
 : "${DATASET:?}" "${EXP:?}"
 REPOSITORY=${REPOSITORY:-$SLURM_SUBMIT_DIR}
@@ -20,10 +21,11 @@ stage() {
     shift
     # A step of its own: SLURM's signal before the end of the time goes to it, and srun hands its exit code on.
     # shellcheck disable=SC2086  # COMMON holds several flags
-    srun --ntasks=1 "$REPOSITORY/.venv/bin/python" "$REPOSITORY/$script" --dataset "$DATASET" --exp "$EXP" \
+    # Since SLURM 22.05 a step takes the cores of its job only if it is told to.
+    srun --ntasks=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" "$REPOSITORY/.venv/bin/python" "$REPOSITORY/$script" --dataset "$DATASET" --exp "$EXP" \
         --root "${ROOT:-$REPOSITORY}" ${COMMON:-} "$@"
     code=$?
-    if ((code > 128)) && ((${SLURM_RESTART_COUNT:-0} < 20)); then # 143: stopped in time; 137 and others: killed
+    if ((code > 128 || code == 75)) && ((${SLURM_RESTART_COUNT:-0} < 20)); then # 143: stopped in time; 137 and others: killed
         echo "$script ended with code $code: job $JOB is queued again" >&2
         scontrol requeue "$JOB"
         sleep 60 # until SLURM takes this run away
