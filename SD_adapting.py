@@ -15,8 +15,9 @@ from cli.flags import add_model_flags, add_training_flags, check_batch_size, fin
 from cli.lora import add_lora_flags, base_hashes, check_lora_flags, wanted_updates
 from cli.process import run, writing_in
 from Data.latents import dataset_moments
-from Data.loaders import class_names, data_identity, load_splits
-from Data.registry import dataset_spec
+from Data.loaders import load_splits
+from Data.registry import class_names, dataset_spec
+from Data.report import data_identity
 from Experiment.disk import check_room, gigabytes
 from Experiment.files import write_json
 from Experiment.locks import refuse_if_claimed

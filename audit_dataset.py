@@ -15,9 +15,11 @@ from cli.flags import add_model_flags, finish_args, integer, new_parser
 from cli.lora import base_hashes
 from cli.process import run, writing_in
 from Data.export_images import only_set
-from Data.loaders import Split, Splits, data_identity, load_splits, resize_images
+from Data.loaders import Split, Splits, load_splits
 from Data.measured import audit_file
+from Data.pictures import resize_images
 from Data.registry import class_names, dataset_spec
+from Data.report import data_identity
 from Experiment.errors import UserError
 from Experiment.files import write_json
 from Experiment.locks import refuse_if_claimed

@@ -11,8 +11,9 @@ from cli.flags import add_classifier_flags, boolean, check_batch_size, finish_ar
 from cli.levers import add_classifier_levers, add_score_flags, check_score_flags
 from cli.process import run, writing_in
 from cli.tasks import size
-from Data.loaders import data_identity, load_splits
+from Data.loaders import load_splits
 from Data.registry import dataset_spec
+from Data.report import data_identity
 from Data.synthetic import find_synthetic, recipe, set_identity
 from Experiment import presets
 from Experiment.errors import UserError

@@ -12,15 +12,13 @@ import numpy as np
 from Data.folders import BROKEN, Unused, scan_folder
 from Data.npz import read_npz, read_rows
 from Data.own_split import Recorded, check_digests, checked_division, places_of, record_split, recorded_split
-from Data.pictures import Files, first_ten, read_image, read_images, readable_images, resize, resize_images, square
+from Data.pictures import Files, first_ten, readable_images, resize_images
 from Data.registry import MEDMNIST_SIDES, class_names, medmnist_info
-from Data.report import SPLITS, Report, data_identity
+from Data.report import SPLITS, Report
 from Experiment.errors import UserError
 from Experiment.files import atomic_path, file_hash
+from Experiment.presets import SEED
 from Experiment.text import shown
-
-__all__ = ["Split", "Splits", "class_names", "data_identity", "load_splits", "medmnist_info", "read_image",
-           "read_images", "readable_images", "resize", "resize_images", "square"]  # fmt: skip
 
 log = logging.getLogger("experiment")
 
@@ -59,7 +57,7 @@ class Splits(NamedTuple):
     test: Split
 
 
-def load_splits(spec, data_dir, seed=1234, side=None, experiment=None, background=None):
+def load_splits(spec, data_dir, seed=SEED, side=None, experiment=None):
     """The real train, validation and test images of a dataset. What is used, and what is not, is logged.
 
     Args:
@@ -69,14 +67,13 @@ def load_splits(spec, data_dir, seed=1234, side=None, experiment=None, backgroun
             experiment has its split already.
         side: Size of the images, px; without it they stay as they are in the files (MedMNIST's may be of 28 to 224).
         experiment: The `Experiment` that keeps the split of such a folder, and the list of what is not used.
-        background: Colour (red, green, blue) behind transparent pixels of an image folder; without it the spec's.
 
     Raises:
         UserError: Files are missing and cannot be downloaded, or are not what they should be.
     """
     facts = {}
     if spec.source == "folder":
-        splits, facts = load_folder(spec, seed, side, experiment, background or spec.background)
+        splits, facts = load_folder(spec, seed, side, experiment)
     elif spec.source == "npz":
         splits = Splits(*(Split(*split) for split in read_npz(spec.path, side=side).values()))
     else:
@@ -226,7 +223,7 @@ def load_digits(spec, data_dir, side):
     return Splits(*(Split(images[index], labels[index]) for index in split))
 
 
-def load_folder(spec, seed, side, experiment, background):
+def load_folder(spec, seed, side, experiment):
     """A folder of class folders, with train/val/test, train/test, or neither: then a stratified split.
 
     Returns:
@@ -241,7 +238,7 @@ def load_folder(spec, seed, side, experiment, background):
     for split in SPLITS:
         files, labels = listings[split]
         hashes = np.zeros((len(files), 32), np.uint8) if keeps else None
-        images, lost = readable_images(files, spec.resolution, "antialias", background, Files(scan.path), hashes)
+        images, lost = readable_images(files, spec.resolution, "antialias", spec.background, Files(scan.path), hashes)
         if lost and not spec.skip_broken:
             refuse_broken(lost.values())
         digests[split] = Recorded(files, hashes)

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from Data.folders import Scan, scan_folder
-from Data.npz import NPZ_KEYS as NPZ_KEYS
 from Data.npz import describe
 from Data.own_split import train_count
 from Data.pictures import WHITE, colour

@@ -2,6 +2,7 @@
 
 import errno
 
+MAY_PASS = 75  # exit code: EX_TEMPFAIL of sysexits.h
 # Of a network, or of a file system that is on one.
 PASSING = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EBUSY, errno.ECONNREFUSED, errno.ECONNRESET,
            errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENOTCONN}  # fmt: skip
@@ -12,10 +13,10 @@ class UserError(Exception):
 
 
 class PassingError(UserError):
-    """Something that may be over when the same command is given again: exit code 75 (EX_TEMPFAIL), for batch systems."""
+    """Something that may be over when the same command is given again: scripts end with `MAY_PASS`, for batch systems."""
 
 
 def exit_code(error):
-    """The exit code for an error that ends in one line: 75 where it may pass, else 2."""
+    """The exit code for an error that ends in one line."""
     passing = isinstance(error, PassingError) or isinstance(error, OSError) and error.errno in PASSING
-    return 75 if passing else 2
+    return MAY_PASS if passing else 2

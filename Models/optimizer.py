@@ -34,7 +34,7 @@ class AveragingAdam(keras.optimizers.Adam):
         step = keras.ops.cast(self.iterations + 1, "float32")
         share = 1.0 - (1.0 - 1.0 / step) ** (self.average_power + 1.0)
         self.assign_add(average, share * (variable - average))
-        return [average.value] if keras.backend.backend() == "tensorflow" else []
+        return [average.value]
 
 
 class StockAdam(AveragingAdam):
@@ -103,10 +103,7 @@ class SequentialAdam(AveragingAdam):
             decay, numbers = self.numbers
             self.assign_sub(variable, variable * decay)
             gradient = keras.ops.cast(gradient, "float32") * self.factor
-            if keras.backend.backend() == "tensorflow":
-                self.last = [self.fused_update(gradient, variable, *numbers)]
-            else:
-                super().update_step(gradient, variable, learning_rate)
+            self.last = [self.fused_update(gradient, variable, *numbers)]
         if self.average_power is not None:
             with ordered_after(*self.last):
                 self.last = self.update_average(variable)

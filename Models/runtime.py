@@ -10,11 +10,7 @@ XLA = {"use": "auto"}  # what the user has chosen, see `use_hardware`
 
 
 def on_gpu():
-    """Whether the networks run on a GPU or TPU."""
-    if keras.backend.backend() == "jax":
-        import jax
-
-        return jax.default_backend() in ("gpu", "tpu")
+    """Whether the networks run on a GPU."""
     import tensorflow as tf
 
     return bool(tf.config.list_physical_devices("GPU"))
@@ -23,8 +19,6 @@ def on_gpu():
 def has_bfloat16():
     """Whether the hardware multiplies bfloat16 matrices: AVX512-BF16 or AMX, or a GPU of at least Ampere."""
     if on_gpu():
-        if keras.backend.backend() == "jax":
-            return True
         import tensorflow as tf
 
         gpu = tf.config.list_physical_devices("GPU")[0]
@@ -41,7 +35,7 @@ def use_hardware(xla="auto", tf32=False):
             told otherwise. A processor has none.
     """
     XLA["use"] = xla
-    if on_gpu() and keras.backend.backend() == "tensorflow":
+    if on_gpu():
         import tensorflow as tf
 
         tf.config.experimental.enable_tensor_float_32_execution(tf32)
@@ -53,8 +47,6 @@ def jit_compile(sampling=False):
     By default it compiles the sampler on a GPU, whose many small operations it joins. In training it stays off: it ignores
     the order that keeps memory low (`ordered_after`), and it compiles again for every shape of a batch.
     """
-    if keras.backend.backend() != "tensorflow":
-        return True  # there a function that is not compiled is run operation by operation
     return XLA["use"] == "on" or (XLA["use"] == "auto" and sampling and on_gpu())
 
 
@@ -95,16 +87,14 @@ def make_repeatable(seed, deterministic=False):
     On a processor none of those that the project uses does: there `deterministic` changes nothing but the time.
     """
     keras.utils.set_random_seed(seed % 2**32)
-    if deterministic and keras.backend.backend() == "tensorflow":
+    if deterministic:
         import tensorflow as tf
 
         tf.config.experimental.enable_op_determinism()
 
 
 def ordered_after(*results):
-    """A context whose TensorFlow operations wait for results; other backends order theirs themselves."""
-    if keras.backend.backend() != "tensorflow":
-        return contextlib.nullcontext()
+    """A context whose operations wait for results."""
     import tensorflow as tf
 
     return tf.control_dependencies(results)
@@ -116,8 +106,6 @@ def traced_once(function):
     Making the graph of a UNet takes longer than a batch of mini. What is called twice becomes two copies of one graph,
     which run side by side as if it had been written out twice.
     """
-    if keras.backend.backend() != "tensorflow":
-        return function
     import tensorflow as tf
 
     return tf.function(function, autograph=False)
@@ -125,8 +113,6 @@ def traced_once(function):
 
 def replicas():
     """How many devices share the work of the models that are made here: see `Models.devices.sharing`."""
-    if keras.backend.backend() != "tensorflow":
-        return 1
     import tensorflow as tf
 
     return tf.distribute.get_strategy().num_replicas_in_sync
@@ -150,8 +136,6 @@ def one_by_one(function, parts, shape):
     Returns:
         float32 (N, *shape).
     """
-    if keras.backend.backend() != "tensorflow":
-        return keras.ops.map(function, parts)
     import tensorflow as tf
 
     return tf.map_fn(function, parts, fn_output_signature=tf.TensorSpec(shape, "float32"), parallel_iterations=1)
@@ -159,7 +143,7 @@ def one_by_one(function, parts, shape):
 
 def devices_of(model):
     """How many devices train a model, each with a part of every batch."""
-    return model.distribute_strategy.num_replicas_in_sync if keras.backend.backend() == "tensorflow" else 1
+    return model.distribute_strategy.num_replicas_in_sync
 
 
 def fast_feed(make, model):
@@ -173,8 +157,6 @@ def fast_feed(make, model):
             device in turn. It may be called more than once: Keras looks at a batch before it begins.
         model: The model that is fitted.
     """
-    if keras.backend.backend() != "tensorflow":
-        return make()
     import tensorflow as tf
 
     of_any_batch = keras.tree.map_structure(lambda a: tf.TensorSpec((None, *a.shape[1:]), a.dtype), next(make()))

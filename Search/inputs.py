@@ -1,6 +1,6 @@
 """What a study is a study of: its settings, and the content of the data and of the weights that it reads."""
 
-from Data.loaders import data_identity
+from Data.report import data_identity
 from Experiment.errors import UserError
 from Experiment.levers import OFF, filled_in, levers_on
 from Experiment.records import changes, flattened, masked

@@ -6,7 +6,7 @@ from statistics import mean
 
 import numpy as np
 
-from Data.loaders import class_names
+from Data.registry import class_names
 from Experiment import presets
 from Experiment.errors import UserError
 from Experiment.files import write_csv

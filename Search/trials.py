@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import optuna
 
-from Data.loaders import resize_images
+from Data.pictures import resize_images
 from Data.registry import DatasetSpec, augmentations
 from Experiment import presets
 from Experiment.errors import UserError

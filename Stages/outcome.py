@@ -2,7 +2,9 @@
 
 import numpy as np
 
-from Data.loaders import class_names, load_splits, read_images
+from Data.loaders import load_splits
+from Data.pictures import read_images
+from Data.registry import class_names
 from Data.synthetic import find_synthetic, open_set
 from Experiment.files import read_json
 from plots import MAX_SHEET_ROWS, side_by_side

@@ -14,7 +14,7 @@ import threading
 import time
 from dataclasses import replace
 
-from Experiment.errors import UserError
+from Experiment.errors import MAY_PASS, UserError
 from Experiment.paths import REPOSITORY
 from Stages.running import Running, start_process
 
@@ -176,7 +176,7 @@ class RayRunning(Running):
         self.task = self.cluster.submit(self.stage.command, self.display.live, self.key)
 
     def follow(self):
-        """Pass its lines on until it ends; a process that was killed is begun again."""
+        """Pass its lines on until it ends; what was killed, or may pass, is begun again."""
         started, kills = time.time(), 0
         while self.code is None:
             ended = self.cluster.ended(self.task)
@@ -185,9 +185,10 @@ class RayRunning(Running):
             if not ended:
                 continue
             code = self.cluster.code(self.task)
-            if code is not None and code < 0 and kills < KILLS:
+            if code is not None and (code < 0 or code == MAY_PASS) and kills < KILLS:
                 kills += 1
-                self.display.tell(self.stage, f"killed by signal {-code}: begun again", sys.stderr)
+                what = f"killed by signal {-code}" if code < 0 else f"ended with exit code {code}, which may pass"
+                self.display.tell(self.stage, f"{what}: begun again", sys.stderr)
                 self.begin()
             else:
                 self.code = 128 + signal.SIGTERM if code is None else code
@@ -204,11 +205,8 @@ def divided(work, shards):
     """
     parts = {}
     for stage, operations in work.items():
-        if (
-            stage.script != "generate_dataset"
-            or shards == 1
-            or {"--filter", "--shard"} & {flag.partition("=")[0] for flag in stage.flags}
-        ):
+        given = {flag.partition("=")[0] for flag in stage.flags}
+        if stage.script != "generate_dataset" or shards == 1 or {"--filter", "--shard"} & given:
             parts[stage] = operations
             continue
         for i in range(1, shards + 1):

@@ -11,7 +11,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor, wait
 from itertools import groupby
 
-from Experiment.errors import UserError
+from Experiment.errors import MAY_PASS, PassingError, UserError
 from Experiment.paths import REPOSITORY
 from Experiment.progress import MARK, TO_PIPELINE
 from Stages.work import fraction
@@ -138,7 +138,8 @@ class Runner:
         for stage, future in zip(stages, futures):
             future.result()
             if (run := self.runs.get(stage)) and run.code:
-                raise UserError(f"stage {self.display.label(stage)}: {run.reason}")
+                kind = PassingError if run.code == MAY_PASS else UserError
+                raise kind(f"stage {self.display.label(stage)}: {run.reason}")
 
     def run_stage(self, stage):
         """Run a stage to its end, unless the user has stopped all, or one beside it has failed."""

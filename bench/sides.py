@@ -194,7 +194,8 @@ def precision(seeds=(1234, 1, 2, 3, 4)):
     import sys
     import tempfile
 
-    from Data.loaders import load_splits, resize_images
+    from Data.loaders import load_splits
+    from Data.pictures import resize_images
     from Data.registry import DATASETS
     from Experiment.paths import REPOSITORY, Experiment
     from Models import runtime

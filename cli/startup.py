@@ -111,6 +111,7 @@ def import_keras(args=None):
     elif spare_memory is False and BACKBONES[args.backbone].small:
         keep_memory()
     use_onednn()
+    os.environ["KERAS_BACKEND"] = "tensorflow"  # whatever the user has chosen for other projects
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     with tempfile.TemporaryFile() as notes:
         terminal = os.dup(2)
@@ -118,16 +119,14 @@ def import_keras(args=None):
         try:
             with light_import():
                 import keras
+            import tensorflow as tf
 
-            if keras.backend.backend() == "tensorflow":
-                import tensorflow as tf
+            for gpu in tf.config.list_physical_devices("GPU"):
+                tf.config.experimental.set_memory_growth(gpu, True)
+            if spare_memory:
+                from Models.tensorflow_patches import keep_less_of_graphs
 
-                for gpu in tf.config.list_physical_devices("GPU"):
-                    tf.config.experimental.set_memory_growth(gpu, True)
-                if spare_memory:
-                    from Models.tensorflow_patches import keep_less_of_graphs
-
-                    keep_less_of_graphs()
+                keep_less_of_graphs()
         except BaseException:
             notes.seek(0)
             os.write(terminal, notes.read())
@@ -138,8 +137,7 @@ def import_keras(args=None):
         notes.seek(0)
         for line in notes.read().decode(errors="replace").splitlines():
             log.debug("TensorFlow: %s", line)  # to log.txt alone
-    if keras.backend.backend() == "tensorflow":
-        warn_of_idle_gpus()
+    warn_of_idle_gpus()
     return keras
 
 

@@ -186,6 +186,7 @@ def main():
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(2) as pool:
         folder, results = args.work or folder, []
+        Path(folder).mkdir(parents=True, exist_ok=True)
         # All but the first two need what the first has trained.
         for pair in (("adapt", "classify"), ("generate", "search"), ("lora",)):
             pair = [stage for stage in pair if stage in args.stages]

@@ -21,9 +21,10 @@ from Audit.quality import frechet_distance, kid, manifold_metrics, quality, squa
 from Audit.report import combined
 from Audit.shadows import half
 from Audit.targets import learnt, trained
-from Data.loaders import data_identity, load_splits
+from Data.loaders import load_splits
 from Data.measured import audit_file
 from Data.registry import class_names, dataset_spec
+from Data.report import data_identity
 from Experiment.errors import UserError
 from Experiment.files import read_json, write_json
 from Experiment.paths import REPOSITORY, Experiment

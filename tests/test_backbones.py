@@ -9,7 +9,8 @@ import keras
 import numpy as np
 import pytest
 
-from Data.loaders import load_splits, resize_images
+from Data.loaders import load_splits
+from Data.pictures import resize_images
 from Data.registry import DATASETS
 from Experiment.errors import UserError
 from Experiment.locks import machine

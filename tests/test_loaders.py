@@ -20,10 +20,11 @@ from PIL import Image
 from sklearn.model_selection import train_test_split
 
 from Data import loaders
-from Data.loaders import Split, Splits, class_names, data_identity, load_splits, read_images, resize_images
+from Data.loaders import Split, Splits, load_splits
 from Data.npz import NPZ_KEYS, SPLITS
-from Data.registry import DATASETS, dataset_spec
-from Data.report import partners
+from Data.pictures import read_images, resize_images
+from Data.registry import DATASETS, class_names, dataset_spec
+from Data.report import data_identity, partners
 from Experiment.errors import UserError
 from Experiment.paths import Experiment
 

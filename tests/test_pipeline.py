@@ -15,7 +15,7 @@ import pipeline
 from Data.loaders import load_splits
 from Data.measured import audit_file
 from Data.registry import DATASETS, dataset_spec
-from Experiment.errors import UserError
+from Experiment.errors import UserError, exit_code
 from Experiment.files import write_json
 from Experiment.paths import REPOSITORY, Experiment
 from Experiment.progress import MARK, TO_PIPELINE
@@ -158,6 +158,7 @@ SCRIPTS = {
     "says": "import sys; print('hello', *sys.argv[1:], flush=True); print('a warning', file=sys.stderr)",
     "finished": "print('finished already: folder')",
     "mistake": "import sys; print('mistake.py: error: no such thing', file=sys.stderr); sys.exit(2)",
+    "away": "import sys; print('away.py: error: the database is away', file=sys.stderr); sys.exit(75)",
     "crashes": "1 / 0",
     "killed": "import os; os.kill(os.getpid(), 9)",
     "waits": """
@@ -221,14 +222,16 @@ def test_stages_of_a_group_run_side_by_side(scripts, tmp_path):
 
 
 @pytest.mark.parametrize("script, why", [
-    ("mistake", "no such thing"), ("crashes", "ended with exit code 1"),
+    ("mistake", "no such thing"), ("away", "the database is away"), ("crashes", "ended with exit code 1"),
     ("killed", "was killed by signal 9: by somebody, or by the system where memory lacks"),
 ])  # fmt: skip
 def test_a_stage_that_fails_ends_all_in_one_line(script, why, scripts, capfd):
     runner = runner_of([scripts(script), scripts("says", 0), scripts("finished", 1)])
     with pytest.raises(UserError) as error:
         runner.run()
-    assert str(error.value) == f"stage 1/3 {script}: {why}"
+    assert str(error.value) == f"stage 1/3 {script}: {why}" and exit_code(error.value) == (
+        75 if script == "away" else 2
+    )
     output = capfd.readouterr()
     assert "hello" in output.out and "[3/3" not in output.out  # what runs beside it ends in peace
     assert ("ZeroDivisionError" in output.err) == (script == "crashes")

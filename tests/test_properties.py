@@ -14,8 +14,9 @@ from hypothesis.extra import numpy as hnp
 from cli import flags
 from cli.tasks import shard
 from Data.loaders import load_splits
+from Data.npz import NPZ_KEYS
 from Data.numbering import Balanced
-from Data.registry import NPZ_KEYS, dataset_spec
+from Data.registry import dataset_spec
 from Data.synthetic import MANIFEST, SyntheticWriter, find_synthetic
 from Experiment.errors import UserError
 from Experiment.files import read_json

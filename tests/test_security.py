@@ -7,8 +7,8 @@ import h5py
 import numpy as np
 import pytest
 
-from Data.loaders import CIFAR_FILES, CIFAR_URL, medmnist_info
-from Data.registry import DATASETS
+from Data.loaders import CIFAR_FILES, CIFAR_URL
+from Data.registry import DATASETS, medmnist_info
 from Experiment.errors import UserError
 from Experiment.paths import REPOSITORY, Experiment
 from Models.backbones import BACKBONES
