@@ -65,7 +65,8 @@ def measure(args, context, test, best):
     """Accuracy on test of the default and of the best settings: the only look at the test images.
 
     Returns:
-        {"no_opt": {...}, "opt": {...}} in the published schema, with 95 % intervals of the accuracies.
+        {"no_opt": {...}, "opt": {...}} in the published schema, with 95 % intervals of the accuracies, the epoch, and the
+        number of images that the classifier has learnt from.
 
     Raises:
         UserError: An image is not finite or of one value, or a classifier's loss is not finite.
@@ -85,7 +86,7 @@ def measure(args, context, test, best):
         scores = accuracies(context.classifier.probabilities(test.images), test.labels)
         top = {"top_1": scores["top_1_accuracy"], "top_5": scores["top_5_accuracy"]}
         intervals = {key: list(binomial_interval(value, len(test.labels))) for key, value in top.items()}
-        results[name] = top | {"interval": intervals}
+        results[name] = top | {"interval": intervals, "epoch": epoch, "images": count}
         log.info(
             "test, %-6s: steps %d, scale %.2f, epoch %d, %d images -> top-1 %.4f, top-5 %.4f",
             name, steps, scale, epoch, count, *top.values(),

@@ -7,7 +7,7 @@ from statistics import mean
 from optuna.trial import TrialState
 
 from Experiment.errors import UserError
-from Experiment.files import merge_json, read_json, write_json
+from Experiment.files import read_json, write_json
 from Experiment.locks import claimed, locked
 from Experiment.machine import device_name
 from Experiment.pictures import try_to_draw
@@ -30,12 +30,12 @@ from Search.repeats import (
 )  # fmt: skip
 from Search.report import contact_sheet, measure, progress_lines, trial_line, write_trials
 from Search.settings import as_flags, levers_used, settings_of
+from Search.steps import note_steps, with_origin
 from Search.studies import FINISHED, delete_study, open_study, pruner, run_trials
 from Search.trials import objective, warm_start
 from Search.workers import sweep_stale_trials, trials
 
 SELECTED = {"val": "validation", "test": "TEST"}
-STAGE_NAMES = {"enc": "After Transfer Learning", "dif": "After Fine-Tuning"}
 
 log = logging.getLogger("experiment")
 
@@ -127,8 +127,9 @@ def measure_best(args, known, study, context, started):
             results = measure(args, context, known.splits.test, best)
             if args.select_on == "test":
                 results["opt"] |= {"select_on": "test"}
-            stage = {known.spec.name: {STAGE_NAMES[args.train_model]: results}}
-            merge_json(known.experiment.pipeline_file, stage, levels=2)
+            results = with_origin(results, args.train_model, known.inputs, known.hashes)
+            encoders = known.hashes.values() if args.train_model == "enc" else None
+            note_steps(known.experiment.pipeline_file, known.spec.name, args.train_model, results, encoders)
             try_to_draw("the steps so far", experiment_pipeline_bars, args.root, args.exp)
             if args.save_plots:
                 sheet = try_to_draw("best and worst", contact_sheet, context, study, best, known.folder)

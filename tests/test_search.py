@@ -23,6 +23,7 @@ from Search import stage, trials
 from Search.inputs import claim_study, search_inputs
 from Search.repeats import chosen, missing_repeats, ranked, run_missing_repeats
 from Search.report import measure, trial_line, write_trials
+from Search.steps import note_steps, with_origin
 from Search.trials import Context, Unusable, objective, warm_start
 from Search.workers import this_worker
 
@@ -374,7 +375,7 @@ def test_how_often_the_best_are_repeated():
 def searched(tmp_path, monkeypatch):
     """A search whose trials are there: arguments, what is known, a study of values; the look at test is counted."""
     looks = []
-    results = {name: {"top_1": 0.5, "top_5": 0.9} for name in ("no_opt", "opt")}
+    results = {name: {"top_1": 0.5, "top_5": 0.9, "epoch": 1} for name in ("no_opt", "opt")}
     monkeypatch.setattr(stage, "measure", lambda args, context, test, best: looks.append(best.number) or results)
 
     def searched(*values, flags=()):
@@ -436,6 +437,34 @@ def test_results_say_what_was_chosen_on_test(searched, select_on):
     stage.measure_best(args, known, study, Lucky(args, {}), 0.0)
     results = read_json(known.experiment.pipeline_file)["own"]["After Transfer Learning"]
     assert ("select_on" in results["opt"]) == (select_on == "test") and "select_on" not in results["no_opt"]
+
+
+def test_steps_of_other_test_images_or_of_an_encoder_that_is_gone_are_taken_out(tmp_path, caplog):
+    file, scores = tmp_path / "steps.json", {"top_1": 0.5, "top_5": 0.9, "epoch": 2}
+    first, later, last = "a" * 64, "b" * 64, "c" * 64
+
+    def search(part, encoder, test="d" * 64):
+        inputs = {"data": {"test": test}, "weights": {} if part == "enc" else {"enc": encoder}}
+        steps = with_origin({"no_opt": scores, "opt": scores}, part, inputs, {"2": encoder})
+        note_steps(file, "own", part, steps, [encoder] if part == "enc" else None)
+        return set(read_json(file)["own"])
+
+    both = {"After Transfer Learning", "After Fine-Tuning"}
+    assert search("enc", first) | search("dif", first) == both == search("enc", first) and not caplog.text
+    assert (
+        search("enc", later) == {"After Transfer Learning"} and "After Fine-Tuning in the results is of" in caplog.text
+    )
+    assert search("dif", first) == both  # from another epoch than the first search has chosen: the user's own choice
+    assert search("dif", last, test="e" * 64) == {"After Fine-Tuning"}
+    assert read_json(file)["own"]["After Fine-Tuning"]["opt"] == scores | {"test": "eeeeeeee", "encoder": "cccccccc"}
+
+
+def test_steps_of_earlier_versions_stay(tmp_path):
+    earlier = {"After Fine-Tuning": {"opt": {"top_1": 0.5, "top_5": 0.9}}}
+    write_json(tmp_path / "steps.json", {"own": earlier})
+    step = {"top_1": 0.4, "top_5": 0.8, "test": "d" * 8, "encoder": "a" * 8}
+    note_steps(tmp_path / "steps.json", "own", "enc", {"no_opt": step, "opt": step}, ["a" * 64])
+    assert read_json(tmp_path / "steps.json")["own"].items() >= earlier.items()
 
 
 # Removing epochs
