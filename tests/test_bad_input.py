@@ -276,8 +276,8 @@ STATES = [
 
 
 def snapshot(folder):
-    """Everything in a folder: files with their content, and folders; but for the cards of weights, which keep hashes."""
-    paths = [path for path in folder.rglob("*") if not path.name.endswith(".weights.h5.json")]
+    """Everything in a folder: files with their content, and folders; but for what keeps hashes of weights and sets."""
+    paths = [path for path in folder.rglob("*") if not path.name.endswith((".weights.h5.json", ".hashes.json"))]
     return {path: path.read_bytes() if path.is_file() else None for path in paths}
 
 

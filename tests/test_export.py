@@ -59,6 +59,11 @@ def root(tmp_path):
     return tmp_path
 
 
+def set_of(root):
+    (folder,) = (path for path in Experiment(root, "e", "digits").synthetic_root.iterdir() if path.is_dir())
+    return folder
+
+
 def exported(root, kind, *flags, to="out", dataset="digits"):
     common = ["--dataset", dataset, "--exp", "e", "--root", str(root), "--to", str(root / to), "--format", kind]
     return export_dataset.export(export_dataset.parse_args([*common, *flags]))
@@ -79,7 +84,9 @@ def front_matter(folder):
 
 
 def tree(folder):
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    """The files of a folder, but for the hashes that are kept beside a set."""
+    files = (path for path in folder.rglob("*") if path.is_file() and not path.name.endswith(".hashes.json"))
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 # Formats
@@ -207,7 +214,7 @@ def write_soft_labels(folder, sha256, teacher="0123abcd"):
 
 @pytest.mark.parametrize("kind", ["hf", "webdataset"])
 def test_a_soft_label_goes_with_its_image(root, kind):
-    (made,) = Experiment(root, "e", "digits").synthetic_root.iterdir()
+    made = set_of(root)
     of_image = write_soft_labels(made, SetToExport(made, dataset_spec("digits")).sha256)
     folder = exported(root, kind)
     if kind == "hf":
@@ -223,7 +230,7 @@ def test_a_soft_label_goes_with_its_image(root, kind):
 
 
 def test_soft_labels_of_another_set_or_of_several_teachers_stay(root, caplog):
-    (made,) = Experiment(root, "e", "digits").synthetic_root.iterdir()
+    made = set_of(root)
     write_soft_labels(made, "another set")
     assert SetToExport(made, dataset_spec("digits")).soft_labels is None
     for teacher in ("aaaaaaaa", "bbbbbbbb"):
@@ -275,7 +282,7 @@ def test_classes_of_any_name_go_through(tmp_path):
 
 def test_a_few_images_are_in_memory_at_a_time(root, monkeypatch):
     monkeypatch.setattr(export_images, "PIECE", 4)
-    (folder,) = Experiment(root, "e", "digits").synthetic_root.iterdir()
+    folder = set_of(root)
     source, read = SetToExport(folder, dataset_spec("digits")), []
     monkeypatch.setattr(source, "read", lambda *place: read.append(place) or ExportedImage(b"", None, 0, {}))
     images = source.images()
@@ -338,7 +345,7 @@ def test_several_sets_and_none(root):
 
 
 def test_half_of_a_set_is_refused(root, tmp_path):
-    (folder,) = Experiment(root, "e", "digits").synthetic_root.iterdir()
+    folder = set_of(root)
     (folder / "class_03/img_1.png").unlink()
     refused(root, "the command that made the set makes what is missing")
     begun = write_set(tmp_path / "begun", finish=False)
@@ -357,14 +364,14 @@ def test_other_classes_and_no_images_are_refused(root, tmp_path):
 @pytest.mark.parametrize("kind", FORMATS)
 def test_images_that_cannot_be_read_are_all_counted(root, kind, monkeypatch):
     monkeypatch.setattr(export_images, "PIECE", 4)
-    (folder,) = Experiment(root, "e", "digits").synthetic_root.iterdir()
+    folder = set_of(root)
     (folder / "class_00/img_0.png").write_bytes(b"spoilt")
     (folder / "class_04/img_1.png").write_bytes((folder / "class_04/img_1.png").read_bytes()[:-40])
     refused(root, r"2 of 23 images cannot be read: \S+class_00/img_0.png .*; \S+class_04/img_1.png", kind=kind)
 
 
 def test_an_export_into_the_set_is_refused(root):
-    (folder,) = Experiment(root, "e", "digits").synthetic_root.iterdir()
+    folder = set_of(root)
     with pytest.raises(UserError, match="is in the folder of the set"):
         exported(root, "hf", to=folder.relative_to(root) / "out")
 
@@ -373,7 +380,7 @@ def test_there_must_be_room(root, monkeypatch):
     monkeypatch.setattr(
         export_dataset, "check_room", lambda folder, needed, what: (_ for _ in ()).throw(UserError(f"{needed}"))
     )
-    (folder,) = Experiment(root, "e", "digits").synthetic_root.iterdir()
+    folder = set_of(root)
     refused(root, str(sum(os.path.getsize(path) for path in folder.rglob("*.png"))))
 
 
@@ -427,7 +434,7 @@ def test_own_data_have_the_licence_that_is_named(tmp_path):
 
 
 def test_the_card_says_what_how_and_of_what(root):
-    (made,) = Experiment(root, "e", "digits").synthetic_root.iterdir()
+    made = set_of(root)
     text = (exported(root, "hf") / "README.md").read_text()
     for said in ("23 images of 10 classes, every one generated", "arxiv.org/abs/2405.02698", "| inference steps | `20` |", "d" * 64,
                  SetToExport(made, dataset_spec("digits")).sha256, "Optical Recognition of Handwritten Digits", DIGITAL_SOURCE_TYPE,

@@ -184,7 +184,9 @@ def test_a_unet_that_an_epoch_replaces_is_not_downloaded(common, tiny, tmp_path,
     monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
     adapt(*common)
     adapt(*common, "--train_model", "dif", "--enc_epoch", "1")
-    monkeypatch.setitem(tiny.files, "unet", PublishedFile("unet.h5", ("http://127.0.0.1:9/",), "0" * 64))
+    monkeypatch.setitem(
+        tiny.files, "unet", PublishedFile("unet.h5", ("http://127.0.0.1:9/",), tiny.weights_hash("unet"))
+    )
     assert len(generate(*common, "--dif_epoch", "1")[0]) == 11
     assert hyp_opt.plan(hyp_opt.parse_args([*common, "--train_model", "dif", "--enc_epoch", "1"])).hashes
     with pytest.raises(UserError, match="unet.h5 cannot be downloaded from http://127.0.0.1:9/unet.h5"):

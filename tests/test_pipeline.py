@@ -386,12 +386,14 @@ def test_the_page_of_an_experiment(tmp_path):
 
     def written():
         splits = load_splits(spec, tmp_path)
-        found = report.write_report(experiment, spec, splits, "resnet20", stages, {"generation, 1x": 90.0}, [1], drawn)
+        seconds, common = {"generation, 1x": 90.0}, ["--dataset", "digits", "--exp", "e", "--root", "some where"]
+        found = report.write_report(experiment, spec, splits, "resnet20", stages, seconds, [1], drawn, common)
         return found.read_text(encoding="utf-8")
 
     page = written()
     for text in ("0.900", "0.870 to 0.930", "0.700", "0.200 to 0.300", "29", "1.75", "0.654", "20.0 points below &lt;real&gt;",
-                 "generate_dataset.py --exp &#x27;two words&#x27;", "None was made", "python audit_dataset.py"):  # fmt: skip
+                 "generate_dataset.py --exp &#x27;two words&#x27;", "None was made",
+                 "python audit_dataset.py --dataset digits --exp e --root &#x27;some where&#x27; --synthetic_dir"):  # fmt: skip
         assert text in page, text
     assert page.count("data:image/png;base64,") == 2 and "<script" not in page and "<real>" not in page
     write_json(audit_file(folder), {"coverage, generated": 0.4321})
