@@ -50,9 +50,8 @@ class AuditedSet:
 
     def __init__(self, folder, spec):
         self.folder, self.spec, classes = Path(folder), spec, class_names(spec)
-        ours = (self.folder / MANIFEST).exists() or (
-            self.folder / RECORD
-        ).exists()  # the real classes may be class_00 ...
+        # The real classes may be named class_00 ... too.
+        ours = any((self.folder / name).exists() for name in (MANIFEST, RECORD))
         of_classes = None if ours else names_by_class(self.folder, classes)
         if of_classes is None:
             found = SetToExport(self.folder, spec)
