@@ -20,10 +20,10 @@ stage() {
     local script=$1 code
     shift
     # A step of its own: SLURM's signal before the end of the time goes to it, and srun hands its exit code on.
-    # shellcheck disable=SC2086  # COMMON holds several flags
     # Since SLURM 22.05 a step takes the cores of its job only if it is told to.
-    srun --ntasks=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" "$REPOSITORY/.venv/bin/python" "$REPOSITORY/$script" --dataset "$DATASET" --exp "$EXP" \
-        --root "${ROOT:-$REPOSITORY}" ${COMMON:-} "$@"
+    # shellcheck disable=SC2086  # COMMON holds several flags
+    srun --ntasks=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" "$REPOSITORY/.venv/bin/python" "$REPOSITORY/$script" \
+        --dataset "$DATASET" --exp "$EXP" --root "${ROOT:-$REPOSITORY}" ${COMMON:-} "$@"
     code=$?
     if ((code > 128 || code == 75)) && ((${SLURM_RESTART_COUNT:-0} < 20)); then # 143: stopped in time; 137 and others: killed
         echo "$script ended with code $code: job $JOB is queued again" >&2
