@@ -4,7 +4,7 @@ from Data.measured import cas_results, is_of
 from Data.report import data_identity
 from Experiment.errors import UserError
 from Experiment.files import read_json
-from Experiment.levers import levers_on
+from Experiment.levers import in_words, levers_on
 from Models.backbones import BACKBONES
 from Models.weight_cards import other_inputs, read_card, weights_hashes
 from Models.weight_names import chosen_epochs
@@ -23,7 +23,7 @@ def classifier_entries(experiment, classifier, source):
 
 def learnt(name, entry):
     """What a classifier has learnt from, and the levers of its training, in words."""
-    levers = ", ".join(f"{lever} {value}" for lever, value in levers_on(entry.get("training", {})).items())
+    levers = in_words(entry.get("training", {}))
     images = "the real images" if name == REAL else f"{name[1:]}x generated images"
     return f"{images} ({levers})" if levers else images
 

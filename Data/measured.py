@@ -3,7 +3,7 @@
 import logging
 
 from Experiment.files import read_json
-from Experiment.levers import levers_on
+from Experiment.levers import in_words
 from Experiment.paths import size_from_name
 from Experiment.records import flattened, short
 from Experiment.results import CAS_SCHEMA, read_results, top_5_in_words
@@ -52,8 +52,7 @@ def is_of(entry, size, source):
 def scores(entry, num_classes):
     """The levers of a result's training, its accuracies, and the 95 % interval of the first."""
     training, interval = entry.get("training"), entry.get("interval", {}).get("top_1_accuracy")
-    levers = levers_on(training) if isinstance(training, dict) else {}
-    told = ", ".join(f"{name} {value}" for name, value in levers.items()) or "nothing"
+    told = (in_words(training) if isinstance(training, dict) else "") or "nothing"
     within = f"{interval[0]:.4f} to {interval[1]:.4f}" if interval else "not measured"
     return [told, f"{entry['top_1_accuracy']:.4f}", within, top_5_in_words(entry["top_5_accuracy"], num_classes)]
 

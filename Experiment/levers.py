@@ -38,3 +38,8 @@ def filled_in(values, others, prefix=""):
     """
     missing = {prefix + name: off for name, off in OFF.items() if prefix + name in others}
     return missing | values
+
+
+def in_words(options):
+    """The levers of {name: value} that are on, as one text; empty where none is."""
+    return ", ".join(f"{name} {value}" for name, value in levers_on(options).items())
