@@ -161,7 +161,8 @@ def adapt(args, known=None):
 def train(args, known, adapted, model, state, moments, done, losses, write_sheet, levers):
     """Train from epoch `done` on, and save epochs, history, sheets and loss curve. Returns the losses of this run."""
     from Models.training import SaveEpochs, fit_epochs
-    from plots import class_collages, loss_curve
+    from plots import loss_curve
+    from sheets import class_collages
 
     spec, folder, offset, (images, labels) = known.spec, known.folder, known.offset, known.train
     if args.restart:

@@ -14,7 +14,7 @@ from Models.runtime import make_repeatable
 from Models.teacher import teacher
 from Models.trained import load_best
 from Models.weight_cards import other_inputs
-from plots import side_by_side
+from sheets import side_by_side
 
 log = logging.getLogger("experiment")
 

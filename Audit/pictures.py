@@ -3,7 +3,9 @@
 import matplotlib.pyplot as plt
 import numpy as np
 
-from plots import SOURCE_STYLES, enlarge, grid, save_figure
+from figures import save_figure
+from plots import SOURCE_STYLES
+from sheets import enlarge, grid
 
 COLUMNS, ROWS = 12, 2  # pairs of a sheet of nearest images
 

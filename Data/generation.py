@@ -119,7 +119,7 @@ def draw_pictures(folder, classes, title, images_dir):
         title: Of the sheet.
         images_dir: Folder of the collages.
     """
-    from plots import COLLAGE_COLUMNS, COLLAGE_ROWS, MAX_SHEET_ROWS, class_collages, sample_sheet
+    from sheets import COLLAGE_COLUMNS, COLLAGE_ROWS, MAX_SHEET_ROWS, class_collages, sample_sheet
 
     store = open_set(folder, len(classes))
     side = image_side(store)

@@ -162,7 +162,7 @@ def train_unet(unet, moments, captions, steps, batch_size, seed, save):
 def sample_picture(unet, decoder, context_encoder, path, seed, columns=20):
     """What the backbone draws for captions of which only character, resolution and palette are said: digits, letters."""
     from Models.sampler import Sampler, initial_noise
-    from plots import grid, save_image
+    from sheets import grid, save_image
 
     characters = [c for c in DIGITS for _ in range(columns // 2)] + list("ABCDEFGHKMNPQRSTWXYZ" * 2)
     captions = np.zeros((len(characters), len(WORDS)), "int32")

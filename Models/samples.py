@@ -5,7 +5,7 @@ import logging
 import numpy as np
 
 from Models.sampler import block_size, first_of_each_class, generate_images
-from plots import MAX_SHEET_ROWS, sample_sheet
+from sheets import MAX_SHEET_ROWS, sample_sheet
 
 log = logging.getLogger("experiment")
 

@@ -7,7 +7,7 @@ import matplotlib
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from plots import plt, save_figure
+from figures import plt, save_figure
 
 MOST_LEGEND_TRIALS = 10
 FEWEST_TRIALS = 4

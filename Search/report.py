@@ -14,11 +14,11 @@ from Experiment.intervals import binomial_interval
 from Experiment.progress import each
 from Models.classifier import accuracies
 from Models.sampler import first_of_each_class
-from plots import MAX_SHEET_ROWS, side_by_side
 from Search.repeats import recorded
 from Search.settings import Settings, searched_levers, settings_of
 from Search.studies import FINISHED
 from Search.workers import trials
+from sheets import MAX_SHEET_ROWS, side_by_side
 
 log = logging.getLogger("experiment")
 

@@ -7,7 +7,7 @@ from Data.pictures import read_images
 from Data.registry import class_names
 from Data.synthetic import find_synthetic, open_set
 from Experiment.files import read_json
-from plots import MAX_SHEET_ROWS, side_by_side
+from sheets import MAX_SHEET_ROWS, side_by_side
 from Stages.report import STEPS, write_report
 from Stages.stages import common_flags
 

@@ -19,7 +19,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from Experiment.paths import REPOSITORY
-from plots import save_figure
+from figures import save_figure
 from Search.workers import GRACE
 
 WORKERS = (1, 2, 4, 8, 16, 32, 64)

@@ -166,15 +166,15 @@ def test_a_finished_set_says_so_without_tensorflow(tmp_path):
 def test_the_pictures_of_many_classes_are_drawn_a_class_at_a_time(tmp_path, monkeypatch):
     import tracemalloc
 
-    import plots
+    import sheets
 
-    classes, seen, sheets = 250, [], []
+    classes, seen, drawn = 250, [], []
     for label, folder in enumerate(class_folders(tmp_path / "set", classes)):
         folder.mkdir(parents=True)
         for i in range(24):
             Image.new("RGB", (32, 32), (label, i, 0)).save(folder / f"img_{i}.png")
-    monkeypatch.setattr(plots, "collage", lambda images, path: seen.append((len(images), images[0, 0, 0, 0])))
-    monkeypatch.setattr(plots, "sample_sheet", lambda images, labels, *rest: sheets.append((images[:, 0, 0], labels)))
+    monkeypatch.setattr(sheets, "collage", lambda images, path: seen.append((len(images), images[0, 0, 0, 0])))
+    monkeypatch.setattr(sheets, "sample_sheet", lambda images, labels, *rest: drawn.append((images[:, 0, 0], labels)))
     tracemalloc.start()
     try:
         draw_pictures(tmp_path / "set", list(map(str, range(classes))), "title", tmp_path)
@@ -182,7 +182,7 @@ def test_the_pictures_of_many_classes_are_drawn_a_class_at_a_time(tmp_path, monk
     finally:
         tracemalloc.stop()
     assert seen == [(24, label) for label in range(classes)]
-    ((pixels, labels),) = sheets
+    ((pixels, labels),) = drawn
     assert np.array_equal(labels, np.repeat(range(100), 8))  # as many classes as a sheet has rows
     assert np.array_equal(pixels, [(label, i, 0) for label in range(100) for i in range(8)])
     assert peak < 0.7 * classes * 24 * 32 * 32 * 3

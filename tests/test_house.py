@@ -20,17 +20,19 @@ SCRIPTS += "merge_lora export_weights export_dataset audit_dataset".split()
 # From the ground up. A room imports rooms of lower floors, and itself.
 FLOORS = {
     "Experiment": 0,
-    "plots": 1,
-    "pages": 1,
-    "Data": 2,
-    "Models": 3,
-    "Audit": 4,
-    "Search": 4,
-    "Scoring": 4,
-    "cli": 4,
-    "Stages": 4,
-    **dict.fromkeys(SCRIPTS, 5),
-    "pipeline": 6,
+    "figures": 1,
+    "sheets": 2,
+    "plots": 2,
+    "pages": 2,
+    "Data": 3,
+    "Models": 4,
+    "Audit": 5,
+    "Search": 5,
+    "Scoring": 5,
+    "cli": 5,
+    "Stages": 5,
+    **dict.fromkeys(SCRIPTS, 6),
+    "pipeline": 7,
 }
 # What stands above its room: a training of its own that draws its corpus from Data.
 ABOVE = {"Models/mini_pretraining.py"}

@@ -9,7 +9,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-import plots
+import sheets
 from tests.test_search_stages import SMALL, said_by
 
 AWKWARD = ("a$_$b", "c\udcff", "日本\n")
@@ -65,7 +65,7 @@ def test_pictures_that_fail_end_no_stage(every_stage, monkeypatch):
     def fail(*args, **how):
         raise RuntimeError("no font")
 
-    monkeypatch.setattr(plots, "save_image", fail)
+    monkeypatch.setattr(sheets, "save_image", fail)
     monkeypatch.setattr(Figure, "savefig", fail)
     root, said = every_stage("ant", "bee", searched=True)
     for what in (

@@ -12,6 +12,7 @@ from nbclient import NotebookClient
 from PIL import Image
 
 import plots
+import sheets
 from Experiment.errors import UserError
 from Experiment.files import read_json, write_json
 from Experiment.paths import (
@@ -55,7 +56,8 @@ def drawn(monkeypatch):
         figures.append(figure)
         return save(figure, path)
 
-    monkeypatch.setattr(plots, "save_figure", keep)
+    for module in (plots, sheets):
+        monkeypatch.setattr(module, "save_figure", keep)
     return figures
 
 
@@ -320,7 +322,7 @@ def plain_images(*greys, side=2):
 
 
 def test_grid_fills_row_by_row_on_white():
-    tiles = plots.grid(plain_images(10, 20, 30, 40), columns=3, gap=1)
+    tiles = sheets.grid(plain_images(10, 20, 30, 40), columns=3, gap=1)
     assert tiles.shape == (5, 8, 3) and tiles.dtype == np.uint8
     assert tiles[..., 0].tolist() == [
         [10, 10, 255, 20, 20, 255, 30, 30],
@@ -333,15 +335,15 @@ def test_grid_fills_row_by_row_on_white():
 
 def test_enlarge_repeats_pixels_of_small_images_only():
     image = np.arange(2 * 2 * 3, dtype=np.uint8).reshape(1, 2, 2, 3)
-    large = plots.enlarge(image, side=5)
+    large = sheets.enlarge(image, side=5)
     assert large.shape == (1, 6, 6, 3)
     assert (large[0, :3, 3:] == image[0, 0, 1]).all()
-    assert plots.enlarge(plain_images(1, side=64)).shape == (1, 64, 64, 3)
+    assert sheets.enlarge(plain_images(1, side=64)).shape == (1, 64, 64, 3)
 
 
 @pytest.mark.parametrize("count, rows", [(30, 3), (24, 3), (5, 1)])
 def test_collage_is_eight_by_three_at_most(tmp_path, count, rows):
-    path = plots.collage(plain_images(*range(count), side=64), tmp_path / "new" / "class0.png")
+    path = sheets.collage(plain_images(*range(count), side=64), tmp_path / "new" / "class0.png")
     with Image.open(path) as image:
         assert image.size == (8 * 66 - 2, rows * 66 - 2)
         assert image.getpixel((0, 0)) == (0, 0, 0) and image.getpixel((4 * 66, 0)) == (4, 4, 4)
@@ -352,7 +354,7 @@ def test_collage_is_eight_by_three_at_most(tmp_path, count, rows):
 
 def test_sample_sheet_has_a_row_for_each_class_with_images(tmp_path, drawn):
     labels = np.array([2, 0, 0])
-    path = plots.sample_sheet(plain_images(1, 2, 3, side=8), labels, ["cat", "dog", "a_very_long_class_name"],
+    path = sheets.sample_sheet(plain_images(1, 2, 3, side=8), labels, ["cat", "dog", "a_very_long_class_name"],
                               tmp_path / "s.png", "title")  # fmt: skip
     assert is_picture(path, 100)
     assert [axis.get_ylabel() for axis in drawn[0].axes] == ["cat", "a_very_long_clas"]
@@ -361,14 +363,14 @@ def test_sample_sheet_has_a_row_for_each_class_with_images(tmp_path, drawn):
 
 
 def test_sample_sheet_of_many_classes_is_cut(tmp_path, drawn, monkeypatch):
-    monkeypatch.setattr(plots, "MAX_SHEET_ROWS", 2)
-    plots.sample_sheet(plain_images(1, 2, 3), np.arange(3), ["a", "b", "c"], tmp_path / "s.png")
+    monkeypatch.setattr(sheets, "MAX_SHEET_ROWS", 2)
+    sheets.sample_sheet(plain_images(1, 2, 3), np.arange(3), ["a", "b", "c"], tmp_path / "s.png")
     assert [axis.get_ylabel() for axis in drawn[0].axes] == ["a", "b"]
 
 
 def test_side_by_side_shows_the_same_class_in_a_row(tmp_path, drawn):
     real, synthetic = plain_images(1, 2, 3, 4), plain_images(11, 12, 13, 14)
-    path = plots.side_by_side(real, synthetic, np.array([0, 0, 2, 2]), ["a", "b", "c"], tmp_path / "s.png")
+    path = sheets.side_by_side(real, synthetic, np.array([0, 0, 2, 2]), ["a", "b", "c"], tmp_path / "s.png")
     assert is_picture(path, 100)
     assert [axis.get_title() for axis in drawn[0].axes] == ["real", "synthetic", "", ""]
     assert [axis.images[0].get_array()[0, 0, 0] for axis in drawn[0].axes] == [1, 11, 3, 13]
