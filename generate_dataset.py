@@ -168,7 +168,7 @@ def generate(args, known=None):
         begin_folder(folder, settings, args.restart)
         writer.begin()
         made = write_images(args, known, settings["precision"], diffusion, guide, writer)
-        others = [f"{i}/{parts}" for i in range(1, parts + 1) if writer.missing((i, parts)).size]
+        others = [f"{i}/{parts}" for i in range(1, parts + 1) if not writer.is_whole((i, parts))]
         if others:
             log.info("%d images in %.0f s -> %s; shards that are not complete: %s", made, time.time() - started, folder,
                      ", ".join(others))  # fmt: skip

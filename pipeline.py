@@ -93,13 +93,13 @@ def run_pipeline(args, known=None):
 
 @contextlib.contextmanager
 def start_runner(args, known):
-    """What runs the stages: as processes of this machine, or with --ray as tasks of a cluster, generation in shards."""
+    """What runs the stages: processes of this machine; with --ray tasks of a cluster, a stage in parts where it can be."""
     if not args.ray:
         yield Runner(known.stages, at_once(args), Display(known.stages, known.work))
         return
     cluster = Cluster(args.ray, MEMORY[BACKBONES[args.backbone].small])
     try:
-        work = divided(known.work, cluster.slots)
+        work = divided(known.work, cluster.slots, cluster.one_machine)
         yield Runner([*work], cluster.slots, Display([*work], work), cluster.running)
     finally:
         cluster.close()

@@ -52,6 +52,10 @@ class FolderSink:
         places = map(self.writer.place, numbers)
         return np.array([image_name(index) in names[label] for label, index in places], bool)
 
+    def whole(self, numbers):
+        """Whether readers find all images of numbers int (n,), ascending."""
+        return self.there(numbers).all()
+
     def put(self, number, png):
         """Store the bytes of an image. Returns whether they are what is there now."""
         path = self.writer.file(number)
@@ -100,6 +104,9 @@ class TarSink:
         whole = [tar for tar in wanted if tar_file(self.folder, tar).exists()]
         return np.isin(numbers, waiting) | np.isin(tars, whole)
 
+    def whole(self, numbers):
+        return all(tar_file(self.folder, tar).exists() for tar in np.unique(numbers // self.unit))
+
     def put(self, number, png):
         tar = number // self.unit
         with self.lock:
@@ -130,18 +137,25 @@ class TarSink:
         path, logs = tar_file(self.folder, tar), self.logs()[tar]
         held = {number: (log, offset, size) for log in logs for number, offset, size in records(log)}
         if not path.exists():  # looked at after the logs, as above
-            numbers = self.numbers_of(tar).tolist()
-            if not held.keys() >= set(numbers):
-                raise UserError(f"images that waited for {path} are gone: run the same command again.")
-            with atomic_path(path) as partial, contextlib.closing(TarWriter(partial)) as packed:
-                for number in numbers:
-                    log, offset, size = held[number]
-                    with open(log, "rb") as file:
-                        file.seek(offset)
-                        self.add(packed, number, file.read(size))
+            try:
+                self.write(path, self.numbers_of(tar).tolist(), held)
+            except FileNotFoundError:  # of a log
+                if not path.exists():  # by another process, which took the logs away
+                    raise
         for log in logs:
             self.unsynced.discard(log)
             log.unlink(missing_ok=True)
+
+    def write(self, path, numbers, held):
+        """Write a tar from what logs hold, {number: (log, offset, size)}."""
+        if not held.keys() >= set(numbers):
+            raise UserError(f"images that waited for {path} are gone: run the same command again.")
+        with atomic_path(path) as partial, contextlib.closing(TarWriter(partial)) as packed:
+            for number in numbers:
+                log, offset, size = held[number]
+                with open(log, "rb") as file:
+                    file.seek(offset)
+                    self.add(packed, number, file.read(size))
 
     def add(self, packed, number, png):
         """Add an image and its label to a tar."""

@@ -92,6 +92,10 @@ class SyntheticWriter:
         numbers = self.shard(shard)
         return numbers[~self.sink.there(numbers)]
 
+    def is_whole(self, shard):
+        """Whether all images of a shard are where readers find them: none waits for the rest of its tar."""
+        return self.sink.whole(self.shard(shard))
+
     def progress(self, shard=(1, 1)):
         """How many images of a shard are there, and how many it has."""
         whole = len(self.shard(shard))

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 from filelock import FileLock, Timeout
 
-from Experiment.errors import UserError
+from Experiment.errors import PassingError, UserError
 
 CLAIMED = {}  # {lock file: held lock} of `claim`
 CLAIMING = 60  # s: longest wait for another process that is just claiming the same folder; it takes milliseconds
@@ -92,7 +92,7 @@ def claim(folder, part="", create=True):
         Whether the claim is new, so that it is the caller's to release.
 
     Raises:
-        UserError: Another process writes there.
+        PassingError: Another process writes there.
     """
     folder = Path(folder)
     whole, ours = folder / ".lock", folder / f".lock{part}"
@@ -116,7 +116,11 @@ def holder_file(lock):
 
 
 def take(lock):
-    """The lock of a lock file, held. Raises a UserError that names the holder if another process holds it."""
+    """The lock of a lock file, held.
+
+    Raises:
+        PassingError: Another process holds it, which it names. It may be the predecessor of this one, which still saves.
+    """
     held = FileLock(lock, blocking=False, thread_local=False)
     try:
         held.acquire()
@@ -124,7 +128,7 @@ def take(lock):
         holder = "another process"
         with contextlib.suppress(OSError):
             holder = holder_file(lock).read_text() or holder
-        raise UserError(f"{holder} is writing in {lock.parent}: wait for it, or use another --exp.") from None
+        raise PassingError(f"{holder} is writing in {lock.parent}: wait for it, or use another --exp.") from None
     return held
 
 

@@ -22,6 +22,8 @@ REQUIREMENTS = "cluster/ray-requirements.txt"
 LOOK = 0.5  # s between looks at what a task says
 ANSWER = 10  # s in which the cluster must answer; Ray by itself tries for minutes
 MEMORY = {True: 2 * 2**30, False: 24 * 2**30}  # bytes of a task, of a small backbone or not
+PAUSE = {True: 30, False: 0}  # s before a stage begins again, where something may pass or not
+SEARCH_WORKERS = 4  # at most: the more, the fewer earlier trials a trial learns from (python -m bench.scheduling)
 KILLS = 5  # times that a task's process may be killed, by the system where memory lacks, before its stage fails
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
@@ -42,21 +44,49 @@ def connect(address):
         UserError: There is no Ray, nobody answers, or the cluster is of another version.
     """
     ray = import_ray()
-    quiet = {"logging_level": "ERROR", "log_to_driver": False}
-    if address == "local":
-        # No array travels through the object store: the least that Ray takes will do.
-        ray.init(num_cpus=os.cpu_count(), object_store_memory=100 * 2**20, include_dashboard=False, **quiet)
-        return ray
-    host, _, port = address.rpartition(":")
+    how = {"address": address, "logging_level": "ERROR", "log_to_driver": False}
+    if address == "local":  # no array travels through the object store: the least that Ray takes will do
+        how |= {"num_cpus": os.cpu_count(), "object_store_memory": 100 * 2**20, "include_dashboard": False}
+    else:
+        host, _, port = address.rpartition(":")
+        try:
+            socket.create_connection((host, int(port)), ANSWER).close()
+        except (OSError, ValueError, OverflowError) as error:
+            raise UserError(f"--ray {address}: no cluster answers there ({error})") from None
+    stops = signal.getsignal(signal.SIGTERM)
     try:
-        socket.create_connection((host, int(port)), ANSWER).close()
-    except (OSError, ValueError, OverflowError) as error:
-        raise UserError(f"--ray {address}: no cluster answers there ({error})") from None
-    try:
-        ray.init(address=address, **quiet)
+        ray.init(**how)
     except Exception as error:  # Ray's own, RuntimeError, ConnectionError: of other versions, of a head that is no head
-        raise UserError(f"--ray {address}: {' '.join(str(error).split())}") from None
+        raise UserError(f"--ray {address}: {one_line(error)}") from None
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, stops)  # Ray's own ends the process without a word of what is saved
     return ray
+
+
+def one_line(error):
+    return " ".join(str(error).split())
+
+
+def slots_of(nodes, needed):
+    """How many tasks run at a time on the nodes of a cluster.
+
+    Args:
+        nodes: {resource: amount} of each node.
+        needed: The same of a task.
+
+    Raises:
+        UserError: No node has all that one task needs: Ray would wait for one without a word.
+    """
+    slots = sum(min(int(node.get(name, 0) // amount) for name, amount in needed.items()) for node in nodes)
+    if not slots:
+        offers = "; ".join(amounts({name: node.get(name, 0) for name in needed}) for node in nodes[:3])
+        raise UserError(f"--ray: no node has what a task needs, {amounts(needed)}; they offer {offers or 'nothing'}")
+    return slots
+
+
+def amounts(resources):
+    return ", ".join(f"{x / 2**30:.1f} GiB" if name == "memory" else f"{x:.0f} {name}" for name, x in resources.items())
 
 
 def die_with_parent():
@@ -68,11 +98,9 @@ def die_with_parent():
 def run_command(command, live, board, key):
     """What a task does: run a script on its node, and send its lines to the board. Returns the exit code.
 
-    A stop of the pipeline cancels the task, which is a KeyboardInterrupt here: the script may save what it has.
+    A stop of the pipeline cancels the task, which is a KeyboardInterrupt here: the script is told once, and may save
+    what it has.
     """
-    if not (REPOSITORY / command[0]).exists():
-        board.put.remote(key, f"{command[0]}: error: node {socket.gethostname()} does not see {REPOSITORY}", True)
-        return 2
     process = start_process(command, live, die_with_parent)
 
     def send(output, is_error):
@@ -82,12 +110,15 @@ def run_command(command, live, board, key):
     readers = [threading.Thread(target=send, args=pair) for pair in ((process.stdout, False), (process.stderr, True))]
     for reader in readers:
         reader.start()
-    try:
-        while process.poll() is None:  # not wait(), in which Ray's interrupt would be noticed at its end only
-            time.sleep(LOOK)
-    except KeyboardInterrupt:
-        process.terminate()
-        process.wait()
+    stopped = False
+    while process.returncode is None:
+        try:
+            while process.poll() is None:  # not wait(), in which Ray's interrupt would be noticed at its end only
+                time.sleep(LOOK)
+        except KeyboardInterrupt:  # comes again and again until the task ends
+            if not stopped:
+                process.terminate()
+            stopped = True
     for reader in readers:
         reader.join()
     return process.returncode
@@ -115,17 +146,24 @@ class Cluster:
 
     Attributes:
         slots: Tasks that can run at a time: one a GPU; without GPUs one a core, as far as memory goes.
+        one_machine: Whether all of them run on one machine.
+
+    Raises:
+        UserError: There is no such cluster, or no task fits on any of its nodes.
     """
 
     def __init__(self, address, memory):
         self.ray = connect(address)
-        there = self.ray.cluster_resources()
-        gpus = int(there.get("GPU", 0))
-        self.slots = max(1, gpus or min(int(there.get("CPU", 1)), int(there.get("memory", memory) // memory)))
+        needed = {"CPU": 1, "memory": memory}
+        if self.ray.cluster_resources().get("GPU"):
+            needed["GPU"] = 1  # of which Ray shows a task its own alone
+        nodes = [node for node in self.ray.nodes() if node["Alive"]]
+        self.slots = slots_of([node["Resources"] for node in nodes], needed)
+        self.one_machine = len({node["NodeManagerAddress"] for node in nodes}) == 1
         shared = {name: value for name, value in os.environ.items() if name.startswith("TF_")}  # how cores are shared
         environment = {"env_vars": {"PYTHONPATH": str(REPOSITORY), **shared}}
         # Nodes that are lost and workers that are killed are for Ray to replace, without end.
-        how = {"max_retries": -1, "max_calls": 1, "num_cpus": 1, "num_gpus": 1 if gpus else 0, "memory": memory}
+        how = {"max_retries": -1, "max_calls": 1, "num_cpus": 1, "num_gpus": needed.get("GPU", 0), "memory": memory}
         self.task = self.ray.remote(runtime_env=environment, **how)(run_command)
         here = self.ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
             self.ray.get_runtime_context().get_node_id(), soft=True
@@ -148,11 +186,18 @@ class Cluster:
         return bool(self.ray.wait([task], timeout=LOOK)[0])
 
     def code(self, task):
-        """The exit code of an ended task's command; None of one that was cancelled."""
+        """The exit code of an ended task's command; None of one that was cancelled.
+
+        Raises:
+            UserError: A node could not run it.
+        """
         try:
             return self.ray.get(task)
         except self.ray.exceptions.TaskCancelledError:
             return None
+        except self.ray.exceptions.RayError as error:  # without the checkout there, not even this module is found
+            reason = str(error).strip().splitlines()[-1]
+            raise UserError(f"a node could not run it; do all nodes see {REPOSITORY}? ({reason})") from None
 
     def cancel(self, task):
         self.ray.cancel(task)
@@ -170,7 +215,7 @@ class RayRunning(Running):
 
     def __init__(self, stage, display, cluster):
         super().__init__(stage, display)
-        self.cluster, self.task, self.key = cluster, None, str(id(self))
+        self.cluster, self.task, self.key, self.stopping = cluster, None, str(id(self)), False
 
     def begin(self):
         self.task = self.cluster.submit(self.stage.command, self.display.live, self.key)
@@ -183,33 +228,49 @@ class RayRunning(Running):
             for line, is_error in self.cluster.said(self.key):
                 self.take(line, sys.stderr if is_error else sys.stdout)
             if not ended:
+                if self.stopping:  # more than once: an interrupt can be lost in a busy worker
+                    self.cluster.cancel(self.task)
                 continue
-            code = self.cluster.code(self.task)
-            if code is not None and (code < 0 or code == MAY_PASS) and kills < KILLS:
+            try:
+                code = self.cluster.code(self.task)
+            except UserError as error:
+                self.said, code = str(error), 2
+            if code is not None and (code < 0 or code == MAY_PASS) and kills < KILLS and not self.stopping:
                 kills += 1
                 what = f"killed by signal {-code}" if code < 0 else f"ended with exit code {code}, which may pass"
                 self.display.tell(self.stage, f"{what}: begun again", sys.stderr)
+                time.sleep(PAUSE[code == MAY_PASS])
                 self.begin()
             else:
                 self.code = 128 + signal.SIGTERM if code is None else code
         self.seconds = time.time() - started
 
     def stop(self):
-        self.cluster.cancel(self.task)
+        self.stopping = True
 
 
-def divided(work, shards):
-    """{stage: GFLOP} in which each generation is `shards` stages that need nothing of one another.
+def divided(work, slots, one_machine=False):
+    """{stage: GFLOP} in which generations are shards and searches are workers, which need nothing of one another.
 
-    The last of them to end writes the manifest. Sets that are filtered are not divided.
+    The last shard to end writes the manifest. Sets that are filtered, or made anew, are not divided; nor are searches whose
+    study is the usual file of SQLite, which several machines cannot share.
+
+    Args:
+        work: {stage: GFLOP}.
+        slots: Tasks that run at a time.
+        one_machine: Whether all of them run on one machine.
     """
     parts = {}
     for stage, operations in work.items():
         given = {flag.partition("=")[0] for flag in stage.flags}
-        if stage.script != "generate_dataset" or shards == 1 or {"--filter", "--shard"} & given:
-            parts[stage] = operations
-            continue
-        for i in range(1, shards + 1):
-            name, flags = f"{stage.name}, shard {i} of {shards}", (*stage.flags, "--shard", f"{i}/{shards}")
-            parts[replace(stage, name=name, flags=flags)] = operations / shards
+        count, what = 1, ""
+        if stage.script == "generate_dataset" and not {"--filter", "--restart", "--shard"} & given:
+            count, what = slots, "shard"
+        elif stage.script == "hyp_opt" and (one_machine or "--storage" in given):
+            count, what = min(slots, SEARCH_WORKERS), "worker"
+        for i in range(1, count + 1):
+            part = stage if count == 1 else replace(stage, name=f"{stage.name}, {what} {i} of {count}")
+            if count > 1 and what == "shard":
+                part = replace(part, flags=(*stage.flags, "--shard", f"{i}/{count}"))
+            parts[part] = operations / count
     return parts

@@ -27,31 +27,40 @@ def find_task(wanted=None, environ=os.environ):
     for system, (number, count) in SYSTEMS.items():
         if number not in environ:
             continue
+        tasks, index = step_of(environ) if system == "SLURM array" else (1, 0)
         if wanted is not None:
-            return within(whole(environ, number), wanted, system)
+            return within(whole(environ, number) * tasks + index, wanted, system)
         if count not in environ:
             raise ValueError(f"{system}: {number} says which task this is, but {count} does not say of how many")
         first, step = array_numbers(environ) if system == "SLURM array" else (0, 1)
-        return within((whole(environ, number) - first) // step, whole(environ, count), system)
+        place = (whole(environ, number) - first) // step
+        return within(place * tasks + index, whole(environ, count) * tasks, system)
     raise ValueError(
         f"no batch system is at work: none of {', '.join(number for number, _ in SYSTEMS.values())} is set"
     )
+
+
+def step_of(environ):
+    """Tasks that srun has begun together in a task of a SLURM array, one a GPU for instance, and which of them this is."""
+    if "SLURM_STEP_NUM_TASKS" not in environ:
+        return 1, 0
+    return whole(environ, "SLURM_STEP_NUM_TASKS"), whole(environ, "SLURM_PROCID")
 
 
 def array_numbers(environ):
     """The first number of a SLURM array, and the step to the next.
 
     Raises:
-        ValueError: It has gaps, or begins late: then it may be a part of one that is run again.
+        ValueError: It has one task, gaps, or begins late: then it may be a part of one that is run again.
     """
     first, last, count = (whole(environ, f"SLURM_ARRAY_TASK_{name}") for name in ("MIN", "MAX", "COUNT"))
-    step = whole(environ, "SLURM_ARRAY_TASK_STEP") if count > 1 else 1
-    if first > 1 or first + (count - 1) * step != last:
+    step = whole(environ, "SLURM_ARRAY_TASK_STEP")
+    if count == 1 or first > 1 or first + (count - 1) * step != last:
         raise ValueError(
-            f"the array has {count} tasks from {first} to {last}, so it may be a part of one: number all tasks from 0 or 1 "
+            f"the array has {count} task{'s' * (count > 1)} from {first} to {last}, so it may be a part of one: number all tasks from 0 or 1 "
             "without gaps, or say how many there are in all, auto/N with numbers from 0"
         )
-    return first, max(1, step)
+    return first, step
 
 
 def whole(environ, name):
@@ -71,14 +80,21 @@ def within(index, count, system):
     return index, count
 
 
-def shard(text):
-    """An argparse type: I/N with 1 <= I <= N; `auto`, or `auto/N`, is this task's place in its job."""
+def automatic(text):
+    """This task's place in its job, (number from 1, of how many), where a flag says `auto` or `auto/N`; None otherwise."""
+    if not (found := re.fullmatch(r"auto(?:/(\d{1,6}))?", text)):
+        return None
     try:
-        if found := re.fullmatch(r"auto(?:/(\d{1,6}))?", text):
-            index, count = find_task(int(found[1]) if found[1] else None)
-            return index + 1, count
+        index, count = find_task(int(found[1]) if found[1] else None)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text}: {error}") from None
+    return index + 1, count
+
+
+def shard(text):
+    """An argparse type: I/N with 1 <= I <= N; `auto`, or `auto/N`, is this task's place in its job."""
+    if place := automatic(text):
+        return place
     match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
     if not match or not 1 <= int(match[1]) <= int(match[2]):
         raise argparse.ArgumentTypeError(f"must be I/N with I from 1 to N, or auto, received {text}")
@@ -86,16 +102,11 @@ def shard(text):
 
 
 def size(inner):
-    """An argparse type: what `inner` takes; `auto` is 1 for the first task of a job, 2 for the second, and so on."""
+    """An argparse type: what `inner` takes; `auto`, or `auto/N`, is 1 for the first task of a job, 2 for the second ..."""
 
     def parse(text):
-        if text != "auto":
-            return inner(text)
-        try:
-            index, count = find_task()
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(f"{text}: {error}") from None
-        return inner(str(index + 1))
+        place = automatic(text)
+        return inner(str(place[0]) if place else text)
 
     parse.__name__ = inner.__name__
     return parse

@@ -12,6 +12,7 @@ parser.add_argument("folder", type=Path)
 parser.add_argument("--count", type=int, default=20)
 parser.add_argument("--shard", default="1/1")
 parser.add_argument("--mistake", action="store_true")
+parser.add_argument("--slow", action="store_true", help="to start")
 args = parser.parse_args()
 if args.mistake:
     print("tests/ray_stub.py: error: something is wrong", file=sys.stderr)
@@ -23,9 +24,11 @@ def stop(*_):
     sys.exit(143)
 
 
-signal.signal(signal.SIGTERM, stop)
 args.folder.mkdir(parents=True, exist_ok=True)
 (args.folder / f"pid-{args.shard.replace('/', '-')}").write_text(f"{os.getpid()} {os.getppid()}")
+if args.slow:
+    time.sleep(5)
+signal.signal(signal.SIGTERM, stop)
 part, parts = map(int, args.shard.split("/"))
 for i in range(part - 1, args.count, parts):
     file = args.folder / f"{i}.txt"

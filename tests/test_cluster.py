@@ -63,25 +63,30 @@ def test_jobs_of_kubernetes_are_commands_that_exist(job, monkeypatch):
     assert rules["FailJob"]["onExitCodes"]["values"] == [2] and rules["Ignore"]
 
 
+# Each look at a file's jobs in turn: before they are made, an API that is away, running, and what has become of them.
 KUBECTL = """#!/bin/sh
 echo "$*" >> {log}
-last=$(tail -n 2 {log} | head -n 1)
-case "$*" in
-    *" get "*) [ "$last" = "$*" ] || exit 0 ;;  # at the first look nothing has become of it
-esac
-case "$*" in
-    *" get "*{failing}*) echo "FailureTarget Failed" ;;
-    *" get "*6-*) echo "Complete SuccessCriteriaMet Complete" ;;
-    *" get "*) echo "SuccessCriteriaMet Complete" ;;
+case "$*" in *" get "*) ;; *) exit 0 ;; esac
+case $(grep -c -F -x -e "$*" {log}) in
+    1) echo "{before}" ;;
+    2) echo "connection refused" >&2; exit 1 ;;
+    3) echo "1 " ;;
+    *) case "$*" in
+        *{failing}*) echo " FailureTarget Failed" ;;
+        *6-*) echo " Complete SuccessCriteriaMet Complete" ;;
+        *) echo " SuccessCriteriaMet Complete" ;;
+    esac ;;
 esac
 """
 
 
-@pytest.mark.parametrize("failing, last", [("nothing", 6), ("3-adapt-unet", 3)])
-def test_the_jobs_of_kubernetes_run_one_after_the_other(tmp_path, failing, last):
-    """With a stand-in for kubectl that says at the second look what has become of a job."""
+@pytest.mark.parametrize(
+    "failing, last, before", [("nothing", 6, ""), ("3-adapt-unet", 3, " Complete"), ("nothing", 6, "1 ")]
+)
+def test_the_jobs_of_kubernetes_run_one_after_the_other(tmp_path, failing, last, before):
+    """With a stand-in for kubectl. Jobs that have ended make room for new ones, those that run go on."""
     log, kubectl = tmp_path / "log", tmp_path / "kubectl"
-    kubectl.write_text(KUBECTL.format(log=log, failing=failing))
+    kubectl.write_text(KUBECTL.format(log=log, failing=failing, before=before))
     kubectl.chmod(0o755)
     environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "POLL": "0"}
     done = subprocess.run([KUBERNETES / "chain.sh", "--namespace=me"], env=environment, capture_output=True, text=True)
@@ -89,8 +94,30 @@ def test_the_jobs_of_kubernetes_run_one_after_the_other(tmp_path, failing, last)
     assert ("3-adapt-unet.yaml has failed" in done.stderr) == (last == 3)
     lines = log.read_text().splitlines()
     assert all(line.startswith("--namespace=me ") for line in lines)
-    applied = [line.split()[-1] for line in lines if " apply " in line][1:]
-    assert applied == [file.name for file in sorted(KUBERNETES.glob("[1-6]-*.yaml"))][:last]
+    files = sorted(file.name for file in KUBERNETES.glob("[1-6]-*.yaml"))[:last]
+    assert [line.split()[-1] for line in lines if " apply " in line][1:] == files
+    deleted = [line.split()[-1] for line in lines if " delete " in line]
+    assert deleted == ([] if before == "1 " else files)
+
+
+def test_the_chain_asks_for_everything_before_it_submits(tmp_path):
+    """With a stand-in for sbatch: what only the last jobs need would else be missed days later."""
+    sbatch = tmp_path / "sbatch"
+    sbatch.write_text(f'#!/bin/sh\necho "$SHARD $*" >> {tmp_path}/log\necho 7\n')
+    sbatch.chmod(0o755)
+    needed = {"DATASET": "digits", "EXP": "s", "IMG_TOTAL": "100", "SEARCH_WORKERS": "2", "STORAGE": "postgresql://x/y"}
+
+    def submit(**values):
+        environment = {**os.environ, **values, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+        return subprocess.run([REPOSITORY / "cluster/slurm/chain.sh"], env=environment, capture_output=True, text=True)
+
+    for name in needed:
+        if name != "SEARCH_WORKERS":
+            done = submit(**{other: value for other, value in needed.items() if other != name})
+            assert done.returncode and name in done.stderr and not (tmp_path / "log").exists()
+    assert submit(**needed, SHARDS="1").returncode == 0
+    lines = (tmp_path / "log").read_text().splitlines()
+    assert len(lines) == 6 and lines[4].startswith("auto/1 ") and "--array=0-0" in lines[4]
 
 
 CONFIGURATION = """
@@ -209,7 +236,7 @@ def test_the_chain_through_kills_gives_the_bytes_of_one_process(slurm, tmp_path)
     slurm("scontrol", "update", f"nodename={node}", "state=idle")
     wait(lambda: not slurm("squeue", "-h").strip(), 1800)
 
-    (made,) = (root / "Data/Synthetic/Exp_s/digits").glob("1k*")
+    (made,) = (path for path in (root / "Data/Synthetic/Exp_s/digits").glob("1k*") if path.is_dir())
     results = root / "CAS Results/test_accuracies_exps.json"
     assert results.exists() and '"real"' in results.read_text() and '"x1"' in results.read_text()
     logs = "".join(path.read_text() for path in tmp_path.glob("generate-*.txt"))

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 import types
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from Experiment.errors import UserError
 from Experiment.paths import REPOSITORY
 from Stages import ray_running
 from Stages.display import Display
-from Stages.ray_running import Cluster, divided
+from Stages.ray_running import Cluster, divided, slots_of
 from Stages.running import Runner
 from Stages.stages import Stage
 
@@ -59,12 +60,35 @@ def test_generation_is_divided_and_nothing_else():
         Stage("first search", "hyp_opt", (), 1),
     )
     filtered = Stage("generation, 4x", "generate_dataset", ("--best", "--filter=0.5"), 4)
+    anew = Stage("generation, 4x", "generate_dataset", ("--best", "--restart"), 4)
     work = divided({other: 5.0, generation: 9.0, filtered: 2.0}, 3)
     assert [stage.name for stage in work] == [
         "first search", *(f"generation, 1x, shard {i} of 3" for i in (1, 2, 3)), "generation, 4x"
     ]  # fmt: skip
     assert [stage.flags for stage in work][1] == ("--best", "--shard", "1/3") and list(work.values()) == [5, 3, 3, 3, 2]
-    assert divided({generation: 9.0}, 1) == {generation: 9.0}
+    assert divided({generation: 9.0}, 1) == {generation: 9.0} and divided({anew: 9.0}, 3) == {anew: 9.0}
+
+
+def test_workers_share_a_search_where_they_can_share_its_study():
+    search = Stage("first search", "hyp_opt", ("--n_trials", "5"), 1)
+    stored = Stage("first search", "hyp_opt", ("--storage", "postgresql://x/y"), 1)
+    assert divided({search: 8.0}, 2) == {search: 8.0}
+    work = divided({search: 8.0}, 2, one_machine=True)
+    assert [stage.name for stage in work] == ["first search, worker 1 of 2", "first search, worker 2 of 2"]
+    assert {stage.flags for stage in work} == {search.flags} and list(work.values()) == [4, 4]
+    assert len(divided({stored: 8.0}, 64)) == ray_running.SEARCH_WORKERS
+
+
+def test_tasks_are_counted_node_by_node():
+    """What is promised and does not fit anywhere would wait for ever, without a word."""
+    gib = 2**30
+    nodes = [{"CPU": 4, "memory": 9 * gib}, {"CPU": 1, "memory": 99 * gib, "GPU": 1}, {"memory": 99 * gib}]
+    assert slots_of(nodes, {"CPU": 1, "memory": 2 * gib}) == 5
+    assert slots_of(nodes, {"CPU": 1, "memory": 24 * gib, "GPU": 1}) == 1
+    with pytest.raises(UserError, match="a task needs, 1 CPU, 24.0 GiB; they offer 4 CPU, 9.0 GiB$"):
+        slots_of(nodes[:1], {"CPU": 1, "memory": 24 * gib})
+    with pytest.raises(UserError, match="they offer nothing"):
+        slots_of([], {"CPU": 1, "memory": gib})
 
 
 @pytest.fixture
@@ -82,9 +106,15 @@ def nodes():
 
 @pytest.fixture
 def cluster(nodes):
+    stops = signal.getsignal(signal.SIGTERM)
     made = Cluster(nodes.address, 100 * 2**20)
+    assert signal.getsignal(signal.SIGTERM) is stops  # else a stop would end the pipeline without a word
     yield made
     made.close()
+
+
+def without_checkout(*task):
+    import nowhere  # noqa: F401
 
 
 def stub_stages(folder, count=40, shards=2):
@@ -192,9 +222,27 @@ def test_a_driver_that_is_killed_and_begun_again(nodes, tmp_path):
 
 def test_a_stop_lets_tasks_save_what_they_have(cluster, tmp_path):
     runner, thread = start(cluster, stub_stages(tmp_path / "out", 400))
-    wait(lambda: len(list((tmp_path / "out").glob("*.txt"))) > 5)
+    wait(lambda: (tmp_path / "out/4.txt").exists() and (tmp_path / "out/5.txt").exists())  # of both
     for run in runner.runs.values():
         run.stop()
     wait(lambda: all(run.code for run in runner.runs.values()), 30)
     assert [run.said for run in runner.runs.values()] == ["all is saved"] * 2
     assert [run.code for run in runner.runs.values()] == [143] * 2
+
+
+def test_a_script_that_is_stopped_while_it_starts_is_not_begun_again(cluster, tmp_path):
+    """It dies by its SIGTERM, before it has a handler."""
+    runner, thread = start(cluster, [replace(stage, flags=(*stage.flags, "--slow")) for stage in stub_stages(tmp_path)])
+    pids(tmp_path, 1)
+    for run in runner.runs.values():
+        run.stop()
+    thread.join()
+    assert all(run.code for run in runner.runs.values()) and not list(tmp_path.glob("*.txt"))
+
+
+def test_a_node_without_the_checkout_is_one_line(cluster, tmp_path):
+    (stage,) = stub_stages(tmp_path, shards=1)
+    cluster.task = cluster.ray.remote(max_calls=1)(without_checkout)
+    runner = Runner([stage], 1, Display([stage], {stage: 1.0}), cluster.running)
+    with pytest.raises(UserError, match=r"do all nodes see .*\? \(ModuleNotFoundError: No module named 'nowhere'\)"):
+        runner.run()

@@ -19,6 +19,7 @@ from Data.numbering import Proportional
 from Data.registry import DatasetSpec
 from Data.set_hashes import kept_file
 from Data.stored_set import StoredSet, load_synthetic
+from Data.stores import tar_file
 from Data.synthetic import SyntheticWriter, complete_sets, find_synthetic, open_set, read_manifest, set_identity
 from Data.tar import TarWriter
 from Experiment.errors import UserError
@@ -266,6 +267,36 @@ def test_what_is_on_the_disk_counts_and_is_not_made_again(tmp_path):
     assert [again.progress((i, 4)) for i in range(1, 5)] == [(6, 6), (1, 6), (0, 6), (1, 2)]
     assert sorted(path.name for path in tmp_path.glob("*.tar")) == ["images-000000.tar"]
     assert not is_complete(again)
+
+
+def test_a_shard_whose_last_tar_is_not_packed_yet_is_not_whole(tmp_path, monkeypatch):
+    """Its images are there, and it is not for others to make them; but who ends beside it must not close the set."""
+    write(tmp_path, shards=[(2, 2)], finish=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(sinks.TarSink, "pack", lambda self, tar: None)  # killed just before it
+        write(tmp_path, shards=[(1, 2)], finish=False)
+    writer = new_writer(tmp_path)
+    assert not writer.missing((1, 2)).size and not writer.is_whole((1, 2)) and writer.is_whole((2, 2))
+    write(tmp_path, shards=[(1, 2)])
+    assert new_writer(tmp_path).is_whole((1, 1)) and is_complete(new_writer(tmp_path))
+
+
+def test_two_processes_may_pack_the_same_tar(tmp_path, monkeypatch):
+    """The other one is ready first, and takes the logs away while this one reads them."""
+    ready, add = write(tmp_path / "b"), sinks.TarSink.add
+    with monkeypatch.context() as patch:
+        patch.setattr(sinks.TarSink, "pack", lambda self, tar: None)
+        write(tmp_path / "a", finish=False)
+
+    def slow(self, *what):
+        add(self, *what)
+        for tar, logs in self.logs().items():
+            shutil.copy(tar_file(ready, tar), self.folder)
+            for log in logs:
+                log.unlink()
+
+    monkeypatch.setattr(sinks.TarSink, "add", slow)
+    assert tree(write(tmp_path / "a")) == tree(ready)
 
 
 def test_an_image_that_is_there_is_not_stored_twice(tmp_path):

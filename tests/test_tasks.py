@@ -29,9 +29,9 @@ def nowhere(monkeypatch):
 
 @pytest.mark.parametrize("environ, place", [
     (array(0, 0, 7, 8), (0, 8)), (array(8, 1, 8, 8), (7, 8)), (array(6, 0, 8, 5, step=2), (3, 5)),
-    (array(0, 0, 0, 1), (0, 1)), (array(1, 1, 1, 1, step=0), (0, 1)),
     (KUBERNETES, (2, 3)), (SKYPILOT, (0, 2)), (STEP, (3, 4)),
     (array(2, 0, 3, 4) | {"SLURM_PROCID": "0", "SLURM_NTASKS": "1"}, (2, 4)),  # each task of an array is a job of one task
+    (array(2, 0, 3, 4) | {"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2"}, (5, 8)),  # or of several, one a GPU
 ])  # fmt: skip
 def test_every_system_says_which_task_this_is(environ, place):
     assert find_task(environ=environ) == place
@@ -39,7 +39,8 @@ def test_every_system_says_which_task_this_is(environ, place):
 
 @pytest.mark.parametrize("environ, message", [
     ({}, "no batch system is at work: none of SLURM_ARRAY_TASK_ID"),
-    (array(3, 3, 3, 1), "from 3 to 3, so it may be a part of one"),  # one shard that is made again: not the whole set
+    (array(3, 3, 3, 1), "1 task from 3 to 3, so it may be a part of one"),  # one shard that is made again: not the whole set
+    (array(0, 0, 0, 1), "1 task from 0 to 0"), (array(1, 1, 1, 1), "1 task from 1 to 1"),
     (array(5, 1, 7, 3), "has 3 tasks from 1 to 7"),
     ({"JOB_COMPLETION_INDEX": "2"}, "JOB_COMPLETIONS does not say of how many"),
     ({"SKYPILOT_NODE_RANK": "-1", "SKYPILOT_NUM_NODES": "2"}, "SKYPILOT_NODE_RANK must be a whole number, received -1"),
@@ -67,6 +68,7 @@ def test_the_flags_take_it(monkeypatch):
     assert shard("auto") == (3, 4) and shard("auto/9") == (3, 9) and shard("2/5") == (2, 5)
     assert generate_dataset.parse_args(["--img_total", "10", "--shard", "auto"]).shard == (3, 4)
     assert classifier_training.parse_args(["--take", "auto"]).take == 3
+    assert classifier_training.parse_args(["--take", "auto/9"]).take == 3
     assert classifier_training.parse_args(["--take", "10"]).take == 10
 
 

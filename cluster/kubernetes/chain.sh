@@ -4,19 +4,26 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 
+state() { # of the jobs in a file: numbers of pods that run, and conditions that hold; nothing where none is there
+    kubectl "$@" -o jsonpath='{..status.active} {..status.conditions[?(@.status=="True")].type}' --ignore-not-found
+}
+
 kubectl "$@" apply -f experiment.yaml -f postgres.yaml
 for file in [1-6]-*.yaml; do
-    kubectl "$@" delete --ignore-not-found -f "$file" # an old job of this name would stand in the way
+    found=$(state "$@" get -f "$file")
+    if [[ $found != *[0-9]* ]]; then # a job that has ended would stand in the way of a new one; one that runs goes on
+        kubectl "$@" delete --ignore-not-found --cascade=foreground -f "$file"
+    fi
     kubectl "$@" apply -f "$file"
     jobs=$(grep -c "^kind: Job" "$file") complete=0
     while ((complete < jobs)); do
         sleep "${POLL:-10}"
-        conditions=" $(kubectl "$@" get -f "$file" -o jsonpath='{..status.conditions[?(@.status=="True")].type}') "
-        if [[ $conditions == *" Failed "* ]]; then
+        found=" $(state "$@" get -f "$file") " || continue # the API is away for a moment
+        if [[ $found == *" Failed "* ]]; then
             echo "$file has failed: kubectl describe -f $file, and kubectl logs of its pods, say why" >&2
             exit 1
         fi
-        complete=$({ grep -o " Complete\b" || true; } <<<"$conditions" | wc -l) # no match is no error: the job still runs
+        complete=$({ grep -o " Complete\b" || true; } <<<"$found" | wc -l) # no match is no error: the job still runs
     done
     echo "$file is done"
 done

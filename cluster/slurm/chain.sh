@@ -7,6 +7,12 @@
 # DIF_FLAGS, SEARCH_FLAGS, SECOND_SEARCH_FLAGS, GENERATE_FLAGS and CLASSIFY_FLAGS go to the scripts. A stage that fails takes
 # those after it off the queue; the same command goes on where it stood, for what is finished says so and ends.
 set -euo pipefail
+: "${DATASET:?}" "${EXP:?}" "${IMG_TOTAL:?}" # needed by the last jobs too: days later
+workers=${SEARCH_WORKERS:-1} shards=${SHARDS:-8}
+if ((workers > 1)) && [[ -z ${STORAGE:-} ]]; then
+    echo "SEARCH_WORKERS=$workers needs STORAGE, a database that all nodes reach" >&2
+    exit 2
+fi
 cd "$(dirname "$0")/../.."
 here=cluster/slurm after=
 
@@ -19,11 +25,10 @@ submit() { # PART, FLAGS, array of the job or nothing, file
 }
 
 options=("$@")
-workers=${SEARCH_WORKERS:-1}
 ((workers > 1)) && wide=0-$((workers - 1)) || wide=
 submit enc "${ENC_FLAGS:-}" "" adapt.sh
 submit enc "${SEARCH_FLAGS:-}" "$wide" search.sh
 submit dif "${DIF_FLAGS:-}" "" adapt.sh
 submit dif "${SECOND_SEARCH_FLAGS:-${SEARCH_FLAGS:-}}" "$wide" search.sh
-submit "" "${GENERATE_FLAGS:-}" "0-$((${SHARDS:-8} - 1))" generate.sh
+SHARD=auto/$shards submit "" "${GENERATE_FLAGS:-}" "0-$((shards - 1))" generate.sh
 submit "" "${CLASSIFY_FLAGS:-}" "0-${SIZES:-10}" classify.sh
