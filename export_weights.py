@@ -19,19 +19,9 @@ from Experiment.files import atomic_path, write_json
 from Experiment.paths import Experiment
 from Experiment.plan import Plan
 from Experiment.records import DATA_FLAGS, describe_run, finished_run
+from Models import exported
 from Models.backbones import BACKBONES
 from Models.export_card import card
-from Models.exported import (
-    PIPELINE,
-    TABLE,
-    UPDATES,
-    export_scheduler,
-    export_table,
-    export_unet,
-    export_updates,
-    export_vae,
-    why_not,
-)
 from Models.foreign_weights import is_foreign
 from Models.lora_files import read_facts
 from Models.numerics import DIFFUSERS
@@ -42,7 +32,19 @@ log = logging.getLogger("experiment")
 
 FREE = (*DATA_FLAGS, "weights_dir", "seed", "to")  # arguments that do not change the result
 # What an export writes; a folder with anything else in it is somebody's.
-OWN_NAMES = {"README.md", TABLE, UPDATES, "export.json", "log.txt", "model_index.json", "scheduler", "unet", "vae"}
+BEGUN = "export.begun"  # lies there until the export is complete
+OWN_NAMES = {
+    "README.md",
+    exported.TABLE,
+    exported.UPDATES,
+    "export.json",
+    BEGUN,
+    "log.txt",
+    "model_index.json",
+    "scheduler",
+    "unet",
+    "vae",
+}
 OWN_BEGINNINGS = (".lock", ".partial")
 
 
@@ -74,7 +76,7 @@ def plan(args):
         UserError: The export cannot begin: no such epoch, a backbone that diffusers has not, a folder of something else.
     """
     backbone = BACKBONES[args.backbone]
-    if reason := why_not(backbone):
+    if reason := exported.why_not(backbone):
         raise UserError(reason)
     spec = dataset_spec(args.dataset, args.skip_broken, args.resolution, args.background)
     experiment, classes = Experiment(args.root, args.exp, spec.name), list(class_names(spec))
@@ -88,7 +90,9 @@ def plan(args):
     inputs = {"classes": classes, "weights": base | weights_hashes(epochs, classes)}
     known = Plan(name=spec.name, classes=classes, epochs=epochs, inputs=inputs, updates=updates)
     refuse_other_folders(args.to)
-    if finished_run(args.to / "export.json", args, FREE, inputs):
+    if finished_run(
+        args.to / "export.json", args, FREE, inputs, "name another folder by --to, or --restart to replace it"
+    ):
         known.done = f"finished already: {args.to} (--restart exports again)"
     return known
 
@@ -100,7 +104,7 @@ def refuse_other_folders(folder):
     there = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
     there = [name for name in there if not name.startswith(OWN_BEGINNINGS)]
     others = [name for name in there if name not in OWN_NAMES]
-    if not others and not {"export.json", "log.txt"} & set(there):
+    if not others and not {"export.json", BEGUN} & set(there):
         others = there  # a Stable Diffusion's own folder has these names too
     if others:
         raise UserError(f"--to {folder} holds something else than an export: {', '.join(others[:4])}.")
@@ -126,10 +130,12 @@ def export(args, known=None):
     check_room(args.to, needed, "the export")
     with writing_in(args.to):
         log.info("%s of %s, about %s -> %s", args.backbone, known.name, gigabytes(needed), args.to)
+        (args.to / BEGUN).touch()
         remove_left(args.to)
         write_parts(args, known, encoder, networks)
         # Last: what has this record is complete.
         write_json(args.to / "export.json", describe_run(args, started, known.inputs))
+        (args.to / BEGUN).unlink()
         log.info("exported in %.0f s -> %s", time.time() - started, args.to)
     return args.to
 
@@ -155,7 +161,7 @@ def networks_of(args, known):
 
 def remove_left(folder):
     """Remove what an earlier export has left: it may have had parts that this one has not."""
-    for name in OWN_NAMES - {"log.txt"}:
+    for name in OWN_NAMES - {"log.txt", BEGUN}:
         if (folder / name).is_dir():
             shutil.rmtree(folder / name)
         (folder / name).unlink(missing_ok=True)
@@ -166,18 +172,18 @@ def write_parts(args, known, encoder, networks):
     from Models.sampler import class_contexts
 
     backbone, pretrained = BACKBONES[args.backbone], BACKBONES[args.backbone].pretrained(args.weights_dir)
-    export_table(class_contexts(encoder), known.classes, args.to / TABLE)
+    exported.export_table(class_contexts(encoder), known.classes, args.to / exported.TABLE)
     if "unet" in networks:
         followed = networks["unet"].following
-        export_unet(backbone, networks["unet"], args.to / "unet")
+        exported.export_unet(backbone, networks["unet"], args.to / "unet")
     else:
         followed = pretrained.following("unet")
-        export_updates(backbone, known.epochs["dif"], args.to / UPDATES)
-    export_scheduler(followed.prediction_type, args.to / "scheduler")
+        exported.export_updates(backbone, known.epochs["dif"], args.to / exported.UPDATES)
+    exported.export_scheduler(followed.prediction_type, args.to / "scheduler")
     if args.vae:
-        export_vae(backbone, networks["image_encoder"], networks["decoder"], args.to / "vae")
+        exported.export_vae(backbone, networks["image_encoder"], networks["decoder"], args.to / "vae")
     if {"unet", "decoder"} <= networks.keys():
-        write_json(args.to / "model_index.json", PIPELINE)
+        write_json(args.to / "model_index.json", exported.PIPELINE)
     write_card(args, known, {"unet": followed.numerics, "vae": pretrained.following("decoder").numerics})
 
 
@@ -188,7 +194,8 @@ def write_card(args, known, numerics):
         "UNet": f"epoch {args.dif_epoch}" if args.dif_epoch else "as pretrained",
         **({"low-rank updates": known.updates} if separate else {}),
         "inference steps, guidance scale": f"{args.inf_steps}, {args.ugs:g}",
-        **{f"SHA-256 of {part}": value for part, value in weights.items() if isinstance(value, str)},
+        **({"the UNet predicts": weights["prediction_type"]} if "prediction_type" in weights else {}),
+        **{f"SHA-256 of {part}": value for part, value in weights.items() if part not in ("numerics", "prediction_type")},
     }  # fmt: skip
     foreign = args.weights_dir and is_foreign(args.weights_dir) or DIFFUSERS in numerics.values()
     text = card(

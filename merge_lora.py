@@ -10,10 +10,11 @@ from cli.flags import Parser, add_weights_flag, check_weights_flag
 from cli.lora import updates_fit
 from cli.process import run
 from Experiment.errors import UserError
+from Experiment.files import atomic_path
 from Experiment.plan import Plan
 from Models.backbones import BACKBONES
 from Models.lora_files import read_facts
-from Models.weight_cards import KEPT, read_card, write_card
+from Models.weight_cards import KEPT, card_path, read_card, write_card
 from Models.weights import check_hdf5
 
 log = logging.getLogger("experiment")
@@ -52,10 +53,12 @@ def merge(args, known=None):
     from Models.weights import save_weights
 
     known = known or plan(args)
-    save_weights(merged_unet(BACKBONES[args.backbone], args.weights_dir, args.epoch), args.to)
     card = read_card(args.epoch)
     facts = {name: value for name, value in card.items() if name not in KEPT}
-    write_card(args.to, facts | {"merged_from": card["sha256"]})
+    with atomic_path(args.to) as partial:
+        save_weights(merged_unet(BACKBONES[args.backbone], args.weights_dir, args.epoch), partial)
+        write_card(partial, facts | {"merged_from": card["sha256"]})
+        card_path(partial).replace(card_path(args.to))  # before the file itself, which means little without it
     log.info("%s of %s, %s -> %s", args.epoch, args.backbone, known.updates, args.to)
     return args.to
 

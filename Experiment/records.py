@@ -41,7 +41,7 @@ def installed_versions():
     return found
 
 
-def finished_run(record_file, args, free, inputs=None, instead="--restart to replace it"):
+def finished_run(record_file, args, free, inputs=None, instead="use another --exp, or --restart to replace it"):
     """Whether an earlier run with the same arguments and inputs has finished here.
 
     Args:
@@ -65,7 +65,7 @@ def finished_run(record_file, args, free, inputs=None, instead="--restart to rep
     now = identity(args, free, inputs)
     before = filled_in(before, now, "--")
     if shown := changes(before, {name: value for name, value in now.items() if name in before}):
-        raise UserError(f"{record_file.parent} holds a finished run with {shown}. Use another --exp, or {instead}.")
+        raise UserError(f"{record_file.parent} holds a finished run with {shown}. {instead[0].upper()}{instead[1:]}.")
     return True
 
 

@@ -84,7 +84,8 @@ def load_diffusion(backbone, num_classes, weights_dir=None, enc=None, dif=None, 
         load_weights(encoder, enc)
     diffusion = Diffusion(backbone, encoder, backbone.unet(weights_dir, pretrained=not dif), weights_dir=weights_dir)
     if dif:
-        diffusion.unet_epochs.load(dif)
+        # Not by `unet_epochs`, which would keep the pretrained kernels for further epochs.
+        UNetEpochs(diffusion.unet, backbone, weights_dir).load(dif)
     diffusion.decoder = backbone.decoder(weights_dir) if decoder else None
     # The Backbone of a Diffusion says what its UNet predicts.
     following = getattr(diffusion.unet, "following", None)

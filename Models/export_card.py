@@ -18,7 +18,7 @@ ddim = DDIMScheduler.from_pretrained(folder, subfolder="scheduler")
 {patch}prompts = torch.cat([table["negative_prompt_embeds"].expand(count, -1, -1), table["prompt_embeds"][[label] * count]])
 latents = torch.randn(count, 4, {side}, {side})
 ddim.set_timesteps(steps)
-ddim.timesteps = torch.arange(1, 1000, 1000 // steps).flip(0)  # those that the images of the project visit
+ddim.timesteps = torch.arange(1, 1000, 1000 // steps).flip(0)  # those that the project's DDIM visits
 with torch.inference_mode():
     for t in ddim.timesteps:
         null_noise, noise = unet(torch.cat([latents, latents]), t, prompts).sample.chunk(2)
@@ -60,7 +60,8 @@ The VAE is that of the model that was adapted: put the folder of a Stable Diffus
 UNET_NOTE = """\
 `pytorch_lora_weights.safetensors` holds low-rank updates (LoRA) of the UNet whose file has the SHA-256 `{base}`
 (of several files: the SHA-256 of their hashes), and only on those numbers do they mean what they were trained for: put its
-folder in diffusers' layout in the place of `a-stable-diffusion`. Alpha is in `lora_B` already. A pipeline takes them by `pipe.load_lora_weights(".")`.
+folder in diffusers' layout in the place of `a-stable-diffusion` (of KerasCV's own files the project's `export_weights.py`
+writes one, with `--dif_epoch 0 --vae`). Alpha is in `lora_B` already. A pipeline takes them by `pipe.load_lora_weights(".")`.
 """
 CARD = """\
 ---

@@ -9,7 +9,7 @@ from safetensors.numpy import save
 from Experiment.errors import UserError
 from Experiment.files import atomic_path, write_json
 from Models.foreign_kinds import SCHEDULE
-from Models.foreign_names import LAYERS, named_variables, to_foreign
+from Models.foreign_names import LAYERS, foreign_shapes, named_variables, to_foreign
 from Models.lora_files import read_facts, read_updates
 from Models.numerics import AS_PUBLISHED
 
@@ -97,16 +97,10 @@ def write_part(folder, config, named, model):
     arrays = {
         one.diffusers: (lambda one=one: to_foreign(np.asarray(one.variable, "float32"), one.matrix)) for one in named
     }
-    shapes = {one.diffusers: foreign_shape(one) for one in named}
+    shapes = {one.diffusers: foreign_shapes(tuple(one.variable.shape))[one.matrix] for one in named}
     # In words that our own reader heeds; diffusers asks for `format` alone.
     write_tensors(folder / WEIGHTS, shapes, arrays, {"format": "pt", "numerics": following.numerics})
     write_json(folder / "config.json", config)
-
-
-def foreign_shape(one):
-    """The shape of a variable in a file of diffusers."""
-    shape = tuple(one.variable.shape)
-    return shape[:1:-1] if one.matrix else (shape[3], shape[2], *shape[:2]) if len(shape) == 4 else shape[::-1]
 
 
 def write_tensors(path, shapes, arrays, metadata):

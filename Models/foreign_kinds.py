@@ -155,6 +155,10 @@ def known_prediction(path, name):
     return PREDICTIONS[name]
 
 
+# In YAML, alone in its line or in braces; comments aside.
+PARAMETERIZATION = r"^[^#\n]*\bparameterization[\"']?\s*:\s*[\"']?(\w+)"
+
+
 def prediction_of_file(path, metadata, width):
     """What the UNet of a single file predicts: from its metadata, or a .yaml of the same name beside it.
 
@@ -172,7 +176,7 @@ def prediction_of_file(path, metadata, width):
         return known_prediction(path, metadata["modelspec.prediction_type"])
     config = path.with_suffix(".yaml")
     if config.is_file():
-        found = re.search(r"^\s*parameterization:\s*[\"']?(\w+)", config.read_text(errors="replace"), re.MULTILINE)
+        found = re.search(PARAMETERIZATION, config.read_text(errors="replace"), re.MULTILINE)
         return known_prediction(config, found[1]) if found else "epsilon"
     if width == 768:
         return "epsilon"

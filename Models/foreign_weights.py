@@ -153,6 +153,11 @@ class DiffusersFolder(ForeignWeights):
         if what := foreign_kinds.first_mark(foreign_kinds.MARKS, tensors.shapes):
             raise UserError(f"{self.folder(part)} holds {what}; {foreign_kinds.FITS}.")
         places = {with_new_names(name): name for name in tensors.shapes}
+        if len(places) < len(tensors.shapes):
+            twice = sorted(tensors.shapes.keys() - set(places.values()))
+            raise UserError(
+                f"{self.folder(part)} holds tensors under old and new names at once: {', '.join(twice[:3])}."
+            )
         return tensors, places if part == "unet" else of_part(part, places)
 
     def prediction_type(self):

@@ -183,10 +183,11 @@ def refuse_other_base(files, base):
         Whether there are updates, for which the pretrained UNet is needed.
     """
     found = {file: facts for file in files if file and (facts := read_facts(file))}
+    ours = base() if found else None
     for file, facts in found.items():
-        if facts.base != base():
+        if facts.base != ours:
             raise UserError(
                 f"{file} holds low-rank updates of another pretrained UNet ({facts.base[:12]}) than this one "
-                f"({base()[:12]}): give the --backbone and --weights_dir that they were trained with."
+                f"({ours[:12]}): give the --backbone and --weights_dir that they were trained with."
             )
     return bool(found)

@@ -44,7 +44,7 @@ def teacher(name, spec, splits, inputs, folder):
     classifier = Classifier(name, spec.resolution, spec.num_classes)
     args, record_file = teacher_arguments(name, len(splits.train.labels)), folder / "training.json"
     with locked(folder.with_name(folder.name + ".training")):
-        if not finished_run(record_file, args, (), inputs, instead="remove that folder"):
+        if not finished_run(record_file, args, (), inputs, instead="use another --exp, or remove that folder"):
             with claimed(folder):
                 started = time.time()
                 log.info("teacher %s on the %d real training images -> %s", name, len(splits.train.labels), folder)

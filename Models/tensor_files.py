@@ -1,5 +1,6 @@
 """Safetensors files: headers checked, tensors read one at a time. Nothing in them is ever run."""
 
+import re
 from pathlib import Path
 
 import ml_dtypes  # noqa: F401  safetensors needs its bfloat16
@@ -24,6 +25,7 @@ BEGINNINGS = {
 }
 PICKLE_ADVICE = "a pickle can run code when it is read, so none is: convert it to .safetensors, or get it so"
 INDEX = f"{SUFFIX}.index.json"
+SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})(.*)\.safetensors")  # the variant before or behind the numbers
 
 
 class Tensors:
@@ -108,7 +110,8 @@ def refuse_others(path):
 def files_of_part(folder):
     """The safetensors files of a part of a diffusers model: one, or the shards of one.
 
-    Of several complete sets the one without a variant (`fp16`, `non_ema`) is taken.
+    Of several complete sets the one without a variant (`fp16`, `non_ema`) is taken; of a whole file and shards beside it
+    the shards, as diffusers does: it leaves the file of an earlier save there, but removes shards of one.
 
     Raises:
         UserError: There are none, shards are missing, or none of several sets is the plain one.
@@ -117,7 +120,11 @@ def files_of_part(folder):
     plain = "diffusion_pytorch_model"
     index = next((name for name in (f"{plain}{INDEX}", *sorted(names)) if name in names and name.endswith(INDEX)), None)
     if f"{plain}{SUFFIX}" in names:
-        return [folder / f"{plain}{SUFFIX}"]
+        whole = [folder / f"{plain}{SUFFIX}"]
+        try:
+            return shards_of_index(folder / index) if index == f"{plain}{INDEX}" else whole
+        except UserError:
+            return whole
     if index:
         return shards_of_index(folder / index)
     found = sorted(name for name in names if name.endswith(SUFFIX))
@@ -125,10 +132,15 @@ def files_of_part(folder):
         pickles = sorted(name for name in names if name.endswith(PICKLES))
         there = f" but {pickles[0]}: {PICKLE_ADVICE}" if pickles else ""
         raise UserError(f"there are no safetensors in {folder}{there}.")
-    if len(found) > 1 and not all(f"-of-{len(found):05d}" in name for name in found):
+    shards = [SHARD.fullmatch(name) for name in found]
+    if len(found) == 1 and not shards[0]:
+        return [folder / found[0]]
+    if not all(shards) or len({shard.group(1, 4) for shard in shards}) > 1:
         raise UserError(f"{folder} holds {', '.join(found[:4])}: leave the one that is meant, or all shards of it.")
-    if len(found) == 1 and "-of-" in found[0] and "-00001-of-00001" not in found[0]:
-        raise UserError(f"{folder} holds only the shard {found[0]}.")
+    if [(int(shard[2]), int(shard[3])) for shard in shards] != [(i + 1, len(found)) for i in range(len(found))]:
+        raise UserError(
+            f"{folder} holds only {', '.join(found[:4])}: shards are missing, or there are some of another set."
+        )
     return [folder / name for name in found]
 
 

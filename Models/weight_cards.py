@@ -33,9 +33,10 @@ def write_card(path, facts):
 def read_card(path):
     """The card of a weight file. Its hash is computed at most once: only if the file has changed since, or has no card.
 
-    Published and foreign weights have none; it is made beside them, or in the project's cache where they can only be read.
+    Published and foreign weights have none; it is made beside them, or in the project's cache where they can only be read,
+    or a file of the user's has the card's name.
     """
-    found, places = path.stat(), (card_path(path), kept_elsewhere(path))
+    found, places = path.stat(), [place for place in (card_path(path), kept_elsewhere(path)) if free_for_card(place)]
     cards = [known_card(place) for place in places]
     for card in cards:
         if (card.get("bytes"), card.get("modified")) == (found.st_size, found.st_mtime_ns) and "sha256" in card:
@@ -54,12 +55,23 @@ def read_card(path):
     return card
 
 
+def free_for_card(place):
+    """Whether a card may be written there: nothing is there, or a card, whole or damaged."""
+    try:
+        return b'"sha256"' in place.read_bytes()
+    except OSError:
+        return not place.exists()
+
+
 def known_card(place):
     """The content of a card; {} if there is none, or a damaged one, which is made again."""
     try:
-        return read_json(place) if place.exists() else {}
+        card = read_json(place) if place.exists() else {}
     except UserError:
         return {}
+    classes, pretrained = card.get("classes", []), card.get("pretrained", {})
+    whole = isinstance(classes, list) and isinstance(pretrained, dict)
+    return card if whole and all(isinstance(text, str) for text in (*classes, *pretrained.values())) else {}
 
 
 def weights_hashes(files, classes):

@@ -135,7 +135,7 @@ def test_names_in_a_card_are_text():
 
 def test_another_export_is_refused(exported, small, tmp_path):
     to, flags = exported
-    with pytest.raises(UserError, match=r"holds a finished run with other arguments: --ugs 1.5 \(now 3.0\)"):
+    with pytest.raises(UserError, match=r"arguments: --ugs 1.5 \(now 3.0\). Name another folder by --to, or"):
         export_weights.plan(export_weights.parse_args([*flags, "--ugs", "3"]))
     (tmp_path / "thesis.tex").touch()
     with pytest.raises(UserError, match="holds something else than an export: thesis.tex"):
@@ -266,8 +266,20 @@ def test_what_has_no_updates_is_not_exported_as_such(small, tmp_path, epoch, hel
 def test_a_stable_diffusion_is_not_written_over(small, tmp_path):
     backbone, _, tensors, _, flags = small
     place = foreign.write_folder(tmp_path / "sd", tensors, heads=[2])
-    with pytest.raises(UserError, match="holds something else than an export: model_index.json, scheduler"):
+    (place / "log.txt").touch()  # as others have too
+    with pytest.raises(UserError, match="holds something else than an export: log.txt, model_index.json, scheduler"):
         export_weights.plan(export_weights.parse_args([*flags, "--to", str(place)]))
+
+
+def test_an_export_that_was_stopped_is_made_again(small, tmp_path, monkeypatch):
+    argv = [*small[-1], "--to", str(tmp_path / "to")]
+    with monkeypatch.context() as patch:
+        patch.setattr(export_weights, "write_card", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            export_weights.export(export_weights.parse_args(argv))
+    assert (tmp_path / "to" / export_weights.BEGUN).exists() and not (tmp_path / "to/export.json").exists()
+    export_weights.export(export_weights.parse_args(argv))
+    assert not (tmp_path / "to" / export_weights.BEGUN).exists() and (tmp_path / "to/export.json").exists()
 
 
 def test_parts_that_are_not_exported_are_not_read(small, updates, tmp_path, monkeypatch):

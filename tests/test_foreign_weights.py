@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import struct
 from functools import partial
 from types import SimpleNamespace
@@ -145,6 +146,7 @@ def test_kernels_of_one_pixel_and_matrices_are_each_others(backbone, models, ten
 
 
 @pytest.mark.parametrize("metadata, yaml, expected", [
+    (None, 'model: {params: {"parameterization": "v"}}', "v_prediction"), (None, '# parameterization: "v"', "epsilon"),
     ({"modelspec.prediction_type": "v"}, None, "v_prediction"), (METADATA, 'parameterization: "v"', "epsilon"),
     (None, 'model:\n  params:\n    parameterization: "v"\n', "v_prediction"), (None, "model:\n  params: {}\n", "epsilon"),
 ])  # fmt: skip
@@ -290,6 +292,20 @@ def rename(old, new):
 
 
 KEY = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+
+
+def two_sets(*names):
+    """Change a folder: its UNet is a copy under each of the names."""
+
+    def change(folder):
+        file = folder / "unet/diffusion_pytorch_model.safetensors"
+        for name in names:
+            shutil.copy(file, file.with_name(f"{name}.safetensors"))
+        file.unlink()
+
+    return change
+
+
 FOLDERS = [
     (change_config("unet", in_channels=9), "is a model for inpainting: its UNet takes 9 channels, not 4"),
     (change_config("unet", in_channels="nine"), "is another kind of model: its UNet takes nine channels"),
@@ -308,7 +324,9 @@ FOLDERS = [
     (rename("unet/config.json", "unet/conf.json"), "there is no config.json in"),
     (rename("unet/diffusion_pytorch_model.safetensors", "unet/diffusion_pytorch_model.bin"),
      "there are no safetensors in .*unet but diffusion_pytorch_model.bin: a pickle can run code"),
-    (rename("unet/diffusion_pytorch_model.safetensors", "unet/model-00001-of-00002.safetensors"), "holds only the shard model-00001-of-00002"),
+    (rename("unet/diffusion_pytorch_model.safetensors", "unet/model-00001-of-00002.safetensors"), "holds only model-00001-of-00002"),
+    (two_sets("model.fp16-00001-of-00002", "model.non_ema-00002-of-00002"), "leave the one that is meant, or all shards of it"),
+    (two_sets("model-00001-of-00003", "model-00003-of-00003"), "shards are missing, or there are some of another set"),
     (lambda folder: (folder / "unet/config.json").write_text("{"), "config.json is not readable JSON"),
     (change_tensors(lambda a: a.pop(f"{KEY}.weight")), rf"the unet in .* lacks 1 tensors \({KEY}.weight\)"),
     (change_tensors(lambda a: a.update({"more.weight": np.ones(2, "float32")})), r"has 1 tensors that it does not know \(more.weight\)"),
@@ -352,7 +370,18 @@ def test_of_several_files_the_plain_one_is_read(backbone, tensors, tmp_path):
     plain = place / "unet/diffusion_pytorch_model.safetensors"
     save_file({"x": np.ones(2)}, place / "unet/diffusion_pytorch_model.fp16.safetensors")
     assert foreign_weights(backbone, place).files("unet") == [plain]
+    index = write_folder(tmp_path / "later", tensors, shards=2) / "unet"
+    for file in index.iterdir():
+        if file.name != "config.json":
+            file.rename(place / "unet" / file.name)
+    assert (
+        len(foreign_weights(backbone, place).files("unet")) == 2
+    )  # which a later save has left, as diffusers reads it
+    next((place / "unet").glob("*-of-*")).unlink()
+    assert foreign_weights(backbone, place).files("unet") == [plain]
     plain.rename(place / "unet/diffusion_pytorch_model.non_ema.safetensors")
+    for left in [*(place / "unet").glob("*-of-*"), *(place / "unet").glob("*.index.json")]:
+        left.unlink()
     with pytest.raises(UserError, match="holds .*fp16.safetensors, .*non_ema.safetensors: leave the one that is meant"):
         foreign_weights(backbone, place).files("unet")
 
@@ -606,7 +635,7 @@ def test_the_search_for_a_place(tmp_path, capsys):
 @pytest.mark.parametrize("files, remark", [
     (["config.json", "model.safetensors"], "it looks like a part of diffusers' folder: give the one that holds unet/ and vae/"),
     (["sd-v1-4.ckpt"], "sd-v1-4.ckpt is a pickle by its name, and none is read: convert it to .safetensors"),
-    (["pytorch_lora_weights.safetensors"], "to use pytorch_lora_weights.safetensors, give its path"),
+    (["pytorch_lora_weights.safetensors"], "pytorch_lora_weights.safetensors looks like a LoRA, which is not read"),
 ])  # fmt: skip
 def test_a_folder_of_something_else(files, remark, tmp_path):
     for name in files:

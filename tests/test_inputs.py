@@ -97,8 +97,26 @@ def test_a_copy_keeps_what_is_known_and_other_weights_do_not(weights, tmp_path):
     assert "classes" not in read_card(weights) and read_card(weights)["sha256"] != known["sha256"]
 
 
-def test_published_weights_get_a_card_where_there_is_room_for_one(weights, monkeypatch):
-    card_path(weights).write_text("{damaged")
+@pytest.mark.parametrize(
+    "content", ['{"sha256": damaged', '{"sha256": "a", "pretrained": null}', '{"sha256": "a", "classes": [1, 2]}']
+)
+def test_a_damaged_card_is_made_again(weights, content):
+    card_path(weights).write_text(content)
+    assert read_card(weights).keys() == {"sha256", "bytes", "modified"}
+    assert weights_hashes({"enc": weights}, ["cat", "dog"]) and not check_pretrained([weights], {"unet": "b"})
+
+
+@pytest.mark.parametrize("content", ['{"trigger words": ["a cat"]}', "my notes"])
+def test_a_file_of_the_user_beside_weights_is_no_card(weights, content, tmp_path, monkeypatch):
+    monkeypatch.setattr(weight_cards, "REPOSITORY", tmp_path)
+    card_path(weights).write_text(content)
+    known = read_card(weights)
+    monkeypatch.setattr(weight_cards, "file_hash", None)
+    assert read_card(weights) == known and card_path(weights).read_text() == content
+
+
+def test_published_weights_get_a_card(weights, monkeypatch):
+    card_path(weights).unlink()
     known = read_card(weights)
     monkeypatch.setattr(weight_cards, "file_hash", None)
     assert read_card(weights) == known
