@@ -92,6 +92,7 @@ def plan(args):
         args.backbone = source.manifest["backbone"]
         hashes |= base_of(args, source, epochs)
     except UserError as error:
+        epochs, hashes = None, {}
         missing.append(f"The denoising loss of the model that made the set: {error}")
     # As text: a record in which there are none says so, and is not that of a run that finds some.
     inputs |= {"set": source.sha256, "classifiers": in_words(hashes_of(targets)), "weights": in_words(hashes)}
@@ -145,7 +146,7 @@ def audit(args, known=None):
     known = known or plan(args)
     if known.done:
         return known.page
-    spec, splits, found = known.spec, known.splits, {"missing": list(known.missing), "fid": args.fid}
+    spec, splits, found = known.spec, known.splits, {"missing": list(known.missing), "fid": args.fid, "later": False}
     with writing_in(known.folder, saved=lambda: "features and shadows that are whole are saved"):
         log.info("audit of %d images of %s, %s -> %s", known.source.total, spec.name, known.source.folder, known.page)
         classifier, place = parts.real_classifier(args.classifier, spec, splits, known.inputs, known.experiment)
@@ -165,7 +166,8 @@ def audit(args, known=None):
         record = describe_run(args, started, known.inputs)
         write_report(known.page, args, known, found, numbers, record)
         write_json(audit_file(known.source.folder), {"brief": brief(found), "figures": numbers})
-        write_json(known.folder / "run.json", record)  # last: what has it is finished
+        if not found["later"]:
+            write_json(known.folder / "run.json", record)  # last: what has it is finished
         log.info("audit in %.0f s -> %s", time.time() - started, known.page)
     return known.page
 

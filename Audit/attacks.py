@@ -24,11 +24,20 @@ def true_positives(members, others, rate=FALSE_POSITIVES):
     return float((members > threshold).mean())
 
 
+def chance_of(others, rate=FALSE_POSITIVES):
+    """What `true_positives` gives on average for scores of pure chance, from the number of others.
+
+    The threshold is the score of one of the others, so of few of them it lets more than `rate` through.
+    """
+    return (int(rate * others) + 1) / (others + 1)
+
+
 def strength(members, others):
     """An attack's success from its scores of members (N,) and of others (M,), with 95 % intervals over images.
 
     Returns:
-        {"auc", "auc_interval", "tpr", "tpr_interval", "members", "others"}; `tpr` is at 1 % false positives.
+        {"auc", "auc_interval", "tpr", "tpr_interval", "chance", "members", "others"}; `tpr` is at 1 % false positives, and
+        `chance` what scores of pure chance have in its place.
     """
     stream = random_stream(0, "bootstrap", BOOTSTRAP)
     drawn = ([side[stream.integers(len(side), size=len(side))] for side in (members, others)] for _ in range(RESAMPLES))
@@ -36,7 +45,7 @@ def strength(members, others):
     return {
         "auc": area(members, others), "auc_interval": list(percentiles(found[:, 0], CONFIDENCE)),
         "tpr": true_positives(members, others), "tpr_interval": list(percentiles(found[:, 1], CONFIDENCE)),
-        "members": len(members), "others": len(others),
+        "chance": chance_of(len(others)), "members": len(members), "others": len(others),
     }  # fmt: skip
 
 

@@ -20,7 +20,7 @@ def brief(found):
     ]
     tables.append({"header": ["copies", "images"], "rows": rows})
     if made := attacks(found):
-        header = ["membership, by", "AUC (95 % interval)", "true positives at 1 % false ones"]
+        header = ["membership, by", "AUC (95 % interval)", "true positives at 1 % false ones", "the same by chance"]
         tables.append({"header": header, "rows": [attack_row(*attack) for attack in made.items()]})
     if found["missing"]:
         tables.append({"header": ["not done"], "rows": [[reason] for reason in found["missing"]]})
@@ -48,4 +48,4 @@ def attack_row(name, attack):
         f"{attack[key]:.3f} ({attack[f'{key}_interval'][0]:.3f} to {attack[f'{key}_interval'][1]:.3f})"
         for key in ("auc", "tpr")
     )
-    return [name, auc, rate]
+    return [name, auc, rate, f"{attack['chance']:.3f}"]

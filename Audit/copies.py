@@ -21,9 +21,9 @@ def keys(hashes):
 
 
 def exact_within(seen):
-    """How many readable images have the pixels of another one before them."""
-    found = keys(seen.hashes[seen.good])
-    return len(found) - len(np.unique(found))
+    """How many readable images have the pixels of another one, of whatever class."""
+    _, counts = np.unique(keys(seen.hashes[seen.good]), return_counts=True)
+    return int(counts[counts > 1].sum())
 
 
 def exact_between(seen, other):

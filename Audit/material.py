@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,8 @@ class AuditedSet:
         # The real classes may be named class_00 ... too.
         ours = any((self.folder / name).exists() for name in (MANIFEST, RECORD))
         of_classes = None if ours else names_by_class(self.folder, classes)
+        if of_classes is None and not ours:
+            refuse_unknown_folders(self.folder, classes)
         if of_classes is None:
             found = SetToExport(self.folder, spec)
             of_classes, self.files = found.names, found.store
@@ -82,10 +85,23 @@ def names_by_class(folder, classes):
     there = {path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")}
     if there != set(classes):
         return None
-    return [
-        [f"{name}/{file}" for file in sorted(os.listdir(folder / name), key=number_in) if not file.startswith(".")]
-        for name in classes
-    ]
+    found = [[entry for entry in os.scandir(folder / name) if not entry.name.startswith(".")] for name in classes]
+    files = [sorted((entry.name for entry in of_class if entry.is_file()), key=number_in) for of_class in found]
+    if others := sum(map(len, found)) - sum(map(len, files)):
+        log.warning("%s: %d folders and links to nothing within its classes are left out", folder, others)
+    return [[f"{name}/{file}" for file in of_class] for name, of_class in zip(classes, files)]
+
+
+def refuse_unknown_folders(folder, classes):
+    """Refuse a folder that holds neither class_00 ... nor folders of the classes' names (UserError, which says both)."""
+    there = {path.name for path in folder.iterdir() if path.is_dir()} if folder.is_dir() else set()
+    if not there or any(re.fullmatch(r"class_\d+", name) for name in there):
+        return
+    named = [f"{what}: {first_ten(sorted(names), ', ')}" for what, names in
+             (("missing", set(classes) - there), ("too many", there - set(classes))) if names]  # fmt: skip
+    raise UserError(
+        f"{folder} holds neither the folders class_00, class_01 ... nor folders named after the classes ({'; '.join(named)})."
+    )
 
 
 class Seen:

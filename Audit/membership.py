@@ -9,7 +9,7 @@ import numpy as np
 from Audit.attacks import likelihood_ratio, strength
 from Audit.denoising import denoising_losses
 from Audit.shadows import ShadowRecipe, confidence_of, shadow_confidences
-from Data.latents import dataset_moments
+from Data.latents import dataset_moments, moments_file
 from Experiment.errors import UserError
 from Experiment.files import atomic_path, plain_arrays, read_json
 from Experiment.randomness import random_stream
@@ -55,6 +55,7 @@ def ask_model(args, known, found):
             )
     except UserError as error:  # pretrained weights that are not to be had
         found["missing"].append(f"{what}: {error}")
+        found["later"] = True  # the same command may have them
         return None
     log.info("denoising loss of %d training and %d validation images", *map(len, labels.values()))
     losses = denoising_part(diffusion, moments, labels, args.seed)
@@ -66,12 +67,16 @@ def ask_model(args, known, found):
 def chosen_moments(args, known, backbone):
     """Moments float32 (n, h, w, 8) and labels int (n,) of training and validation images, drawn by seed: two dicts."""
     encode, moments, labels = moments_encoder(backbone, args.weights_dir), {}, {}
+    of_dataset = (known.experiment, backbone, args.weights_dir)
     for i, split in enumerate(("train", "val")):
         images, of_split = getattr(known.native, split)
         stream = random_stream(args.seed, "audit_subset", LOSSES_ADDRESS, i)
         rows = np.sort(stream.permutation(len(of_split))[: args.losses])
-        whole = dataset_moments(known.experiment, backbone, args.weights_dir, images, encode)
-        moments[split], labels[split] = np.asarray(whole[rows]), of_split[rows]
+        if moments_file(*of_dataset, images).exists():  # of the adaptation
+            moments[split] = np.asarray(dataset_moments(*of_dataset, images, encode)[rows])
+        else:
+            moments[split] = np.asarray(dataset_moments(*of_dataset, images[rows], encode))
+        labels[split] = of_split[rows]
     return moments, labels
 
 
@@ -84,7 +89,7 @@ def ask_classifiers(args, known, real, found):
     if not args.shadows:
         found["missing"].append("The attack on classifiers: left out by --shadows 0")
         return {}
-    targets = known.targets if "real" in known.targets else {"real": real, **known.targets}
+    targets = known.targets if "real" in known.targets else {"teacher": real, **known.targets}
     if len(targets) == 1:
         found["missing"].append(
             "An attack on a classifier that has learnt from the set: classifier_training.py has trained none"
@@ -94,7 +99,7 @@ def ask_classifiers(args, known, real, found):
         args.classifier, args.shadow_epochs or theirs["epochs"], theirs["batch_size"], theirs.get("optimizer", "adam"),
         theirs.get("augment", "none"), args.seed, "".join(known.inputs["data"][name][:16] for name in ("train", "val", "test")),
     )  # fmt: skip
-    folder = known.experiment.classifier_dir(args.classifier, "shadows")
+    folder = known.experiment.classifier_dir(args.classifier, "shadows") / recipe.key
     return classifiers_part(targets, recipe, args.shadows, known.spec, known.splits, folder)
 
 

@@ -69,13 +69,17 @@ def manifold_metrics(real, fake, k=K):
 
 
 def frechet_distance(real, fake):
-    """|mean difference|^2 + trace(A + B - 2 (A B)^(1/2)) of Gaussians fitted to features (N, d) and (M, d)."""
-    from scipy.linalg import sqrtm
+    """|mean difference|^2 + trace(A + B - 2 (A B)^(1/2)) of Gaussians fitted to features (N, d) and (M, d).
 
+    The trace of the root is the sum of the roots of the eigenvalues of A^(1/2) B A^(1/2), which is symmetric: so it is real
+    and exact where there are fewer images than features too.
+    """
     real, fake = np.asarray(real, "float64"), np.asarray(fake, "float64")
     a, b = np.cov(real, rowvar=False), np.cov(fake, rowvar=False)
-    root = sqrtm(a @ b)
-    return float(((real.mean(axis=0) - fake.mean(axis=0)) ** 2).sum() + np.trace(a + b - 2 * root.real))
+    values, vectors = np.linalg.eigh(a)
+    root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
+    shared = np.sqrt(np.linalg.eigvalsh(root @ b @ root).clip(0)).sum()
+    return float(((real.mean(axis=0) - fake.mean(axis=0)) ** 2).sum() + np.trace(a) + np.trace(b) - 2 * shared)
 
 
 def quality(real, fake, seed, fid=False):

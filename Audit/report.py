@@ -37,13 +37,14 @@ def figures(found):
         told[f"membership, {name}, AUC, 95 % interval"] = rounded(*attack["auc_interval"])
         told[f"membership, {name}, true positives at 1 % false ones"] = rounded(attack["tpr"])
         told[f"membership, {name}, true positives at 1 % false ones, 95 % interval"] = rounded(*attack["tpr_interval"])
+        told[f"membership, {name}, true positives at 1 % false ones, by chance"] = rounded(attack["chance"])
     return told | ({"not done": found["missing"]} if found["missing"] else {})
 
 
 def attacks(found):
     """{name: `strength`} of all attacks that were made."""
     model = {"denoising loss of the adapted model": found["denoising"]} if found["denoising"] else {}
-    learnt = {"real": "the real images"} | found["learnt"]
+    learnt = {"real": "the real images", "teacher": "the real images (the teacher)"} | found["learnt"]
     named = {
         f"likelihood ratio, classifier that has learnt {learnt[name]}": of for name, of in found["classifiers"].items()
     }
@@ -196,7 +197,8 @@ def copies_part(found):
     of, parts = found["copies"], []
     rows = [[who, f"{count:,}", f"{of['near'][who]:,}"] for who, count in of["exact"].items()]
     parts.append(pages.table(["between", "same pixels", "near duplicates"], rows,
-                             "images, as a classifier sees them, that have a twin; of two splits: images of the first"))  # fmt: skip
+                             "images, as a classifier sees them, that have a twin; of two splits: images of the first; near "
+                             "duplicates within the set: of the same class"))  # fmt: skip
     parts.append(
         pages.paragraph(
             "Near duplicates differ from their nearest image by less than 5 grey levels of 255 (root mean square of the pixels)."
@@ -224,16 +226,26 @@ def copies_part(found):
 
 def attack_row(name, of):
     return [name, f"{of['members']:,} / {of['others']:,}", f"{of['auc']:.3f}", "{:.3f} to {:.3f}".format(*of["auc_interval"]),
-            f"{100 * of['tpr']:.1f} %", "{:.1f} to {:.1f} %".format(*(100 * end for end in of["tpr_interval"]))]  # fmt: skip
+            f"{100 * of['tpr']:.1f} %", "{:.1f} to {:.1f} %".format(*(100 * end for end in of["tpr_interval"])),
+            f"{100 * of['chance']:.1f} %"]  # fmt: skip
 
 
 def membership_part(found):
-    header = ["attack", "members / others", "AUC", "95 % interval", "found at 1 % false alarms", "95 % interval"]
+    header = [
+        "attack",
+        "members / others",
+        "AUC",
+        "95 % interval",
+        "found at 1 % false alarms",
+        "95 % interval",
+        "by chance",
+    ]
     rows = [attack_row(name, of) for name, of in attacks(found).items()]
     told = [
         "Members are real training images. Others are validation images for the diffusion model, and test images for classifiers.",
         "Of a classifier that has seen generated images alone, members are the images that the generator has learnt from.",
-        "An AUC of 0.5 is chance. What counts for a patient is the share that is found for certain: at 1 % false alarms, 1 % is chance.",
+        "An AUC of 0.5 is chance. What counts for a patient is the share that is found for certain, at 1 % false alarms. By chance it is "
+        "1 % of many others; of fewer than 100 no false alarm is allowed at all, and chance finds more: the last column says how much.",
         "These attacks are what this page tries. A stronger one may find more: a low figure shows no privacy, a high one shows its lack.",
         "The attack needs the model or the classifier. From the images alone less may be found, or more: that was not tried.",
     ]
@@ -253,7 +265,7 @@ def trade_part(found, known):
         pages.figure(picture, "Up is more accurate, left gives less away; lines are 95 % intervals"),
         pages.table(["trained on", "accuracy on real test images", "AUC", "accuracy / (2 AUC)\N{SUPERSCRIPT TWO}"], rows),
         pages.paragraph("The last column is the combined score of the group's later work: accuracy divided by the square of twice the "
-                        "AUC, which is accuracy itself where the attack is at chance."),
+                        "AUC, which is accuracy itself where the attack is at chance, or below it: an AUC under 0.5 counts as 0.5."),
     )  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 """Shadow classifiers: the same recipe on random halves of the images, so that one knows what having learnt from an image does."""
 
+import hashlib
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -41,6 +42,11 @@ class ShadowRecipe:
 
     def settings(self):
         return {name: str(value) for name, value in asdict(self).items()}
+
+    @property
+    def key(self):
+        """Name of the folder of its shadows: those of other recipes stay."""
+        return hashlib.sha256(repr(self.settings()).encode()).hexdigest()[:8]
 
 
 def half(count, shadow, seed):

@@ -1,5 +1,7 @@
 """The card of an exported set, README.md: what its images are, how they were made, of what, how good, and what for."""
 
+import re
+
 import yaml
 
 from Data.registry import origin
@@ -92,9 +94,13 @@ def metadata(source, layout, licences):
 
 
 def table(header, rows):
-    """A table in Markdown."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+    """A table in Markdown, whose cells are plain text: Markdown finds nothing in them."""
+    lines = [[plain(cell) for cell in header], ["---"] * len(header), *([plain(cell) for cell in row] for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def plain(cell):
+    return re.sub(r"([\\`*<|]|(?<!\w)_|_(?!\w))", r"\\\1", str(cell))
 
 
 def classes_part(source, layout):
@@ -103,7 +109,7 @@ def classes_part(source, layout):
         there = sorted(name for name, count in zip(layout.folders, source.counts) if count)
         place = {name: number for number, name in enumerate(there)}
         header += ["folder", "label by the order of folders"]
-        columns += [[f"`{name}`" for name in layout.folders], [place.get(name, "none") for name in layout.folders]]
+        columns += [layout.folders, [place.get(name, "none") for name in layout.folders]]
     return [table(header, [[label, *row] for label, row in enumerate(zip(*columns))])]
 
 
@@ -115,14 +121,15 @@ def made_part(source, licence):
     if not source.manifest:
         return [told, f"The settings are not recorded: the folder `{source.folder.name}` has no manifest."]
     known = {WORDS.get(key, key): value for key, value in source.settings.items()}
-    weights = source.manifest.get("weights", {})
-    known |= {f"weights, {part}: SHA-256": value for part, value in flattened(weights).items()}
+    weights = source.manifest.get("weights")
+    if isinstance(weights, dict):
+        known |= {f"weights, {part}: SHA-256": value for part, value in flattened(weights).items()}
     known["images: SHA-256"] = source.sha256
     if licence and licence.page:
         told += (
             f" The pretrained weights of `{source.settings['backbone']}` are under [{licence.name}]({licence.page})."
         )
-    return [told, table(["setting", "value"], [[word, f"`{value}`"] for word, value in known.items()])]
+    return [told, table(["setting", "value"], [*known.items()])]
 
 
 def from_part(source, licence):

@@ -164,9 +164,13 @@ def write_webdataset(folder, source, images):
         tar.add(f"{image.name}.json", json.dumps(image.facts, ensure_ascii=False).encode())
     tar.close()
     shards = f"train-{{000000..{number - 1:06d}}}.tar" if number > 1 else "train-000000.tar"
+    mixed = (
+        " The classes come in turn, so each tar holds all of them."
+        if max(source.counts) - min(source.counts) <= 1
+        else ""
+    )
     return Layout(
-        f"`{shards}`: of each image its PNG, its label (`.cls`), and its class and settings (`.json`). The classes come in "
-        "turn, so each tar holds all of them.",
+        f"`{shards}`: of each image its PNG, its label (`.cls`), and its class and settings (`.json`).{mixed}",
         f'import webdataset\n\ntrain = webdataset.WebDataset("FOLDER/{shards}", shardshuffle=False).decode("rgb8")\n'
         'train = train.to_tuple("png", "cls", "json")',
     )

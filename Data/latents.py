@@ -15,6 +15,13 @@ from Experiment.files import atomic_path
 log = logging.getLogger("experiment")
 
 
+def cache_file(folder, name, images, weights_hash):
+    """Where `cached_moments` keeps them."""
+    key = hashlib.sha256(weights_hash.encode() + str(images.shape).encode())
+    key.update(np.ascontiguousarray(images).data)
+    return folder / f"{name}_{key.hexdigest()[:16]}.npy"
+
+
 def cached_moments(folder, name, images, weights_hash, encode):
     """Mean and log-variance of the VAE for every image, float32 (N, h, w, 8), memory-mapped.
 
@@ -25,9 +32,7 @@ def cached_moments(folder, name, images, weights_hash, encode):
         weights_hash: Fingerprint of the image encoder; with the images' own it keys the cache.
         encode: Function that yields float32 moments (n, h, w, 8) batch by batch.
     """
-    key = hashlib.sha256(weights_hash.encode() + str(images.shape).encode())
-    key.update(np.ascontiguousarray(images).data)
-    path = folder / f"{name}_{key.hexdigest()[:16]}.npy"
+    path = cache_file(folder, name, images, weights_hash)
     if not path.exists():
         log.info("encoding %d images with the VAE, once", len(images))
         with contextlib.closing(encode(images)) as batches, atomic_path(path) as partial:
@@ -48,6 +53,18 @@ def cached_moments(folder, name, images, weights_hash, encode):
     return moments
 
 
+def cache_of(experiment, backbone, weights_dir):
+    """Folder, name and fingerprint of the cache of a dataset's moments for a backbone."""
+    name = f"{experiment.dataset}_{backbone.name}_{backbone.image_size}"
+    return experiment.latents_dir, name, backbone.weights_hash("image_encoder", weights_dir)
+
+
+def moments_file(experiment, backbone, weights_dir, images):
+    """Where `dataset_moments` keeps the moments of these images."""
+    folder, name, weights = cache_of(experiment, backbone, weights_dir)
+    return cache_file(folder, name, images, weights)
+
+
 def dataset_moments(experiment, backbone, weights_dir, images, encode):
     """`cached_moments` of a dataset's images for a backbone.
 
@@ -57,7 +74,5 @@ def dataset_moments(experiment, backbone, weights_dir, images, encode):
         weights_dir: Folder of its pretrained files, if not the usual one.
         images, encode: As in `cached_moments`.
     """
-    name = f"{experiment.dataset}_{backbone.name}_{backbone.image_size}"
-    return cached_moments(
-        experiment.latents_dir, name, images, backbone.weights_hash("image_encoder", weights_dir), encode
-    )
+    folder, name, weights = cache_of(experiment, backbone, weights_dir)
+    return cached_moments(folder, name, images, weights, encode)

@@ -13,7 +13,7 @@ from PIL import Image
 
 import audit_dataset
 from Audit import copies
-from Audit.attacks import area, confidence, likelihood_ratio, strength, true_positives
+from Audit.attacks import area, chance_of, confidence, likelihood_ratio, strength, true_positives
 from Audit.extractors import PixelFeatures
 from Audit.material import AuditedSet, see
 from Audit.neighbours import nearest, squared_radii
@@ -254,6 +254,7 @@ def test_shadows_are_kept_added_to_and_never_mixed(tmp_path, quick_teacher):
     four, _ = shadow_confidences(recipe, 4, spec, splits, tmp_path / "shadows")
     assert np.array_equal(four[:2], two) and not np.array_equal(four[2], four[0])
     assert all(path.stat().st_mtime_ns == time for path, time in written.items())
+    assert replace(recipe, epochs=2).key != recipe.key == replace(recipe).key  # names of their folders
     with pytest.raises(UserError, match="of another recipe or other data .epochs 1"):
         shadow_confidences(replace(recipe, epochs=2), 2, spec, splits, tmp_path / "shadows")
 
@@ -343,11 +344,37 @@ def test_a_set_of_training_images_is_caught_by_every_number(tmp_path, quick_teac
     share = "share nearer to training"
     usual = figure(found["copies"], share, "real test images", "pixel components")
     assert figure(found["copies"], share, "generated", "pixel components") > usual + 0.5
+    for features in (
+        "pixel components",
+        "resnet20_16 features",
+    ):  # nearer than any other images of the same kind can be
+        assert (
+            figure(found["copies"], "KID, generated", features)
+            < 0
+            < figure(found["fresh"], "KID deviation", "generated", features)
+        )
     assert abs(figure(found["fresh"], share, "generated", "pixel components") - usual) < 0.15
     for features in ("pixel components", "resnet20_16 features"):
         where = "generated", features
         assert figure(found["copies"], "precision", *where) == figure(found["copies"], "recall", *where) == 1
         assert figure(found["copies"], "coverage", *where) == 1
+
+
+@pytest.mark.parametrize("others", [10, 120, 400])
+def test_what_chance_finds_at_one_percent_is_known(others):
+    """Of few others it is far more than 1 %: figures of chance alone must not look like a leak."""
+    rng = np.random.default_rng(others)
+    found = [true_positives(rng.standard_normal(500), rng.standard_normal(others)) for _ in range(400)]
+    assert np.mean(found) == pytest.approx(chance_of(others), abs=3.5 * np.std(found) / 20)
+    assert strength(rng.standard_normal(50), rng.standard_normal(others))["chance"] == chance_of(others)
+
+
+def test_images_with_a_twin_are_counted_whatever_their_class(tmp_path):
+    images = np.zeros((9, 8, 8, 3), np.uint8)
+    images[:, 0, 0, 0] = 1, 1, 2, 2, 2, 3, 4, 5, 6
+    labels = np.arange(9, dtype="int32") % 2
+    seen = see(tmp_path / "twins.npy", labels, lambda rows: (images[rows], {}), {})
+    assert copies.exact_within(seen) == 5
 
 
 def test_near_duplicates_are_found_and_others_are_not(tmp_path):
@@ -443,7 +470,7 @@ def test_the_command_line_makes_a_page_and_figures(tmp_path):
     assert [row[1] for row in copies] == ["0", "0"] and membership[0][0].startswith("likelihood ratio") and missing
     assert all(len(row) == len(table["header"]) for table in brief for row in table["rows"])
     assert "there is no Class Encoder of that epoch" in found["not done"][0]
-    assert 0 <= figure(found, "likelihood ratio", "real images, AUC", "interval")[0] <= 1
+    assert 0 <= figure(found, "likelihood ratio", "(the teacher), AUC", "interval")[0] <= 1
     assert figure(found, "FID, generated", "pixel") > 0
     page = folder.with_name(f"{folder.name}.audit.html").read_text()
     assert not re.search(r'<script|(src|href)="(?!data:)|url\(|@import', page)
@@ -468,6 +495,8 @@ def test_folders_named_after_the_classes_and_unreadable_files(tmp_path, quick_te
     data = tiny_data(tmp_path / "own.npz")
     folder = write_images(tmp_path / "theirs", data["val_images"], data["val_labels"][:, 0], ("0", "1"))
     (folder / "0" / "img_2.png").write_text("no picture")
+    (folder / "0" / "more").mkdir()
+    (folder / "1" / "gone.png").symlink_to(tmp_path / "nowhere.png")
     page = audited(tmp_path, tmp_path / "own.npz", "--synthetic_dir", str(folder)).read_text()
     assert "1 images of the set: they cannot be read" in page and "which model made it is not known" in page
     assert figure(figures_of(folder), "with the pixels of another one, the set and val") == 23
@@ -504,6 +533,37 @@ def test_the_model_is_attacked_on_the_unet_that_made_the_set(tmp_path, monkeypat
         audit_dataset.base_of(args, SimpleNamespace(manifest={"weights": {"unet": "c" * 64}}), epochs)
 
 
+def test_a_model_that_cannot_be_asked_is_not_asked(tmp_path, monkeypatch):
+    """Its epochs are there, but not the UNet that they were made on: no figure of another model may take the place."""
+
+    def refuse(*_):
+        raise UserError("made with another pretrained UNet")
+
+    monkeypatch.setattr(audit_dataset, "epochs_of", lambda *_: ({"enc": tmp_path, "dif": None}, {"enc": "a"}))
+    monkeypatch.setattr(audit_dataset, "base_of", refuse)
+    data = make(tmp_path / "own.npz")
+    folder = write_set(tmp_path / "20Enc3Dif0Is20Ugs1.5", str(data), 20, 8)
+    flags = ["--dataset", str(data), "--exp", "e", "--root", str(tmp_path), "--synthetic_dir", str(folder)]
+    known = audit_dataset.plan(audit_dataset.parse_args(flags))
+    assert known.epochs is None and known.inputs["weights"] == "none" and "another pretrained" in known.missing[0]
+
+
+def test_weights_that_were_not_to_be_had_are_asked_for_again(tmp_path, quick_teacher, monkeypatch):
+    def cannot(*_):
+        raise UserError("no network")
+
+    monkeypatch.setattr(audit_dataset, "epochs_of", lambda *_: ({"enc": tmp_path, "dif": None}, {"enc": "a"}))
+    monkeypatch.setattr(audit_dataset, "base_of", lambda *_: {"image_encoder": "b"})
+    monkeypatch.setattr("Audit.membership.chosen_moments", cannot)
+    data = make(tmp_path / "own.npz")
+    folder = write_set(tmp_path / "20Enc3Dif0Is20Ugs1.5", str(data), 20, 8)
+    page = audited(tmp_path, data, "--synthetic_dir", str(folder))
+    assert "made the set: no network" in page.read_text()
+    flags = ["--dataset", str(data), "--exp", "e", "--root", str(tmp_path), "--synthetic_dir", str(folder),
+             "--classifier", "resnet20_16", "--shadows", "0"]  # fmt: skip
+    assert not audit_dataset.plan(audit_dataset.parse_args(flags)).done
+
+
 def test_three_images_a_class_leave_the_classes_out(tmp_path, quick_teacher):
     data = tiny_data(tmp_path / "own.npz")
     folder = write_images(tmp_path / "few", data["val_images"][:6], data["val_labels"][:6, 0])
@@ -513,7 +573,8 @@ def test_three_images_a_class_leave_the_classes_out(tmp_path, quick_teacher):
 
 
 @pytest.mark.parametrize("names, message", [
-    (("class_00", "class_05"), "Missing or too many: class_01, class_05"), (("cat", "dog"), "must hold the folders class_00..class_01"),
+    (("class_00", "class_05"), "Missing or too many: class_01, class_05"), (("cat", "dog"), "neither the folders class_00, .* nor folders named after the classes .missing: 0, 1; too many: cat, dog."),
+    (("0", "dog"), "missing: 1; too many: dog"),
 ])  # fmt: skip
 def test_a_set_of_other_classes_is_refused(names, message, tmp_path):
     data = tiny_data(tmp_path / "own.npz")

@@ -4,7 +4,6 @@ import hashlib
 import io
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -271,10 +270,7 @@ def test_classes_of_any_name_go_through(tmp_path):
     assert list(declared.values()) == shown
     assert sorted(path.name for path in (tmp_path / "folders/train").iterdir()) == sorted(map(folder_name, shown))
     table = (tmp_path / "folders/README.md").read_text()
-    assert (
-        re.search(r"\| 5 \| pipe \\\| `tick` \| 2 \| `pipe _ `tick`` \| \d \|", table)
-        and "could not be named exactly" in table
-    )
+    assert r"| 5 | pipe \| \`tick\` | 2 | pipe \_ \`tick\` |" in table and "could not be named exactly" in table
 
 
 # Memory, interruption
@@ -436,7 +432,7 @@ def test_own_data_have_the_licence_that_is_named(tmp_path):
 def test_the_card_says_what_how_and_of_what(root):
     made = set_of(root)
     text = (exported(root, "hf") / "README.md").read_text()
-    for said in ("23 images of 10 classes, every one generated", "arxiv.org/abs/2405.02698", "| inference steps | `20` |", "d" * 64,
+    for said in ("23 images of 10 classes, every one generated", "arxiv.org/abs/2405.02698", "| inference steps | 20 |", "d" * 64,
                  SetToExport(made, dataset_spec("digits")).sha256, "Optical Recognition of Handwritten Digits", DIGITAL_SOURCE_TYPE,
                  "No accuracy was measured", "None was made", "Not meant for diagnosis", "CC BY 4.0", "@article{lomurno2024stable"):  # fmt: skip
         assert said in text
@@ -462,7 +458,7 @@ def test_settings_are_those_that_are_on_whatever_their_kind(tmp_path):
     assert settings == {"seed": 5, "ugs": 1.5, "inf_steps": 20, "enc_epoch": 3, "dif_epoch": 4, "backbone": "mini",
                         "solver": "dpmpp", "guidance_interval": "0.2, 0.8", "filter": 0.0}  # fmt: skip
     folder = exported(tmp_path, "hf", "--synthetic_dir", str(tmp_path / "set"))
-    assert "| guidance_interval | `0.2, 0.8` |" in (folder / "README.md").read_text()
+    assert "| guidance_interval | 0.2, 0.8 |" in (folder / "README.md").read_text()
 
 
 def test_the_card_shows_accuracies_of_its_recipe_alone(root):
