@@ -18,6 +18,7 @@ from typing import NamedTuple
 import matplotlib.pyplot as plt
 import numpy as np
 
+from Experiment.errors import UserError
 from Experiment.paths import REPOSITORY
 from figures import save_figure
 from Search.workers import GRACE
@@ -29,7 +30,7 @@ RUNS = 200  # simulated searches for each number of workers
 class Outcome(NamedTuple):
     """A simulated search: seconds from start to end, of finished trials, and of killed ones; trials that were killed.
 
-    `known` is how many finished trials a trial could look back on when it began, mean of all, as a share of those before it.
+    `known` is how many finished trials a trial could look back on when it began, mean of all, as a share of those begun before.
     """
 
     wall: float
@@ -70,8 +71,8 @@ def simulate(seconds, workers, trials, failures, start, rng):
             heapq.heappush(noticed, (now + broken + GRACE, number, duration))
             heapq.heappush(free, (now + broken + start, worker))
             continue
-        if number:
-            known.append(sum(end <= now for end in ends) / number)
+        if ends:  # of trials that were begun before, by whatever number
+            known.append(sum(end <= now for end in ends) / len(ends))
         ends.append(now + duration)
         heapq.heappush(free, (now + duration, worker))
     return Outcome(max(ends), float(durations.sum()), lost, killed, statistics.fmean(known) if known else 1.0)
@@ -81,8 +82,11 @@ def recorded_seconds(files):
     """Times of the finished and pruned trials of searches, s."""
     seconds = []
     for file in files:
-        with open(file, newline="") as lines:
-            seconds += [float(row["seconds"]) for row in csv.DictReader(lines) if row["seconds"]]
+        try:
+            with open(file, newline="", encoding="utf-8") as lines:
+                seconds += [float(row["seconds"]) for row in csv.DictReader(lines) if row["seconds"]]
+        except (OSError, KeyError, ValueError) as error:
+            raise UserError(f"{file} is no trials.csv of a search ({error!r})") from None
     return np.array(seconds)
 
 
@@ -123,7 +127,12 @@ def main(argv=None):
     parser.add_argument("--start", type=float, default=15, help="seconds from a worker's start to its first trial (15)")
     parser.add_argument("--to", type=Path, default=REPOSITORY / "cluster/simulation.png", help="the picture")
     args = parser.parse_args(argv)
-    seconds = recorded_seconds(args.files)
+    if args.trials < 1 or not 0 <= args.failures < 1 or args.start < 0:
+        parser.error("--trials must be above 0, --failures a share below 1, --start no time before 0")
+    try:
+        seconds = recorded_seconds(args.files)
+    except UserError as error:
+        parser.error(str(error))
     if not len(seconds):
         parser.error(f"{', '.join(map(str, args.files))}: no trial has a time")
     rows = table(seconds, args.trials, args.failures, args.start)

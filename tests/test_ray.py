@@ -1,6 +1,7 @@
 """Stages as tasks of a Ray cluster of two nodes on this machine; skipped where Ray is not installed (make ray)."""
 
 import contextlib
+import csv
 import os
 import signal
 import subprocess
@@ -20,6 +21,7 @@ from Stages.display import Display
 from Stages.ray_running import Cluster, divided, slots_of
 from Stages.running import Runner
 from Stages.stages import Stage
+from tests.test_scripts import succeed, tree
 
 
 def test_without_ray_the_way_to_it_is_told(monkeypatch):
@@ -246,3 +248,69 @@ def test_a_node_without_the_checkout_is_one_line(cluster, tmp_path):
     runner = Runner([stage], 1, Display([stage], {stage: 1.0}), cluster.running)
     with pytest.raises(UserError, match=r"do all nodes see .*\? \(ModuleNotFoundError: No module named 'nowhere'\)"):
         runner.run()
+
+
+# The real stages
+
+
+def processes(root, script):
+    """Processes of a script that work below a root, oldest first."""
+    import psutil
+
+    found = [process for process in psutil.process_iter(["cmdline", "create_time"])
+             if process.info["cmdline"] and str(root) in process.info["cmdline"]
+             and any(word.endswith(script) for word in process.info["cmdline"])]  # fmt: skip
+    return sorted(found, key=lambda process: process.info["create_time"])
+
+
+@pytest.mark.slow
+def test_the_pipeline_through_kills_gives_the_bytes_of_one_machine(nodes, tmp_path):
+    """While a set is generated a script is killed, a node goes and another comes, and the driver is killed and begun again."""
+    alone, spread = tmp_path / "alone", tmp_path / "spread"
+    tiny = ["--dataset", "digits", "--exp", "r", "--backbone", "mini", "--enc_epochs", 1, "--dif_epochs", 1, "--n_trials", 2,
+            "--num_imgs", 32, "--test_imgs", 32, "--trial_epochs", 1, "--classifier_epochs", 1,
+            "--also", "hyp_opt --repeats 0 --rungs 1 --is_min 12 --is_max 13", "--also", "hyp_opt --pruner none",
+            "--also", "generate_dataset --batch_size 48"]  # fmt: skip
+    started = time.time()
+    succeed("pipeline.py", *tiny, "--root", alone)
+    print(f"one process after the other: {time.time() - started:.0f} s")
+    command = list(
+        map(str, [sys.executable, REPOSITORY / "pipeline.py", *tiny, "--root", spread, "--ray", nodes.address])
+    )
+    first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def images():
+        return len(list(spread.rglob("img_*.png")))
+
+    def make(count):
+        wait(lambda: first.poll() is not None or images() >= count, 1800)
+        assert first.poll() is None, "it has ended before it was killed"
+
+    make(50)
+    killed = processes(spread, "generate_dataset.py")[0]
+    killed.kill()
+    make(250)
+    assert killed.pid not in {process.pid for process in processes(spread, "generate_dataset.py")}
+    nodes.remove_node(
+        next(node for node in nodes.list_all_nodes() if node is not nodes.head_node), allow_graceful=False
+    )
+    nodes.add_node(num_cpus=1, object_store_memory=80 * 2**20)
+    make(450)
+    first.kill()
+    first.wait()
+    there = images()
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "worker 2 of 2] finished already" in done.stdout and there < 1000
+    ours, theirs = tree(alone), tree(spread)
+    same = {
+        path for path in ours if path.suffix == ".png" and "Synthetic" in path.parts and path.name.startswith("img_")
+    }
+    assert len(same) == 1000 and same == {p for p in theirs if p.name.startswith("img_") and p.suffix == ".png"}
+    same |= {path for path in ours if path.name in ("manifest.json", "test_accuracies_expr.json")}
+    same |= {path for path in ours if path.name.endswith(".weights.h5")}
+    assert not [path for path in same if ours[path] != theirs.get(path)]
+    for part in ("enc", "dif"):  # the same trials, none stuck or done twice
+        rows = [sorted(row["state"] for row in csv.DictReader(open(root / f"optimization_plots/r/digits/{part}/trials.csv")))
+                for root in (alone, spread)]  # fmt: skip
+        assert rows[0] == rows[1] == ["COMPLETE"] * 2
