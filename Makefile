@@ -78,7 +78,7 @@ cluster-schemas: .venv-cluster/.installed
 
 # The faults of tests/test_ray.py on a real Ray, in .venv-ray, which takes everything else from .venv.
 ray: setup .venv-ray/.installed
-	.venv-ray/bin/python -m pytest -q tests/test_ray.py
+	.venv-ray/bin/python -m pytest -q -m "not slow" tests/test_ray.py
 
 .venv-ray/.installed: cluster/ray-requirements.txt
 	$(PYTHON) -m venv .venv-ray
