@@ -17,11 +17,8 @@ from cli.process import run, telling_what_is_saved
 from cli.startup import share_cores
 from Data.registry import dataset_spec
 from Experiment.paths import Experiment
-from Experiment.pictures import try_to_draw
 from Experiment.plan import Plan
 from Models.backbones import BACKBONES
-from plots import experiment_cas_curve
-from Stages.carried import Root
 from Stages.display import Display
 from Stages.outcome import outcome
 from Stages.ray_running import MEMORY, Cluster, divided
@@ -39,8 +36,6 @@ SCRIPTS = {
 def parse_args(argv=None):
     parser = new_pipeline_parser(__doc__)
     args = finish_args(parser, argv)
-    if args.carry and not args.ray:
-        parser.error("argument --carry: not allowed without --ray")
     args.sizes = sorted(set(args.sizes))
     args.also = further_flags(parser, args.also, PARTS)
     return args
@@ -92,8 +87,6 @@ def run_pipeline(args, known=None):
         print(known.note)
     with start_runner(args, known) as runner, telling_what_is_saved(runner.told):
         runner.run()
-        if args.carry:
-            try_to_draw("the curve", experiment_cas_curve, known.experiment)  # tasks have seen their own result alone
         lines = outcome(args, known.spec, known.experiment, known.classifier, runner.stages, runner.seconds())
     print("\n".join(lines))
 
@@ -104,10 +97,9 @@ def start_runner(args, known):
     if not args.ray:
         yield Runner(known.stages, at_once(args), Display(known.stages, known.work))
         return
-    root = Root(args.root.resolve(), args.exp, known.spec.name) if args.carry else None
-    cluster = Cluster(args.ray, MEMORY[BACKBONES[args.backbone].small], root)
+    cluster = Cluster(args.ray, MEMORY[BACKBONES[args.backbone].small])
     try:
-        work = divided(known.work, cluster.slots, cluster.one_machine, args.carry)
+        work = divided(known.work, cluster.slots, cluster.one_machine)
         yield Runner([*work], cluster.slots, Display([*work], work), cluster.running)
     finally:
         cluster.close()

@@ -100,7 +100,7 @@ def table(header, rows):
 
 
 def plain(cell):
-    return re.sub(r"([\\`*<|]|(?<!\w)_|_(?!\w))", r"\\\1", str(cell))
+    return re.sub(r"([\\`*<>|~&!\[\]]|(?<!\w)_|_(?!\w))", r"\\\1", " ".join(str(cell).split()))
 
 
 def classes_part(source, layout):

@@ -120,11 +120,10 @@ def files_of_part(folder):
     plain = "diffusion_pytorch_model"
     index = next((name for name in (f"{plain}{INDEX}", *sorted(names)) if name in names and name.endswith(INDEX)), None)
     if f"{plain}{SUFFIX}" in names:
-        whole = [folder / f"{plain}{SUFFIX}"]
-        try:
-            return shards_of_index(folder / index) if index == f"{plain}{INDEX}" else whole
-        except UserError:
-            return whole
+        beside = index == f"{plain}{INDEX}" and any(
+            SHARD.fullmatch(name) and name.startswith(f"{plain}-") for name in names
+        )
+        return shards_of_index(folder / index) if beside else [folder / f"{plain}{SUFFIX}"]
     if index:
         return shards_of_index(folder / index)
     found = sorted(name for name in names if name.endswith(SUFFIX))

@@ -1,8 +1,7 @@
 """Stages as tasks of a Ray cluster: the same commands, on whatever node is free, and again where a node or process is lost.
 
-All nodes must see the checkout under the same path, and the root, unless its files travel (`carried.py`). The truth is in the
-files, as it is without Ray: a command goes on where it was stopped, and the scripts divide shards and trials. So a task that is
-run again repeats nothing.
+All nodes must see the checkout and the root under the same paths. The truth is in the files, as it is without Ray: a command
+goes on where it was stopped, and the scripts divide shards and trials. So a task that is run again repeats nothing.
 """
 
 import os
@@ -15,13 +14,14 @@ from dataclasses import replace
 
 from Experiment.errors import MAY_PASS, UserError
 from Experiment.paths import REPOSITORY
-from Stages.ray_task import LOOK, Board, one_line, run_command, software
+from Stages.ray_task import LOOK, Board, run_command, software
 from Stages.running import Running
 
 REQUIREMENTS = "cluster/ray-requirements.txt"
 ANSWER = 10  # s in which the cluster must answer; Ray by itself tries for minutes
 MEMORY = {True: 2 * 2**30, False: 24 * 2**30}  # bytes of a task, of a small backbone or not
 PAUSE = {True: 30, False: 0}  # s before a stage begins again, where something may pass or not
+ALONE = {"--restart", "--prune", "--no-optimize"}  # of a search: what several workers would do to one another
 SEARCH_WORKERS = 4  # at most: the more, the fewer earlier trials a trial learns from (python -m bench.scheduling)
 KILLS = 5  # times that a task's process may be killed, by the system where memory lacks, before its stage fails
 
@@ -62,6 +62,10 @@ def connect(address):
     return ray
 
 
+def one_line(error):
+    return " ".join(str(error).split())
+
+
 def slots_of(nodes, needed):
     """How many tasks run at a time on the nodes of a cluster.
 
@@ -89,7 +93,6 @@ class Cluster:
     Args:
         address: HOST:PORT, or `local`.
         memory: Bytes that a task needs.
-        root: The `Root` of the experiment, where nodes do not see it: its files travel.
 
     Attributes:
         slots: Tasks that can run at a time: one a GPU; without GPUs one a core, as far as memory goes.
@@ -99,8 +102,8 @@ class Cluster:
         UserError: There is no such cluster, or no task fits on any of its nodes.
     """
 
-    def __init__(self, address, memory, root=None):
-        self.ray, self.carried = connect(address), root and (root.exp, root.dataset)
+    def __init__(self, address, memory):
+        self.ray = connect(address)
         needed = {"CPU": 1, "memory": memory}
         if self.ray.cluster_resources().get("GPU"):
             needed["GPU"] = 1  # of which Ray shows a task its own alone
@@ -113,13 +116,13 @@ class Cluster:
         how = {"max_retries": -1, "max_calls": 1, "num_cpus": 1, "num_gpus": needed.get("GPU", 0), "memory": memory}
         self.task = self.ray.remote(runtime_env=environment, **how)(run_command)
         here = self.ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
-            self.ray.get_runtime_context().get_node_id(), soft=root is None
+            self.ray.get_runtime_context().get_node_id(), soft=True
         )
         board = self.ray.remote(num_cpus=0, max_restarts=-1, scheduling_strategy=here, runtime_env=environment)(Board)
-        self.board = board.remote(root)
+        self.board = board.remote()
 
     def submit(self, command, live, key):
-        return self.task.remote(command, live, self.board, key, software(), self.carried)
+        return self.task.remote(command, live, self.board, key, software())
 
     def said(self, key):
         """Lines of a task since the last call, and whether they are errors."""
@@ -142,16 +145,18 @@ class Cluster:
             return self.ray.get(task)
         except self.ray.exceptions.TaskCancelledError:
             return None
-        except self.ray.exceptions.RayError as error:  # without the checkout there, not even this module is found
+        except self.ray.exceptions.RayError as error:
             reason = str(error).strip().splitlines()[-1]
-            raise UserError(f"a node could not run it; do all nodes see {REPOSITORY}? ({reason})") from None
+            # Without the checkout there, not even this module is found.
+            asked = f"; do all nodes see {REPOSITORY}?" if "ModuleNotFoundError" in reason else ""
+            raise UserError(f"a node could not run it{asked} ({reason})") from None
 
     def cancel(self, task):
         self.ray.cancel(task)
 
     def running(self, stage, display):
-        """A stage as a task, or as a process of this machine: what `Runner` asks for."""
-        return Running(stage, display) if stage.here else RayRunning(stage, display, self)
+        """A stage as a task: what `Runner` asks for."""
+        return RayRunning(stage, display, self)
 
     def close(self):
         self.ray.shutdown()
@@ -196,34 +201,28 @@ class RayRunning(Running):
         self.stopping = True
 
 
-def divided(work, slots, one_machine=False, carried=False):
+def divided(work, slots, one_machine=False):
     """{stage: GFLOP} in which generations are shards and searches are workers, which need nothing of one another.
 
-    The last shard to end writes the manifest; where files travel no shard sees those of the others, and the undivided stage
-    does it in the end, where the pipeline runs. Sets that are filtered, or made anew, are not divided; nor are searches whose
-    study is the usual file of SQLite, which several machines cannot share.
+    The last shard to end writes the manifest. Sets that are filtered, or made anew, are not divided; nor are searches that
+    are begun anew, or whose study is the usual file of SQLite, which several machines cannot share.
 
     Args:
         work: {stage: GFLOP}.
         slots: Tasks that run at a time.
         one_machine: Whether all of them run on one machine.
-        carried: Whether files travel.
     """
-    parts, last = {}, {}
+    parts = {}
     for stage, operations in work.items():
-        if last and stage.group > next(iter(last)).group:
-            parts, last = parts | last, {}
         given = {flag.partition("=")[0] for flag in stage.flags}
         count, what = 1, ""
         if stage.script == "generate_dataset" and not {"--filter", "--restart", "--shard"} & given:
             count, what = slots, "shard"
-        elif stage.script == "hyp_opt" and (one_machine and not carried or "--storage" in given):
+        elif stage.script == "hyp_opt" and not ALONE & given and (one_machine or "--storage" in given):
             count, what = min(slots, SEARCH_WORKERS), "worker"
         for i in range(1, count + 1):
             part = stage if count == 1 else replace(stage, name=f"{stage.name}, {what} {i} of {count}")
             if count > 1 and what == "shard":
                 part = replace(part, flags=(*stage.flags, "--shard", f"{i}/{count}"))
             parts[part] = operations / count
-        if carried and what == "shard" and count > 1:
-            last[replace(stage, name=f"{stage.name}, all shards", group=stage.group + 0.5, here=True)] = 0.0
-    return parts | last
+    return parts

@@ -1,29 +1,21 @@
-"""What runs on a node of a Ray cluster: a script as a process whose lines go to the board, and files where they travel."""
+"""What runs on a node of a Ray cluster: a script as a process whose lines go to the board."""
 
 import contextlib
 import ctypes
 import functools
 import hashlib
-import platform
 import signal
 import socket
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 
-from Experiment.errors import MAY_PASS
 from Experiment.files import file_hash
 from Experiment.paths import REPOSITORY
 from Experiment.records import installed_versions
-from Stages.carried import Copy
 from Stages.running import start_process
 
 LOOK = 0.5  # s between looks at a process
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
-
-
-def one_line(error):
-    return " ".join(str(error).split())
 
 
 def die_with_parent():
@@ -40,10 +32,10 @@ def software():
     for file in sorted(file for folder in folders for file in folder.glob("*.py")):
         code.update(f"{file.relative_to(REPOSITORY)} {file_hash(file)}\n".encode())
     versions = [f"{name} {version}" for name, version in installed_versions().items()]
-    return ", ".join([f"code {code.hexdigest()[:12]}", f"Python {platform.python_version()}", *versions])
+    return ", ".join([f"code {code.hexdigest()[:12]}", *versions])
 
 
-def run_command(command, live, board, key, wanted, carried=None):
+def run_command(command, live, board, key, wanted):
     """What a task does: run a script on its node, and send its lines to the board. Returns the exit code.
 
     A stop of the pipeline cancels the task, which is a KeyboardInterrupt here: the script is told once, and may save
@@ -55,7 +47,6 @@ def run_command(command, live, board, key, wanted, carried=None):
         board: The `Board`.
         key: Under which the board keeps its lines.
         wanted: The `software` of the pipeline; a node of another one is refused.
-        carried: The experiment, (exp, dataset), whose files travel by way of the board; None where the node sees them.
     """
     if (own := software()) != wanted:
         ours, theirs = (
@@ -64,37 +55,7 @@ def run_command(command, live, board, key, wanted, carried=None):
         line = f"{command[0]}: error: node {socket.gethostname()} has {theirs or 'less'} where the pipeline has {ours or 'less'}"
         board.put.remote(key, line, True)
         return 2
-    if not carried:
-        return follow_process(start_process(command, live, die_with_parent), board, key)
-    import ray
-
-    copy = Copy(
-        lambda method, *args: ray.get(board.files.remote(method, *args)), command[0].removesuffix(".py"), *carried
-    )
-    try:
-        copy.fetch()
-        process = start_process((*command, "--root", str(copy.folder)), live, die_with_parent)
-        ended = threading.Event()
-        with ThreadPoolExecutor(1) as pool:
-            sending = pool.submit(copy.keep_sending, ended)
-            code = follow_process(process, board, key)
-            ended.set()
-            while not sending.done():  # of a stopped task too: what it has saved is on this node alone
-                with contextlib.suppress(KeyboardInterrupt):
-                    time.sleep(LOOK)
-            sending.result()
-        return code
-    except (ray.exceptions.ObjectStoreFullError, ray.exceptions.OutOfDiskError) as error:
-        where = socket.gethostname()
-        line = f"{command[0]}: error: the object store of {where} has no room for the files that travel: {one_line(error)[:200]}"
-        board.put.remote(key, line, True)
-        return MAY_PASS
-    finally:
-        copy.close()
-
-
-def follow_process(process, board, key):
-    """Send the lines of a process to the board until it ends. Returns its exit code."""
+    process = start_process(command, live, die_with_parent)
 
     def send(output, is_error):
         for line in output:
@@ -116,17 +77,10 @@ def follow_process(process, board, key):
 
 
 class Board:
-    """What tasks have said and nobody has read yet: {key: [(line, whether it is of stderr)]}. And the files of the pipeline's root.
+    """What tasks have said and nobody has read yet: {key: [(line, whether it is of stderr)]}."""
 
-    Args:
-        root: The `Root` that tasks carry files from and to; None where they see it.
-    """
-
-    def __init__(self, root=None):
-        self.lines, self.root = {}, root
-
-    def files(self, method, *args):
-        return getattr(self.root, method)(*args)
+    def __init__(self):
+        self.lines = {}
 
     def put(self, key, line, is_error):
         self.lines.setdefault(key, []).append((line, is_error))

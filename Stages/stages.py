@@ -27,14 +27,12 @@ class Stage:
         script: Name of the script, without its suffix.
         flags: Its command line, a tuple of text.
         group: Stages with the same number need nothing of each other: they may run side by side.
-        here: Whether it runs on the pipeline's own machine, whatever runs the others.
     """
 
     name: str
     script: str
     flags: tuple
-    group: float
-    here: bool = False
+    group: int
 
     @property
     def command(self):

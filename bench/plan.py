@@ -4,7 +4,7 @@
 
 What stands behind `--` are the flags of pipeline.py. Operations are those of Stages/work.py, of which the UNet's were counted;
 the rate that a GPU keeps up is the reader's to say (`python -m bench.gpu` measures it). An adaptation runs on one GPU. A search
-has a worker a GPU, at most one for every trial, and is as much faster as `bench.scheduling` finds for equal trials of which 1 %
+has a worker a GPU, four at most as with --ray, and is as much faster as `bench.scheduling` finds for equal trials of which 1 %
 are killed. Generation divides into shards; a classifier is one task. The queue of a batch system is not in it.
 """
 
@@ -17,6 +17,8 @@ import numpy as np
 
 import pipeline
 from bench.scheduling import simulate
+from Experiment.errors import UserError
+from Stages.ray_running import SEARCH_WORKERS
 from Stages.work import START_UP
 
 GPUS = (1, 8, 64)
@@ -34,7 +36,8 @@ def side_by_side(seconds, gpus):
 def search_seconds(seconds, trials, gpus):
     """Seconds of a search of equal trials, of which one GPU alone takes so many in all."""
     rng, each = np.random.default_rng(0), np.array([seconds / trials])
-    runs = [simulate(each, min(gpus, trials), trials, FAILURES, START_UP, rng) for _ in range(RUNS)]
+    workers = min(gpus, trials, SEARCH_WORKERS)
+    runs = [simulate(each, workers, trials, FAILURES, START_UP, rng) for _ in range(RUNS)]
     return statistics.fmean(run.wall for run in runs)
 
 
@@ -88,9 +91,13 @@ def main(argv=None):
     args = parser.parse_args(argv)
     if not args.tflops > 0:
         parser.error("argument --tflops: must be above 0")
+    try:
+        rows = table(pipeline.parse_args(args.flags), args.tflops)
+    except UserError as error:
+        parser.error(str(error))
     print(f"| stage | PFLOP | {' | '.join('1 GPU' if count == 1 else f'{count} GPUs' for count in GPUS)} |")
     print("|---" * (2 + len(GPUS)) + "|")
-    for name, work, *hours in table(pipeline.parse_args(args.flags), args.tflops):
+    for name, work, *hours in rows:
         print(f"| {name} | {work:,.0f} | {' | '.join(f'{count:.1f} h' for count in hours)} |")
 
 

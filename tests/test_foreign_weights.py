@@ -377,11 +377,14 @@ def test_of_several_files_the_plain_one_is_read(backbone, tensors, tmp_path):
     assert (
         len(foreign_weights(backbone, place).files("unet")) == 2
     )  # which a later save has left, as diffusers reads it
-    next((place / "unet").glob("*-of-*")).unlink()
+    one, other = (place / "unet").glob("*-of-*")
+    one.unlink()
+    with pytest.raises(UserError, match="which is missing"):  # half of a download, not an old save
+        foreign_weights(backbone, place).files("unet")
+    other.unlink()
     assert foreign_weights(backbone, place).files("unet") == [plain]
     plain.rename(place / "unet/diffusion_pytorch_model.non_ema.safetensors")
-    for left in [*(place / "unet").glob("*-of-*"), *(place / "unet").glob("*.index.json")]:
-        left.unlink()
+    next((place / "unet").glob("*.index.json")).unlink()
     with pytest.raises(UserError, match="holds .*fp16.safetensors, .*non_ema.safetensors: leave the one that is meant"):
         foreign_weights(backbone, place).files("unet")
 

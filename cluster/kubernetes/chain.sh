@@ -4,19 +4,19 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 
-state() { # of the jobs in a file: numbers of pods that run, and conditions that hold; nothing where none is there
+state() { # of jobs: how many pods run, and which conditions hold; nothing where none is there
     kubectl "$@" -o jsonpath='{..status.active} {..status.conditions[?(@.status=="True")].type}' --ignore-not-found
 }
 
 kubectl "$@" apply -f experiment.yaml -f postgres.yaml
 for file in [1-6]-*.yaml; do
-    found=$(state "$@" get -f "$file")
-    if [[ $found != *[0-9]* ]]; then # a job that has ended would stand in the way of a new one; one that runs goes on
-        kubectl "$@" delete --ignore-not-found --cascade=foreground -f "$file"
-    fi
+    jobs=$(sed -n 's/^  name: //p' "$file") complete=0
+    for job in $jobs; do # one that has ended would stand in the way of a new one; one that runs goes on
+        found=$(state "$@" get "job/$job")
+        [[ $found == *[0-9]* ]] || kubectl "$@" delete --ignore-not-found --cascade=foreground "job/$job"
+    done
     kubectl "$@" apply -f "$file"
-    jobs=$(grep -c "^kind: Job" "$file") complete=0
-    while ((complete < jobs)); do
+    while ((complete < $(wc -w <<<"$jobs"))); do
         sleep "${POLL:-10}"
         found=" $(state "$@" get -f "$file") " || continue # the API is away for a moment
         if [[ $found == *" Failed "* ]]; then

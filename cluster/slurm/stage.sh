@@ -7,8 +7,8 @@
 #   MODEL            flags of the three scripts that load the backbone (--backbone sd1)
 #
 # Every stage goes on where it was stopped and ends with the same bytes. So a job that ends before its work is done, because
-# its time is over, a signal has killed it or a database or file system was away (75), is queued again, 20 times at most; an
-# error of the user (2) ends it.
+# its time is over, a signal has killed it, or a database or file system was away or its predecessor still saves (75), is
+# queued again, 20 times at most; an error of the user (2) ends it.
 set -uo pipefail
 : "${DATASET:?}" "${EXP:?}"
 REPOSITORY=${REPOSITORY:-$SLURM_SUBMIT_DIR}
