@@ -55,6 +55,8 @@ def run_command(command, live, board, key, wanted):
         line = f"{command[0]}: error: node {socket.gethostname()} has {theirs or 'less'} where the pipeline has {ours or 'less'}"
         board.put.remote(key, line, True)
         return 2
+    # Where Ray was begun in the background of a shell, interrupts are ignored, and so would the cancelling be.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     process = start_process(command, live, die_with_parent)
 
     def send(output, is_error):

@@ -104,9 +104,11 @@ def nodes():
     pytest.importorskip("ray")
     from ray.cluster_utils import Cluster as Nodes
 
+    interrupts = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in the background of a shell
     made = Nodes(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 80 * 2**20})
     made.add_node(num_cpus=1, object_store_memory=80 * 2**20)
     made.wait_for_nodes()
+    signal.signal(signal.SIGINT, interrupts)
     yield made
     made.shutdown()
 
