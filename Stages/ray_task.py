@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import functools
 import hashlib
+import logging
 import signal
 import socket
 import threading
@@ -13,6 +14,8 @@ from Experiment.files import file_hash
 from Experiment.paths import REPOSITORY
 from Experiment.records import installed_versions
 from Stages.running import start_process
+
+log = logging.getLogger("experiment")
 
 LOOK = 0.5  # s between looks at a process
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
@@ -54,6 +57,7 @@ def run_command(command, live, board, key, wanted):
         )
         line = f"{command[0]}: error: node {socket.gethostname()} has {theirs or 'less'} where the pipeline has {ours or 'less'}"
         board.put.remote(key, line, True)
+        deliver(board)
         return 2
     # Where Ray was begun in the background of a shell, interrupts are ignored, and so would the cancelling be.
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -75,7 +79,22 @@ def run_command(command, live, board, key, wanted):
             if not stopped:
                 process.terminate()
             stopped = True
+    deliver(board)
     return process.returncode
+
+
+def deliver(board):
+    """Wait until the board has all lines of this task, the last of which says why it ends: calls of one caller keep their order."""
+    import ray
+
+    while True:
+        try:
+            ray.get(board.take.remote(None))
+        except KeyboardInterrupt:  # of a stop, which comes again and again
+            continue
+        except ray.exceptions.RayActorError:
+            log.debug("the board is begun again: results do not depend on what it knew")
+        return
 
 
 class Board:
