@@ -33,18 +33,8 @@ log = logging.getLogger("experiment")
 FREE = (*DATA_FLAGS, "weights_dir", "seed", "to")  # arguments that do not change the result
 # What an export writes; a folder with anything else in it is somebody's.
 BEGUN = "export.begun"  # lies there until the export is complete
-OWN_NAMES = {
-    "README.md",
-    exported.TABLE,
-    exported.UPDATES,
-    "export.json",
-    BEGUN,
-    "log.txt",
-    "model_index.json",
-    "scheduler",
-    "unet",
-    "vae",
-}
+OWN_NAMES = {"README.md", exported.TABLE, exported.UPDATES, "export.json", BEGUN, "log.txt", "model_index.json", "scheduler",
+             "unet", "vae"}  # fmt: skip
 OWN_BEGINNINGS = (".lock", ".partial")
 
 

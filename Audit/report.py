@@ -231,15 +231,8 @@ def attack_row(name, of):
 
 
 def membership_part(found):
-    header = [
-        "attack",
-        "members / others",
-        "AUC",
-        "95 % interval",
-        "found at 1 % false alarms",
-        "95 % interval",
-        "by chance",
-    ]
+    header = ["attack", "members / others", "AUC", "95 % interval", "found at 1 % false alarms", "95 % interval",
+              "by chance"]  # fmt: skip
     rows = [attack_row(name, of) for name, of in attacks(found).items()]
     told = [
         "Members are real training images. Others are validation images for the diffusion model, and test images for classifiers.",

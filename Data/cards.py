@@ -1,11 +1,10 @@
 """The card of an exported set, README.md: what its images are, how they were made, of what, how good, and what for."""
 
-import re
-
 import yaml
 
 from Data.registry import origin
 from Experiment.records import flattened
+from Experiment.text import markdown
 
 PAPER = "Stable Diffusion Dataset Generation for Downstream Classification Tasks"
 PAPER_PAGE = "https://arxiv.org/abs/2405.02698"
@@ -95,12 +94,12 @@ def metadata(source, layout, licences):
 
 def table(header, rows):
     """A table in Markdown, whose cells are plain text: Markdown finds nothing in them."""
-    lines = [[plain(cell) for cell in header], ["---"] * len(header), *([plain(cell) for cell in row] for row in rows)]
+    lines = [
+        [markdown(cell) for cell in header],
+        ["---"] * len(header),
+        *([markdown(cell) for cell in row] for row in rows),
+    ]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def plain(cell):
-    return re.sub(r"([\\`*<>|~&!\[\]]|(?<!\w)_|_(?!\w))", r"\\\1", " ".join(str(cell).split()))
 
 
 def classes_part(source, layout):

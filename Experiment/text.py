@@ -1,5 +1,7 @@
 """Names as plain text."""
 
+import re
+
 
 def shown(name):
     """A name as one line of plain text: what cannot be printed is escaped."""
@@ -9,3 +11,8 @@ def shown(name):
 def plain(name, most=None):
     """A name as a label: as it is written, without a meaning for Matplotlib, which takes what two dollars enclose for a formula."""
     return shown(name)[:most].replace("$", r"\$")
+
+
+def markdown(text):
+    """A text for a card, in one line in which Markdown finds nothing; `_` within a word is left to be read."""
+    return re.sub(r"([\\`*<>|~&!\[\]]|(?<!\w)_|_(?!\w))", r"\\\1", " ".join(str(text).split()))

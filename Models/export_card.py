@@ -1,5 +1,6 @@
 """The model card of an export: README.md with the facts that readers and hubs look for, and an example that runs."""
 
+from Experiment.text import markdown
 from Models.numerics import KERASCV
 
 ANOTHERS = "other\nlicense_name: that-of-the-model-it-was-adapted-from"
@@ -138,16 +139,11 @@ def card(backbone, numerics, classes, dataset, *, vae_here, foreign, steps, scal
     shape = (len(classes), *backbone.context_shape)
     return CARD.format(
         licence=ANOTHERS if foreign or not backbone.licence else backbone.licence.id,
-        title=plain(dataset), shape=shape, size=backbone.image_size,
-        classes="\n".join(f"| {label} | {plain(name)} |" for label, name in enumerate(classes)),
-        facts="\n".join(f"| {name} | {plain(value)} |" for name, value in facts.items()),
+        title=markdown(dataset), shape=shape, size=backbone.image_size,
+        classes="\n".join(f"| {label} | {markdown(name)} |" for label, name in enumerate(classes)),
+        facts="\n".join(f"| {name} | {markdown(value)} |" for name, value in facts.items()),
         example=example(kerascv, vae_here, steps, scale, backbone.latent_shape[0], backbone.latent_scale, bool(base)),
         difference=DIFFERENCE.format(networks=" and ".join(kerascv), measured=MEASURED) if kerascv else "",
         more=" peft" if base else "", unet_note=UNET_NOTE.format(base=base) if base else "",
         vae_note="" if vae_here else VAE_NOTE,
     )  # fmt: skip
-
-
-def plain(text):
-    """A text in one line in which Markdown finds nothing."""
-    return "".join(f"\\{c}" if c in "\\`*_{}[]<>()#+-!|" else c for c in " ".join(str(text).split()))

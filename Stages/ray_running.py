@@ -55,15 +55,11 @@ def connect(address):
     try:
         ray.init(**how)
     except Exception as error:  # Ray's own, RuntimeError, ConnectionError: of other versions, of a head that is no head
-        raise UserError(f"--ray {address}: {one_line(error)}") from None
+        raise UserError(f"--ray {address}: {' '.join(str(error).split())}") from None
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, stops)  # Ray's own ends the process without a word of what is saved
     return ray
-
-
-def one_line(error):
-    return " ".join(str(error).split())
 
 
 def slots_of(nodes, needed):

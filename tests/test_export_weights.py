@@ -13,9 +13,10 @@ from safetensors.numpy import load_file
 import export_weights
 from Experiment.errors import UserError
 from Experiment.paths import Experiment
+from Experiment.text import markdown
 from Models.backbones import BACKBONES
 from Models.class_encoder import class_encoder
-from Models.export_card import card, example, plain
+from Models.export_card import card, example
 from Models.exported import write_tensors
 from Models.foreign_weights import foreign_weights
 from Models.lora import kernel_shapes, target_layers
@@ -130,7 +131,7 @@ def test_an_example_for_diffusers_own_numerics_is_short():
 
 
 def test_names_in_a_card_are_text():
-    assert plain("a|b\n`c` <b>") == r"a\|b \`c\` \<b\>"
+    assert markdown("a|b\n`c` <b>") == r"a\|b \`c\` \<b\>"
 
 
 def test_another_export_is_refused(exported, small, tmp_path):
