@@ -15,10 +15,15 @@ from cli.flags import finish_args
 from cli.pipeline_flags import further_flags, new_pipeline_parser
 from cli.process import run, telling_what_is_saved
 from cli.startup import share_cores
-from Data.registry import dataset_spec
+from Data.loaders import load_splits
+from Data.registry import DATASETS, dataset_spec
+from Experiment.errors import UserError
 from Experiment.paths import Experiment
+from Experiment.pictures import try_to_draw
 from Experiment.plan import Plan
 from Models.backbones import BACKBONES
+from plots import experiment_cas_curve, experiment_pipeline_bars
+from Stages.carried import REAL, Root
 from Stages.display import Display
 from Stages.outcome import outcome
 from Stages.ray_running import MEMORY, Cluster, divided
@@ -36,6 +41,8 @@ SCRIPTS = {
 def parse_args(argv=None):
     parser = new_pipeline_parser(__doc__)
     args = finish_args(parser, argv)
+    if args.carry and not args.ray:
+        parser.error("argument --carry: not allowed without --ray")
     args.sizes = sorted(set(args.sizes))
     args.also = further_flags(parser, args.also, PARTS)
     return args
@@ -46,10 +53,10 @@ def plan(args):
 
     Returns:
         A `Plan`: the dataset's `spec`, the `experiment`, the `stages` and their `work`, the name of the `classifier`, a
-        `note` for the user; with --dry_run it is `done` with the commands.
+        `note` for the user, and the `paths` that nodes must have where files travel; with --dry_run it is `done` with the commands.
 
     Raises:
-        UserError: The path holds no dataset.
+        UserError: The path holds no dataset, or a study cannot travel.
     """
     spec = dataset_spec(args.dataset, args.skip_broken, args.resolution, args.background)
     side, note = BACKBONES[args.backbone].image_size, ""
@@ -63,11 +70,38 @@ def plan(args):
     known = Plan(
         spec=spec, experiment=Experiment(args.root, args.exp, spec.name), stages=stages, note=note,
         work={stage: operations(stage.script, parsed[stage], spec, steps) for stage in stages},
-        classifier=parsed[stages[-1]].classifier,
+        classifier=parsed[stages[-1]].classifier, paths=named_paths(args, parsed.values()) if args.carry else [],
     )  # fmt: skip
     if args.dry_run:
         known.done = "\n".join(stage.shown for stage in stages)
     return known
+
+
+def named_paths(args, stages):
+    """What the user has named by path, in order: it does not travel.
+
+    Args:
+        args: The pipeline's arguments.
+        stages: The arguments of each stage.
+
+    Raises:
+        UserError: A study lies in a file, which no other node would see.
+    """
+    found = set() if args.dataset in DATASETS else {args.dataset}
+    for each in stages:
+        if str(getattr(each, "storage", None)).startswith(("sqlite", "journal:")):
+            raise UserError(
+                "--carry: a --storage that is a file lies on one node: leave it out, or name a database server."
+            )
+        named = {getattr(each, name, None) for name in ("data_dir", "weights_dir", "synthetic_dir")}
+        found |= {str(path) for path in named - {None, args.root / REAL}}
+    return sorted(found)
+
+
+def draw_again(experiment):
+    """Draw what shows the results of several tasks, each of which has seen its own and those before it."""
+    try_to_draw("the curve", experiment_cas_curve, experiment)
+    try_to_draw("the steps", experiment_pipeline_bars, experiment.root, experiment.exp)
 
 
 def run_pipeline(args, known=None):
@@ -87,6 +121,8 @@ def run_pipeline(args, known=None):
         print(known.note)
     with start_runner(args, known) as runner, telling_what_is_saved(runner.told):
         runner.run()
+        if args.carry:
+            draw_again(known.experiment)
         lines = outcome(args, known.spec, known.experiment, known.classifier, runner.stages, runner.seconds())
     print("\n".join(lines))
 
@@ -97,9 +133,15 @@ def start_runner(args, known):
     if not args.ray:
         yield Runner(known.stages, at_once(args), Display(known.stages, known.work))
         return
-    cluster = Cluster(args.ray, MEMORY[BACKBONES[args.backbone].small])
+    root = Root(args.root, args.exp, known.spec.name) if args.carry else None
+    if root:
+        root.begin()
+        if known.spec.name in DATASETS and args.data_dir == args.root / REAL:
+            load_splits(known.spec, args.data_dir, args.seed)  # here, so that no node has to download it
+    cluster = Cluster(args.ray, MEMORY[BACKBONES[args.backbone].small], root)
     try:
-        work = divided(known.work, cluster.slots, cluster.one_machine)
+        cluster.check_paths(known.paths)
+        work = divided(known.work, cluster.slots, cluster.one_machine, args.carry)
         yield Runner([*work], cluster.slots, Display([*work], work), cluster.running)
     finally:
         cluster.close()

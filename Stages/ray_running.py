@@ -1,7 +1,8 @@
 """Stages as tasks of a Ray cluster: the same commands, on whatever node is free, and again where a node or process is lost.
 
-All nodes must see the checkout and the root under the same paths. The truth is in the files, as it is without Ray: a command
-goes on where it was stopped, and the scripts divide shards and trials. So a task that is run again repeats nothing.
+All nodes must see the checkout under the same path, and the root too, unless its files travel (`carried.py`). The truth is in the
+files, as it is without Ray: a command goes on where it was stopped, and the scripts divide shards and trials. So a task that is run
+again repeats nothing.
 """
 
 import os
@@ -14,7 +15,7 @@ from dataclasses import replace
 
 from Experiment.errors import MAY_PASS, UserError
 from Experiment.paths import REPOSITORY
-from Stages.ray_task import LOOK, Board, run_command, software
+from Stages.ray_task import LOOK, Board, absent, run_command, software
 from Stages.running import Running
 
 REQUIREMENTS = "cluster/ray-requirements.txt"
@@ -43,7 +44,7 @@ def connect(address):
     """
     ray = import_ray()
     how = {"address": address, "logging_level": "ERROR", "log_to_driver": False}
-    if address == "local":  # no array travels through the object store: the least that Ray takes will do
+    if address == "local":  # files travel through the object store in small pieces: the least that Ray takes will do
         how |= {"num_cpus": os.cpu_count(), "object_store_memory": 100 * 2**20, "include_dashboard": False}
     else:
         host, _, port = address.rpartition(":")
@@ -89,6 +90,7 @@ class Cluster:
     Args:
         address: HOST:PORT, or `local`.
         memory: Bytes that a task needs.
+        root: The `Root` of the experiment where its files travel; None where all nodes see it.
 
     Attributes:
         slots: Tasks that can run at a time: one a GPU; without GPUs one a core, as far as memory goes.
@@ -98,8 +100,8 @@ class Cluster:
         UserError: There is no such cluster, or no task fits on any of its nodes.
     """
 
-    def __init__(self, address, memory):
-        self.ray = connect(address)
+    def __init__(self, address, memory, root=None):
+        self.ray, self.carried = connect(address), root and (str(root.root), root.exp, root.dataset)
         needed = {"CPU": 1, "memory": memory}
         if self.ray.cluster_resources().get("GPU"):
             needed["GPU"] = 1  # of which Ray shows a task its own alone
@@ -107,18 +109,32 @@ class Cluster:
         self.slots = slots_of([node["Resources"] for node in nodes], needed)
         self.one_machine = len({node["NodeManagerAddress"] for node in nodes}) == 1
         shared = {name: value for name, value in os.environ.items() if name.startswith("TF_")}  # how cores are shared
-        environment = {"env_vars": {"PYTHONPATH": str(REPOSITORY), **shared}}
+        self.nodes = [node["NodeID"] for node in nodes]
+        self.environment = environment = {"env_vars": {"PYTHONPATH": str(REPOSITORY), **shared}}
         # Nodes that are lost and workers that are killed are for Ray to replace, without end.
         how = {"max_retries": -1, "max_calls": 1, "num_cpus": 1, "num_gpus": needed.get("GPU", 0), "memory": memory}
         self.task = self.ray.remote(runtime_env=environment, **how)(run_command)
-        here = self.ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
-            self.ray.get_runtime_context().get_node_id(), soft=True
-        )
+        here = self.at(self.ray.get_runtime_context().get_node_id(), soft=root is None)
         board = self.ray.remote(num_cpus=0, max_restarts=-1, scheduling_strategy=here, runtime_env=environment)(Board)
-        self.board = board.remote()
+        self.board = board.remote(root)
+
+    def at(self, node, soft=False):
+        return self.ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(node, soft=soft)
+
+    def check_paths(self, paths):
+        """Ask each node whether it has what the user has named by path.
+
+        Raises:
+            UserError: One of them has not.
+        """
+        asking = self.ray.remote(num_cpus=0, max_calls=1, runtime_env=self.environment)(absent)
+        tasks = [asking.options(scheduling_strategy=self.at(node)).remote(paths) for node in self.nodes if paths]
+        lacking = [f"{name} lacks {', '.join(missing)}" for name, missing in map(self.code, tasks) if missing]
+        if lacking:
+            raise UserError(f"--carry: what you name by path must lie there on every node: {'; '.join(lacking)}")
 
     def submit(self, command, live, key):
-        return self.task.remote(command, live, self.board, key, software())
+        return self.task.remote(command, live, self.board, key, software(), self.carried)
 
     def said(self, key):
         """Lines of a task since the last call, and whether they are errors."""
@@ -197,16 +213,18 @@ class RayRunning(Running):
         self.stopping = True
 
 
-def divided(work, slots, one_machine=False):
+def divided(work, slots, one_machine=False, carried=False):
     """{stage: GFLOP} in which generations are shards and searches are workers, which need nothing of one another.
 
-    The last shard to end writes the manifest. Sets that are filtered, or made anew, are not divided; nor are searches that
+    The last shard to end writes the manifest; where files travel no shard sees those of the others, and the undivided command
+    does it after them. Sets that are filtered, or made anew, are not divided; nor are searches that
     are begun anew, or whose study is the usual file of SQLite, which several machines cannot share.
 
     Args:
         work: {stage: GFLOP}.
         slots: Tasks that run at a time.
         one_machine: Whether all of them run on one machine.
+        carried: Whether files travel.
     """
     parts = {}
     for stage, operations in work.items():
@@ -214,11 +232,13 @@ def divided(work, slots, one_machine=False):
         count, what = 1, ""
         if stage.script == "generate_dataset" and not {"--filter", "--restart", "--shard"} & given:
             count, what = slots, "shard"
-        elif stage.script == "hyp_opt" and not ALONE & given and (one_machine or "--storage" in given):
+        elif stage.script == "hyp_opt" and not ALONE & given and (one_machine and not carried or "--storage" in given):
             count, what = min(slots, SEARCH_WORKERS), "worker"
         for i in range(1, count + 1):
             part = stage if count == 1 else replace(stage, name=f"{stage.name}, {what} {i} of {count}")
             if count > 1 and what == "shard":
                 part = replace(part, flags=(*stage.flags, "--shard", f"{i}/{count}"))
             parts[part] = operations / count
-    return parts
+        if carried and count > 1 and what == "shard":
+            parts[replace(stage, name=f"{stage.name}, all shards", group=stage.group + 0.5)] = 0.0
+    return dict(sorted(parts.items(), key=lambda pair: pair[0].group))

@@ -1,4 +1,4 @@
-"""What runs on a node of a Ray cluster: a script as a process whose lines go to the board."""
+"""What runs on a node of a Ray cluster: a script as a process whose lines go to the board, and files where they travel."""
 
 import contextlib
 import ctypes
@@ -9,10 +9,14 @@ import signal
 import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
+from Experiment.errors import MAY_PASS
 from Experiment.files import file_hash
 from Experiment.paths import REPOSITORY
 from Experiment.records import installed_versions
+from Stages.copies import Copy, again, reason
 from Stages.running import start_process
 
 log = logging.getLogger("experiment")
@@ -38,11 +42,15 @@ def software():
     return ", ".join([f"code {code.hexdigest()[:12]}", *versions])
 
 
-def run_command(command, live, board, key, wanted):
+def absent(paths):
+    """This node's name, and those of the paths that it does not have."""
+    return socket.gethostname(), [path for path in paths if not Path(path).exists()]
+
+
+def run_command(command, live, board, key, wanted, carried=None):
     """What a task does: run a script on its node, and send its lines to the board. Returns the exit code.
 
-    A stop of the pipeline cancels the task, which is a KeyboardInterrupt here: the script is told once, and may save
-    what it has.
+    A stop of the pipeline cancels the task, which is an interrupt here: the script is told once, and may save what it has.
 
     Args:
         command: Script and flags.
@@ -50,36 +58,88 @@ def run_command(command, live, board, key, wanted):
         board: The `Board`.
         key: Under which the board keeps its lines.
         wanted: The `software` of the pipeline; a node of another one is refused.
+        carried: Where files travel by way of the board: the pipeline's root as text, and exp and dataset of the experiment.
     """
+
+    def tell(line, is_error=True):
+        if carried and is_error:
+            log.error(line.rstrip())  # to the node's own log too: the board may be what fails
+        board.put.remote(key, line, is_error)
+
     if (own := software()) != wanted:
         ours, theirs = (
             " ".join(sorted(set(a.split(", ")) - set(b.split(", ")))) for a, b in ((wanted, own), (own, wanted))
         )
-        line = f"{command[0]}: error: node {socket.gethostname()} has {theirs or 'less'} where the pipeline has {ours or 'less'}"
-        board.put.remote(key, line, True)
+        tell(
+            f"{command[0]}: error: node {socket.gethostname()} has {theirs or 'less'} where the pipeline has {ours or 'less'}"
+        )
         deliver(board)
         return 2
-    # Where Ray was begun in the background of a shell, interrupts are ignored, and so would the cancelling be.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    process = start_process(command, live, die_with_parent)
+    # Where Ray was begun in the background of a shell, interrupts are ignored, and so would the cancelling be. It comes again
+    # and again until the task ends, wherever that is: so it is noted, not raised.
+    stopped = threading.Event()
+    signal.signal(signal.SIGINT, lambda *_: stopped.set())
+    if carried:
+        code = run_in_copy(command, live, board, tell, stopped, *carried)
+    else:
+        code = follow_process(start_process(command, live, die_with_parent), tell, stopped)
+    deliver(board)
+    return code
+
+
+def run_in_copy(command, live, board, tell, stopped, root, exp, dataset):
+    """Run a script in a `Copy` of the root. Returns its exit code; `MAY_PASS` where files could not travel."""
+    import ray
+
+    def call(method, *args):
+        return ray.get(board.files.remote(method, *args))
+
+    def say(why):
+        tell(f"--carry, node {socket.gethostname()}: {why}")
+
+    copy = None
+    try:
+        copy = Copy(call, command[0].removesuffix(".py"), exp, dataset)
+        again(copy.fetch, say, stopped)
+    except Exception as error:  # as in `again`
+        say(f"files cannot be fetched ({reason(error)})")
+        if copy:
+            copy.close()
+        return MAY_PASS
+    process = start_process((*command, "--root", str(copy.folder)), live, die_with_parent)
+    ended = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        sending = pool.submit(copy.keep_sending, ended, say)
+        try:
+            code = follow_process(
+                process, lambda line, is_error: tell(line.replace(str(copy.folder), root), is_error), stopped
+            )
+        finally:
+            ended.set()
+    if error := sending.exception():
+        say(f"what {command[0]} has made could not be sent ({reason(error)}): it lies in {copy.keep()}")
+        return MAY_PASS
+    copy.close()
+    return code
+
+
+def follow_process(process, tell, stopped):
+    """Tell the lines of a process until it ends; stop it when the event is set. Returns its exit code."""
 
     def send(output, is_error):
         for line in output:
-            board.put.remote(key, line, is_error)
+            tell(line, is_error)
 
     readers = [threading.Thread(target=send, args=pair) for pair in ((process.stdout, False), (process.stderr, True))]
     for reader in readers:
         reader.start()
-    stopped = False
+    told = False
     while process.returncode is None or any(reader.is_alive() for reader in readers):
-        try:
-            process.poll()  # not wait(), in which Ray's interrupt would be noticed at its end only
-            time.sleep(LOOK)
-        except KeyboardInterrupt:  # comes again and again until the task ends
-            if not stopped:
-                process.terminate()
-            stopped = True
-    deliver(board)
+        process.poll()
+        if stopped.is_set() and not told:
+            process.terminate()
+            told = True
+        time.sleep(LOOK)
     return process.returncode
 
 
@@ -87,21 +147,25 @@ def deliver(board):
     """Wait until the board has all lines of this task, the last of which says why it ends: calls of one caller keep their order."""
     import ray
 
-    while True:
-        try:
-            ray.get(board.take.remote(None))
-        except KeyboardInterrupt:  # of a stop, which comes again and again
-            continue
-        except ray.exceptions.RayActorError:
-            log.debug("the board is begun again: results do not depend on what it knew")
-        return
+    try:
+        ray.get(board.take.remote(None))
+    except ray.exceptions.RayActorError:
+        log.debug("the board is begun again: results do not depend on what it knew")
 
 
 class Board:
-    """What tasks have said and nobody has read yet: {key: [(line, whether it is of stderr)]}."""
+    """What tasks have said and nobody has read yet: {key: [(line, whether it is of stderr)]}; and the files of the root.
 
-    def __init__(self):
-        self.lines = {}
+    Args:
+        root: The `Root` that tasks take files from and bring them to; None where they see it.
+    """
+
+    def __init__(self, root=None):
+        self.lines, self.root = {}, root
+
+    def files(self, method, *args):
+        """What a method of the root returns. Calls come one after the other, so that a listing is of one moment."""
+        return getattr(self.root, method)(*args)
 
     def put(self, key, line, is_error):
         self.lines.setdefault(key, []).append((line, is_error))

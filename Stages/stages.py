@@ -32,7 +32,7 @@ class Stage:
     name: str
     script: str
     flags: tuple
-    group: int
+    group: float
 
     @property
     def command(self):

@@ -29,6 +29,8 @@ def add_pipeline_flags(parser):
     add("--ray", nargs="?", const="local", metavar="HOST:PORT",
         help="run the stages as tasks of a Ray cluster, generation in shards: of the one at this address, or of one that is "
              "begun on this machine")  # fmt: skip
+    add("--carry", action="store_true",
+        help="with --ray: nodes share no folder; what a stage reads and writes travels through the cluster")  # fmt: skip
     add("--dry_run", action="store_true", help="print the commands, and run none")
     add_model_flags(parser)
 

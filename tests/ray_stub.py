@@ -12,6 +12,7 @@ parser.add_argument("folder", type=Path)
 parser.add_argument("--count", type=int, default=20)
 parser.add_argument("--shard", default="1/1")
 parser.add_argument("--mistake", action="store_true")
+parser.add_argument("--root", type=Path, default=Path(), help="where the folder lies")
 parser.add_argument("--slow", action="store_true", help="to start")
 args = parser.parse_args()
 if args.mistake:
@@ -24,6 +25,7 @@ def stop(*_):
     sys.exit(143)
 
 
+args.folder = args.root / args.folder
 args.folder.mkdir(parents=True, exist_ok=True)
 (args.folder / f"pid-{args.shard.replace('/', '-')}").write_text(f"{os.getpid()} {os.getppid()}")
 if args.slow:

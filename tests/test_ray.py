@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import errno
 import os
 import re
 import signal
@@ -19,6 +20,7 @@ from Experiment.errors import UserError
 from Experiment.files import read_json
 from Experiment.paths import REPOSITORY
 from Stages import ray_running
+from Stages.carried import Root
 from Stages.display import Display
 from Stages.ray_running import Cluster, divided, slots_of
 from Stages.ray_task import software
@@ -96,6 +98,20 @@ def test_tasks_are_counted_node_by_node():
         slots_of(nodes[:1], {"CPU": 1, "memory": 24 * gib})
     with pytest.raises(UserError, match="they offer nothing"):
         slots_of([], {"CPU": 1, "memory": gib})
+
+
+def test_where_files_travel_a_task_closes_each_set_in_the_end():
+    """On a node like those of the shards: what `auto` means on the head may be something else."""
+    one = Stage("generation, 1x", "generate_dataset", ("--best",), 4)
+    real, search = Stage("classifier, real", "classifier_training", (), 4), Stage("first search", "hyp_opt", (), 1)
+    after = Stage("classifier, 1x", "classifier_training", (), 5)
+    work = list(divided({search: 8.0, one: 9.0, real: 1.0, after: 1.0}, 2, one_machine=True, carried=True))
+    assert [stage.name for stage in work] == ["first search", "generation, 1x, shard 1 of 2", "generation, 1x, shard 2 of 2",
+                                              "classifier, real", "generation, 1x, all shards", "classifier, 1x"]  # fmt: skip
+    assert [stage.group for stage in work] == [1, 4, 4, 4, 4.5, 5] and work[4].flags == one.flags
+    assert type(Cluster.running(None, work[4], Display(work, dict.fromkeys(work, 1.0)))) is ray_running.RayRunning
+    stored = replace(search, flags=("--storage", "postgresql://x/y"))
+    assert len(divided({stored: 8.0}, 2, carried=True)) == 2
 
 
 @pytest.fixture
@@ -249,6 +265,112 @@ def test_a_script_that_is_stopped_while_it_starts_is_not_begun_again(cluster, tm
     assert all(run.code for run in runner.runs.values()) and not list(tmp_path.glob("*.txt"))
 
 
+SET = "Data/Synthetic/Exp_x/digits/set"
+
+
+@pytest.fixture
+def carrying(nodes, tmp_path):
+    """A cluster whose nodes do not see the root."""
+    made = Cluster(nodes.address, 100 * 2**20, Root(tmp_path / "root", "x", "digits"))
+    yield made
+    made.close()
+
+
+def carried_stages(count=400):
+    """Longer than the time between two sendings."""
+    return [replace(stage, flags=(SET, *stage.flags[1:])) for stage in stub_stages("", count)]
+
+
+@pytest.fixture(scope="module")
+def made_alone(tmp_path_factory):
+    """{file: content} of what the stages make without Ray."""
+    root = tmp_path_factory.mktemp("alone")
+    running = [subprocess.Popen([sys.executable, REPOSITORY / stage.command[0], *stage.flags, "--root", root])
+               for stage in carried_stages()]  # fmt: skip
+    assert [process.wait() for process in running] == [0, 0]
+    return {path.name: path.read_bytes() for path in (root / SET).glob("*.txt")}
+
+
+def check_same(folder, alone):
+    assert alone == {path.name: path.read_bytes() for path in folder.glob("*.txt")}
+    assert not list(folder.glob(".*"))
+
+
+@pytest.mark.parametrize("who", ["process", "worker"])
+def test_files_travel_where_nodes_share_no_folder(carrying, made_alone, tmp_path, who):
+    """One is killed on the way: its successor goes on from what had arrived."""
+    folder = tmp_path / "root" / SET
+    runner, thread = start(carrying, carried_stages())
+    killed = pids(folder, 1)[who == "worker"]
+    wait(lambda: len(list(folder.glob("*.txt"))) > 20)
+    os.kill(killed, signal.SIGKILL)
+    thread.join()
+    assert all(run.code == 0 for run in runner.runs.values())
+    check_same(folder, made_alone)
+
+
+def test_files_travel_though_the_board_goes(carrying, made_alone, tmp_path):
+    folder = tmp_path / "root" / SET
+    runner, thread = start(carrying, carried_stages())
+    wait(lambda: len(list(folder.glob("*.txt"))) > 5)
+    carrying.ray.kill(carrying.board, no_restart=False)
+    thread.join()
+    assert all(run.code == 0 for run in runner.runs.values())
+    check_same(folder, made_alone)
+
+
+def test_a_stop_brings_what_nodes_have_made(carrying, tmp_path):
+    folder = tmp_path / "root" / SET
+    runner, thread = start(carrying, carried_stages(4000))
+    wait(lambda: len(list(folder.glob("*.txt"))) > 5)
+    before = len(list(folder.glob("*.txt")))
+    for run in runner.runs.values():
+        run.stop()
+    thread.join(60)
+    assert [run.code for run in runner.runs.values()] == [143] * 2
+    there = {path.stem for path in folder.glob("*.txt")}
+    assert before < len(there) < 4000 and len(set((folder / "writes").read_text().split()) - there) <= 1
+
+
+class FullRoot(Root):
+    """A root on a disk that is full as long as a file says so."""
+
+    def write(self, *args):
+        if (self.root / "full").exists():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        super().write(*args)
+
+
+def test_a_root_without_room_is_one_line_and_tried_again(nodes, tmp_path, capsys):
+    root = FullRoot(tmp_path / "root", "x", "digits")
+    root.root.mkdir()
+    (root.root / "full").touch()
+    cluster, said = Cluster(nodes.address, 100 * 2**20, root), ""
+    try:
+        runner, thread = start(cluster, carried_stages(20))
+        while "disk" not in said:
+            time.sleep(0.1)
+            said += capsys.readouterr().err
+        (root.root / "full").unlink()
+        thread.join()
+    finally:
+        cluster.close()
+    assert re.search(
+        r"--carry, node \S+: the disk of the pipeline is full: .*No space left on device: tried again$", said, re.M
+    )
+    assert all(run.code == 0 for run in runner.runs.values())
+    assert {path.stem for path in (root.root / SET).glob("*.txt")} == set(map(str, range(20)))
+
+
+def test_nodes_are_asked_for_what_is_named_by_path(carrying, tmp_path):
+    carrying.check_paths([])
+    carrying.check_paths([str(tmp_path)])
+    with pytest.raises(
+        UserError, match="must lie there on every node: .* lacks /nowhere/data; .* lacks /nowhere/data$"
+    ):
+        carrying.check_paths([str(tmp_path), "/nowhere/data"])
+
+
 def test_a_node_of_another_version_is_one_line(cluster, tmp_path, monkeypatch):
     """It would make images of another kind without a word."""
     (stage,) = stub_stages(tmp_path, shards=1)
@@ -297,10 +419,11 @@ def alone(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_the_pipeline_through_kills_gives_the_bytes_of_one_machine(nodes, alone, tmp_path):
+@pytest.mark.parametrize("how", [(), ("--carry",)], ids=["one folder", "no shared folder"])
+def test_the_pipeline_through_kills_gives_the_bytes_of_one_machine(nodes, alone, tmp_path, how):
     """While a set is generated a script is killed, a node goes and another comes, and the driver is killed and begun again."""
     spread, started = tmp_path / "spread", time.time()
-    command = [sys.executable, REPOSITORY / "pipeline.py", *TINY, "--root", spread, "--ray", nodes.address]
+    command = [sys.executable, REPOSITORY / "pipeline.py", *TINY, "--root", spread, "--ray", nodes.address, *how]
     command = list(map(str, command))
     first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
