@@ -4,6 +4,7 @@ All nodes must see the checkout and the root under the same paths. The truth is 
 goes on where it was stopped, and the scripts divide shards and trials. So a task that is run again repeats nothing.
 """
 
+import argparse
 import os
 import signal
 import socket
@@ -23,6 +24,7 @@ MEMORY = {True: 2 * 2**30, False: 24 * 2**30}  # bytes of a task, of a small bac
 PAUSE = {True: 30, False: 0}  # s before a stage begins again, where something may pass or not
 ALONE = {"--restart", "--prune", "--no-optimize"}  # of a search: what several workers would do to one another
 SEARCH_WORKERS = 4  # at most: the more, the fewer earlier trials a trial learns from (python -m bench.scheduling)
+PART_FLAGS = {"shard": "--shard", "repeat": "--repeats"}
 KILLS = 5  # times that a task's process may be killed, by the system where memory lacks, before its stage fails
 
 
@@ -197,10 +199,19 @@ class RayRunning(Running):
         self.stopping = True
 
 
-def divided(work, slots, one_machine=False):
-    """{stage: GFLOP} in which generations are shards and searches are workers, which need nothing of one another.
+def repeats_of(flags):
+    """How many repeats the command line of a classifier asks for; 1 where it is one of several."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--repeats", default="1")
+    repeats = parser.parse_known_args(flags)[0].repeats
+    return int(repeats) if repeats.isdigit() else 1
 
-    The last shard to end writes the manifest. Sets that are filtered, or made anew, are not divided; nor are searches that
+
+def divided(work, slots, one_machine=False):
+    """{stage: GFLOP} in which generations are shards, searches are workers and classifiers are repeats, which need nothing of
+    one another.
+
+    The last shard to end writes the manifest, the last repeat tests all. Sets that are filtered, or made anew, are not divided; nor are searches that
     are begun anew, or whose study is the usual file of SQLite, which several machines cannot share.
 
     Args:
@@ -216,9 +227,11 @@ def divided(work, slots, one_machine=False):
             count, what = slots, "shard"
         elif stage.script == "hyp_opt" and not ALONE & given and (one_machine or "--storage" in given):
             count, what = min(slots, SEARCH_WORKERS), "worker"
+        elif stage.script == "classifier_training" and not {"--restart", "--train"} & given:
+            count, what = repeats_of(stage.flags), "repeat"
         for i in range(1, count + 1):
             part = stage if count == 1 else replace(stage, name=f"{stage.name}, {what} {i} of {count}")
-            if count > 1 and what == "shard":
-                part = replace(part, flags=(*stage.flags, "--shard", f"{i}/{count}"))
+            if count > 1 and what in PART_FLAGS:
+                part = replace(part, flags=(*stage.flags, PART_FLAGS[what], f"{i}/{count}"))
             parts[part] = operations / count
     return parts
