@@ -16,7 +16,6 @@ from Data.registry import dataset_spec
 from Data.report import data_identity
 from Data.synthetic import find_synthetic, recipe, set_identity
 from Experiment import presets
-from Experiment.errors import UserError
 from Experiment.files import read_json
 from Experiment.levers import levers_on
 from Experiment.locks import refuse_if_claimed
@@ -24,13 +23,21 @@ from Experiment.machine import device_name
 from Experiment.paths import Experiment, repeat_folder, size_name
 from Experiment.plan import Plan
 from Experiment.randomness import repeat_seed
-from Experiment.records import DATA_FLAGS, finished_run, short
+from Experiment.records import DATA_FLAGS, short
 from Experiment.results import CAS_SCHEMA, TESTED, check_recipe, read_results
-from Models.weight_cards import other_inputs, teacher_hash
+from Models.weight_cards import teacher_hash
+from Scoring.repeats import check_trained, not_complete, trained_repeats
 
 log = logging.getLogger("experiment")
 
-FREE = (*DATA_FLAGS, "backbone", "test", "synthetic_dir", "repeats")  # arguments that do not change the result
+FREE = (
+    *DATA_FLAGS,
+    "backbone",
+    "test",
+    "synthetic_dir",
+    "repeats",
+    "repeat",
+)  # arguments that do not change the result
 
 
 def parse_args(argv=None):
@@ -61,7 +68,8 @@ def plan(args):
         A `Plan`: the dataset's `spec` and `classes`, the `experiment`, the real `splits` (without training images where
         they are not needed), the number of images `wanted`, `source` and `cardinality` (names of the folder and of the
         result), the `folder`, the `set_folder` (None where no set is trained on), `inputs` by content, the `origin` of
-        the result, how many `repeats` there are to be, and which of them earlier runs have `trained`.
+        the result, the `folders` of the `repeats` that there are to be, which of them earlier runs have `trained`, and the
+        `part` of the folder that is claimed.
 
     Raises:
         UserError: The run cannot begin: other arguments or inputs, no fitting set, broken results, another process at work.
@@ -85,34 +93,28 @@ def plan(args):
     )  # fmt: skip
     tested = results.get(cardinality, {}).get("repeats", 1) if cardinality in results else 0
     known.repeats = args.repeats if args.restart else max(args.repeats, tested)
-    folders = [repeat_folder(folder, repeat) for repeat in range(1, known.repeats + 1)]
+    known.part = f"{args.repeat}of{args.repeats}" if args.repeat else ""
+    known.folders = [repeat_folder(folder, repeat) for repeat in range(1, known.repeats + 1)]
     if not args.train:
-        check_trained(folders, inputs)
-    known.trained = [args.train and finished_run(each / "training.json", args, FREE, inputs) for each in folders]
+        check_trained(known.folders, inputs)
+    known.trained = trained_repeats(args, known, FREE)
     known.origin = origin(args, folder, set_folder, known.trained[0])
     if not learns_from_real(args):
         known.splits = splits._replace(train=None)  # memory
-    for each, trained in zip(folders, known.trained):
+    for each, trained in zip(known.folders, known.trained):
         if trained:
             (each / "state.npz").unlink(missing_ok=True)  # killed between the record and this
     if all(known.trained):
-        if not args.test or tested == known.repeats and all((each / TESTED).exists() for each in folders):
+        if not args.test or tested == known.repeats and all((each / TESTED).exists() for each in known.folders):
             known.done = f"finished already: {folder} (--restart trains again)"
             return known
+    elif args.repeat and known.trained[args.repeat - 1]:
+        known.done = f"finished already: {known.folders[args.repeat - 1]}; {not_complete(known)}"
+        return known
     entry = known.origin | {"test": short(inputs["data"]["test"])}
     check_recipe(results, cardinality, entry, asked_for=bool(args.synthetic_dir))
-    refuse_if_claimed(folder)
+    refuse_if_claimed(folder, known.part)
     return known
-
-
-def check_trained(folders, inputs):
-    """Raise a UserError if a classifier that is to be tested as it is has learnt other classes, or sees other images.
-
-    A published one has no record.
-    """
-    for folder in folders:
-        if told := other_inputs(folder, inputs, ("resolution", "test"), unknown=False):
-            raise UserError(f"the classifier in {folder} was trained on {told}. Run with --train True --restart.")
 
 
 def learns_from_real(args):
@@ -173,6 +175,8 @@ def train_classifier(args, known=None):
         "classifier %s on %s, %s images, %s -> %s", args.classifier, spec.name, known.source, device_name(), folder
     )
     missing = [i for i, trained in enumerate(known.trained, start=1) if args.train and not trained]
+    if args.repeat:
+        missing = [i for i in missing if i == args.repeat]
     start_devices(args)
     if missing:
         check_batch_size(args, presets.CLASSIFIER_BATCH, known.wanted // (args.take if args.recycle else 1))
@@ -186,13 +190,18 @@ def train_classifier(args, known=None):
     if not missing:
         load_best(classifier, folder)
 
-    with writing_in(folder, saved=lambda: progress(args, known)):
+    with writing_in(folder, known.part, saved=lambda: progress(args, known)):
         if args.restart and missing:
             throw_away(folder)
         for repeat in missing:
             if repeat > missing[0]:
                 made = gather(args, known, repeat_seed(args.seed, repeat), taught)
             train_repeat(args, known, classifier, made, repeat, FREE)
+        if args.repeat:
+            known.trained = trained_repeats(args, known, FREE)
+            if not all(known.trained):
+                log.info(not_complete(known))
+                return None
         if not missing and args.train:
             log.info("trained already: the weights in %s are tested (--restart trains again)", folder)
         return score(args, known, classifier) if args.test else None

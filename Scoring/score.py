@@ -49,7 +49,7 @@ def train_repeat(args, known, classifier, made, repeat, free):
     )  # fmt: skip
     facts = {"trained_on": str(known.set_folder or "real training images"), "images": len(made.labels)}
     facts |= {"repeat": repeat, "repeat_seed": seed} if repeat > 1 else {}
-    alone = argparse.Namespace(**{name: value for name, value in vars(args).items() if name != "repeats"})
+    alone = argparse.Namespace(**{name: value for name, value in vars(args).items() if not name.startswith("repeat")})
     record = describe_run(alone, known.started if repeat == 1 else started, known.inputs, **facts, val_accuracy=best,
                           **known.origin)  # fmt: skip
     write_json(folder / "training.json", record)
@@ -59,12 +59,12 @@ def train_repeat(args, known, classifier, made, repeat, free):
 
 def progress(args, known):
     """What of the training is saved, in words."""
-    folders = [repeat_folder(known.folder, repeat) for repeat in range(1, known.repeats + 1)]
+    folders = known.folders[args.repeat - 1 :][:1] if args.repeat else known.folders
     done = sum((folder / "training.json").exists() for folder in folders)
     if done == len(folders) or not args.train:
         return "the training is saved, the test begins anew"
     there = saved_epochs(folders[min(done, len(folders) - 1)] / "state.npz")
-    of_repeats = f"{done} of {known.repeats} repeats and " if known.repeats > 1 else ""
+    of_repeats = f"{done} of {len(folders)} repeats and " if len(folders) > 1 else ""
     return f"{of_repeats}{there} of {args.epochs} epochs are saved"
 
 
@@ -74,9 +74,8 @@ def score(args, known, classifier):
     Returns:
         {"top_1_accuracy": 0..1, "top_5_accuracy": 0..1}, means over the repeats.
     """
-    folders = [repeat_folder(known.folder, repeat) for repeat in range(1, known.repeats + 1)]
     results, predictions = [], []
-    for folder in folders:
+    for folder in known.folders:
         load_best(classifier, folder)
         names = (known.spec.name, known.cardinality)
         measured = measure(classifier, known.splits.test, known.classes, folder, names, known.inputs["data"]["test"])
@@ -93,7 +92,7 @@ def score(args, known, classifier):
     for size, comparison in compared.items():
         if known.cardinality in (size, "real"):
             tell_comparison(size, comparison)
-    for folder, result in zip(folders, results):
+    for folder, result in zip(known.folders, results):
         write_tested(folder, known.classes, result)
     return {name: entry[name] for name in PUBLISHED_SCORES}
 

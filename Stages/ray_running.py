@@ -5,6 +5,8 @@ files, as it is without Ray: a command goes on where it was stopped, and the scr
 again repeats nothing.
 """
 
+import argparse
+import contextlib
 import os
 import signal
 import socket
@@ -24,6 +26,7 @@ MEMORY = {True: 2 * 2**30, False: 24 * 2**30}  # bytes of a task, of a small bac
 PAUSE = {True: 30, False: 0}  # s before a stage begins again, where something may pass or not
 ALONE = {"--restart", "--prune", "--no-optimize"}  # of a search: what several workers would do to one another
 SEARCH_WORKERS = 4  # at most: the more, the fewer earlier trials a trial learns from (python -m bench.scheduling)
+PART_FLAGS = {"shard": "--shard", "repeat": "--repeats"}
 KILLS = 5  # times that a task's process may be killed, by the system where memory lacks, before its stage fails
 
 
@@ -171,7 +174,10 @@ class Cluster:
         return RayRunning(stage, display, self)
 
     def close(self):
-        self.ray.shutdown()
+        with contextlib.suppress(
+            KeyboardInterrupt
+        ):  # a stop comes again while it is passed on, and would take its place
+            self.ray.shutdown()
 
 
 class RayRunning(Running):
@@ -213,11 +219,20 @@ class RayRunning(Running):
         self.stopping = True
 
 
-def divided(work, slots, one_machine=False, carried=False):
-    """{stage: GFLOP} in which generations are shards and searches are workers, which need nothing of one another.
+def repeats_of(flags):
+    """How many repeats the command line of a classifier asks for; 1 where it is one of several."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--repeats", default="1")
+    repeats = parser.parse_known_args(flags)[0].repeats
+    return int(repeats) if repeats.isdigit() else 1
 
-    The last shard to end writes the manifest; where files travel no shard sees those of the others, and the undivided command
-    does it after them. Sets that are filtered, or made anew, are not divided; nor are searches that
+
+def divided(work, slots, one_machine=False, carried=False):
+    """{stage: GFLOP} in which generations are shards, searches are workers and classifiers are repeats, which need nothing of
+    one another.
+
+    The last shard to end writes the manifest, the last repeat tests all; where files travel none sees the others, and the
+    undivided command does it after them. Sets that are filtered, or made anew, are not divided; nor are searches that
     are begun anew, or whose study is the usual file of SQLite, which several machines cannot share.
 
     Args:
@@ -234,11 +249,13 @@ def divided(work, slots, one_machine=False, carried=False):
             count, what = slots, "shard"
         elif stage.script == "hyp_opt" and not ALONE & given and (one_machine and not carried or "--storage" in given):
             count, what = min(slots, SEARCH_WORKERS), "worker"
+        elif stage.script == "classifier_training" and not {"--restart", "--train"} & given:
+            count, what = repeats_of(stage.flags), "repeat"
         for i in range(1, count + 1):
             part = stage if count == 1 else replace(stage, name=f"{stage.name}, {what} {i} of {count}")
-            if count > 1 and what == "shard":
-                part = replace(part, flags=(*stage.flags, "--shard", f"{i}/{count}"))
+            if count > 1 and what in PART_FLAGS:
+                part = replace(part, flags=(*stage.flags, PART_FLAGS[what], f"{i}/{count}"))
             parts[part] = operations / count
-        if carried and count > 1 and what == "shard":
-            parts[replace(stage, name=f"{stage.name}, all shards", group=stage.group + 0.5)] = 0.0
+        if carried and count > 1 and what in PART_FLAGS:
+            parts[replace(stage, name=f"{stage.name}, all {what}s", group=stage.group + 0.5)] = 0.0
     return dict(sorted(parts.items(), key=lambda pair: pair[0].group))

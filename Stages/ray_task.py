@@ -97,15 +97,23 @@ def run_in_copy(command, live, board, tell, stopped, root, exp, dataset):
     def say(why):
         tell(f"--carry, node {socket.gethostname()}: {why}")
 
+    def fetching(*asked):
+        if stopped.is_set():
+            raise InterruptedError
+        return call(*asked)
+
     copy = None
     try:
-        copy = Copy(call, command[0].removesuffix(".py"), exp, dataset)
+        copy = Copy(fetching, command[0].removesuffix(".py"), exp, dataset)
         again(copy.fetch, say, stopped)
     except Exception as error:  # as in `again`
-        say(f"files cannot be fetched ({reason(error)})")
         if copy:
             copy.close()
+        if stopped.is_set():
+            return 128 + signal.SIGTERM
+        say(f"files cannot be fetched ({reason(error)})")
         return MAY_PASS
+    copy.call = call
     process = start_process((*command, "--root", str(copy.folder)), live, die_with_parent)
     ended = threading.Event()
     with ThreadPoolExecutor(1) as pool:

@@ -1,6 +1,7 @@
 """Flags of what goes beyond the paper's recipe; each is off by default."""
 
 from cli.flags import add_devices_flag, integer, number
+from cli.tasks import repeats
 
 MOST_REPEATS = 1000
 
@@ -18,8 +19,9 @@ def add_score_flags(parser):
     """What classifier_training.py learns from, how often, and on what."""
     add = parser.add_argument
     add_devices_flag(parser)
-    add("--repeats", default=1, type=integer(1, MOST_REPEATS),
-        help="classifiers of different seeds: results are their mean, with an interval (1)")  # fmt: skip
+    add("--repeats", default=1, type=repeats(integer(1, MOST_REPEATS)), metavar="N",
+        help="classifiers of different seeds: results are their mean, with an interval; I/N: train the I-th of them alone, "
+             "auto/N: that of this task of a batch job; the one that ends last tests all (1)")  # fmt: skip
     add("--labels", default="hard", choices=["hard", "soft"],
         help="labels of synthetic images: their class, or what a teacher says, a classifier trained on the real training "
              "images (hard)")  # fmt: skip
@@ -29,7 +31,13 @@ def add_score_flags(parser):
 
 
 def check_score_flags(parser, args):
-    """Refuse flags that do not go together."""
+    """Refuse flags that do not go together; tell one repeat, `args.repeat`, from the number of them."""
+    args.repeat, args.repeats = args.repeats if isinstance(args.repeats, tuple) else (None, args.repeats)
+    if args.repeats > MOST_REPEATS:
+        parser.error(f"argument --repeats: must be at most {MOST_REPEATS}")
+    for name in ("restart", "train") if args.repeat else ():
+        if getattr(args, name) != parser.get_default(name):
+            parser.error(f"argument --repeats: one of several is not allowed with --{name}")
     used = {"labels": args.labels != "hard", "recycle": args.recycle, "real_share": args.real_share > 0}
     for name in (name for name, on in used.items() if on and not args.synthetic):
         parser.error(f"argument --{name}: not allowed with --synthetic False")

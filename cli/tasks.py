@@ -1,4 +1,4 @@
-"""Which task of a job this process is, as batch systems say through the environment: for `--shard auto` and `--take auto`."""
+"""Which task of a job this process is, as batch systems say through the environment: for `--shard auto`, `--take auto` and `--repeats auto`."""
 
 import argparse
 import os
@@ -99,6 +99,16 @@ def shard(text):
     if not match or not 1 <= int(match[1]) <= int(match[2]):
         raise argparse.ArgumentTypeError(f"must be I/N with I from 1 to N, or auto, received {text}")
     return int(match[1]), int(match[2])
+
+
+def repeats(inner):
+    """An argparse type: what `inner` takes, or one of several as `shard` does."""
+
+    def parse(text):
+        return shard(text) if "/" in text or text.startswith("auto") else inner(text)
+
+    parse.__name__ = inner.__name__
+    return parse
 
 
 def size(inner):

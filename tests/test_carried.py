@@ -258,6 +258,21 @@ def test_what_cannot_be_fetched_is_told(root, run, tmp_path):
     ]  # fmt: skip
 
 
+def test_a_stop_while_files_are_fetched_starts_nothing(root, run, tmp_path):
+    put(root.root, EPOCH, b"a" * 100)
+
+    class Stopping(Calls):
+        def __call__(self, method, *args):
+            if method == "read":
+                signal.raise_signal(signal.SIGINT)
+            return super().__call__(method, *args)
+
+    calls = Stopping(root)
+    code, board = run(calls)
+    assert code == 143 and not board.said and [method for method, _ in calls.made] == ["listing", "read"]
+    assert not list((tmp_path / "tmp").iterdir())
+
+
 def test_a_copy_that_vanishes_under_a_task_is_told(root, run, tmp_path):
     put(root.root, EPOCH)
     before = content(root.root)

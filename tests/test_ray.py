@@ -88,6 +88,21 @@ def test_workers_share_a_search_where_they_can_share_its_study():
     assert divided({anew: 8.0}, 2) == {anew: 8.0}
 
 
+def test_repeats_of_a_classifier_are_tasks():
+    stage = Stage("classifier, 1x", "classifier_training", ("--take", "1", "--repeats=3"), 5)
+    work = divided({stage: 9.0}, 2)
+    assert [part.name for part in work] == [f"classifier, 1x, repeat {i} of 3" for i in (1, 2, 3)]
+    assert [part.flags[-2:] for part in work] == [("--repeats", f"{i}/3") for i in (1, 2, 3)]
+    for flags in (
+        ("--take", "1"),
+        ("--repeats", "2/3"),
+        ("--repeats", "3", "--restart"),
+        ("--repeats", "3", "--train", "False"),
+    ):
+        other = replace(stage, flags=flags)
+        assert divided({other: 9.0}, 2) == {other: 9.0}
+
+
 def test_tasks_are_counted_node_by_node():
     """What is promised and does not fit anywhere would wait for ever, without a word."""
     gib = 2**30
@@ -112,6 +127,9 @@ def test_where_files_travel_a_task_closes_each_set_in_the_end():
     assert type(Cluster.running(None, work[4], Display(work, dict.fromkeys(work, 1.0)))) is ray_running.RayRunning
     stored = replace(search, flags=("--storage", "postgresql://x/y"))
     assert len(divided({stored: 8.0}, 2, carried=True)) == 2
+    repeated = replace(after, flags=("--repeats", "2"))
+    *repeats, last = divided({repeated: 8.0}, 2, carried=True)
+    assert len(repeats) == 2 and (last.name, last.flags) == ("classifier, 1x, all repeats", repeated.flags)
 
 
 @pytest.fixture

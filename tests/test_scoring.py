@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -75,6 +76,32 @@ def test_repeats_that_are_missing_are_added(root):
     assert results(root)["x1"]["repeats"] == 3
     train(root, "--train", "False")  # tests all that are there
     assert results(root)["x1"]["repeats"] == 3
+
+
+def test_repeats_of_several_tasks_are_those_of_one(root):
+    train(root, "--repeats", 3)
+    entry, whole = results(root)["x1"], [outcome(root / FOLDER / "20" / name) for name in (".", "repeat_2", "repeat_3")]
+    for name in ("Checkpoints", "CAS Results"):
+        shutil.rmtree(root / name)
+    for repeat in ("3/3", "1/3"):
+        assert train(root, "--repeats", repeat) is None and not (root / "CAS Results").exists()
+    known = classifier_training.plan(parse(root, "--repeats", "1/3"))
+    assert known.done.endswith("two/20; repeats that are not complete: 2")
+    assert classifier_training.plan(parse(root, "--repeats", "2/3")).part == "2of3"
+    train(root, "--repeats", "2/3")
+    assert results(root)["x1"] == entry
+    assert [outcome(root / FOLDER / "20" / name) for name in (".", "repeat_2", "repeat_3")] == whole
+    for repeats in (3, "3/3"):
+        assert classifier_training.plan(parse(root, "--repeats", repeats)).done.startswith("finished already")
+    record = json.loads((root / FOLDER / "20/repeat_3/training.json").read_text())
+    assert not {"repeat", "repeats"} & set(record["arguments"])
+
+
+def test_a_task_that_trains_one_repeat_tests_all_where_only_that_is_missing(root):
+    train(root, "--repeats", 2, "--test", "False")
+    assert not (root / "CAS Results").exists()
+    train(root, "--repeats", "1/2")
+    assert results(root)["x1"]["repeats"] == 2
 
 
 def test_an_interrupted_repeat_goes_on(root, monkeypatch):
@@ -286,6 +313,9 @@ def test_another_teacher_makes_another_run(root, quick_teacher):
     (("--recycle", "--synthetic", "False"), "--recycle: not allowed with --synthetic False"),
     (("--real_share", "0.5", "--synthetic", "False"), "--real_share: not allowed with --synthetic False"),
     (("--real_share", "0.5", "--recycle"), "--recycle: not allowed with --real_share"),
+    (("--repeats", "4/3"), "I/N with I from 1 to N"), (("--repeats", "1/2", "--restart"), "not allowed with --restart"),
+    (("--repeats", "auto"), "no batch system is at work"), (("--repeats", "1/1001"), "at most 1000"),
+    (("--repeats", "1/2", "--train", "False"), "not allowed with --train"),
     (("--real_share", "1"), "must be at least 0 and at most 0.99"), (("--repeats", "0"), "must be in 1..1000"),
 ])  # fmt: skip
 def test_levers_that_do_not_go_together(capsys, flags, said):

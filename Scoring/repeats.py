@@ -1,0 +1,32 @@
+"""Which repeats of a training there are."""
+
+from Experiment.errors import UserError
+from Experiment.records import finished_run
+from Models.weight_cards import other_inputs
+
+
+def trained_repeats(args, known, free):
+    """Which repeats are trained, by their records.
+
+    Args:
+        args: The script's arguments.
+        known: What its `plan` has found.
+        free: Names of arguments that do not change the result.
+    """
+    return [args.train and finished_run(each / "training.json", args, free, known.inputs) for each in known.folders]
+
+
+def not_complete(known):
+    """Which repeats are not trained, in words."""
+    repeats = ", ".join(str(i) for i, trained in enumerate(known.trained, start=1) if not trained)
+    return f"repeats that are not complete: {repeats}"
+
+
+def check_trained(folders, inputs):
+    """Raise a UserError if a classifier that is to be tested as it is has learnt other classes, or sees other images.
+
+    A published one has no record.
+    """
+    for folder in folders:
+        if told := other_inputs(folder, inputs, ("resolution", "test"), unknown=False):
+            raise UserError(f"the classifier in {folder} was trained on {told}. Run with --train True --restart.")
