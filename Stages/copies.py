@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import fcntl
 import glob
 import json
 import os
@@ -11,6 +10,11 @@ import sqlite3
 import tempfile
 import time
 from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 from Data.synthetic import RECORD
 from Experiment.errors import PassingError
@@ -93,8 +97,7 @@ class Copy:
         # Never opened again, so the oldest file: what cleans by age takes it first. Those who heed locks leave all of it.
         (self.folder / MARK).touch()
         self.mark = seen((self.folder / MARK).stat())
-        self.held = os.open(self.folder, os.O_RDONLY)
-        fcntl.flock(self.held, fcntl.LOCK_EX)
+        self.held = hold(self.folder)
         self.fetched, self.known, self.results = {}, {}, {}
 
     def check(self):
@@ -248,12 +251,25 @@ class Copy:
         kept = self.folder.with_name(f"unsent-{self.folder.name}")
         with contextlib.suppress(FileNotFoundError):
             self.folder.rename(kept)
-        os.close(self.held)
+        self.let_go()
         return kept
 
+    def let_go(self):
+        if self.held is not None:
+            os.close(self.held)
+
     def close(self):
-        os.close(self.held)
+        self.let_go()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def hold(folder):
+    """Lock a folder, as systemd's cleaner of temporary files heeds it. Returns a file descriptor; None on Windows."""
+    if fcntl is None:
+        return None
+    held = os.open(folder, os.O_RDONLY)
+    fcntl.flock(held, fcntl.LOCK_EX)
+    return held
 
 
 def rank(name):

@@ -174,9 +174,8 @@ class Cluster:
         return RayRunning(stage, display, self)
 
     def close(self):
-        with contextlib.suppress(
-            KeyboardInterrupt
-        ):  # a stop comes again while it is passed on, and would take its place
+        # A stop comes again while it is passed on, and would take the place of what it says.
+        with contextlib.suppress(KeyboardInterrupt):
             self.ray.shutdown()
 
 
