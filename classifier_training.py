@@ -26,7 +26,7 @@ from Experiment.randomness import repeat_seed
 from Experiment.records import DATA_FLAGS, short
 from Experiment.results import CAS_SCHEMA, TESTED, check_recipe, read_results
 from Models.weight_cards import teacher_hash
-from Scoring.repeats import check_trained, not_complete, trained_repeats
+from Scoring.repeats import check_trained, missing_repeats, not_complete, trained_repeats
 
 log = logging.getLogger("experiment")
 
@@ -93,7 +93,7 @@ def plan(args):
     )  # fmt: skip
     tested = results.get(cardinality, {}).get("repeats", 1) if cardinality in results else 0
     known.repeats = args.repeats if args.restart else max(args.repeats, tested)
-    known.part = f"{args.repeat}of{args.repeats}" if args.repeat else ""
+    known.part = f"-repeat-{args.repeat}" if args.repeat else ""
     known.folders = [repeat_folder(folder, repeat) for repeat in range(1, known.repeats + 1)]
     if not args.train:
         check_trained(known.folders, inputs)
@@ -108,7 +108,7 @@ def plan(args):
         if not args.test or tested == known.repeats and all((each / TESTED).exists() for each in known.folders):
             known.done = f"finished already: {folder} (--restart trains again)"
             return known
-    elif args.repeat and known.trained[args.repeat - 1]:
+    elif args.repeat and not missing_repeats(args, known):
         known.done = f"finished already: {known.folders[args.repeat - 1]}; {not_complete(known)}"
         return known
     entry = known.origin | {"test": short(inputs["data"]["test"])}
@@ -174,9 +174,7 @@ def train_classifier(args, known=None):
     log.info(
         "classifier %s on %s, %s images, %s -> %s", args.classifier, spec.name, known.source, device_name(), folder
     )
-    missing = [i for i, trained in enumerate(known.trained, start=1) if args.train and not trained]
-    if args.repeat:
-        missing = [i for i in missing if i == args.repeat]
+    missing = missing_repeats(args, known) if args.train else []
     start_devices(args)
     if missing:
         check_batch_size(args, presets.CLASSIFIER_BATCH, known.wanted // (args.take if args.recycle else 1))

@@ -18,6 +18,7 @@ from cli.startup import share_cores
 from Data.loaders import load_splits
 from Data.registry import DATASETS, dataset_spec
 from Experiment.errors import UserError
+from Experiment.locks import claimed
 from Experiment.paths import Experiment
 from Experiment.pictures import try_to_draw
 from Experiment.plan import Plan
@@ -85,13 +86,17 @@ def named_paths(args, stages):
         stages: The arguments of each stage.
 
     Raises:
-        UserError: A study lies in a file, which no other node would see.
+        UserError: A study lies in a file, or a teacher in a folder, which no other node would see.
     """
     found = set() if args.dataset in DATASETS else {args.dataset}
     for each in stages:
         if str(getattr(each, "storage", None)).startswith(("sqlite", "journal:")):
             raise UserError(
                 "--carry: a --storage that is a file lies on one node: leave it out, or name a database server."
+            )
+        if getattr(each, "labels", "hard") == "soft":
+            raise UserError(
+                "--carry: classifiers with --labels soft share a teacher, which needs a folder that all nodes see."
             )
         named = {getattr(each, name, None) for name in ("data_dir", "weights_dir", "synthetic_dir")}
         found |= {str(path) for path in named - {None, args.root / REAL}}
@@ -133,18 +138,21 @@ def start_runner(args, known):
     if not args.ray:
         yield Runner(known.stages, at_once(args), Display(known.stages, known.work))
         return
-    root = Root(args.root, args.exp, known.spec.name) if args.carry else None
-    if root:
-        root.begin()
-        if known.spec.name in DATASETS and args.data_dir == args.root / REAL:
-            load_splits(known.spec, args.data_dir, args.seed)  # here, so that no node has to download it
-    cluster = Cluster(args.ray, MEMORY[BACKBONES[args.backbone].small], root)
-    try:
-        cluster.check_paths(known.paths)
-        work = divided(known.work, cluster.slots, cluster.one_machine, args.carry)
-        yield Runner([*work], cluster.slots, Display([*work], work), cluster.running)
-    finally:
-        cluster.close()
+    # Scripts claim the folders of their copies: here is what they are copies of.
+    claim = claimed(args.root / "Checkpoints" / ".carried", f"-{args.exp}-{known.spec.name}")
+    with claim if args.carry else contextlib.nullcontext():
+        root = Root(args.root, args.exp, known.spec.name) if args.carry else None
+        if root:
+            root.begin()
+            if known.spec.name in DATASETS and args.data_dir == args.root / REAL:
+                load_splits(known.spec, args.data_dir, args.seed)  # here, so that no node has to download it
+        cluster = Cluster(args.ray, MEMORY[BACKBONES[args.backbone].small], root)
+        try:
+            cluster.check_paths(known.paths)
+            work = divided(known.work, cluster.slots, cluster.one_machine, args.carry)
+            yield Runner([*work], cluster.slots, Display([*work], work), cluster.running)
+        finally:
+            cluster.close()
 
 
 if __name__ == "__main__":

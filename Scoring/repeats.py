@@ -16,6 +16,17 @@ def trained_repeats(args, known, free):
     return [args.train and finished_run(each / "training.json", args, free, known.inputs) for each in known.folders]
 
 
+def missing_repeats(args, known):
+    """The repeats that this run has to train: all that are not trained, or that of a run which is one of several.
+
+    The last of these also trains those that an earlier result counts beyond them.
+    """
+    missing = [i for i, trained in enumerate(known.trained, start=1) if not trained]
+    if args.repeat:
+        return [i for i in missing if i == args.repeat or args.repeat == args.repeats < i]
+    return missing
+
+
 def not_complete(known):
     """Which repeats are not trained, in words."""
     repeats = ", ".join(str(i) for i, trained in enumerate(known.trained, start=1) if not trained)

@@ -11,13 +11,8 @@ import tempfile
 import time
 from pathlib import Path
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
-
 from Data.synthetic import RECORD
-from Experiment.errors import PassingError
+from Experiment.errors import PassingError, UserError
 from Experiment.locks import is_running, machine, partial_path
 from Stages.carried import DATABASE, PENDING, PIECE, REAL, edits, grows, is_result, look, seen
 
@@ -48,6 +43,12 @@ def reason(error):
     return said or type(error).__name__
 
 
+def is_refused(error):
+    """Whether something failed because it may not be, so that it fails again however often it is tried."""
+    cause = getattr(error, "cause", None) or error
+    return isinstance(cause, UserError) and not isinstance(cause, PassingError)
+
+
 def again(action, tell, stopped=None):
     """Do something until it succeeds, with `PAUSES` between.
 
@@ -66,7 +67,7 @@ def again(action, tell, stopped=None):
         except BrokenCopy:
             raise
         except Exception as error:  # of the network, a disk, or Ray: whatever it is may pass
-            if stopped and stopped.is_set():
+            if is_refused(error) or stopped and stopped.is_set():
                 raise
             if (why := reason(error)) != before:
                 tell(f"{why}: tried again")
@@ -233,7 +234,7 @@ class Copy:
             tell: Called with why it fails, whenever that is another reason than before.
 
         Raises:
-            Exception: The last one, of the last sending.
+            Exception: The last one, of the last sending; at once where the root refuses what is sent.
         """
         before = None
         while not ended.wait(EVERY):
@@ -241,6 +242,8 @@ class Copy:
                 self.send()
                 before = None
             except Exception as error:  # as in `again`
+                if is_refused(error):
+                    raise
                 if (why := reason(error)) != before:
                     tell(f"{why}: tried again")
                 before = why
@@ -265,7 +268,9 @@ class Copy:
 
 def hold(folder):
     """Lock a folder, as systemd's cleaner of temporary files heeds it. Returns a file descriptor; None on Windows."""
-    if fcntl is None:
+    try:
+        import fcntl
+    except ImportError:
         return None
     held = os.open(folder, os.O_RDONLY)
     fcntl.flock(held, fcntl.LOCK_EX)

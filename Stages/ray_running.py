@@ -232,7 +232,8 @@ def divided(work, slots, one_machine=False, carried=False):
 
     The last shard to end writes the manifest, the last repeat tests all; where files travel none sees the others, and the
     undivided command does it after them. Sets that are filtered, or made anew, are not divided; nor are searches that
-    are begun anew, or whose study is the usual file of SQLite, which several machines cannot share.
+    are begun anew, whose study is the usual file of SQLite, which several machines cannot share, or whose files travel:
+    which worker measures the best trial is settled by a lock in their folder.
 
     Args:
         work: {stage: GFLOP}.
@@ -246,7 +247,7 @@ def divided(work, slots, one_machine=False, carried=False):
         count, what = 1, ""
         if stage.script == "generate_dataset" and not {"--filter", "--restart", "--shard"} & given:
             count, what = slots, "shard"
-        elif stage.script == "hyp_opt" and not ALONE & given and (one_machine and not carried or "--storage" in given):
+        elif stage.script == "hyp_opt" and not ALONE & given and not carried and (one_machine or "--storage" in given):
             count, what = min(slots, SEARCH_WORKERS), "worker"
         elif stage.script == "classifier_training" and not {"--restart", "--train"} & given:
             count, what = repeats_of(stage.flags), "repeat"
@@ -255,6 +256,7 @@ def divided(work, slots, one_machine=False, carried=False):
             if count > 1 and what in PART_FLAGS:
                 part = replace(part, flags=(*stage.flags, PART_FLAGS[what], f"{i}/{count}"))
             parts[part] = operations / count
-        if carried and count > 1 and what in PART_FLAGS:
+        # Of two repeats that end together on two machines each may see a file of the other too late.
+        if count > 1 and (carried and what in PART_FLAGS or what == "repeat" and not one_machine):
             parts[replace(stage, name=f"{stage.name}, all {what}s", group=stage.group + 0.5)] = 0.0
     return dict(sorted(parts.items(), key=lambda pair: pair[0].group))

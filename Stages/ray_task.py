@@ -16,7 +16,7 @@ from Experiment.errors import MAY_PASS
 from Experiment.files import file_hash
 from Experiment.paths import REPOSITORY
 from Experiment.records import installed_versions
-from Stages.copies import Copy, again, reason
+from Stages.copies import Copy, again, is_refused, reason
 from Stages.running import start_process
 
 log = logging.getLogger("experiment")
@@ -118,13 +118,18 @@ def run_in_copy(command, live, board, tell, stopped, root, exp, dataset):
     ended = threading.Event()
     with ThreadPoolExecutor(1) as pool:
         sending = pool.submit(copy.keep_sending, ended, say)
+        sending.add_done_callback(lambda done: done.exception() and stopped.set())  # what the script makes is of no use
         try:
             code = follow_process(
                 process, lambda line, is_error: tell(line.replace(str(copy.folder), root), is_error), stopped
             )
         finally:
             ended.set()
-    if error := sending.exception():
+    if (error := sending.exception()) and is_refused(error):
+        say(reason(error))
+        copy.close()
+        return 2
+    if error:
         say(f"what {command[0]} has made could not be sent ({reason(error)}): it lies in {copy.keep()}")
         return MAY_PASS
     copy.close()

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import sqlite3
+import subprocess
 import sys
 import threading
 import time
@@ -21,7 +22,7 @@ import plots
 from Experiment.errors import MAY_PASS, UserError
 from Experiment.files import read_json, write_json
 from Experiment.locks import machine
-from Experiment.paths import Experiment
+from Experiment.paths import REPOSITORY, Experiment
 from Stages import carried, copies, ray_task
 from Stages.carried import Root, edited, edits, travels
 from Stages.copies import BrokenCopy, Copy, reason
@@ -675,6 +676,40 @@ def test_what_is_named_by_path(tmp_path):
     for stage.storage in ("sqlite:///x.db", "journal:x"):
         with pytest.raises(UserError, match="--storage that is a file lies on one node"):
             pipeline.named_paths(args, [stage])
+    stage.storage, stage.labels = None, "soft"
+    with pytest.raises(UserError, match="share a teacher"):
+        pipeline.named_paths(args, [stage])
+
+
+def test_one_pipeline_at_a_time_carries(tmp_path, monkeypatch):
+    """Scripts claim the folders of their copies alone: two pipelines would put their files over one another."""
+    monkeypatch.setattr(pipeline, "Cluster", lambda *_: types.SimpleNamespace(
+        check_paths=lambda paths: None, slots=1, one_machine=True, running=None, close=lambda: None))  # fmt: skip
+    args = argparse.Namespace(ray="x:1", carry=True, root=tmp_path, exp="e", backbone="mini", data_dir=tmp_path)
+    known = argparse.Namespace(spec=argparse.Namespace(name="mine"), work={}, paths=[])
+    begin = "from Experiment.locks import claim; claim(sys.argv[1], sys.argv[2])"
+    other = [sys.executable, "-c", f"import sys; {begin}", str(tmp_path / "Checkpoints/.carried"), "-e-mine"]
+    with pipeline.start_runner(args, known):
+        beside = subprocess.run(other, cwd=REPOSITORY, capture_output=True, text=True)
+        assert "another --exp" in beside.stderr
+    assert subprocess.run(other, cwd=REPOSITORY, capture_output=True).returncode == 0
+
+
+def test_what_the_root_refuses_is_not_tried_again(root, monkeypatch):
+    made, tries, ended = copy_of(root), [], threading.Event()
+    monkeypatch.setattr(copies, "EVERY", 0.01)
+
+    def refuse(final=False):
+        tries.append(final)
+        raise UserError("other settings")
+
+    made.send = refuse
+    with pytest.raises(UserError, match="other settings"):
+        made.keep_sending(ended, print)
+    ended.set()
+    with pytest.raises(UserError, match="other settings"):
+        made.keep_sending(ended, print)
+    assert tries == [False, True]
 
 
 def test_nodes_know_what_they_lack(tmp_path):

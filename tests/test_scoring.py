@@ -87,7 +87,7 @@ def test_repeats_of_several_tasks_are_those_of_one(root):
         assert train(root, "--repeats", repeat) is None and not (root / "CAS Results").exists()
     known = classifier_training.plan(parse(root, "--repeats", "1/3"))
     assert known.done.endswith("two/20; repeats that are not complete: 2")
-    assert classifier_training.plan(parse(root, "--repeats", "2/3")).part == "2of3"
+    assert classifier_training.plan(parse(root, "--repeats", "2/3")).part == "-repeat-2"
     train(root, "--repeats", "2/3")
     assert results(root)["x1"] == entry
     assert [outcome(root / FOLDER / "20" / name) for name in (".", "repeat_2", "repeat_3")] == whole
@@ -102,6 +102,15 @@ def test_a_task_that_trains_one_repeat_tests_all_where_only_that_is_missing(root
     assert not (root / "CAS Results").exists()
     train(root, "--repeats", "1/2")
     assert results(root)["x1"]["repeats"] == 2
+
+
+def test_the_last_of_several_tasks_trains_those_that_results_name_beyond_them(root):
+    train(root, "--repeats", 3)
+    shutil.rmtree(root / "Checkpoints")
+    train(root, "--repeats", "1/2")
+    assert not classifier_training.plan(parse(root, "--repeats", "2/2")).done
+    train(root, "--repeats", "2/2")
+    assert (root / FOLDER / "20/repeat_3/training.json").exists() and results(root)["x1"]["repeats"] == 3
 
 
 def test_an_interrupted_repeat_goes_on(root, monkeypatch):
