@@ -346,7 +346,8 @@ def test_an_ended_process_that_nobody_waits_for_is_gone():
 
 # psutil and platform do not know the instructions of a processor, nor the driver of a GPU without its library. Where
 # /proc is missing, bfloat16 is not taken by itself, and a record has the name of the processor that platform knows.
-LINUX_ONLY = {"Experiment/machine.py": {"/proc/"}}
+# Used where they are, and left out where not.
+LINUX_ONLY = {"Experiment/machine.py": {"/proc/"}, "Stages/copies.py": {"fcntl"}}
 
 
 def system_parts(source):
