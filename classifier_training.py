@@ -13,11 +13,8 @@ from cli.process import run, writing_in
 from cli.tasks import size
 from Data.loaders import load_splits
 from Data.registry import dataset_spec
-from Data.report import data_identity
-from Data.synthetic import find_synthetic, recipe, set_identity
+from Data.synthetic import find_synthetic
 from Experiment import presets
-from Experiment.files import read_json
-from Experiment.levers import levers_on
 from Experiment.locks import refuse_if_claimed
 from Experiment.machine import device_name
 from Experiment.paths import Experiment, repeat_folder, size_name
@@ -25,19 +22,13 @@ from Experiment.plan import Plan
 from Experiment.randomness import repeat_seed
 from Experiment.records import DATA_FLAGS, short
 from Experiment.results import CAS_SCHEMA, TESTED, check_recipe, read_results
-from Models.weight_cards import teacher_hash
+from Scoring.inputs import inputs_of, learns_from_real, origin
 from Scoring.repeats import check_trained, missing_repeats, not_complete, trained_repeats
 
 log = logging.getLogger("experiment")
 
-FREE = (
-    *DATA_FLAGS,
-    "backbone",
-    "test",
-    "synthetic_dir",
-    "repeats",
-    "repeat",
-)  # arguments that do not change the result
+# Arguments that do not change the result.
+FREE = (*DATA_FLAGS, "backbone", "test", "synthetic_dir", "repeats", "repeat")
 
 
 def parse_args(argv=None):
@@ -115,38 +106,6 @@ def plan(args):
     check_recipe(results, cardinality, entry, asked_for=bool(args.synthetic_dir))
     refuse_if_claimed(folder, known.part)
     return known
-
-
-def learns_from_real(args):
-    """Whether real training images take part: as such, mixed in, or as what the teacher has learnt from."""
-    return not args.synthetic or args.labels == "soft" or args.real_share > 0
-
-
-def inputs_of(args, spec, splits, set_folder, experiment):
-    """What the run reads, by content: classes, real images, the synthetic set, and the teacher where there is one already."""
-    data = data_identity(splits, spec)
-    read = ("resolution", *(("train",) if learns_from_real(args) else ()), "val", "test")
-    inputs = {"classes": data["classes"], "data": {name: data[name] for name in read}}
-    if set_folder:
-        inputs["set"] = set_identity(set_folder, data["classes"])
-    known_teacher = teacher_hash(experiment.teacher_dir(args.classifier)) if args.labels == "soft" else None
-    return inputs | ({"teacher": known_teacher} if known_teacher else {})
-
-
-def origin(args, folder, set_folder, trained):
-    """What a result says of where it comes from: {"set": {setting: value}, "training": {setting: value}}, or less.
-
-    Of a classifier that is trained already it is what its record says; a published one has none.
-    """
-    if trained or not args.train:
-        record = read_json(folder / "training.json") if (folder / "training.json").exists() else {}
-        return {key: record[key] for key in ("set", "training") if isinstance(record.get(key), dict)}
-    training = {name: getattr(args, name) for name in ("seed", "epochs", "batch_size")}
-    levers = levers_on(vars(args))
-    if not set_folder:
-        return {"training": training | levers}
-    made = {"folder": set_folder.name, **recipe(set_folder)}
-    return {"set": made, "training": {**training, "resize": args.resize, **levers}}
 
 
 def train_classifier(args, known=None):

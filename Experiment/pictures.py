@@ -3,6 +3,7 @@
 import logging
 
 from Experiment.errors import UserError
+from Experiment.text import one_line
 
 log = logging.getLogger("experiment")
 
@@ -23,5 +24,5 @@ def try_to_draw(what, draw, *args, **kwargs):
     except UserError:
         raise
     except Exception as error:
-        log.warning("%s cannot be drawn: %s", what, " ".join(str(error).split())[:300] or type(error).__name__)
+        log.warning("%s cannot be drawn: %s", what, one_line(error)[:300] or type(error).__name__)
         return None

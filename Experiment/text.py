@@ -13,6 +13,11 @@ def plain(name, most=None):
     return shown(name)[:most].replace("$", r"\$")
 
 
+def one_line(text):
+    """A text, of an error for instance, in one line."""
+    return " ".join(str(text).split())
+
+
 def markdown(text):
     """A text for a card, in one line in which Markdown finds nothing; `_` within a word is left to be read."""
-    return re.sub(r"([\\`*<>|~&!\[\]]|(?<!\w)_|_(?!\w))", r"\\\1", " ".join(str(text).split()))
+    return re.sub(r"([\\`*<>|~&!\[\]]|(?<!\w)_|_(?!\w))", r"\\\1", one_line(text))

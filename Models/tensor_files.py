@@ -9,6 +9,7 @@ from safetensors import SafetensorError, safe_open
 
 from Experiment.errors import UserError
 from Experiment.files import read_json
+from Experiment.text import one_line
 
 READ = ("F32", "F16", "BF16")
 SUFFIX = ".safetensors"
@@ -84,7 +85,7 @@ def open_tensors(path):
     try:
         return safe_open(path, framework="numpy")
     except (SafetensorError, OSError, ValueError) as error:
-        reason = " ".join(str(error).split()).removeprefix("Error while deserializing header: ")
+        reason = one_line(error).removeprefix("Error while deserializing header: ")
         raise UserError(f"{path} is no sound safetensors file: {reason[:100]}. Is it whole? Get it again.") from None
 
 

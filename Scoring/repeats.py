@@ -16,21 +16,24 @@ def trained_repeats(args, known, free):
     return [args.train and finished_run(each / "training.json", args, free, known.inputs) for each in known.folders]
 
 
+def untrained(known):
+    """Numbers of the repeats that are not trained, from 1."""
+    return [i for i, trained in enumerate(known.trained, start=1) if not trained]
+
+
 def missing_repeats(args, known):
     """The repeats that this run has to train: all that are not trained, or that of a run which is one of several.
 
     The last of these also trains those that an earlier result counts beyond them.
     """
-    missing = [i for i, trained in enumerate(known.trained, start=1) if not trained]
     if args.repeat:
-        return [i for i in missing if i == args.repeat or args.repeat == args.repeats < i]
-    return missing
+        return [i for i in untrained(known) if i == args.repeat or args.repeat == args.repeats < i]
+    return untrained(known)
 
 
 def not_complete(known):
     """Which repeats are not trained, in words."""
-    repeats = ", ".join(str(i) for i, trained in enumerate(known.trained, start=1) if not trained)
-    return f"repeats that are not complete: {repeats}"
+    return f"repeats that are not complete: {', '.join(map(str, untrained(known)))}"
 
 
 def check_trained(folders, inputs):

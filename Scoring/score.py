@@ -49,7 +49,9 @@ def train_repeat(args, known, classifier, made, repeat, free):
     )  # fmt: skip
     facts = {"trained_on": str(known.set_folder or "real training images"), "images": len(made.labels)}
     facts |= {"repeat": repeat, "repeat_seed": seed} if repeat > 1 else {}
-    alone = argparse.Namespace(**{name: value for name, value in vars(args).items() if not name.startswith("repeat")})
+    alone = argparse.Namespace(
+        **{name: value for name, value in vars(args).items() if name not in ("repeat", "repeats")}
+    )
     record = describe_run(alone, known.started if repeat == 1 else started, known.inputs, **facts, val_accuracy=best,
                           **known.origin)  # fmt: skip
     write_json(folder / "training.json", record)
@@ -59,7 +61,7 @@ def train_repeat(args, known, classifier, made, repeat, free):
 
 def progress(args, known):
     """What of the training is saved, in words."""
-    folders = known.folders[args.repeat - 1 :][:1] if args.repeat else known.folders
+    folders = [known.folders[args.repeat - 1]] if args.repeat else known.folders
     done = sum((folder / "training.json").exists() for folder in folders)
     if done == len(folders) or not args.train:
         return "the training is saved, the test begins anew"

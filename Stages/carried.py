@@ -5,6 +5,7 @@ but for what only grows, of which new bytes are added as they come.
 """
 
 import contextlib
+import functools
 import os
 import sqlite3
 from pathlib import Path, PurePosixPath
@@ -27,6 +28,7 @@ NEEDLESS = {
 }
 
 
+@functools.cache
 def places(exp, dataset):
     """Names below a root of the folders and files that tasks write."""
     experiment = Experiment("", exp, dataset)
@@ -35,7 +37,7 @@ def places(exp, dataset):
         experiment.search_dir("enc").parent, experiment.images_dir, experiment.latents_dir, experiment.split_file.parent,
         experiment.cas_file, experiment.pipeline_file,
     ]  # fmt: skip
-    return [path.as_posix() for path in found]
+    return tuple(path.as_posix() for path in found)
 
 
 def is_own(name):
@@ -91,7 +93,7 @@ def look(root, exp, dataset):
     for top in (*places(exp, dataset), REAL):
         for path in files_below(root / top):
             name = path.relative_to(root).as_posix()
-            if travels(name, exp, dataset) or is_real(name, dataset) and not is_own(path.name):
+            if not is_own(path.name) and (top != REAL or is_real(name, dataset)):
                 with contextlib.suppress(FileNotFoundError):
                     now = path.stat()
                     is_folder = path.is_dir()

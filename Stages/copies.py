@@ -14,6 +14,7 @@ from pathlib import Path
 from Data.synthetic import RECORD
 from Experiment.errors import PassingError, UserError
 from Experiment.locks import is_running, machine, partial_path
+from Experiment.text import one_line
 from Stages.carried import DATABASE, PENDING, PIECE, REAL, edits, grows, is_result, look, seen
 
 EVERY = 10  # s between looks at what has changed in a copy
@@ -26,10 +27,6 @@ UNFINISHED = ("state.npz", PENDING)  # goes when what came of it is there
 
 class BrokenCopy(PassingError):
     """A copy has lost files, of which nobody can tell whether the task has removed them."""
-
-
-def one_line(error):
-    return " ".join(str(error).split())
 
 
 def reason(error):
@@ -49,6 +46,20 @@ def is_refused(error):
     return isinstance(cause, UserError) and not isinstance(cause, PassingError)
 
 
+def news(tell):
+    """A function that tells why something has failed, unless that is what it has told last; None makes it forget."""
+    last = None
+
+    def told(error):
+        nonlocal last
+        why = error and f"{reason(error)}: tried again"
+        if why and why != last:
+            tell(why)
+        last = why
+
+    return told
+
+
 def again(action, tell, stopped=None):
     """Do something until it succeeds, with `PAUSES` between.
 
@@ -60,7 +71,7 @@ def again(action, tell, stopped=None):
     Raises:
         Exception: The last one.
     """
-    before = None
+    told = news(tell)
     for pause in PAUSES:
         try:
             return action()
@@ -69,9 +80,7 @@ def again(action, tell, stopped=None):
         except Exception as error:  # of the network, a disk, or Ray: whatever it is may pass
             if is_refused(error) or stopped and stopped.is_set():
                 raise
-            if (why := reason(error)) != before:
-                tell(f"{why}: tried again")
-            before = why
+            told(error)
             time.sleep(pause)
     return action()
 
@@ -236,17 +245,15 @@ class Copy:
         Raises:
             Exception: The last one, of the last sending; at once where the root refuses what is sent.
         """
-        before = None
+        told = news(tell)
         while not ended.wait(EVERY):
             try:
                 self.send()
-                before = None
+                told(None)
             except Exception as error:  # as in `again`
                 if is_refused(error):
                     raise
-                if (why := reason(error)) != before:
-                    tell(f"{why}: tried again")
-                before = why
+                told(error)
         again(lambda: self.send(final=True), tell)
 
     def keep(self):

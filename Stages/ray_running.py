@@ -17,6 +17,7 @@ from dataclasses import replace
 
 from Experiment.errors import MAY_PASS, UserError
 from Experiment.paths import REPOSITORY
+from Experiment.text import one_line
 from Stages.ray_task import LOOK, Board, absent, run_command, software
 from Stages.running import Running
 
@@ -59,7 +60,7 @@ def connect(address):
     try:
         ray.init(**how)
     except Exception as error:  # Ray's own, RuntimeError, ConnectionError: of other versions, of a head that is no head
-        raise UserError(f"--ray {address}: {' '.join(str(error).split())}") from None
+        raise UserError(f"--ray {address}: {one_line(error)}") from None
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, stops)  # Ray's own ends the process without a word of what is saved

@@ -21,6 +21,7 @@ os.environ["SD_UNTRAINED_BACKBONE"] = "1"
 from cli.startup import import_keras
 from Experiment.files import read_json, write_json
 from Experiment.machine import describe_machine, device_name
+from Experiment.text import one_line
 from Models.backbones import BACKBONES
 
 # Of a pass of the UNet for a sample, convolutions over their padding included. Learning takes the gradients of what is
@@ -242,7 +243,7 @@ def measured(row, work, args, limit, unit, count, passes):
     try:
         seconds, first = work()
     except (tf.errors.OpError, MemoryError) as error:
-        return row | {"failed": " ".join(str(error).split())[:200]}
+        return row | {"failed": one_line(error)[:200]}
     row |= {unit: round(count / seconds, 3), "seconds": round(seconds, 4), "first_seconds": round(first, 1)}
     row["peak_gb"] = peak_memory()
     if passes and args.backbone in GFLOP_PER_PASS:

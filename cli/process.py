@@ -16,6 +16,7 @@ from cli.startup import import_keras
 from Experiment.errors import UserError, exit_code
 from Experiment.locks import claimed
 from Experiment.progress import close_bars, write_above_bars
+from Experiment.text import one_line
 
 log = logging.getLogger("experiment")
 
@@ -170,7 +171,7 @@ def run(stage, parse_args, plan, starts_keras=True):
         if not isinstance(error, (UserError, OSError)) and not lacking:
             raise
         close_bars()
-        message = f"out of memory: try a smaller {batch_flags(args)}" if lacking else " ".join(str(error).split())
+        message = f"out of memory: try a smaller {batch_flags(args)}" if lacking else one_line(error)
         if not (isinstance(error, UserError) or lacking or hasattr(error, "logged")):
             message += write_traceback(error)
         print(f"{name}: error: {message}", file=sys.stderr)
