@@ -1,7 +1,7 @@
 """Flags of what goes beyond the paper's recipe; each is off by default."""
 
 from cli.flags import add_devices_flag, integer, number
-from cli.tasks import repeats
+from cli.tasks import ThisTask, repeats
 
 MOST_REPEATS = 1000
 
@@ -35,6 +35,10 @@ def check_score_flags(parser, args):
     args.repeat, args.repeats = args.repeats if isinstance(args.repeats, tuple) else (None, args.repeats)
     if args.repeats > MOST_REPEATS:
         parser.error(f"argument --repeats: must be at most {MOST_REPEATS}")
+    if isinstance(args.repeat, ThisTask) and isinstance(args.take, ThisTask):
+        parser.error(
+            "argument --repeats: auto is not allowed with --take auto: each task would train one repeat of one size"
+        )
     for name in ("restart", "train") if args.repeat else ():
         if getattr(args, name) != parser.get_default(name):
             parser.error(f"argument --repeats: one of several is not allowed with --{name}")

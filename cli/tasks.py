@@ -80,6 +80,10 @@ def within(index, count, system):
     return index, count
 
 
+class ThisTask(int):
+    """A number that is this task's own: two flags that take it would not go through all pairs."""
+
+
 def automatic(text):
     """This task's place in its job, (number from 1, of how many), where a flag says `auto` or `auto/N`; None otherwise."""
     if not (found := re.fullmatch(r"auto(?:/(\d{1,6}))?", text)):
@@ -88,7 +92,7 @@ def automatic(text):
         index, count = find_task(int(found[1]) if found[1] else None)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text}: {error}") from None
-    return index + 1, count
+    return ThisTask(index + 1), count
 
 
 def shard(text):
@@ -116,7 +120,7 @@ def size(inner):
 
     def parse(text):
         place = automatic(text)
-        return inner(str(place[0]) if place else text)
+        return ThisTask(inner(str(place[0]))) if place else inner(text)
 
     parse.__name__ = inner.__name__
     return parse

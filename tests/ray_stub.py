@@ -14,6 +14,7 @@ parser.add_argument("--shard", default="1/1")
 parser.add_argument("--mistake", action="store_true")
 parser.add_argument("--root", type=Path, default=Path(), help="where the folder lies")
 parser.add_argument("--slow", action="store_true", help="to start")
+parser.add_argument("--size", type=int, default=0, help="bytes of a file, at least")
 args = parser.parse_args()
 if args.mistake:
     print("tests/ray_stub.py: error: something is wrong", file=sys.stderr)
@@ -38,5 +39,5 @@ for i in range(part - 1, args.count, parts):
         time.sleep(0.1)
         with open(args.folder / "writes", "a") as log:
             log.write(f"{i}\n")
-        file.write_text(str(i * i))
+        file.write_text(str(i * i).ljust(args.size))
 print(f"{args.count} files are there", flush=True)

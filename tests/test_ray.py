@@ -14,6 +14,7 @@ import types
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from Experiment.errors import UserError
@@ -380,6 +381,33 @@ def test_a_root_without_room_is_one_line_and_tried_again(nodes, tmp_path, capsys
     )
     assert all(run.code == 0 for run in runner.runs.values())
     assert {path.stem for path in (root.root / SET).glob("*.txt")} == set(map(str, range(20)))
+
+
+def test_a_full_object_store_is_one_line_and_tried_again(tmp_path, capsys):
+    """The store is full, and Ray may not put on disk what others hold in it."""
+    pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster as Nodes
+
+    full = {"automatic_object_spilling_enabled": False, "local_fs_capacity_threshold": 0.0}
+    nodes = Nodes(
+        initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 80 * 2**20, "_system_config": full}
+    )
+    cluster, said = Cluster(nodes.address, 100 * 2**20, Root(tmp_path, "x", "digits")), ""
+    try:
+        held = cluster.ray.put(np.zeros(75 * 2**20, "uint8"))
+        (stage,) = stub_stages(SET, 2, shards=1)
+        runner, thread = start(cluster, [replace(stage, flags=(*stage.flags, "--size", str(12 * 2**20)))])
+        while "object store" not in said:
+            time.sleep(0.1)
+            said += capsys.readouterr().err
+        del held
+        thread.join()
+    finally:
+        cluster.close()
+        nodes.shutdown()
+    assert re.search(r"--carry, node \S+: Ray's object store has no room: .*: tried again$", said, re.M)
+    assert all(run.code == 0 for run in runner.runs.values())
+    assert [path.stat().st_size for path in (tmp_path / SET).glob("*.txt")] == [12 * 2**20] * 2
 
 
 def test_nodes_are_asked_for_what_is_named_by_path(carrying, tmp_path):

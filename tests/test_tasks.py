@@ -72,6 +72,16 @@ def test_the_flags_take_it(monkeypatch):
     assert classifier_training.parse_args(["--take", "10"]).take == 10
 
 
+def test_two_flags_that_take_the_same_number_are_refused(monkeypatch, capsys):
+    for name, value in array(2, 0, 3, 4).items():
+        monkeypatch.setenv(name, value)
+    for flags in (["--repeats", "2/4"], ["--repeats", "2"]):
+        assert classifier_training.parse_args(["--take", "auto", *flags]).take == 3
+    with pytest.raises(SystemExit):
+        classifier_training.parse_args(["--take", "auto", "--repeats", "auto/4"])
+    assert "argument --repeats: auto is not allowed with --take auto" in capsys.readouterr().err
+
+
 def test_what_is_wrong_is_one_line(capsys):
     for flags, message in ((["--shard", "auto"], "argument --shard: auto: no batch system is at work"),
                            (["--shard", "auto/0"], "argument --shard: auto/0: "), (["--shard", "auto/"], "must be I/N")):  # fmt: skip
