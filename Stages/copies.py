@@ -171,6 +171,9 @@ class Copy:
         start = time.time_ns()
         now = look(self.folder, self.exp, self.dataset)
         self.check()
+        for name in self.known.keys() - now:  # a folder is only seen as long as it is empty
+            if name.endswith("/") and (self.folder / name).is_dir():
+                del self.known[name]
         gone = {name for name in self.known.keys() - now if not (name.startswith(REAL) or is_result(name))}
         folders = {f"{Path(name).parent.as_posix()}/" for name in gone}
         gone |= {name for name in folders if not (self.folder / name).exists()}

@@ -101,6 +101,20 @@ def test_a_copy_has_what_its_script_needs_with_its_times(root):
     assert not made.folder.exists()
 
 
+def test_a_folder_stays_when_it_gets_its_first_file(root):
+    """Who looks through the root meanwhile would miss it."""
+    (root.root / IMAGE).parent.mkdir(parents=True)
+    calls = Calls(root)
+    made = copy_of(root, call=calls)
+    put(made.folder, IMAGE)
+    made.send(final=True)
+    assert "remove" not in [method for method, _ in calls.made] and (root.root / IMAGE).exists()
+    (made.folder / IMAGE).unlink()
+    (made.folder / IMAGE).parent.rmdir()
+    made.send(final=True)
+    assert not (root.root / IMAGE).parent.exists()
+
+
 def test_what_changes_in_a_copy_arrives(root):
     put(root.root, EPOCH, b"old")
     put(root.root, IMAGE)
