@@ -42,6 +42,7 @@ WORDS = {
 FIELD = 64  # side of a distance field, px
 
 
+@functools.cache
 def glyph_fields():
     """Signed distance fields, float32 (fonts, characters, FIELD, FIELD), in field px, positive inside the stroke.
 
@@ -186,13 +187,14 @@ def corpus_part(arguments):
     return [np.concatenate(arrays) for arrays in zip(*made)]
 
 
-def make_corpus(seed, count):
-    """The whole corpus on all cores: images uint8 (count, 32, 32, 3), captions int32 (count, 8)."""
+def make_corpus(seed, count, processes=None):
+    """The whole corpus on all cores, or as many `processes`: images uint8 (count, 32, 32, 3), captions int32 (count, 8)."""
     from concurrent.futures import ProcessPoolExecutor
 
     parts = 8  # a fixed number: the corpus does not depend on the machine
+    glyph_fields()  # most of the work: processes that are forked have them already
     sizes = [count // parts + (i < count % parts) for i in range(parts)]
-    with ProcessPoolExecutor() as pool:
+    with ProcessPoolExecutor(processes) as pool:
         made = pool.map(corpus_part, [(seed, i, n) for i, n in enumerate(sizes)])
         images, captions = (np.concatenate(arrays) for arrays in zip(*made))
     order = random_stream(seed, "corpus", parts).permutation(count)

@@ -5,7 +5,7 @@ import numpy as np
 # Purposes of random numbers: each gets its own stream, so that none repeats another's draws.
 PURPOSES = (
     "order", "training_noise", "sampling_noise", "subset", "split", "corpus", "augment", "repeat", "bootstrap", "real_share",
-    "low_rank_start", "label_dropout", "audit_subset", "audit_noise", "shadow",
+    "low_rank_start", "label_dropout", "audit_subset", "audit_noise", "shadow", "crops", "pretraining",
 )  # fmt: skip
 STREAMS = {name: i for i, name in enumerate(PURPOSES)}
 

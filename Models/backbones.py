@@ -141,7 +141,7 @@ def mini_part(part):
     def build(backbone):
         from Models import mini_backbone
 
-        return mini_backbone.BUILDERS[part](backbone.image_size, backbone.context_shape)
+        return mini_backbone.builders(mini_backbone.MINI)[part](backbone.image_size, backbone.context_shape)
 
     return build
 
