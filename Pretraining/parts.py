@@ -58,7 +58,8 @@ class Pretraining:
     def settings(self, part):
         """What decides the result of a part, beside files, flat."""
         names = {AUTOENCODER: ("vae_steps",), DECODER: ("decoder_steps",)}.get(part, ("unet_steps", "batch_size"))
-        return {**self.recipe.identity, **{f"--{name}": getattr(self.args, name) for name in names}}
+        edges = {"edges": self.kind.edges} if part in (AUTOENCODER, DECODER) else {}
+        return {**self.recipe.identity, **edges, **{f"--{name}": getattr(self.args, name) for name in names}}
 
     def begins_from(self, part):
         """Names of the files that a part begins from."""
