@@ -14,7 +14,7 @@ def save_half(model, path):
         UserError: A weight is beyond what float16 holds, or no number; nothing is written then.
     """
     for weight in model.weights:
-        if weight.dtype == "float32" and not np.isfinite(weight.numpy().astype("float16")).all():
+        if weight.dtype == "float32" and not (np.abs(weight.numpy()) <= np.finfo("float16").max).all():
             raise UserError(f"{model.name} is not saved: {weight.path} is not finite in float16.")
     with atomic_path(path) as partial:
         full = partial.with_name("full." + partial.name)

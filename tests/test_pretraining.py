@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import tarfile
 from dataclasses import dataclass
 
@@ -14,8 +15,9 @@ from PIL import Image
 from Data.glyphs import WORDS
 from Experiment.errors import UserError
 from Experiment.files import file_hash
+from Models.fit_state import FitState
 from Pretraining import __main__ as pretraining
-from Pretraining import corpus, photographs, resumable
+from Pretraining import corpus, draws, photographs, resumable
 from Pretraining.crops import all_words, caption, crops
 from Pretraining.half import save_half
 from Pretraining.kinds import KINDS, Kind
@@ -42,22 +44,24 @@ def write_tar(path, categories, each=3, seed=1):
 @pytest.fixture
 def folder(tmp_path):
     """Photographs of three categories in two tar files."""
-    tars = tmp_path / "photographs"
-    tars.mkdir()
-    write_tar(tars / "trash.tar", ["glass"])
-    write_tar(tars / "caltech101.tar", ["tick", "ant"])  # not in the order of their names
-    return tars
+    return write_photographs(tmp_path / "photographs")
+
+
+def write_photographs(folder):
+    folder.mkdir()
+    write_tar(folder / "trash.tar", ["glass"])
+    write_tar(folder / "caltech101.tar", ["tick", "ant"])  # not in the order of their names
+    return folder
+
+
+def glyphs_in_no_time(seed, count, processes=None):
+    rng = np.random.default_rng(seed)
+    return rng.integers(0, 256, (count, 32, 32, 3)).astype("uint8"), np.ones((count, 8), "int32")
 
 
 @pytest.fixture
 def few_glyphs(monkeypatch):
-    """Printed characters that take no time."""
-
-    def make(seed, count, processes=None):
-        rng = np.random.default_rng(seed)
-        return rng.integers(0, 256, (count, 32, 32, 3)).astype("uint8"), np.ones((count, 8), "int32")
-
-    monkeypatch.setattr(corpus, "make_corpus", make)
+    monkeypatch.setattr(corpus, "make_corpus", glyphs_in_no_time)
 
 
 # Photographs
@@ -225,25 +229,41 @@ class TinyKind(Kind):
         }
 
 
-@pytest.fixture
-def pretrain(folder, few_glyphs, tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return tmp_path_factory.mktemp("pretraining")
+
+
+@pytest.fixture(scope="module")
+def pretrain(place):
     """A function of the name of --out and further flags that pretrains the tiny kind; returns the record."""
-    kind = TinyKind("small", (8, 8), 40, 0.3, 5, 4, 6, 8, edges=0.1, precision="float32")
-    monkeypatch.setitem(KINDS, "small", kind)
-    monkeypatch.setattr(resumable, "TENTHS", 2)
-    monkeypatch.setattr(resumable, "MOST_STEPS", 1)  # a state after each or every other step
+    folder = write_photographs(place / "photographs")
 
     def start(out, *flags):
         args = pretraining.parse_args(
             ["--backbone", "small", "--photographs", str(folder), "--other_photographs", "--processes", "1",
-             "--out", str(tmp_path / out), *map(str, flags)]
+             "--unet_cycles", "2", "--out", str(place / out), *map(str, flags)]
         )  # fmt: skip
         known = pretraining.plan(args)
         if not known.done:
             pretraining.pretrain(args, known)
-        return json.loads((tmp_path / out / "training.json").read_text())
+        return json.loads((place / out / "training.json").read_text())
 
-    return start
+    with pytest.MonkeyPatch.context() as patch:
+        kind = TinyKind("small", (8, 8), 40, 0.3, 4, 4, 4, 8, edges=0.1, precision="float32")
+        patch.setitem(KINDS, "small", kind)
+        patch.setattr(corpus, "make_corpus", glyphs_in_no_time)
+        patch.setattr(resumable, "TENTHS", 2)
+        patch.setattr(resumable, "MOST_STEPS", 1)  # a state after each step
+        patch.setattr(draws, "STEPS", 1)
+        patch.setattr(draws, "DRAWS", 1)
+        yield start
+
+
+@pytest.fixture(scope="module")
+def whole(pretrain):
+    """The record of a run that nothing has stopped."""
+    return pretrain("whole")
 
 
 def weights_in(folder):
@@ -267,70 +287,85 @@ FILES = ["decoder", "image_encoder", "text_encoder", "unet"]
 PARTS = ["autoencoder", "decoder", "unet_1", "unet_2"]
 
 
-@pytest.mark.parametrize("killed_at", [3, 8, 12, 19])
-def test_a_killed_run_goes_on_as_if_nothing_had_happened(pretrain, tmp_path, monkeypatch, killed_at):
-    """Killed after a state of the autoencoder, of the decoder, and of both cycles of the UNet."""
-    whole = pretrain("whole", "--unet_cycles", 2)
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(pretrain, whole, place, monkeypatch):
+    """Killed after a state of the autoencoder, of the decoder, and of both cycles of the UNet, the last of all among them."""
     assert list(whole["parts"]) == PARTS
-    save, calls = resumable.FitState.save, []
+    save, saved = FitState.save, []
 
     def save_and_die(state, *args):
         save(state, *args)
-        calls.append(state.path.stem)
-        if len(calls) == killed_at:
+        saved.append(state.path.stem)
+        if len(saved) in (3, 6, 9, 16):
             raise Stopped
 
-    monkeypatch.setattr(resumable.FitState, "save", save_and_die)
-    with pytest.raises(Stopped):
-        pretrain("killed", "--unet_cycles", 2, "--state", tmp_path / "state")
-    went_on = pretrain("killed", "--unet_cycles", 2, "--state", tmp_path / "state")
-    assert len(calls) == 5 + 4 + 6 + 6  # no step twice
-    assert same(weights_in(tmp_path / "whole"), weights_in(tmp_path / "killed"))
+    monkeypatch.setattr(FitState, "save", save_and_die)
+    for _ in range(4):
+        with pytest.raises(Stopped):
+            pretrain("killed", "--state", place / "state")
+    went_on = pretrain("killed", "--state", place / "state")
+    assert saved == [part for part in PARTS for _ in range(4)]  # no step twice
+    assert same(weights_in(place / "whole"), weights_in(place / "killed"))
     for part in PARTS:
         assert went_on["parts"][part]["loss"] == whole["parts"][part]["loss"]
-    assert not list((tmp_path / "state").glob("*coder.npz")) and not list((tmp_path / "state").glob("unet*"))
+    left = {path.name for path in (place / "state").iterdir() if not path.name.startswith(".")}
+    assert left == {"corpus.npz", "moments.npz", "log.txt"}
 
 
-def test_parts_go_on_from_the_files_of_a_lost_machine(pretrain, tmp_path):
-    pretrain("whole", "--unet_cycles", 2)
-    for until, made in (("autoencoder", 1), ("decoder", 2), ("unet", 3)):
-        record = pretrain("parts", "--until", until)
-        assert list(record["parts"]) == PARTS[:made]
-    record = pretrain("parts", "--unet_cycles", 2)
-    assert same(weights_in(tmp_path / "whole"), weights_in(tmp_path / "parts"))
-    assert {path.name for path in (tmp_path / "parts").iterdir()} == {
+def test_a_state_of_other_settings_is_refused(pretrain, place, monkeypatch):
+    save = FitState.save
+
+    def save_and_die(state, *args):
+        save(state, *args)
+        raise Stopped
+
+    monkeypatch.setattr(FitState, "save", save_and_die)
+    with pytest.raises(Stopped):
+        pretrain("other", "--state", place / "other_state")
+    with pytest.raises(UserError, match=r"interrupted run with other arguments: --vae_steps 4 \(now 3\)"):
+        pretrain("other", "--state", place / "other_state", "--vae_steps", 3)
+
+
+def test_parts_go_on_from_the_files_of_a_lost_machine(pretrain, whole, place):
+    for number, part in enumerate(PARTS, start=1):
+        flags = {"unet_1": ["--unet_cycles", 1], "unet_2": []}.get(part, ["--until", part])
+        assert list(pretrain("parts", *flags)["parts"]) == PARTS[:number]
+    assert same(weights_in(place / "whole"), weights_in(place / "parts"))
+    assert {path.name for path in (place / "parts").iterdir()} == {
         "training.json", "samples.png", "samples_photographs.png", *(f"{name}.weights.h5" for name in FILES)
     }  # fmt: skip
-    facts = record["parts"]["unet_2"]
-    assert facts["steps"] == 6 and facts["batch"] == 8 and len(facts["loss"]) == 2 and facts["seconds"] >= 0
+
+
+def test_the_record_has_every_figure(whole):
+    facts = whole["parts"]["unet_2"]
+    assert facts["steps"] == 4 and facts["batch"] == 8 and len(facts["loss"]) == 2 and facts["seconds"] >= 0
     assert set(facts["files"]) == set(facts["parameters"]) == {"unet.weights.h5", "text_encoder.weights.h5"}
-    assert facts["inputs"]["unet.weights.h5"] == record["parts"]["unet_1"]["files"]["unet.weights.h5"]
-    assert record["categories"] == list(CATEGORIES) and record["words"] == all_words(CATEGORIES)
-    assert [source["file"] for source in record["sources"]] == ["caltech101.tar", "trash.tar"]
+    assert facts["inputs"]["unet.weights.h5"] == whole["parts"]["unet_1"]["files"]["unet.weights.h5"]
+    assert whole["categories"] == list(CATEGORIES) and whole["words"] == all_words(CATEGORIES)
+    assert [source["file"] for source in whole["sources"]] == ["caltech101.tar", "trash.tar"]
 
 
-def test_what_does_not_fit_is_refused_in_one_line(pretrain, tmp_path, folder):
-    out = tmp_path / "out"
-    pretrain("out", "--until", "decoder")
-    before = weights_in(out)
-    with pytest.raises(UserError, match=r"a finished autoencoder with other arguments: --vae_steps 5 \(now 6\)"):
+def test_what_does_not_fit_is_refused_in_one_line(pretrain, whole, place):
+    shutil.copytree(place / "whole", place / "out")
+    out, photographs = place / "out", place / "photographs"
+    with pytest.raises(UserError, match=r"a finished autoencoder with other arguments: --vae_steps 4 \(now 6\)"):
         pretrain("out", "--vae_steps", 6)
     with pytest.raises(UserError, match="a finished decoder with other arguments: --decoder_steps"):
         pretrain("out", "--decoder_steps", 6)
-    write_tar(folder / "trash.tar", ["glass"], seed=2)
+    shutil.move(photographs / "trash.tar", place / "trash.tar")
+    write_tar(photographs / "trash.tar", ["glass"], seed=2)
     with pytest.raises(UserError, match="a finished autoencoder with other inputs: trash.tar"):
         pretrain("out")
-    write_tar(folder / "trash.tar", ["glass"])
+    shutil.move(place / "trash.tar", photographs / "trash.tar")
 
-    whole = (out / "decoder.weights.h5").read_bytes()
-    (out / "decoder.weights.h5").write_bytes(whole[:-1] + b"x")
+    content = (out / "decoder.weights.h5").read_bytes()
+    (out / "decoder.weights.h5").write_bytes(content[:-1] + b"x")
     with pytest.raises(UserError, match="decoder.weights.h5 is not the file that training.json speaks of"):
         pretrain("out")
     (out / "decoder.weights.h5").unlink()
     with pytest.raises(UserError, match="decoder.weights.h5 is missing"):
         pretrain("out")
-    (out / "decoder.weights.h5").write_bytes(whole)
-    assert list(pretrain("out", "--until", "decoder")["parts"]) == PARTS[:2] and same(before, weights_in(out))
+    (out / "decoder.weights.h5").write_bytes(content)
+    assert pretrain("out") == whole  # nothing to do
 
     record = json.loads((out / "training.json").read_text())
     del record["parts"]["autoencoder"]
@@ -338,27 +373,17 @@ def test_what_does_not_fit_is_refused_in_one_line(pretrain, tmp_path, folder):
     with pytest.raises(UserError, match="has decoder without autoencoder"):
         pretrain("out")
     (out / "training.json").unlink()
-    with pytest.raises(UserError, match="holds decoder.weights.h5, image_encoder.weights.h5 without training.json"):
+    with pytest.raises(UserError, match="holds decoder.weights.h5, image_encoder.weights.h5, .* without training.json"):
         pretrain("out")
     assert list(pretrain("out", "--restart", "--until", "autoencoder")["parts"]) == PARTS[:1]
 
 
-def test_a_state_of_other_settings_is_refused(pretrain, tmp_path, monkeypatch):
-    monkeypatch.setattr(resumable.FitState, "save", stop_after(resumable.FitState.save))
-    with pytest.raises(Stopped):
-        pretrain("out", "--state", tmp_path / "state")
-    monkeypatch.undo()
-    state = resumable.FitState(tmp_path / "state" / "autoencoder.npz", {"--vae_steps": 9}, [])
-    with pytest.raises(UserError, match="interrupted run with other arguments: .*--vae_steps 5"):
-        state.load()
-
-
-def stop_after(save):
-    def stopped(state, *args):
-        save(state, *args)
-        raise Stopped
-
-    return stopped
+def test_captions_of_the_sheets_are_words_that_there_are():
+    most = np.array(list(all_words(CATEGORIES).values()))
+    glyphs, shown = draws.glyph_captions(), draws.photograph_captions(CATEGORIES)
+    assert (glyphs < np.array(list(WORDS.values()))).all() and (shown < most).all()
+    assert sorted(set(shown[:, 0] - WORDS["character"])) == [0, 1, 2] and len(shown) == 3 * draws.DRAWS
+    assert len(draws.photograph_captions([str(i) for i in range(147)])) == draws.CATEGORIES * draws.DRAWS
 
 
 @pytest.mark.parametrize("flags, said", [
@@ -382,7 +407,9 @@ def test_the_shipped_weights_of_mini_are_not_overwritten_by_the_way():
         pretraining.plan(args)
 
 
-def test_a_fit_is_cut_into_tenths():
+def test_a_fit_is_cut_into_tenths(monkeypatch):
+    monkeypatch.setattr(resumable, "TENTHS", 10)
+    monkeypatch.setattr(resumable, "MOST_STEPS", 200)
     lengths = resumable.Fit("x", 0, 1, 4000, 64, 1e-3, 0.9).lengths
     assert lengths == [200] * 20
     assert resumable.Fit("x", 0, 1, 25, 64, 1e-3, 0.9).lengths == [2, 3] * 5
