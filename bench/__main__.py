@@ -37,9 +37,7 @@ def draw(rows, path):
     axis.set_yticks(range(len(shown)), [f"{r['work']}  [{r['row']}]" for r in shown], fontsize=8)
     axis.invert_yaxis()
     axis.axvline(1, color="grey", linewidth=0.8)
-    axis.set(
-        xlabel="times as fast (row 6: share of the memory); orange: to reach", title="Measured in one run, medians"
-    )
+    axis.set(xlabel="times as fast (peak memory: share of it); orange: to reach", title="Measured in one run, medians")
     axis.margins(x=0.1)
     return save_figure(figure, path)
 
