@@ -1,13 +1,14 @@
-"""Checks of a pretraining: that no test image is among its photographs."""
+"""Checks of a pretraining: no test image is among its photographs, and what its autoencoder keeps of test images."""
 
 import io
+import json
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from Experiment.errors import UserError
-from Pretraining import neighbours
+from Pretraining import bounds, neighbours
 from tests.test_pretraining import write_photographs
 
 
@@ -49,3 +50,23 @@ def test_the_command_ends_with_a_line(tmp_path, monkeypatch, capsys):
         neighbours.compare(args, neighbours.plan(args))
     with pytest.raises(UserError):
         neighbours.plan(neighbours.parse_args([*flags, "nonsense"]))
+
+
+def test_what_mini_keeps_of_digits(tmp_path):
+    flags = ["--backbone", "mini", "--images", "64", "--sheets", str(tmp_path), "--json", str(tmp_path / "x.json")]
+    args = bounds.parse_args([*flags, "--dataset", "digits"])
+    bounds.measure(args, bounds.plan(args))
+    result = json.loads((tmp_path / "x.json").read_text())["results"]["digits"]
+    assert result["images"] == 64 and result["psnr"] > 33
+    assert Image.open(tmp_path / "digits.png").width > 16 * 32
+    with pytest.raises(UserError):
+        bounds.plan(bounds.parse_args([*flags, "--dataset", "nonsense"]))
+    with pytest.raises(UserError, match="has no image_encoder"):
+        bounds.plan(bounds.parse_args([*flags, "--dataset", "digits", "--weights_dir", str(tmp_path)]))
+
+
+def test_psnr_is_of_each_image():
+    black = np.zeros((2, 4, 4, 3), "uint8")
+    assert np.allclose(
+        bounds.psnr(black, black + np.array([1, 255], "uint8")[:, None, None, None]), [48.13, 0], atol=0.01
+    )

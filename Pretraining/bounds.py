@@ -1,0 +1,93 @@
+"""What an autoencoder keeps of test images: `python -m Pretraining.bounds --backbone mini|small --dataset NAME ...`.
+
+PSNR, dB: of each test image at 32 px and its reconstruction decode(mean of encode(x)), on pixels 0..255 clipped and
+rounded as they are written; then the mean over images.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from cli.flags import integer
+from cli.process import run
+from Data.glyphs import SIZE
+from Data.loaders import load_splits
+from Data.registry import dataset_spec
+from Experiment.errors import UserError
+from Experiment.files import write_json
+from Experiment.plan import Plan
+from Pretraining.kinds import KINDS
+
+PARTS = ("image_encoder", "decoder")
+
+
+def autoencoder(kind, folder):
+    """Encoder and decoder with the weights in a folder, in which the UNet may be missing."""
+    from Models.weights import load_weights
+
+    return [
+        load_weights(kind.builders[part](SIZE, kind.context_shape), folder / f"{part}.weights.h5") for part in PARTS
+    ]
+
+
+def reconstructions(encoder, decoder, images):
+    """uint8 (N, 32, 32, 3) from images of that kind."""
+    mean = np.split(encoder.predict(images / np.float32(127.5) - 1, batch_size=64, verbose=0), 2, axis=-1)[0]
+    made = np.asarray(decoder.predict(mean, batch_size=64, verbose=0), "float32")
+    return np.clip(np.round((made + 1) * 127.5), 0, 255).astype("uint8")
+
+
+def psnr(images, others):
+    """PSNR in dB, (N,), of two arrays uint8 (N, H, W, 3); 99 where an image is the same."""
+    error = ((images.astype("float32") - others) ** 2).mean((1, 2, 3))
+    return 10 * np.log10(255**2 / np.maximum(error, 255**2 / 10**9.9))
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(
+        prog="python -m Pretraining.bounds", allow_abbrev=False, description=__doc__.splitlines()[0]
+    )
+    add = parser.add_argument
+    add("--backbone", required=True, choices=list(KINDS), help="whose autoencoder")
+    add("--weights_dir", type=Path, help="folder of its weights (Models/BACKBONE_weights)")
+    add("--dataset", nargs="+", required=True, help="names or paths")
+    add("--data_dir", type=Path, default=Path("Data/Real"), help="folder of official files (Data/Real)")
+    add("--images", type=integer(1), default=500, help="first test images (500)")
+    add("--sheets", type=Path, help="folder of pictures: originals above reconstructions")
+    add("--json", type=Path, help="file of the results")
+    return parser.parse_args(argv)
+
+
+def plan(args):
+    """Look at what is there. UserError: weights are missing, or a dataset is unknown."""
+    folder = args.weights_dir or KINDS[args.backbone].folder
+    for part in PARTS:
+        if not (folder / f"{part}.weights.h5").is_file():
+            raise UserError(f"{folder} has no {part}.weights.h5.")
+    return Plan(folder=folder, specs=[dataset_spec(name) for name in args.dataset], done=None)
+
+
+def measure(args, known):
+    """Print a Markdown table, and write what else is asked for. Returns {dataset: {"images": N, "psnr": dB}}."""
+    from sheets import grid, save_image
+
+    networks, results = autoencoder(KINDS[args.backbone], known.folder), {}
+    for spec in known.specs:
+        images = load_splits(spec, args.data_dir, side=SIZE).test.images[: args.images]
+        made = reconstructions(*networks, images)
+        results[spec.name] = {"images": len(images), "psnr": round(float(psnr(images, made).mean()), 2)}
+        if args.sheets:
+            args.sheets.mkdir(parents=True, exist_ok=True)
+            shown = min(16, len(images))
+            save_image(grid(np.concatenate([images[:shown], made[:shown]]), shown), args.sheets / f"{spec.name}.png")
+    print("| dataset | test images | PSNR, dB |\n|---|---|---|")
+    for name, result in results.items():
+        print(f"| {name} | {result['images']} | {result['psnr']:.2f} |")
+    if args.json:
+        write_json(args.json, {"backbone": args.backbone, "results": results})
+    return results
+
+
+if __name__ == "__main__":
+    run(measure, parse_args, plan)
