@@ -146,7 +146,7 @@ def start_runner(args, known):
             root.begin()
             if known.spec.name in DATASETS and args.data_dir == args.root / REAL:
                 load_splits(known.spec, args.data_dir, args.seed)  # here, so that no node has to download it
-        cluster = Cluster(args.ray, MEMORY[BACKBONES[args.backbone].small], root)
+        cluster = Cluster(args.ray, MEMORY[BACKBONES[args.backbone].light], root)
         try:
             cluster.check_paths(known.paths)
             work = divided(known.work, cluster.slots, cluster.one_machine, args.carry)

@@ -32,7 +32,8 @@ class Backbone:
         build: Builder of each part, a function of the backbone: `image_encoder`, `unet`, `decoder`.
         files: Weight file of each part.
         training: Epochs, batch size and learning rate of both adaptation steps, and of the second with low-rank updates.
-        small: Whether its operations are too small to keep all cores busy: two of them run side by side then.
+        light: Whether a laptop trains it. Its operations are too small to keep all cores busy: two run side by side.
+        gflop: Billions of operations of a pass of its UNet for an image, convolutions over their padding included.
         schedule: Noise schedule that it was trained with.
         prediction_type: What its UNet predicts, a key of `Models.diffusion.PREDICTION_TYPES`.
         heads: Attention heads of its UNet at each resolution, if it has the structure of Stable Diffusion's: then it can
@@ -50,7 +51,8 @@ class Backbone:
     build: dict
     files: dict
     training: dict = field(default_factory=lambda: presets.TRAINING)
-    small: bool = False
+    light: bool = False
+    gflop: float = 43.0
     schedule: NoiseSchedule = STABLE_DIFFUSION
     prediction_type: str = "epsilon"
     heads: tuple = ()
@@ -66,7 +68,7 @@ class Backbone:
         """Into how many parts a batch is cut that are computed side by side."""
         from Models.runtime import on_gpu
 
-        return 2 if self.small and not on_gpu() else 1
+        return 2 if self.light and not on_gpu() else 1
 
     def pretrained(self, weights_dir=None):
         """The pretrained weights at a place, or the backbone's own: see `Models.pretrained`."""
@@ -135,13 +137,15 @@ def sd_decoder(backbone):
     return decoder.Decoder(backbone.image_size, backbone.image_size, name="decoder", download_weights=False)
 
 
-def mini_part(part):
-    """The builder of a part of the mini backbone."""
+def own_part(part):
+    """The builder of a part of a backbone that this project has trained."""
 
     def build(backbone):
         from Models import mini_backbone
 
-        return mini_backbone.builders(mini_backbone.MINI)[part](backbone.image_size, backbone.context_shape)
+        return mini_backbone.builders(mini_backbone.SIZES[backbone.name])[part](
+            backbone.image_size, backbone.context_shape
+        )
 
     return build
 
@@ -201,7 +205,7 @@ BACKBONES = {
             context_shape=(8, 64),
             hidden_units=64,
             block=96,
-            build={part: mini_part(part) for part in PARTS},
+            build={part: own_part(part) for part in PARTS},
             files={part: PackagedFile(f"{part}.weights.h5", MINI_WEIGHTS) for part in PARTS},
             # A small network on small data: fewer steps and higher rates, chosen on validation accuracy on digits.
             training={
@@ -210,7 +214,8 @@ BACKBONES = {
                 # Not searched yet: five times the rate of `dif`, as updates need more.
                 "lora": {"epochs": 64, "batch_size": 32, "lr": 4e-3},
             },
-            small=True,
+            light=True,
+            gflop=0.166,
         ),
     ]
 }

@@ -43,6 +43,8 @@ MINI = Autoencoder("mini", full=32, half=32, quarter=64, encoder_blocks=2, decod
 # For photographs: about twice the weights, and in training twice the time.
 SMALL = Autoencoder("small", full=32, half=64, quarter=64, encoder_blocks=4, decoder_blocks=5)
 
+SIZES = {sizes.name: sizes for sizes in (MINI, SMALL)}
+
 
 def middle(channels, blocks):
     """Residual blocks at 8x8, with attention after the first."""

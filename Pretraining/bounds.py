@@ -2,9 +2,14 @@
 
 PSNR, dB: of each test image at 32 px and its reconstruction decode(mean of encode(x)), on pixels 0..255 clipped and
 rounded as they are written; then the mean over images.
+
+With --to it also writes, for each dataset, NAME_reconstructed.npz: training images as reconstructed, validation and test
+images as they are. What a classifier reaches that learns from it (`classifier_training.py --dataset FILE --synthetic
+False`) bounds what can be expected of images that this backbone draws of that dataset.
 """
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +18,10 @@ from cli.flags import integer
 from cli.process import run
 from Data.glyphs import SIZE
 from Data.loaders import load_splits
+from Data.pictures import resize_images
 from Data.registry import dataset_spec
 from Experiment.errors import UserError
-from Experiment.files import write_json
+from Experiment.files import atomic_path, write_json
 from Experiment.plan import Plan
 from Pretraining.kinds import KINDS
 
@@ -44,6 +50,16 @@ def psnr(images, others):
     return 10 * np.log10(255**2 / np.maximum(error, 255**2 / 10**9.9))
 
 
+def write_reconstructed(networks, spec, data_dir, images, path):
+    """Write a dataset with MedMNIST's keys whose training images are the reconstructions of `images`, at its resolution."""
+    arrays = {}
+    for name, split in load_splits(spec, data_dir, side=spec.resolution)._asdict().items():
+        arrays |= {f"{name}_images": split.images, f"{name}_labels": split.labels[:, None]}
+    arrays["train_images"] = resize_images(reconstructions(*networks, images), spec.resolution)
+    with atomic_path(path) as partial, open(partial, "wb") as file:
+        np.savez(file, **arrays)
+
+
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(
         prog="python -m Pretraining.bounds", allow_abbrev=False, description=__doc__.splitlines()[0]
@@ -55,6 +71,7 @@ def parse_args(argv=None):
     add("--data_dir", type=Path, default=Path("Data/Real"), help="folder of official files (Data/Real)")
     add("--images", type=integer(1), default=500, help="first test images (500)")
     add("--sheets", type=Path, help="folder of pictures: originals above reconstructions")
+    add("--to", type=Path, help="folder of datasets whose training images are reconstructions")
     add("--json", type=Path, help="file of the results")
     return parser.parse_args(argv)
 
@@ -65,7 +82,9 @@ def plan(args):
     for part in PARTS:
         if not (folder / f"{part}.weights.h5").is_file():
             raise UserError(f"{folder} has no {part}.weights.h5.")
-    return Plan(folder=folder, specs=[dataset_spec(name) for name in args.dataset], done=None)
+    specs = [dataset_spec(name) for name in args.dataset]
+    specs = [replace(spec, resolution=min(spec.resolution, SIZE)) for spec in specs]
+    return Plan(folder=folder, specs=specs, done=None)
 
 
 def measure(args, known):
@@ -74,13 +93,18 @@ def measure(args, known):
 
     networks, results = autoencoder(KINDS[args.backbone], known.folder), {}
     for spec in known.specs:
-        images = load_splits(spec, args.data_dir, side=SIZE).test.images[: args.images]
+        splits = load_splits(spec, args.data_dir, side=SIZE)
+        images = splits.test.images[: args.images]
         made = reconstructions(*networks, images)
         results[spec.name] = {"images": len(images), "psnr": round(float(psnr(images, made).mean()), 2)}
         if args.sheets:
             args.sheets.mkdir(parents=True, exist_ok=True)
             shown = min(16, len(images))
             save_image(grid(np.concatenate([images[:shown], made[:shown]]), shown), args.sheets / f"{spec.name}.png")
+        if args.to:
+            args.to.mkdir(parents=True, exist_ok=True)
+            path = args.to / f"{spec.name}_reconstructed.npz"
+            write_reconstructed(networks, spec, args.data_dir, splits.train.images, path)
     print("| dataset | test images | PSNR, dB |\n|---|---|---|")
     for name, result in results.items():
         print(f"| {name} | {result['images']} | {result['psnr']:.2f} |")

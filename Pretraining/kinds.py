@@ -43,7 +43,7 @@ class Kind:
         """Builder of each part, a function of image size and context shape."""
         from Models import mini_backbone
 
-        return mini_backbone.builders({"mini": mini_backbone.MINI, "small": mini_backbone.SMALL}[self.name])
+        return mini_backbone.builders(mini_backbone.SIZES[self.name])
 
 
 KINDS = {

@@ -64,4 +64,4 @@ def recipe(args, spec):
         args: The pipeline's arguments: what the user has chosen stays.
         spec: The `DatasetSpec`.
     """
-    return (small_recipe if BACKBONES[args.backbone].small else paper_recipe)(args, spec)
+    return (small_recipe if BACKBONES[args.backbone].light else paper_recipe)(args, spec)

@@ -106,4 +106,4 @@ def stage_list(args, spec):
 
 def at_once(args):
     """How many stages may run side by side: a small backbone leaves memory, and much of its start-up uses one core only."""
-    return 3 if BACKBONES[args.backbone].small else 1
+    return 3 if BACKBONES[args.backbone].light else 1

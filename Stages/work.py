@@ -1,10 +1,10 @@
 """How much work a stage is, for the time that is left: rough numbers of operations, of which only the proportions matter."""
 
 from Experiment import presets
+from Models.backbones import BACKBONES
 
-# Billions of operations (GFLOP) of one pass of one image. What is not listed counts as the last.
-UNET = {"mini": 0.166, "sd1": 40.0}
-CLASSIFIER = {"resnet20_16": 0.082, "resnet20": 1.3}  # at 32 px
+# Billions of operations (GFLOP) of one pass of one image at 32 px.
+CLASSIFIER = {"resnet20_16": 0.082, "resnet20": 1.3}
 TRAINING = 3  # passes that a training step costs: forward, and twice as much backward
 GUIDED = 2  # passes a step with guidance
 START_UP = 15.0  # s of a stage until it computes
@@ -18,10 +18,6 @@ SHARES = {
 }
 
 
-def listed(table, name):
-    return table.get(name, [*table.values()][-1])
-
-
 def operations(script, args, spec, steps):
     """About how many GFLOP a stage is.
 
@@ -31,12 +27,15 @@ def operations(script, args, spec, steps):
         spec: The `DatasetSpec`.
         steps: Inference steps of a trial, about.
     """
-    sampling = GUIDED * listed(UNET, args.backbone)  # a step of an image
+    gflop = BACKBONES[args.backbone].gflop
+    sampling = GUIDED * gflop  # a step of an image
     if script == "SD_adapting":
-        return TRAINING * spec.train_size * args.epochs * listed(UNET, args.backbone)
+        return TRAINING * spec.train_size * args.epochs * gflop
     if script == "generate_dataset":
         return args.img_total * steps * sampling
-    learning = TRAINING * listed(CLASSIFIER, args.classifier) * (spec.resolution / 32) ** 2  # an epoch of an image
+    learning = (
+        TRAINING * CLASSIFIER.get(args.classifier, CLASSIFIER["resnet20"]) * (spec.resolution / 32) ** 2
+    )  # an epoch of an image
     if script == "classifier_training":
         return spec.unit * (args.take if args.synthetic else 1) * args.epochs * learning * args.repeats
     default_steps = presets.STEPS_OF_SOLVER[args.solver] if args.train_model == "enc" else steps

@@ -24,9 +24,7 @@ from Experiment.machine import describe_machine, device_name
 from Experiment.text import one_line
 from Models.backbones import BACKBONES
 
-# Of a pass of the UNet for a sample, convolutions over their padding included. Learning takes the gradients of what is
-# computed too; those of the UNet's weights only if they learn.
-GFLOP_PER_PASS = {"sd1": 43, "mini": 0.166}
+# Learning takes the gradients of what is computed too; those of the UNet's weights only if they learn.
 PASSES_OF_A_STEP = {"enc": 2, "dif": 3}
 CLASSES, SEED, SCALE = 10, 0, 1.5
 
@@ -246,8 +244,8 @@ def measured(row, work, args, limit, unit, count, passes):
         return row | {"failed": one_line(error)[:200]}
     row |= {unit: round(count / seconds, 3), "seconds": round(seconds, 4), "first_seconds": round(first, 1)}
     row["peak_gb"] = peak_memory()
-    if passes and args.backbone in GFLOP_PER_PASS:
-        row["tflop_s"] = round(passes * GFLOP_PER_PASS[args.backbone] / seconds / 1000, 2)
+    if passes:
+        row["tflop_s"] = round(passes * BACKBONES[args.backbone].gflop / seconds / 1000, 2)
         row["share_of_limit"] = round(
             row["tflop_s"] / limit["float32" if row["precision"] == "float32" else "bfloat16"], 3
         )

@@ -2,10 +2,10 @@
 
     python -m bench.levers --work FOLDER [--datasets digits retinamnist] [--seeds 1234 1 2] [--variants plain dpmpp_8] [--jobs 1]
 
-A variant is the plain recipe with other flags of some scripts. For each dataset and seed, `mini` is adapted, a set is
+A variant is the plain recipe with other flags of some scripts. For each dataset and seed, a backbone is adapted, a set is
 generated, and classifiers of several seeds learn from it: by the scripts' own command lines, so each resumes by itself.
-Variants that need the same adapted model or the same set share it. Nothing is searched: steps and scale are those of PLAIN.
-What is in bench/levers.json is not measured again. Levers are chosen by the validation accuracies; test is reported.
+Variants that need the same adapted model or the same set share it. Nothing is searched: steps and scale are given.
+What is in --results is not measured again. Levers are chosen by the validation accuracies; test is reported.
 """
 
 import argparse
@@ -31,13 +31,13 @@ from Experiment.files import read_json, write_json
 from Experiment.intervals import accuracy_interval, difference_interval, verdict
 from Experiment.paths import REPOSITORY, Experiment, repeat_folder
 from Experiment.predictions import hits_of
+from Models.backbones import BACKBONES
 from Search.pareto import passes
 from Search.settings import Settings
 from Stages.recipes import recipe
 from Stages.stages import as_flags
 
 RESULTS = Path(__file__).resolve().parent / "levers.json"
-PLAIN = {"inf_steps": 13, "ugs": 1.5}
 
 
 @dataclass(frozen=True)
@@ -109,8 +109,8 @@ class Subject:
 
     @cached_property
     def planned(self):
-        """What the pipeline would do with this dataset: its spec and the recipe of `mini`."""
-        flags = ["--dataset", self.dataset, "--exp", "levers", "--backbone", "mini"]
+        """What the pipeline would do with this dataset: its spec and the recipe of the backbone."""
+        flags = ["--dataset", self.dataset, "--exp", "levers", "--backbone", self.args.backbone]
         args = pipeline.parse_args([*flags, *self.place])
         known = pipeline.plan(args)
         return known.spec, recipe(args, known.spec), args.resolution
@@ -125,7 +125,7 @@ class Subject:
 
     def flags(self, exp, backbone=True):
         resolution = as_flags({"resolution": self.planned[2]})
-        model = as_flags({"backbone": "mini", "precision": self.args.precision}) if backbone else []
+        model = as_flags({"backbone": self.args.backbone, "precision": self.args.precision}) if backbone else []
         return ["--dataset", self.dataset, "--exp", f"s{self.seed}{exp}", *self.place, *resolution, *model]
 
     def script(self, name, *flags):
@@ -157,7 +157,7 @@ class Subject:
         """Generate the set of a variant. Returns its folder and the passes of the UNet for an image."""
         exp, enc, dif = self.adapted(variant)
         total = variant.size * self.planned[0].unit
-        settings = {**PLAIN, "enc_epoch": enc, "dif_epoch": dif, "img_total": total}
+        settings = {**self.args.plain, "enc_epoch": enc, "dif_epoch": dif, "img_total": total}
         flags = [*self.flags(exp), *as_flags(settings), *shlex.split(variant.made.format(early=max(1, dif // 4)))]
         args = generate_dataset.parse_args(flags)
         if args.filter is not None:
@@ -244,7 +244,13 @@ def difference(ours, others, mine):
 
 def main(args):
     logging.getLogger("experiment").setLevel(logging.WARNING)
-    rows = read_json(args.results)["rows"] if args.results.exists() else []
+    study = {"backbone": args.backbone, "plain": args.plain}
+    rows = []
+    if args.results.exists():
+        before = read_json(args.results)
+        rows = before.pop("rows")
+        if before != study:
+            raise SystemExit(f"{args.results} is of {before}, not {study}: name another --results")
     known = {(row["dataset"], row["seed"], row["variant"]) for row in rows}
     once, guard = Once(), threading.Lock()
     subjects = [Subject(args, dataset, seed, once) for dataset in args.datasets for seed in args.seeds]
@@ -259,7 +265,7 @@ def main(args):
             return
         with guard:
             rows.append(row)
-            write_json(args.results, {"plain": PLAIN, "rows": rows})
+            write_json(args.results, {**study, "rows": rows})
         told = {key: value for key, value in row.items() if key != "hits"}
         print(json.dumps(told), flush=True)
 
@@ -273,6 +279,9 @@ def parse_args():
     add = parser.add_argument
     add("--work", type=Path, required=True, help="folder of everything that is made on the way")
     add("--results", type=Path, default=RESULTS, help="the rows (bench/levers.json)")
+    add("--backbone", default="mini", choices=[name for name in BACKBONES if BACKBONES[name].light], help="(mini)")
+    add("--inf_steps", type=int, default=13, help="of the plain recipe (13)")
+    add("--ugs", type=float, default=1.5, help="of the plain recipe (1.5)")
     add("--datasets", nargs="+", default=["digits", "retinamnist"], help="names or paths (digits retinamnist)")
     add("--data_dir", type=Path, help="folder of official files")
     add("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS,
@@ -282,7 +291,7 @@ def parse_args():
     add("--precision", help="of the diffusion model (auto)")
     add("--jobs", type=int, default=1, help="variants at a time (1)")
     args = parser.parse_args()
-    args.work = args.work.expanduser().resolve()
+    args.work, args.plain = args.work.expanduser().resolve(), {"inf_steps": args.inf_steps, "ugs": args.ugs}
     return args
 
 

@@ -32,7 +32,7 @@ def share_cores(backbone):
     Its operations are too small to be shared by all cores: so it trains and generates a quarter faster (measured on 2
     cores). To be called before TensorFlow is imported; what the user has set stays.
     """
-    if BACKBONES[backbone].small:
+    if BACKBONES[backbone].light:
         os.environ.setdefault("TF_NUM_INTRAOP_THREADS", str(max(1, (os.cpu_count() or 1) // 2)))
 
 
@@ -108,7 +108,7 @@ def import_keras(args=None):
     spare_memory = getattr(args, "gradient_checkpointing", None)  # None: no adaptation
     if spare_memory:
         give_memory_back()
-    elif spare_memory is False and BACKBONES[args.backbone].small:
+    elif spare_memory is False and BACKBONES[args.backbone].light:
         keep_memory()
     use_onednn()
     os.environ["KERAS_BACKEND"] = "tensorflow"  # whatever the user has chosen for other projects

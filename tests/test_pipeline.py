@@ -334,7 +334,7 @@ def test_work_grows_with_what_is_to_be_done():
         False,
         True,
     ]
-    assert [b > a for a, b in zip(plain, work(backbone="unheard of"))] == [True, True, True, False]
+    assert [b > a for a, b in zip(plain, work(backbone="sd1"))] == [True, True, True, False]
     assert work(train_model="enc")[1] > plain[1] > work(n_trials=2)[1] and work(synthetic=False)[3] == plain[3] / 2
 
 

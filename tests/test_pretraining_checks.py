@@ -7,6 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from Data.loaders import load_splits
+from Data.pictures import resize_images
+from Data.registry import dataset_spec
 from Experiment.errors import UserError
 from Pretraining import bounds, neighbours
 from tests.test_pretraining import write_photographs
@@ -53,12 +56,30 @@ def test_the_command_ends_with_a_line(tmp_path, monkeypatch, capsys):
 
 
 def test_what_mini_keeps_of_digits(tmp_path):
-    flags = ["--backbone", "mini", "--images", "64", "--sheets", str(tmp_path), "--json", str(tmp_path / "x.json")]
+    flags = [
+        "--backbone",
+        "mini",
+        "--images",
+        "64",
+        "--sheets",
+        str(tmp_path),
+        "--json",
+        str(tmp_path / "x.json"),
+        "--to",
+        str(tmp_path),
+    ]
     args = bounds.parse_args([*flags, "--dataset", "digits"])
     bounds.measure(args, bounds.plan(args))
     result = json.loads((tmp_path / "x.json").read_text())["results"]["digits"]
     assert result["images"] == 64 and result["psnr"] > 33
     assert Image.open(tmp_path / "digits.png").width > 16 * 32
+    real, made = (
+        load_splits(dataset_spec(name), tmp_path) for name in ("digits", tmp_path / "digits_reconstructed.npz")
+    )
+    assert all(np.array_equal(ours.labels, theirs.labels) for ours, theirs in zip(real, made))
+    assert np.array_equal(real.test.images, made.test.images)
+    at_32_px = resize_images(load_splits(dataset_spec("digits"), tmp_path, side=32).train.images, 8)
+    assert 33 < bounds.psnr(at_32_px, made.train.images).mean() < 60  # near, but not the same
     with pytest.raises(UserError):
         bounds.plan(bounds.parse_args([*flags, "--dataset", "nonsense"]))
     with pytest.raises(UserError, match="has no image_encoder"):
