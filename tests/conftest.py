@@ -173,12 +173,22 @@ def tiny_part(part):
     return build
 
 
+def one_layer(resolution, num_classes):
+    """A classifier whose graph is made at once: that of a ResNet20 takes longer than what most tests do with it."""
+    import keras
+
+    image = keras.Input((resolution, resolution, 3))
+    flat = keras.layers.Flatten()(image)
+    return keras.Model(image, keras.layers.Dense(num_classes, activation="softmax")(flat))
+
+
 @pytest.fixture
 def tiny(monkeypatch, tmp_path):
-    """A backbone of a few weights that is known for the time of a test."""
+    """A backbone of a few weights that is known for the time of a test, in which `resnet20_16` is one layer."""
     import keras
 
     from Models.backbones import BACKBONES, Backbone
+    from Models.classifiers import CLASSIFIERS
     from Models.weight_files import PackagedFile
 
     parts = ("image_encoder", "unet", "decoder")
@@ -192,6 +202,7 @@ def tiny(monkeypatch, tmp_path):
     for part in parts:
         backbone.build[part](backbone).save_weights(tmp_path / f"{part}.weights.h5")
     monkeypatch.setitem(BACKBONES, "tiny", backbone)
+    monkeypatch.setitem(CLASSIFIERS, "resnet20_16", one_layer)
     return backbone
 
 

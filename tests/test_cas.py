@@ -20,7 +20,7 @@ from Experiment.errors import UserError
 from Experiment.files import read_json, write_json
 from Experiment.results import CAS_SCHEMA, read_results
 from Models.classifiers import CLASSIFIERS
-from tests.conftest import write_pets
+from tests.conftest import one_layer, write_pets
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SETTINGS = {"enc_epoch": 1, "dif_epoch": 2, "inf_steps": 5, "ugs": 1.5, "seed": 5, "backbone": "mini",
@@ -45,14 +45,6 @@ def make_set(folder, total=20, level=50, manifest=True, **changes):
         writer.finish({**SETTINGS, **changes})
     writer.close()
     return folder
-
-
-def one_layer(resolution, num_classes):
-    import keras
-
-    image = keras.Input((resolution, resolution, 3))
-    flat = keras.layers.Flatten()(image)
-    return keras.Model(image, keras.layers.Dense(num_classes, activation="softmax")(flat))
 
 
 @pytest.fixture

@@ -17,6 +17,16 @@ from Data.registry import DATASETS
 from tests.test_scripts import MINI, REPOSITORY, succeed, tree
 
 FEW = (("train", 60), ("val", 60), ("test", 100))  # images of the digits: enough for what is tested here
+ADAPT = ("SD_adapting.py", "--dataset", "FEW", "--exp", "smoke", *MINI, "--batch_size", 32)
+ENCODER = (*ADAPT, "--epochs", 2, "--precision", "float32")
+UNET = (*ADAPT, "--train_model", "dif", "--enc_epoch", 2, "--epochs", 1)
+GENERATE_FEW = ("generate_dataset.py", "--dataset", "digits", "--exp", "x", *MINI, "--img_total", "12", "--enc_epoch", "0",
+                "--dif_epoch", "0", "--inf_steps", "2", "--ugs", "1", "--image_size", "128")  # fmt: skip
+
+
+def with_data(command, few):
+    """A command on the dataset that stands in it, FEW for the few digits."""
+    return tuple(few if flag == "FEW" else flag for flag in command)
 
 
 def write_few_digits(path, noise=False):
@@ -41,20 +51,33 @@ def few(tmp_path_factory):
 def root(tmp_path_factory, few):
     """A root in which a Class Encoder has been trained, very briefly."""
     root = tmp_path_factory.mktemp("root")
-    succeed(
-        "SD_adapting.py", "--dataset", few, "--exp", "smoke", "--root", root, *MINI, "--epochs", 2, "--batch_size", 32
-    )
+    succeed(*with_data(ENCODER, few), "--root", root)
     return root
 
 
-def test_gradient_checkpoints_and_spared_memory_give_the_same_loss(root, few, tmp_path):
-    flags = ("--dataset", few, "--exp", "smoke", *MINI, "--train_model", "dif", "--enc_epoch", 2, "--epochs", 1)
+@pytest.fixture(scope="module")
+def fine_tuned(root, few, tmp_path_factory):
+    """A root in which the UNet has been fine-tuned, on a disk that was full at its latents, then at its weights."""
+    place, command = tmp_path_factory.mktemp("full"), with_data(UNET, few)
+    shutil.copytree(root / "Checkpoints", place / "Checkpoints")
+    before = tree(place)
+    for room in (20_000, 100_000):
+        fill_the_disk(command, place, room)
+        assert before.items() <= tree(place).items()
+    succeed(*command, "--root", place)
+    return place
+
+
+def test_a_full_disk_does_not_end_a_training_for_good(fine_tuned):
+    assert (fine_tuned / "Checkpoints/DDPM/Exp_smoke/few/DiffusionFt/training.json").exists()
+
+
+def test_gradient_checkpoints_and_spared_memory_give_the_same_loss(root, fine_tuned, few, tmp_path):
+    for folder in ("Checkpoints", "Data/Latents"):
+        shutil.copytree(root / folder, tmp_path / folder)
+    succeed(*with_data(UNET, few), "--gradient_checkpointing", "--root", tmp_path)
     losses = []
-    for how in ((), ("--gradient_checkpointing",)):
-        place = tmp_path / f"with{how}"
-        for folder in ("Checkpoints", "Data/Latents"):
-            shutil.copytree(root / folder, place / folder)
-        succeed("SD_adapting.py", *flags, *how, "--root", place)
+    for place in (fine_tuned, tmp_path):
         with (place / "Checkpoints/DDPM/Exp_smoke/few/DiffusionFt/history.csv").open() as file:
             losses.append(float(next(csv.DictReader(file))["loss"]))
     assert losses[1] == pytest.approx(losses[0], rel=1e-2)
@@ -77,62 +100,48 @@ def test_shards_make_the_dataset_that_one_process_makes(tmp_path):
     assert whole[Path("manifest.json")] == union[Path("manifest.json")]
 
 
-def test_interrupted_training_ends_with_the_same_weights(tmp_path, few):
-    flags = ("--dataset", few, "--exp", "x", *MINI, "--epochs", 4, "--batch_size", 16, "--precision", "float32")
-    folders = {name: tmp_path / name / "Checkpoints/DDPM/Exp_x/few/MyEmbedding" for name in ("whole", "broken")}
-    succeed("SD_adapting.py", *flags, "--root", tmp_path / "whole")
-    command = [sys.executable, str(REPOSITORY / "SD_adapting.py"), *map(str, flags), "--root", str(tmp_path / "broken")]
-    shutil.copytree(tmp_path / "whole/Data/Latents", tmp_path / "broken/Data/Latents")  # a first try had got so far
+def test_interrupted_training_ends_with_the_same_weights(root, few, tmp_path):
+    folders = [place / "Checkpoints/DDPM/Exp_smoke/few/MyEmbedding" for place in (root, tmp_path)]
+    script, *flags = with_data(ENCODER, few)
+    shutil.copytree(root / "Data/Latents", tmp_path / "Data/Latents")  # a first try had got so far
+    command = [sys.executable, str(REPOSITORY / script), *map(str, flags), "--root", str(tmp_path)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while not (folders["broken"] / "state.npz").exists():
+    while not (folders[1] / "state.npz").exists():
         assert process.poll() is None
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert not (folders["broken"] / "epoch4.weights.h5").exists()
-    assert "going on after epoch" in succeed("SD_adapting.py", *flags, "--root", tmp_path / "broken").stdout
-    arrays = [weights_in(folder / "epoch4.weights.h5") for folder in folders.values()]
+    assert not (folders[1] / "epoch2.weights.h5").exists()
+    assert "going on after epoch 1" in succeed(script, *flags, "--root", tmp_path).stdout
+    arrays = [weights_in(folder / "epoch2.weights.h5") for folder in folders]
     assert arrays[0] and arrays[0].keys() == arrays[1].keys()
     assert all(np.array_equal(arrays[0][name], arrays[1][name]) for name in arrays[0])
-    assert not list((tmp_path / "broken").rglob(".partial*"))
+    assert not list(tmp_path.rglob(".partial*"))
 
 
-ADAPT_ONCE = ("SD_adapting.py", "--dataset", "FEW", "--exp", "x", *MINI, "--epochs", "1", "--batch_size", "32")
-GENERATE_FEW = ("generate_dataset.py", "--dataset", "digits", "--exp", "x", *MINI, "--img_total", "12", "--enc_epoch", "0",
-                "--dif_epoch", "0", "--inf_steps", "2", "--ugs", "1", "--image_size", "128")  # fmt: skip
-
-
-def with_data(command, few):
-    """A command on the dataset that stands in it, FEW for the few digits."""
-    return tuple(few if flag == "FEW" else flag for flag in command)
-
-
-@pytest.mark.parametrize(
-    "command, room, cached", [(ADAPT_ONCE, 20_000, False), (ADAPT_ONCE, 100_000, True), (GENERATE_FEW, 6_000, False)]
-)
-def test_a_full_disk_is_one_line_and_damages_nothing(root, few, tmp_path, command, room, cached):
-    """No file may grow beyond `room` bytes (of latents, of weights, of an image); with more the same command finishes."""
+def fill_the_disk(command, root, room):
+    """Run a command where no file may grow beyond `room` bytes: it ends in one line, and leaves nothing half done."""
     import resource
 
-    command = with_data(command, few)
-    if cached:
-        shutil.copytree(root / "Data/Latents", tmp_path / "Data/Latents")
     limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (room, resource.RLIM_INFINITY))  # noqa: E731
-    full = subprocess.run([sys.executable, REPOSITORY / command[0], *command[1:], "--root", tmp_path], capture_output=True, text=True,
-                          preexec_fn=limit)  # fmt: skip
+    full = subprocess.run([sys.executable, REPOSITORY / command[0], *map(str, command[1:]), "--root", root], capture_output=True,
+                          text=True, preexec_fn=limit)  # fmt: skip
     lines = [line for line in full.stderr.splitlines() if "error" in line or "Traceback" in line]
     assert full.returncode == 2 and len(lines) == 1 and lines[0].startswith(f"{command[0]}: error: "), full.stderr
-    assert not [
-        p for p in tmp_path.rglob("*") if p.name.startswith(".partial") or p.name in ("manifest.json", "training.json")
-    ]
-    succeed(*command, "--root", tmp_path)
-    assert [p for p in tmp_path.rglob("*") if p.name in ("manifest.json", "training.json")]
+    left = [path.relative_to(root) for path in root.rglob("*") if path.name.startswith(".partial")]
+    assert not left and not list(root.rglob("manifest.json")) and not list(root.rglob("DiffusionFt/training.json"))
+
+
+def test_a_full_disk_is_one_line_and_damages_nothing(tmp_path):
+    fill_the_disk(GENERATE_FEW, tmp_path, 6_000)  # an image is larger
+    succeed(*GENERATE_FEW, "--root", tmp_path)
+    assert list(tmp_path.rglob("manifest.json"))
 
 
 # Stages that take long, and the file that shows that some of their work is saved.
 LONG = {
     "generate": ((*GENERATE_FEW, "--img_total", "5000", "--batch_size", "20"), "img_*.png"),
-    "adapt": (("SD_adapting.py", "--dataset", "FEW", "--exp", "smoke", *MINI, "--epochs", "90", "--batch_size", "32"), "state.npz"),
+    "adapt": ((*ADAPT, "--epochs", 90), "state.npz"),
     "classify": (("classifier_training.py", "--dataset", "digits", "--exp", "smoke", "--synthetic", "False", "--epochs", "90",
                   "--classifier", "resnet20_16"), "state.npz"),
     "search": (("hyp_opt.py", "--dataset", "FEW", "--exp", "long", *MINI, "--n_trials", "90", "--num_imgs", "20", "--is_max", "6",
@@ -145,7 +154,7 @@ def working(stage, root, few, epochs=None):
     (script, *flags), sign = LONG[stage]
     if epochs:
         shutil.copytree(epochs, root / "Checkpoints/DDPM/Exp_long/few/MyEmbedding")
-    process = subprocess.Popen([sys.executable, REPOSITORY / script, *with_data(flags, few), "--root", root],
+    process = subprocess.Popen([sys.executable, REPOSITORY / script, *map(str, with_data(flags, few)), "--root", root],
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # fmt: skip
     while not list(root.rglob(sign)) or stage == "search" and "trial   0" not in process.stdout.readline():
         assert process.poll() is None

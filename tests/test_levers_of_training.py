@@ -14,8 +14,7 @@ from Experiment.records import changes, describe_arguments, finished_run
 from Models.augment import Augment, crop, erase, flip
 from Models.classifier import Classifier, accuracies
 from Models.recipes import SGD_DECAY, SGD_RATE, Recipe, falling_rate
-from tests.conftest import Stopped
-from tests.test_cas import one_layer
+from tests.conftest import Stopped, one_layer
 from tests.test_synthetic import write_dataset
 
 RNG = np.random.default_rng(1)

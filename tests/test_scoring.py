@@ -16,7 +16,8 @@ from Experiment.randomness import repeat_seed
 from Models import teacher as teachers
 from Models.classifiers import CLASSIFIERS
 from Scoring import material
-from tests.test_cas import make_set, npz, one_layer, parse, results, sets, train
+from tests.conftest import one_layer
+from tests.test_cas import make_set, npz, parse, results, sets, train
 from tests.test_interruptions import weights_in
 
 FOLDER = "Checkpoints/Classifiers/Exp_0001/resnet20/two"
