@@ -154,6 +154,19 @@ def tiny_unet():
     return build
 
 
+def small_unet():
+    """A UNet with one block of each kind: its graph is made in a second, mini's in ten."""
+    import keras
+
+    from Models.kerascv_layers import PaddedConv2D, diffusion_model
+
+    inputs = [keras.Input((4, 4, 4)), keras.Input((320,)), keras.Input((3, 5))]
+    time = keras.layers.Dense(8, activation="swish")(inputs[1])
+    x = diffusion_model.ResBlock(32)([PaddedConv2D(32, 3, padding=1)(inputs[0]), time])
+    x = diffusion_model.SpatialTransformer(2, 16)([x, inputs[2]])
+    return keras.Model(inputs, PaddedConv2D(4, 1)(x), name="small_unet")
+
+
 def tiny_part(part):
     """Networks of a few weights with the shapes of a diffusion model for 8 px images."""
 

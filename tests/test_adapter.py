@@ -11,12 +11,12 @@ from Models.diffusion import PREDICTION_TYPES, sample_latents, timestep_embeddin
 from Models.faster_layers import checkpoint_gradients
 from Models.feed import noisy_batches, with_targets
 from Models.fit_state import FitState
-from Models.mini_backbone import mini_unet
 from Models.noise_schedule import STABLE_DIFFUSION
 from Models.optimizer import SequentialAdam, StockAdam, paper_optimizer
 from Models.training import SaveEpochs
 from Models.weight_names import records_from, remove_epochs
 from Models.weights import load_weights
+from tests.conftest import small_unet
 
 SCALE = 0.18215
 RNG = np.random.default_rng(1)
@@ -335,7 +335,7 @@ def test_updating_one_weight_after_another_is_adam(scale, kind):
 def test_gradient_checkpoints_change_no_gradient(learns):
     results = []
     for checkpointed in (False, True):
-        unet, encoder = mini_unet(16, (3, 5)), class_encoder(4, 6, (3, 5))
+        unet, encoder = small_unet(), class_encoder(4, 6, (3, 5))
         for model in (unet, encoder):
             rng = np.random.default_rng(1)
             model.set_weights([rng.normal(0.05, 0.2, w.shape) for w in model.get_weights()])

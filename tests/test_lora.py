@@ -4,8 +4,7 @@ import h5py
 import keras
 import numpy as np
 import pytest
-from keras_cv.src.models.stable_diffusion.diffusion_model import CrossAttention, ResBlock, SpatialTransformer
-from keras_cv.src.models.stable_diffusion.padded_conv2d import PaddedConv2D
+from keras_cv.src.models.stable_diffusion.diffusion_model import CrossAttention
 
 from Experiment.errors import UserError
 from Models import faster_layers
@@ -22,18 +21,10 @@ from Models.training import SaveEpochs, compile_model
 from Models.weight_cards import read_card
 from Models.weight_files import PackagedFile
 from Models.weights import save_weights
+from tests.conftest import small_unet
 
 RNG = np.random.default_rng(1)
 MOMENTS, LABELS = RNG.normal(size=(6, 4, 4, 8)).astype("float32"), np.arange(6) % 3
-
-
-def small_unet():
-    """One block of each kind that a UNet has."""
-    inputs = [keras.Input((4, 4, 4)), keras.Input((320,)), keras.Input((3, 5))]
-    time = keras.layers.Dense(8, activation="swish")(inputs[1])
-    x = ResBlock(32)([PaddedConv2D(32, 3, padding=1)(inputs[0]), time])
-    x = SpatialTransformer(2, 16)([x, inputs[2]])
-    return keras.Model(inputs, PaddedConv2D(4, 1)(x), name="small_unet")
 
 
 @pytest.fixture(scope="module")
