@@ -104,10 +104,8 @@ def run_fit(fit, model, loss, make_batch):
     # Not by fit(): it would put the averaged weights in the place of the weights whenever it is left.
     for first, end in list(zip(ends, ends[1:]))[done:]:
         began = time.time()
-        model.reset_metrics()
-        for step in range(first, end):
-            loss_so_far = model.train_on_batch(*make_batch(fit.stream(step)))
-        losses.append(float(loss_so_far))  # the mean since the metrics were reset
+        of_steps = [model.train_on_batch(*make_batch(fit.stream(step))) for step in range(first, end)]
+        losses.append(float(np.mean(of_steps)))
         seconds.append(time.time() - began)
         if not np.isfinite(losses[-1]):
             raise UserError(f"the loss of {fit.name} at step {end} is {losses[-1]}: try --precision float32.")

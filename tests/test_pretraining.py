@@ -415,3 +415,20 @@ def test_a_fit_is_cut_into_tenths(monkeypatch):
     assert resumable.Fit("x", 0, 1, 25, 64, 1e-3, 0.9).lengths == [2, 3] * 5
     assert resumable.tenths([1.0, 3.0] * 10, lengths) == [2.0] * 10
     assert resumable.tenths([1.0, 2.0, 3.0], [1, 1, 1]) == [1.0, 2.0, 3.0]
+
+
+def test_recorded_losses_are_means_over_all_steps(monkeypatch):
+    import keras
+
+    monkeypatch.setattr(resumable, "TENTHS", 2)
+    fit = resumable.Fit("x", 0, 1, 6, 4, 0.0, 0.9)  # it learns nothing
+    values = keras.Input((1,))
+    model = keras.Model(values, keras.layers.Dense(1, use_bias=False, kernel_initializer="zeros")(values))
+
+    def batch(stream):
+        return np.ones((4, 1), "float32"), stream.standard_normal((4, 1), dtype="float32")
+
+    means = [
+        float(np.mean([(batch(fit.stream(step))[1] ** 2).mean() for step in part])) for part in ((0, 1, 2), (3, 4, 5))
+    ]
+    assert resumable.run_fit(fit, model, "mse", batch)["loss"] == pytest.approx(means, abs=1e-5)
