@@ -39,7 +39,7 @@ def parse_args(argv=None):
     add("--images", type=integer(8, 10_000_000), help="size of the corpus (mini 240000, small 250000)")
     add("--vae_steps", type=integer(1), help="steps of 64 images (mini 2000, small 3000)")
     add("--decoder_steps", type=integer(1), help="steps of 64 images, decoder alone (mini 3000, small 2000)")
-    add("--unet_steps", type=integer(1), help="steps of each cycle (mini 6000, small 2000)")
+    add("--unet_steps", type=integer(1), help="steps of each cycle (mini 6000, small 4000)")
     add("--unet_cycles", type=integer(1), default=1, help="each begins from the averaged weights of the last one (1)")
     add("--batch_size", type=integer(1), help="batch of the UNet (mini 128, small 64)")
     add("--until", choices=[AUTOENCODER, DECODER, "unet"], default="unet", help="last part to make (unet)")

@@ -51,6 +51,6 @@ KINDS = {
     for kind in [
         Kind("mini", (8, 64), 240_000, 1.0, 2000, 3000, 6000, 128, edges=0.0, precision="mixed_bfloat16"),
         # The error of edges weighs as much as a tenth of theirs would: blur costs a classifier more than decibels say.
-        Kind("small", (8, 128), 250_000, 0.3, 3000, 2000, 2000, 64, edges=0.1, precision="auto"),
+        Kind("small", (8, 128), 250_000, 0.3, 3000, 2000, 4000, 64, edges=0.1, precision="auto"),
     ]
 }

@@ -20,6 +20,7 @@ from Models.fit_state import FitState
 log = logging.getLogger("experiment")
 
 WARM_UP = 300  # steps
+OF_THE_START = 0.01  # share of the first weights in the average at the end
 TENTHS = 10  # in which losses are recorded
 MOST_STEPS = 200  # between two states
 
@@ -34,7 +35,7 @@ class Fit:
         seed: Of everything random.
         steps, batch_size: Of the fit.
         peak: Highest learning rate.
-        ema: Momentum of the averaged weights, which are the result.
+        ema: Momentum of the averaged weights, which are the result; of a short fit at most what leaves `OF_THE_START`.
         state: Folder of what a killed run goes on from, or None.
         settings: What a continued fit must share with the killed one, flat.
     """
@@ -72,7 +73,8 @@ class Fit:
         schedule = keras.optimizers.schedules.CosineDecay(
             0.0, self.steps - warm_up, warmup_target=self.peak, warmup_steps=warm_up
         )
-        return keras.optimizers.AdamW(schedule, clipnorm=1.0, use_ema=True, ema_momentum=self.ema)
+        momentum = min(self.ema, OF_THE_START ** (1 / self.steps))
+        return keras.optimizers.AdamW(schedule, clipnorm=1.0, use_ema=True, ema_momentum=momentum)
 
 
 def tenths(losses, lengths):

@@ -417,6 +417,12 @@ def test_a_fit_is_cut_into_tenths(monkeypatch):
     assert resumable.tenths([1.0, 2.0, 3.0], [1, 1, 1]) == [1.0, 2.0, 3.0]
 
 
+def test_a_short_fit_forgets_its_first_weights():
+    fits = [resumable.Fit("x", 0, 1, steps, 64, 1e-3, 0.9995) for steps in (2000, 20_000)]
+    momenta = [fit.optimizer().ema_momentum for fit in fits]
+    assert momenta[0] ** 2000 == pytest.approx(0.01) and momenta[1] == 0.9995
+
+
 def test_recorded_losses_are_means_over_all_steps(monkeypatch):
     import keras
 
