@@ -143,9 +143,7 @@ def own_part(part):
     def build(backbone):
         from Models import mini_backbone
 
-        return mini_backbone.builders(mini_backbone.SIZES[backbone.name])[part](
-            backbone.image_size, backbone.context_shape
-        )
+        return mini_backbone.builders(backbone.name)[part](backbone.image_size, backbone.context_shape)
 
     return build
 
@@ -194,6 +192,7 @@ BACKBONES = {
             block=16,
             build={"image_encoder": sd_image_encoder, "unet": sd2_unet, "decoder": sd_decoder},
             files={**SD_VAE, "unet": SD2_UNET},
+            gflop=44.0,  # a wider context
             heads=(5, 10, 20, 20),
             licence=OPENRAIL_PLUS,
         ),

@@ -133,8 +133,9 @@ def mini_unet(image_size, context_shape, name="mini_unet"):
     return keras.Model([latent, time_input, context], noise, name=name)
 
 
-def builders(sizes):
-    """Builder of each part of a backbone, a function of its image size, px, and its context's shape."""
+def builders(name):
+    """Builder of each part of a backbone of `SIZES`, a function of its image size, px, and its context's shape."""
+    sizes = SIZES[name]
     return {
         "image_encoder": lambda image_size, context_shape: image_encoder(sizes),
         "unet": lambda image_size, context_shape: mini_unet(image_size, context_shape, f"{sizes.name}_unet"),

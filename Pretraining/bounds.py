@@ -50,12 +50,12 @@ def psnr(images, others):
     return 10 * np.log10(255**2 / np.maximum(error, 255**2 / 10**9.9))
 
 
-def write_reconstructed(networks, spec, data_dir, images, path):
-    """Write a dataset with MedMNIST's keys whose training images are the reconstructions of `images`, at its resolution."""
+def write_reconstructed(networks, splits, side, path):
+    """Write a dataset of `side` px with MedMNIST's keys whose training images are reconstructions."""
     arrays = {}
-    for name, split in load_splits(spec, data_dir, side=spec.resolution)._asdict().items():
-        arrays |= {f"{name}_images": split.images, f"{name}_labels": split.labels[:, None]}
-    arrays["train_images"] = resize_images(reconstructions(*networks, images), spec.resolution)
+    for name, (images, labels) in splits._asdict().items():
+        shown = reconstructions(*networks, resize_images(images, SIZE)) if name == "train" else images
+        arrays |= {f"{name}_images": resize_images(shown, side), f"{name}_labels": labels[:, None]}
     with atomic_path(path) as partial, open(partial, "wb") as file:
         np.savez(file, **arrays)
 
@@ -93,8 +93,8 @@ def measure(args, known):
 
     networks, results = autoencoder(KINDS[args.backbone], known.folder), {}
     for spec in known.specs:
-        splits = load_splits(spec, args.data_dir, side=SIZE)
-        images = splits.test.images[: args.images]
+        splits = load_splits(spec, args.data_dir)
+        images = resize_images(splits.test.images[: args.images], SIZE)
         made = reconstructions(*networks, images)
         results[spec.name] = {"images": len(images), "psnr": round(float(psnr(images, made).mean()), 2)}
         if args.sheets:
@@ -104,7 +104,7 @@ def measure(args, known):
         if args.to:
             args.to.mkdir(parents=True, exist_ok=True)
             path = args.to / f"{spec.name}_reconstructed.npz"
-            write_reconstructed(networks, spec, args.data_dir, splits.train.images, path)
+            write_reconstructed(networks, splits, spec.resolution, path)
     print("| dataset | test images | PSNR, dB |\n|---|---|---|")
     for name, result in results.items():
         print(f"| {name} | {result['images']} | {result['psnr']:.2f} |")

@@ -43,7 +43,7 @@ class Kind:
         """Builder of each part, a function of image size and context shape."""
         from Models import mini_backbone
 
-        return mini_backbone.builders(mini_backbone.SIZES[self.name])
+        return mini_backbone.builders(self.name)
 
 
 KINDS = {

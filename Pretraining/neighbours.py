@@ -7,7 +7,6 @@ code 1 if any correlation is above the threshold.
 
 import argparse
 import itertools
-import logging
 import sys
 from pathlib import Path
 
@@ -19,8 +18,6 @@ from Data.loaders import load_splits
 from Data.registry import dataset_spec
 from Experiment.plan import Plan
 from Pretraining.photographs import listed_photographs, read_photographs, source_hashes
-
-log = logging.getLogger("experiment")
 
 COARSE, FINE, SEEN_AT = 8, 16, 32  # px: of what is compared first, of what is compared then, and of the test images
 # Of crops of the photographs at any place, of 0.7 to 1 of the shorter side, mirrored, brighter, through JPEG at 32 px, nine in
