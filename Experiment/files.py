@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import errno
 import glob
 import hashlib
 import json
@@ -24,10 +25,15 @@ log = logging.getLogger("experiment")
 
 
 @contextlib.contextmanager
-def atomic_path(path):
+def atomic_path(path, size=0):
     """Yield a name beside `path` to write to; when the block succeeds the finished file takes its final name at once.
 
     A file under its final name is therefore always whole. The suffixes stay, since some writers look at them.
+
+    Args:
+        path: The final name.
+        size: Bytes that the file will have at most, where the writer does not bear a disk that is full (HDF5 ends the
+            process): an OSError says it before.
     """
     path = Path(path)
     check_claims(path)
@@ -37,12 +43,26 @@ def atomic_path(path):
         if writer_is_gone(left):
             left.unlink(missing_ok=True)
     try:
+        check_room(partial, size)
         yield partial
         with open(partial, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def check_room(path, size):
+    """Raise the system's OSError where a new file at `path` cannot have `size` bytes: the disk, a quota, a limit is too small."""
+    if not size or not hasattr(os, "posix_fallocate"):
+        return
+    try:
+        with open(path, "wb") as file:
+            os.posix_fallocate(file.fileno(), 0, size)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise OSError(error.errno, error.strerror, str(path)) from None
+        # Else this file system reserves nothing.
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ import numpy as np
 from Experiment.errors import UserError
 from Experiment.files import atomic_path
 from Models.hdf5_heaps import check_heaps
-from Models.weights import shape_difference, stored_shapes
+from Models.weights import room_of, shape_difference, stored_shapes
 
 VERSION = 1
 MARK = "low_rank_updates"  # the attribute that makes a file one of these: its version
@@ -121,7 +121,7 @@ def write_updates(path, facts, updates):
     arrays = {f"{place}.{name}": np.asarray(x) for place, pair in updates.items() for name, x in zip("ab", pair)}
     if broken := [name for name, array in arrays.items() if not np.isfinite(array).all()]:
         raise UserError(f"the weights are no longer finite, and not saved: {', '.join(broken[:3])}")
-    with atomic_path(path) as partial, h5py.File(partial, "w") as file:
+    with atomic_path(path, room_of(arrays.values())) as partial, h5py.File(partial, "w") as file:
         file.attrs[MARK] = VERSION
         for name, value in asdict(facts).items():
             # As bytes of a fixed size: a text would lie in a heap (see hdf5_heaps.py).

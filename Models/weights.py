@@ -1,6 +1,7 @@
 """Weights on disk: loaded wholly or not at all, saved atomically, listed by epoch."""
 
 import contextlib
+import math
 import re
 from pathlib import Path
 
@@ -131,6 +132,11 @@ def shape_difference(found, expected):
     return f"the file has shapes {found[:4] or 'none'} where the model has {expected[:4] or 'none'}"
 
 
+def room_of(arrays):
+    """Bytes that an HDF5 file of some arrays or weights has at most; Keras's groups around one take 2 to 3 KB."""
+    return sum(4 * math.prod(array.shape) + 4096 for array in arrays) + 8192
+
+
 def save_weights(model, path):
     """Save atomically as Keras's `.weights.h5`, with what the weights follow in attributes, where that is unusual.
 
@@ -140,7 +146,8 @@ def save_weights(model, path):
     broken = [w.path for w in model.weights if not np.isfinite(w.numpy()).all()]
     if broken:
         raise UserError(f"the weights are no longer finite, and not saved: {', '.join(broken[:3])}")
-    with atomic_path(path) as partial:
+    learned_with = getattr(model, "optimizer", None)  # Keras saves its numbers too
+    with atomic_path(path, room_of([*model.weights, *(learned_with.variables if learned_with else [])])) as partial:
         model.save_weights(partial)
         following = getattr(model, "following", AS_PUBLISHED)
         if following != AS_PUBLISHED:

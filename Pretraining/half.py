@@ -4,7 +4,8 @@ import h5py
 import numpy as np
 
 from Experiment.errors import UserError
-from Experiment.files import atomic_path
+from Experiment.files import atomic_path, check_room
+from Models.weights import room_of
 
 
 def save_half(model, path):
@@ -16,9 +17,11 @@ def save_half(model, path):
     for weight in model.weights:
         if weight.dtype == "float32" and not (np.abs(weight.numpy()) <= np.finfo("float16").max).all():
             raise UserError(f"{model.name} is not saved: {weight.path} is not finite in float16.")
-    with atomic_path(path) as partial:
+    room = room_of(model.weights)
+    with atomic_path(path, room) as partial:
         full = partial.with_name("full." + partial.name)
         try:
+            check_room(full, room)
             model.save_weights(full)
             copy_half(full, partial)
         finally:

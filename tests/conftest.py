@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from cli.startup import use_onednn
+from tests.tiny_networks import one_layer, tiny_part
 
 use_onednn()  # tests in this process compute as the scripts do
 
@@ -152,47 +153,6 @@ def tiny_unet():
         return keras.Model([latent, time, context], noise, name="tiny_unet")
 
     return build
-
-
-def small_unet():
-    """A UNet with one block of each kind: its graph is made in a second, mini's in ten."""
-    import keras
-
-    from Models.kerascv_layers import PaddedConv2D, diffusion_model
-
-    inputs = [keras.Input((4, 4, 4)), keras.Input((320,)), keras.Input((3, 5))]
-    time = keras.layers.Dense(8, activation="swish")(inputs[1])
-    x = diffusion_model.ResBlock(32)([PaddedConv2D(32, 3, padding=1)(inputs[0]), time])
-    x = diffusion_model.SpatialTransformer(2, 16)([x, inputs[2]])
-    return keras.Model(inputs, PaddedConv2D(4, 1)(x), name="small_unet")
-
-
-def tiny_part(part):
-    """Networks of a few weights with the shapes of a diffusion model for 8 px images."""
-
-    def build(backbone):
-        import keras
-        from keras import layers
-
-        if part == "image_encoder":
-            return keras.Sequential([keras.Input((8, 8, 3)), layers.Conv2D(8, 2, strides=2)], name=part)  # (B, 4, 4, 8)
-        if part == "decoder":
-            return keras.Sequential([keras.Input((4, 4, 4)), layers.UpSampling2D(2), layers.Conv2D(3, 1)], name=part)
-        inputs = [keras.Input((4, 4, 4)), keras.Input((320,)), keras.Input(backbone.context_shape)]
-        condition = layers.Dense(4)(inputs[1]) + layers.Dense(4)(layers.GlobalAveragePooling1D()(inputs[2]))
-        shift = layers.Reshape((1, 1, 4))(condition)
-        return keras.Model(inputs, layers.Conv2D(4, 3, padding="same")(inputs[0]) + shift, name=part)
-
-    return build
-
-
-def one_layer(resolution, num_classes):
-    """A classifier whose graph is made at once: that of a ResNet20 takes longer than what most tests do with it."""
-    import keras
-
-    image = keras.Input((resolution, resolution, 3))
-    flat = keras.layers.Flatten()(image)
-    return keras.Model(image, keras.layers.Dense(num_classes, activation="softmax")(flat))
 
 
 @pytest.fixture

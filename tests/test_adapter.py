@@ -16,7 +16,7 @@ from Models.optimizer import SequentialAdam, StockAdam, paper_optimizer
 from Models.training import SaveEpochs
 from Models.weight_names import records_from, remove_epochs
 from Models.weights import load_weights
-from tests.conftest import small_unet
+from tests.tiny_networks import small_unet
 
 SCALE = 0.18215
 RNG = np.random.default_rng(1)

@@ -20,7 +20,8 @@ from Experiment.errors import UserError
 from Experiment.files import read_json, write_json
 from Experiment.results import CAS_SCHEMA, read_results
 from Models.classifiers import CLASSIFIERS
-from tests.conftest import one_layer, write_pets
+from tests.conftest import write_pets
+from tests.tiny_networks import one_layer
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SETTINGS = {"enc_epoch": 1, "dif_epoch": 2, "inf_steps": 5, "ugs": 1.5, "seed": 5, "backbone": "mini",

@@ -1,4 +1,7 @@
-"""Scripts that are stopped, divided or starved, through their real command lines, on the mini backbone and the digits."""
+"""Scripts that are stopped, divided or starved, through their real command lines, on the digits.
+
+Their networks have a few weights (`tests/tiny_networks.py`): `make chaos` does such things to `mini`.
+"""
 
 import csv
 import re
@@ -16,11 +19,13 @@ from Data.loaders import load_splits
 from Data.registry import DATASETS
 from tests.test_scripts import MINI, REPOSITORY, succeed, tree
 
+TINY = "tests/tiny_networks.py"
+
 FEW = (("train", 60), ("val", 60), ("test", 100))  # images of the digits: enough for what is tested here
-ADAPT = ("SD_adapting.py", "--dataset", "FEW", "--exp", "smoke", *MINI, "--batch_size", 32)
+ADAPT = (TINY, "SD_adapting.py", "--dataset", "FEW", "--exp", "smoke", *MINI, "--batch_size", 32)
 ENCODER = (*ADAPT, "--epochs", 2, "--precision", "float32")
 UNET = (*ADAPT, "--train_model", "dif", "--enc_epoch", 2, "--epochs", 1)
-GENERATE_FEW = ("generate_dataset.py", "--dataset", "digits", "--exp", "x", *MINI, "--img_total", "12", "--enc_epoch", "0",
+GENERATE_FEW = (TINY, "generate_dataset.py", "--dataset", "digits", "--exp", "x", *MINI, "--img_total", "12", "--enc_epoch", "0",
                 "--dif_epoch", "0", "--inf_steps", "2", "--ugs", "1", "--image_size", "128")  # fmt: skip
 
 
@@ -84,14 +89,14 @@ def test_gradient_checkpoints_and_spared_memory_give_the_same_loss(root, fine_tu
 
 
 def test_shards_make_the_dataset_that_one_process_makes(tmp_path):
-    flags = ("--dataset", "digits", "--exp", "s", *MINI, "--img_total", 230, "--enc_epoch", 0, "--dif_epoch", 0,
+    flags = ("generate_dataset.py", "--dataset", "digits", "--exp", "s", *MINI, "--img_total", 230, "--enc_epoch", 0, "--dif_epoch", 0,
              "--inf_steps", 2, "--ugs", 1.5, "--batch_size", 8)  # fmt: skip
     folders = [tmp_path / name / "Data/Synthetic/Exp_s/digits/230Enc0Dif0Is2Ugs1.5" for name in ("whole", "parts")]
-    succeed("generate_dataset.py", *flags, "--root", tmp_path / "whole")
+    succeed(TINY, *flags, "--root", tmp_path / "whole")
     parts = (*flags, "--root", tmp_path / "parts", "--shard")
-    assert "shards that are not complete: 1/3, 3/3" in succeed("generate_dataset.py", *parts, "2/3").stdout
+    assert "shards that are not complete: 1/3, 3/3" in succeed(TINY, *parts, "2/3").stdout
     assert not (folders[1] / "manifest.json").exists()
-    both = [subprocess.Popen([sys.executable, str(REPOSITORY / "generate_dataset.py"), *map(str, parts), f"{i}/3"],
+    both = [subprocess.Popen([sys.executable, str(REPOSITORY / TINY), *map(str, parts), f"{i}/3"],
                              stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for i in (1, 3)]  # fmt: skip
     assert [process.wait() for process in both] == [0, 0]
     whole, union = map(tree, folders)
@@ -127,7 +132,7 @@ def fill_the_disk(command, root, room):
     full = subprocess.run([sys.executable, REPOSITORY / command[0], *map(str, command[1:]), "--root", root], capture_output=True,
                           text=True, preexec_fn=limit)  # fmt: skip
     lines = [line for line in full.stderr.splitlines() if "error" in line or "Traceback" in line]
-    assert full.returncode == 2 and len(lines) == 1 and lines[0].startswith(f"{command[0]}: error: "), full.stderr
+    assert full.returncode == 2 and len(lines) == 1 and lines[0].startswith(f"{command[1]}: error: "), full.stderr
     left = [path.relative_to(root) for path in root.rglob("*") if path.name.startswith(".partial")]
     assert not left and not list(root.rglob("manifest.json")) and not list(root.rglob("DiffusionFt/training.json"))
 
@@ -142,9 +147,9 @@ def test_a_full_disk_is_one_line_and_damages_nothing(tmp_path):
 LONG = {
     "generate": ((*GENERATE_FEW, "--img_total", "5000", "--batch_size", "20"), "img_*.png"),
     "adapt": ((*ADAPT, "--epochs", 90), "state.npz"),
-    "classify": (("classifier_training.py", "--dataset", "digits", "--exp", "smoke", "--synthetic", "False", "--epochs", "90",
+    "classify": ((TINY, "classifier_training.py", "--dataset", "digits", "--exp", "smoke", "--synthetic", "False", "--epochs", "90",
                   "--classifier", "resnet20_16"), "state.npz"),
-    "search": (("hyp_opt.py", "--dataset", "FEW", "--exp", "long", *MINI, "--n_trials", "90", "--num_imgs", "20", "--is_max", "6",
+    "search": ((TINY, "hyp_opt.py", "--dataset", "FEW", "--exp", "long", *MINI, "--n_trials", "90", "--num_imgs", "20", "--is_max", "6",
                 "--epochs", "2", "--classifier", "resnet20_16", "--gen_batch_size", "20"), "study.db"),
 }  # fmt: skip
 
@@ -204,7 +209,7 @@ def test_a_stage_whose_folder_is_deleted_ends_in_one_line(tmp_path, few, stage):
     process = working(stage, tmp_path, few)
     shutil.rmtree(tmp_path / "Checkpoints", ignore_errors=True)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 2 and f"{LONG[stage][0][0]}: error: " in errors and "Traceback" not in errors
+    assert process.returncode == 2 and f"{LONG[stage][0][1]}: error: " in errors and "Traceback" not in errors
 
 
 def weights_in(path):

@@ -14,8 +14,9 @@ from Experiment.records import changes, describe_arguments, finished_run
 from Models.augment import Augment, crop, erase, flip
 from Models.classifier import Classifier, accuracies
 from Models.recipes import SGD_DECAY, SGD_RATE, Recipe, falling_rate
-from tests.conftest import Stopped, one_layer
+from tests.conftest import Stopped
 from tests.test_synthetic import write_dataset
+from tests.tiny_networks import one_layer
 
 RNG = np.random.default_rng(1)
 IMAGES = RNG.integers(0, 256, (40, 8, 8, 3)).astype(np.uint8)

@@ -21,7 +21,7 @@ from Models.training import SaveEpochs, compile_model
 from Models.weight_cards import read_card
 from Models.weight_files import PackagedFile
 from Models.weights import save_weights
-from tests.conftest import small_unet
+from tests.tiny_networks import small_unet
 
 RNG = np.random.default_rng(1)
 MOMENTS, LABELS = RNG.normal(size=(6, 4, 4, 8)).astype("float32"), np.arange(6) % 3

@@ -16,9 +16,9 @@ from Experiment.randomness import repeat_seed
 from Models import teacher as teachers
 from Models.classifiers import CLASSIFIERS
 from Scoring import material
-from tests.conftest import one_layer
 from tests.test_cas import make_set, npz, parse, results, sets, train
 from tests.test_interruptions import weights_in
+from tests.tiny_networks import one_layer
 
 FOLDER = "Checkpoints/Classifiers/Exp_0001/resnet20/two"
 

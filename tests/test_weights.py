@@ -4,6 +4,7 @@ import shutil
 import struct
 import subprocess
 import sys
+from pathlib import Path
 
 import h5py
 import keras
@@ -14,8 +15,10 @@ from Experiment.errors import UserError
 from Experiment.paths import Experiment
 from Models.class_encoder import class_encoder
 from Models.hdf5_heaps import HEAP_SIGNATURE, check_heaps
+from Models.resnet import resnet20
 from Models.weight_names import chosen_epochs, epoch_file, epoch_path, saved_epochs
-from Models.weights import check_hdf5, load_weights, save_weights
+from Models.weights import check_hdf5, load_weights, room_of, save_weights
+from tests.tiny_networks import one_layer, small_unet
 
 
 def encoder(classes=3):
@@ -52,6 +55,36 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path, value):
     with pytest.raises(UserError, match="no longer finite, and not saved: hidden/bias"):
         save_weights(model, tmp_path / "epoch1.weights.h5")
     assert (tmp_path / "epoch1.weights.h5").read_bytes() == before and len(list(tmp_path.iterdir())) == 1
+
+
+FULL = """
+import resource, sys
+from pathlib import Path
+from tests.tiny_networks import small_unet
+from Models.weights import save_weights
+network, path = small_unet(), Path(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_FSIZE, (250_000, resource.RLIM_INFINITY))
+try:
+    save_weights(network, path)
+except OSError as error:
+    assert "too large" in str(error) and str(path.parent) in str(error) and not list(path.parent.iterdir())
+    sys.exit(3)
+"""
+
+
+def test_a_full_disk_is_an_error_of_the_system(tmp_path):
+    """HDF5 itself ends the process, when the last bytes of a file find no room."""
+    command = [sys.executable, "-c", FULL, str(tmp_path / "a.weights.h5")]
+    done = subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True)
+    assert done.returncode == 3, done.stderr
+
+
+@pytest.mark.parametrize("network", [small_unet, lambda: one_layer(2, 3), lambda: resnet20(28, 10, 4)])
+def test_the_room_of_a_file_is_known_before(tmp_path, network):
+    network = network()
+    save_weights(network, tmp_path / "a.weights.h5")
+    size, numbers = (tmp_path / "a.weights.h5").stat().st_size, 4 * network.count_params()
+    assert size <= room_of(network.weights) <= size + 2500 * len(network.weights) + 8192 and size > numbers
 
 
 @pytest.mark.parametrize("content, reason", [

@@ -18,7 +18,7 @@ tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
 )
 
-from conftest import tiny_part
+from tiny_networks import tiny_part
 
 from Models.adapter import WholeNetwork, load_diffusion
 from Models.averages import Averaged
