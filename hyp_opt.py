@@ -178,8 +178,9 @@ def search(args, known=None):
     check_address(known.address, create=args.optimize)
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # each trial has its own line here
     with database_errors(known.address):
-        # A first search tells all that may be wrong with its input before it writes anything.
-        ready = prepare(args, known) if args.optimize and not known.folder.exists() else None
+        # A first search tells all that may be wrong with its input before it writes or throws away anything.
+        first = args.restart or not known.folder.exists()
+        ready = prepare(args, known) if args.optimize and first else None
         study = stage.begin_study(args, known)
         saved = lambda: f"{len(trials(study, *FINISHED))} of {args.n_trials} trials are finished"  # noqa: E731
         with logging_to(known.folder), telling_what_is_saved(saved):

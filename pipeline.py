@@ -66,6 +66,7 @@ def plan(args):
         note = f"classifiers see the images at {side} px, since {args.backbone} makes no larger ones (--resolution)"
     stages = stage_list(args, spec)
     parsed = {stage: SCRIPTS[stage.script].parse_args(stage.flags) for stage in stages}
+    check_classifiers(args, [parsed[stage] for stage in stages if stage.script == "classifier_training"])
     first_search = next(args for args in parsed.values() if hasattr(args, "n_trials"))
     steps = (first_search.is_min + first_search.is_max) / 2
     known = Plan(
@@ -76,6 +77,26 @@ def plan(args):
     if args.dry_run:
         known.done = "\n".join(stage.shown for stage in stages)
     return known
+
+
+def check_classifiers(args, stages):
+    """Refuse classifiers that the table and the page of the experiment could not compare.
+
+    Args:
+        args: The pipeline's arguments.
+        stages: The arguments of each classifier's stage.
+
+    Raises:
+        UserError: They are of different kinds, are not tested, or are not of the sizes of --sizes.
+    """
+    if len(kinds := sorted({stage.classifier for stage in stages})) > 1:
+        raise UserError(
+            f"--also: classifiers of different kinds are not compared ({', '.join(kinds)}): give --classifier."
+        )
+    if not all(stage.test for stage in stages):
+        raise UserError("--also: the pipeline ends with the accuracies on test, so classifiers are tested.")
+    if [stage.take for stage in stages if stage.synthetic] != args.sizes:
+        raise UserError("--also: how large the synthetic sets are is said by --sizes.")
 
 
 def named_paths(args, stages):

@@ -17,7 +17,7 @@ from Data.stores import number_in
 from Data.synthetic import MANIFEST, RECORD, recipe
 from Experiment.disk import check_room
 from Experiment.errors import UserError
-from Experiment.files import read_json, write_json
+from Experiment.files import read_json, reserve, write_json
 from Experiment.locks import locked
 from Experiment.progress import progress
 from Experiment.randomness import random_stream
@@ -171,6 +171,7 @@ def look(path, kind, labels, read, extractors):
     state = read_json(how_far) if how_far.exists() and begun.exists() else {"done": 0, "unread": []}
     mode = {"mode": "r+"} if state["done"] else {"mode": "w+", "dtype": kind, "shape": (len(labels),)}
     rows = np.lib.format.open_memmap(begun, **mode)
+    reserve(begun, begun.stat().st_size)
     with progress(len(labels), "image", state["done"], lines=True) as part:
         for start in range(state["done"], len(labels), PIECE):
             here = np.arange(start, min(start + PIECE, len(labels)))

@@ -36,13 +36,14 @@ def cached_moments(folder, name, images, weights_hash, encode):
     if not path.exists():
         log.info("encoding %d images with the VAE, once", len(images))
         with contextlib.closing(encode(images)) as batches, atomic_path(path) as partial:
-            first, done = next(batches), 0
+            first = next(batches)
             check_room(folder, 4 * len(images) * int(np.prod(first.shape[1:])), "the VAE's moments of the images")
-            moments = np.lib.format.open_memmap(partial, "w+", "float32", (len(images), *first.shape[1:]))
-            for batch in itertools.chain([first], batches):
-                moments[done : done + len(batch)] = batch
-                done += len(batch)
-            moments.flush()
+            header = {"descr": "<f4", "fortran_order": False, "shape": (len(images), *first.shape[1:])}
+            # Not through a memory map: where a page of one finds no room on the disk, the process ends without a word.
+            with open(partial, "wb") as file:
+                np.lib.format.write_array_header_1_0(file, header)
+                for batch in itertools.chain([first], batches):
+                    file.write(np.ascontiguousarray(batch, "<f4").data)
     try:
         moments = np.load(path, mmap_mode="r", allow_pickle=False)
         if moments.dtype != np.float32 or moments.ndim != 4 or len(moments) != len(images):

@@ -15,8 +15,9 @@ from Data.own_split import Recorded, check_digests, checked_division, places_of,
 from Data.pictures import Files, first_ten, readable_images, resize_images
 from Data.registry import MEDMNIST_SIDES, class_names, medmnist_info
 from Data.report import SPLITS, Report
+from Experiment.downloads import download
 from Experiment.errors import UserError
-from Experiment.files import atomic_path, file_hash
+from Experiment.files import file_hash
 from Experiment.presets import SEED
 from Experiment.text import shown
 
@@ -126,12 +127,9 @@ def fetch(url, name, folder, md5):
     path = folder / name
     place = f"Download {url} by other means and put it there as {name}, or name its folder with --data_dir."
     if not path.exists():
-        from keras.utils import get_file
-
         log.info("downloading %s to %s", url, folder)
         try:
-            with atomic_path(path) as partial:
-                get_file(partial.name, origin=url, cache_dir=str(folder), cache_subdir="")
+            download(url, path)
         # Keras wraps every failure of a download in a plain Exception.
         except Exception as error:
             raise UserError(f"{name} is not in {folder} and cannot be downloaded ({error}). {place}") from None

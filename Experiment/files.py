@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from Experiment.errors import UserError
+from Experiment.errors import PASSING, UserError
 from Experiment.locks import check_claims, locked, partial_path, writer_is_gone
 
 log = logging.getLogger("experiment")
@@ -32,8 +32,7 @@ def atomic_path(path, size=0):
 
     Args:
         path: The final name.
-        size: Bytes that the file will have at most, where the writer does not bear a disk that is full (HDF5 ends the
-            process): an OSError says it before.
+        size: Bytes that the file will have at most, where the writer does not bear a full disk, see `reserve`.
     """
     path = Path(path)
     check_claims(path)
@@ -43,7 +42,7 @@ def atomic_path(path, size=0):
         if writer_is_gone(left):
             left.unlink(missing_ok=True)
     try:
-        check_room(partial, size)
+        reserve(partial, size)
         yield partial
         with open(partial, "rb+") as file:
             os.fsync(file.fileno())
@@ -52,12 +51,16 @@ def atomic_path(path, size=0):
         partial.unlink(missing_ok=True)
 
 
-def check_room(path, size):
-    """Raise the system's OSError where a new file at `path` cannot have `size` bytes: the disk, a quota, a limit is too small."""
+def reserve(path, size):
+    """Let a file have `size` bytes on the disk, or raise the system's OSError: disk, quota or a limit is too small.
+
+    For what ends the process where room lacks: HDF5 (which gives the room back as it opens the file: another process may
+    still take it), and pages of a file that is mapped into memory. Systems without such a call reserve nothing.
+    """
     if not size or not hasattr(os, "posix_fallocate"):
         return
     try:
-        with open(path, "wb") as file:
+        with open(path, "ab") as file:
             os.posix_fallocate(file.fileno(), 0, size)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
@@ -147,6 +150,10 @@ def plain_arrays(path):
         SyntaxError,
         tokenize.TokenError,
     ) as error:
+        if isinstance(error, OSError) and error.errno in PASSING:
+            raise
+        if isinstance(error, MemoryError):
+            raise UserError(f"{path} needs more memory than there is, or is damaged: {error}") from None
         raise UserError(f"{path} is not a readable npz file of plain arrays: {error}") from None
 
 

@@ -4,8 +4,9 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from Experiment.downloads import download
 from Experiment.errors import UserError
-from Experiment.files import atomic_path, file_hash
+from Experiment.files import file_hash
 from Models.weight_cards import read_card
 
 # Tests and measurements of the full-size models need no pretrained numbers: this variable, and only it, leaves
@@ -80,7 +81,7 @@ class PublishedFile:
         problems = []
         for url in self.urls:
             try:
-                return self.download_from(url, path)
+                return download(url + self.name, path, self.sha256)
             # Keras wraps every failure of a download in a plain Exception.
             except Exception as error:
                 problems.append(f"from {url}{self.name} ({error})")
@@ -88,14 +89,6 @@ class PublishedFile:
             f"{self.name} cannot be downloaded {', nor '.join(problems)} to {path.parent}. Get it by other "
             f"means (SHA-256 {self.sha256}) and put it there, or name its folder with --weights_dir."
         )
-
-    def download_from(self, url, path):
-        from keras.utils import get_file
-
-        with atomic_path(path) as partial:
-            get_file(
-                partial.name, origin=url + self.name, cache_dir=str(path.parent), cache_subdir="", file_hash=self.sha256
-            )
 
 
 def what_else_is_in(folder):

@@ -4,7 +4,7 @@ import h5py
 import numpy as np
 
 from Experiment.errors import UserError
-from Experiment.files import atomic_path, check_room
+from Experiment.files import atomic_path, reserve
 from Models.weights import room_of
 
 
@@ -21,7 +21,7 @@ def save_half(model, path):
     with atomic_path(path, room) as partial:
         full = partial.with_name("full." + partial.name)
         try:
-            check_room(full, room)
+            reserve(full, room)
             model.save_weights(full)
             copy_half(full, partial)
         finally:

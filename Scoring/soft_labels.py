@@ -46,8 +46,11 @@ def soft_labels(stored, teacher, teacher_hash, set_hash, classes):
     agreed = float(np.mean(probabilities.argmax(axis=1) == stored.labels))
     log.info("the teacher's likeliest class is the image's own for %.1f %% of them", 100 * agreed)
     files, names = np.array(stored.names, dtype=np.bytes_), np.array(classes, dtype=np.str_)
-    with atomic_path(path) as partial:
-        np.savez(partial, probabilities=probabilities, files=files, classes=names, **made_of)
+    try:
+        with atomic_path(path) as partial:
+            np.savez(partial, probabilities=probabilities, files=files, classes=names, **made_of)
+    except OSError as error:
+        log.warning("they are not kept beside the set (%s): each run asks the teacher again", error)
     return normalised(probabilities)
 
 

@@ -30,7 +30,7 @@ def trial_line(trial):
     p, rung, why = trial.params, trial.user_attrs.get("rung", "1"), trial.user_attrs.get("pruned_because")
     pruned = f"pruned on rung {rung}, epoch {trial.last_step or 1}" + (f": {why}" if why else "")
     result = {"COMPLETE": f"{trial.value or 0:.4f}", "PRUNED": pruned}
-    settings = f"steps {p['is']:2d}, scale {p['ugs']:4.2f}, epoch {p['epoch']:2d}" if p else "not begun"
+    settings = f"steps {p['is']:2d}, scale {p['ugs']:4.2f}, epoch {p['epoch']:2d}" if "epoch" in p else "not begun"
     if levers := searched_levers(p):
         settings += f", solver {levers['solver']}" if "solver" in levers else ""
         settings += ", guided from {1:g} to {0:g}".format(*levers["interval"]) if "interval" in levers else ""

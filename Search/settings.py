@@ -37,7 +37,7 @@ def suggest_settings(trial, args, last_epoch):
 def searched_levers(params):
     """The `levers` of a trial's parameters."""
     levers = {"solver": params["solver"]} if "solver" in params else {}
-    if "sigma_1" in params:
+    if "sigma_2" in params:  # one that was killed between its parameters has no second end
         levers["interval"] = sorted(float(f"{params[end]:.3g}") for end in ("sigma_1", "sigma_2"))
     return levers
 

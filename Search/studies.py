@@ -18,6 +18,7 @@ from optuna.trial import TrialState
 from Experiment.errors import PassingError, UserError
 from Experiment.locks import locked
 from Experiment.records import PASSWORD, masked
+from Search.journal import WholeLines
 from Search.workers import GRACE, HEARTBEAT, retry, runs_here, signing, sweep_stale_trials, this_worker, trials
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
@@ -154,7 +155,7 @@ def open_storage(address):
         file.parent.mkdir(parents=True, exist_ok=True)
         # Symbolic links, which lock on old NFS too, are not for everybody to make on Windows.
         lock = journal.JournalFileOpenLock if sys.platform == "win32" else journal.JournalFileSymlinkLock
-        return optuna.storages.JournalStorage(journal.JournalFileBackend(str(file), lock_obj=lock(str(file))))
+        return optuna.storages.JournalStorage(WholeLines(file, lock(str(file))))
     if address.startswith("sqlite:///"):
         Path(address.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
     try:

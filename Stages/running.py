@@ -53,12 +53,14 @@ class Running:
         fraction: How far it is, 0..1.
         begun: When it began, s.
         first: When its first message of progress came, s, and its fraction then; None before.
+        lost: Why its lines could not be passed on, an OSError; None where they could.
     """
 
     def __init__(self, stage, display):
         self.stage, self.display, self.process = stage, display, None
         self.code, self.said, self.finished_before, self.seconds = None, "", False, 0.0
         self.parts, self.fraction, self.begun, self.first = [], 0.0, time.monotonic(), None
+        self.lost = None
         self.last_line = re.compile(rf"{stage.script}\.py: (?:error: |interrupted; )(.*)")
 
     def begin(self):
@@ -72,11 +74,18 @@ class Running:
         self.read(self.process.stdout, sys.stdout)
         errors.join()
         self.code, self.seconds = self.process.wait(), time.time() - started
+        if self.lost:
+            raise self.lost
 
     def read(self, output, to):
-        """Pass lines on."""
+        """Pass lines on. Where that fails the stage is stopped, and read to its end: it would wait for a reader for ever."""
         for line in output:
-            self.take(line, to)
+            try:
+                self.take(line, to)
+            except OSError as error:  # the disk that our own output goes to is full, or its reader is gone
+                if not self.lost:
+                    self.lost = error
+                    self.stop()
 
     def take(self, line, to):
         """Pass a line on. The one that ends a script on a mistake or a stop becomes part of the pipeline's own."""

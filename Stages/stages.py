@@ -95,9 +95,15 @@ def stage_list(args, spec):
     group += 1
     add("final search", "hyp_opt", "dif", {"train_model": "dif", "best": True, **values["search"]})
     group += 1
+    filtered = any(flag.partition("=")[0] == "--filter" for flag in args.also.get("generate_dataset", ()))
+    of_set = {"filter_classifier": values["classifier"]["classifier"]} if filtered else {}
+    if filtered:  # by the classifier of the real images
+        classify("real", "real", 1, {"synthetic": "False"})
+        group += 1
     for take in args.sizes:
-        add(f"generation, {take}x", "generate_dataset", "", {"img_total": take * spec.unit, "best": True})
-    classify("real", "real", 1, {"synthetic": "False"})
+        add(f"generation, {take}x", "generate_dataset", "", {"img_total": take * spec.unit, "best": True, **of_set})
+    if not filtered:
+        classify("real", "real", 1, {"synthetic": "False"})
     group += 1
     for take in args.sizes:
         classify(f"{take}x", "synthetic", take, {"take": take})

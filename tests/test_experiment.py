@@ -20,7 +20,7 @@ import pytest
 from Experiment import machine as hardware
 from Experiment import records
 from Experiment.errors import UserError
-from Experiment.files import atomic_path, file_hash, merge_json, read_json, write_csv, write_json
+from Experiment.files import atomic_path, file_hash, merge_json, plain_arrays, read_json, reserve, write_csv, write_json
 from Experiment.locks import claim, claimed, machine, process_start, release
 from Experiment.paths import PUBLISHED_CAS, PUBLISHED_PIPELINE, REPOSITORY, Experiment, size_from_name, size_name
 from Experiment.randomness import STREAMS, random_stream, random_streams
@@ -123,6 +123,23 @@ def test_read_json_names_the_broken_file(tmp_path, content, reason):
     (tmp_path / "broken.json").write_text(content)
     with pytest.raises(UserError, match=f"broken.json {reason}"):
         read_json(tmp_path / "broken.json")
+
+
+@pytest.mark.parametrize("error, raised, said", [
+    (OSError(errno.ESTALE, "stale"), OSError, "stale"), (OSError(errno.EINVAL, "odd"), UserError, "not a readable npz"),
+    (MemoryError("60 GiB"), UserError, "needs more memory"),
+])  # fmt: skip
+def test_trouble_of_a_disk_or_of_memory_is_no_broken_file(tmp_path, error, raised, said):
+    np.savez(tmp_path / "x.npz", a=1)
+    with pytest.raises(raised, match=said), plain_arrays(tmp_path / "x.npz"):
+        raise error
+
+
+def test_room_is_reserved_or_refused(tmp_path):
+    reserve(tmp_path / "a", 100_000)
+    assert (tmp_path / "a").stat().st_blocks * 512 >= 100_000
+    with pytest.raises(OSError, match=f"{tmp_path}/b"):
+        reserve(tmp_path / "b", 2**60)
 
 
 def test_merge_json_keeps_a_broken_file_aside(tmp_path):

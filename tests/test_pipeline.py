@@ -1,6 +1,8 @@
 """The whole method as one command: the list of its stages, how they run as processes, and what is shown."""
 
+import errno
 import io
+import os
 import signal
 import subprocess
 import sys
@@ -110,6 +112,12 @@ def test_further_flags_go_to_their_script():
         assert ("--real_share 0.5" in command) == ("--take" in command)
 
 
+def test_a_filter_has_the_classifier_of_the_real_images_before_it():
+    real, made, learned = known(*DEMO[:-1], "--also", "generate_dataset --filter=0.5").stages[-3:]
+    assert (real.name, made.name, learned.name) == ("classifier, real", "generation, 1x", "classifier, 1x")
+    assert real.group < made.group < learned.group and "--filter_classifier resnet20_16" in " ".join(made.command)
+
+
 def image_folder(path, images, side):
     for i in range(images):
         file = path / "ab"[i % 2] / f"{i}.png"
@@ -137,6 +145,9 @@ def test_own_images_are_seen_no_larger_than_the_backbone_makes_them(tmp_path, ca
     (["--exp", "x", "--also", "hyp_opt --rungs 9"], "argument --rungs: must be in 1..6"),
     (["--exp", "x", "--also", "generate_dataset --ugs 2"], "argument --best: not allowed with --ugs"),
     (["--exp", "x", "--num_imgs", "10", "--also", "hyp_opt --batch_size 64"], "--batch_size: 64 is more than the 10"),
+    (["--exp", "x", "--also", "classifier_training:real --classifier resnet20_16"], "kinds are not compared (resnet20, resnet20_16)"),
+    (["--exp", "x", "--also", "classifier_training --test False"], "classifiers are tested"),
+    (["--exp", "x", "--also", "classifier_training:synthetic --take 2"], "is said by --sizes"),
 ])  # fmt: skip
 def test_wrong_flags_end_in_one_line_before_anything_runs(flags, message, tmp_path):
     done = run("pipeline.py", *flags, "--root", tmp_path)
@@ -174,6 +185,7 @@ except KeyboardInterrupt:
     print("waits.py: interrupted; 3 of 9 epochs are saved: the same command goes on from there", file=sys.stderr)
     sys.exit(130)
 """,
+    "chats": "import sys; [print(i, flush=True) for i in range(10**9)]",
     "meets": """
 import pathlib, sys, time
 here, other = map(pathlib.Path, sys.argv[1:])
@@ -235,6 +247,20 @@ def test_a_stage_that_fails_ends_all_in_one_line(script, why, scripts, capfd):
     output = capfd.readouterr()
     assert "hello" in output.out and "[3/3" not in output.out  # what runs beside it ends in peace
     assert ("ZeroDivisionError" in output.err) == (script == "crashes")
+
+
+def test_a_stage_whose_lines_cannot_be_passed_on_is_stopped(scripts, monkeypatch):
+    """Nobody reads it any more: it would wait for ever, when its pipe is full."""
+
+    def tell(display, stage, line, to=None):
+        if line == "100":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Display, "tell", tell)
+    runner = runner_of([scripts("chats")])
+    with pytest.raises(OSError, match="No space left"):
+        runner.run()
+    assert [run.process.poll() for run in runner.runs.values()] == [-signal.SIGTERM]
 
 
 STOPPED = """

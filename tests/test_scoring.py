@@ -1,6 +1,8 @@
 """Repeats of a CAS, its comparison with real data, and the levers through the stage."""
 
+import errno
 import json
+import os
 import re
 import shutil
 
@@ -260,7 +262,7 @@ def quick_teacher(monkeypatch):
     monkeypatch.setattr(presets, "CLASSIFIER_EPOCHS", 3)
 
 
-def test_soft_labels_are_a_teachers_and_are_kept_beside_the_set(root, quick_teacher, monkeypatch):
+def test_soft_labels_are_a_teachers_and_are_kept_beside_the_set(root, quick_teacher, monkeypatch, caplog):
     train(root, "--labels", "soft")
     folder = root / FOLDER / "teacher"
     record = json.loads((folder / "training.json").read_text())
@@ -285,6 +287,15 @@ def test_soft_labels_are_a_teachers_and_are_kept_beside_the_set(root, quick_teac
     before = file.stat().st_mtime_ns
     train(root, "--labels", "soft", "--take", 2, "--seed", 7)
     assert file.stat().st_mtime_ns == before
+    # Beside a set that others own, nothing is kept.
+    file.unlink()
+    monkeypatch.setattr("Scoring.soft_labels.atomic_path", read_only)
+    train(root, "--labels", "soft", "--seed", 8, "--restart")
+    assert "not kept beside the set" in caplog.text and not list(sets(root).glob("*.soft_labels.*"))
+
+
+def read_only(path):
+    raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
 
 def test_a_students_targets_are_what_the_teacher_says(root, quick_teacher):

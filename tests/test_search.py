@@ -10,6 +10,8 @@ from types import SimpleNamespace
 import numpy as np
 import optuna
 import pytest
+from optuna.distributions import FloatDistribution
+from optuna.trial import TrialState
 
 from Data.loaders import Split, Splits
 from Data.registry import DatasetSpec
@@ -231,6 +233,18 @@ def test_another_search_under_the_same_name_is_refused(tmp_path):
     claim_study(study, first, known, "float32")
     with pytest.raises(UserError, match=r"other arguments: --num_imgs 41 \(now 50\), --rungs 3 \(now 2\)"):
         claim_study(study, second, known, "float32")
+
+
+def test_a_trial_that_was_killed_between_its_parameters_is_told(tmp_path):
+    study = optuna.create_study(study_name="s")
+    for settings in ({}, {"is": 7}, {"is": 7, "ugs": 2.0, "epoch": 3, "sigma_1": 0.5}):
+        trial = optuna.trial.create_trial(
+            state=TrialState.FAIL, params=settings, distributions={k: FloatDistribution(0, 9) for k in settings}
+        )
+        study.add_trial(trial)
+    told = [trial_line(trial) for trial in study.trials]
+    assert ["not begun" in line for line in told] == [True, True, False] and "guided" not in told[2]
+    assert len(write_trials(study, tmp_path).read_text().splitlines()) == 4
 
 
 def test_a_search_ends_where_the_weights_have_changed(tmp_path):

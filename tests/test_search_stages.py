@@ -63,6 +63,14 @@ def test_search_continues_to_a_larger_budget_and_adds_nothing_when_complete(adap
     assert "--ugs_max 7.5 (now 3.0)" in refused_by("hyp_opt", *flags, 5, "--ugs_max", 3)
     reported = said_by("hyp_opt", *flags, 9, "--no-optimize")
     assert "best of 4 trials" in reported and "(mean of 2 runs)" in reported.splitlines()[-1]
+    damaged = tmp_path / "damaged"
+    damaged.mkdir()
+    for part in ("image_encoder", "unet"):
+        shutil.copy(tmp_path / f"{part}.weights.h5", damaged)
+    (damaged / "decoder.weights.h5").write_text("no weights")
+    with pytest.raises(UserError, match="is not an HDF5 file"):  # before anything is thrown away
+        said_by("hyp_opt", *flags, 1, "--restart", "--weights_dir", damaged)
+    assert len(optuna.load_study(**study).trials) == 4
     again = said_by("hyp_opt", *flags, 1, "--restart")
     assert "throwing away the study digits_expsmoke_study_enc with 4 trials" in again
     assert len(optuna.load_study(**study).trials) == 1

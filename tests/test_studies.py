@@ -1,5 +1,7 @@
 """Studies that several processes share: budget, repeated trials of workers that died, addressed randomness."""
 
+import errno
+import io
 import os
 import sqlite3
 import subprocess
@@ -20,6 +22,7 @@ from Experiment.paths import Experiment
 from Experiment.records import masked
 from Search import studies, workers
 from Search.inputs import claim_study
+from Search.journal import end_of_lines
 from Search.studies import (
     RANDOM_TRIALS,
     DatabaseError,
@@ -209,6 +212,36 @@ def test_a_worker_elsewhere_is_dead_if_it_signs_no_more_whatever_its_clock_says(
     assert states(study) == ["RUNNING", "FAIL", "WAITING"]
     assert not set(trials(study)[2].user_attrs) & {"worker", "alive"}
     assert trials(study)[2].system_attrs["failed_trial"] == silent.number
+
+
+def test_half_a_line_of_a_journal_spoils_nothing(tmp_path, monkeypatch):
+    """A full disk leaves one, or a kill: the next line stands in its place."""
+    file = tmp_path / "study.log"
+    study = new_study(f"journal:{file}", tmp_path)
+    study.enqueue_trial({"x": 0.5, "y": 1})
+    with open(file, "ab") as journal:
+        journal.write(b'{"op_code":4,"worker_')
+    study.enqueue_trial({"x": 0.25, "y": 2})
+    whole, sync = file.read_bytes(), os.fsync
+
+    def full(number):
+        sync(number)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        study.enqueue_trial({"x": 0.0, "y": 3})
+    monkeypatch.undo()
+    assert file.read_bytes() == whole
+    assert states(new_study(f"journal:{file}", tmp_path)) == ["WAITING", "WAITING"]
+
+
+@pytest.mark.parametrize(
+    "content, end", [(b"", 0), (b"ab", 0), (b"a\nbc\n", 5), (b"a\nbcdefgh", 2), (b"\n" + 9 * b"x", 1)]
+)
+def test_where_the_last_whole_line_ends(content, end):
+    for piece in (1, 2, 3, 100):
+        assert end_of_lines(io.BytesIO(content), piece) == end
 
 
 def test_a_first_look_declares_nobody_dead(tmp_path):
