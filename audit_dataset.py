@@ -4,6 +4,7 @@ python audit_dataset.py --dataset cifar10 --exp 0001
 """
 
 import logging
+import os
 import time
 from pathlib import Path
 
@@ -16,7 +17,6 @@ from cli.lora import base_hashes
 from cli.process import run, writing_in
 from Data.export_images import only_set
 from Data.loaders import Split, Splits, load_splits
-from Data.measured import audit_file
 from Data.pictures import resize_images
 from Data.registry import class_names, dataset_spec
 from Data.report import data_identity
@@ -31,7 +31,7 @@ from Models.weight_cards import check_pretrained
 
 log = logging.getLogger("experiment")
 
-FREE = (*DATA_FLAGS, "backbone", "weights_dir", "synthetic_dir", "exp")
+FREE = (*DATA_FLAGS, "backbone", "weights_dir", "synthetic_dir", "to", "exp")
 SHADOWS, SAMPLE, LOSSES = 16, 10_000, 1000
 
 
@@ -52,6 +52,7 @@ def parse_args(argv=None):
         type=integer(1),
         help="most epochs of a shadow (those of the classifier trained on real images)",
     )
+    add("--to", type=Path, help="folder of the page and all that goes with it (that in which the set's folder lies)")
     add("--fid", action="store_true", help="Frechet distances too, which depend on the number of images")
     add_model_flags(parser)
     add("--restart", action="store_true", help="make the audit anew; what is computed once for the images stays")
@@ -96,7 +97,7 @@ def plan(args):
         missing.append(f"The denoising loss of the model that made the set: {error}")
     # As text: a record in which there are none says so, and is not that of a run that finds some.
     inputs |= {"set": source.sha256, "classifiers": in_words(hashes_of(targets)), "weights": in_words(hashes)}
-    place = folder.with_name(f"{folder.name}.audit")
+    place = (args.to.expanduser().resolve() if args.to else folder.parent) / f"{folder.name}.audit"
     known = Plan(
         spec=spec, experiment=experiment, source=source, splits=splits, native=native, entries=entries, targets=targets,
         epochs=epochs, missing=missing + [f"Attack on {text}" for text in lacking], folder=place, inputs=inputs,
@@ -104,6 +105,8 @@ def plan(args):
     )  # fmt: skip
     if finished_run(place / "run.json", args, FREE, inputs) and known.page.exists():
         known.done = f"finished already: {known.page} (--restart makes it anew)"
+    if not args.to and not os.access(folder.parent, os.W_OK):
+        raise UserError(f"{folder.parent} cannot be written: name another place with --to.")
     refuse_if_claimed(place)
     return known
 
@@ -165,7 +168,7 @@ def audit(args, known=None):
         numbers = figures(found)
         record = describe_run(args, started, known.inputs)
         write_report(known.page, args, known, found, numbers, record)
-        write_json(audit_file(known.source.folder), {"brief": brief(found), "figures": numbers})
+        write_json(known.page.with_suffix(".json"), {"brief": brief(found), "figures": numbers})
         if not found["later"]:
             write_json(known.folder / "run.json", record)  # last: what has it is finished
         log.info("audit in %.0f s -> %s", time.time() - started, known.page)

@@ -497,9 +497,12 @@ def test_folders_named_after_the_classes_and_unreadable_files(tmp_path, quick_te
     (folder / "0" / "img_2.png").write_text("no picture")
     (folder / "0" / "more").mkdir()
     (folder / "1" / "gone.png").symlink_to(tmp_path / "nowhere.png")
-    page = audited(tmp_path, tmp_path / "own.npz", "--synthetic_dir", str(folder)).read_text()
+    page = audited(tmp_path, tmp_path / "own.npz", "--synthetic_dir", str(folder), "--to", str(tmp_path / "pages"))
+    assert page == tmp_path / "pages/theirs.audit.html" and page.with_suffix(".json").exists()
+    assert not list(tmp_path.glob("theirs.audit*"))
+    page = page.read_text()
     assert "1 images of the set: they cannot be read" in page and "which model made it is not known" in page
-    assert figure(figures_of(folder), "with the pixels of another one, the set and val") == 23
+    assert figure(figures_of(tmp_path / "pages/theirs"), "with the pixels of another one, the set and val") == 23
 
 
 def test_a_set_of_ours_is_known_where_the_real_classes_have_its_names(tmp_path):
@@ -580,6 +583,14 @@ def test_a_set_of_other_classes_is_refused(names, message, tmp_path):
     data = tiny_data(tmp_path / "own.npz")
     folder = write_images(tmp_path / "other", data["val_images"], data["val_labels"][:, 0], names)
     with pytest.raises(UserError, match=message):
+        audited(tmp_path, tmp_path / "own.npz", "--synthetic_dir", str(folder))
+
+
+def test_a_set_in_a_folder_of_others_asks_for_another_place(tmp_path, monkeypatch):
+    data = tiny_data(tmp_path / "own.npz")
+    folder = write_images(tmp_path / "theirs", data["val_images"], data["val_labels"][:, 0], ("0", "1"))
+    monkeypatch.setattr("audit_dataset.os.access", lambda path, mode: path != tmp_path)
+    with pytest.raises(UserError, match="cannot be written: name another place with --to"):
         audited(tmp_path, tmp_path / "own.npz", "--synthetic_dir", str(folder))
 
 
