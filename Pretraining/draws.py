@@ -1,4 +1,4 @@
-"""What a backbone draws for captions: a sheet of glyphs and, if it knows photographs, one of their categories."""
+"""What a backbone draws for captions: a sheet of glyphs and, if it knows photographs, one of their categories. And its losses."""
 
 import numpy as np
 
@@ -59,3 +59,28 @@ def draw_samples(unet, decoder, context_encoder, categories, folder, seed):
     if categories:
         said = photograph_captions(categories)
         draw_sheet(unet, decoder, context_encoder, said, folder / "samples_photographs.png", seed)
+
+
+def draw_losses(parts, path):
+    """Draw the losses of all parts by tenths of their fits: of pictures, and of noise over the cycles. Returns the file.
+
+    Args:
+        parts: {part: facts} of the record, in order.
+        path: The picture.
+    """
+    from matplotlib import pyplot as plt
+
+    from figures import save_figure
+
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+    begun = 0  # steps of the cycles before
+    for part, facts in parts.items():
+        of_noise, steps, losses = part.startswith("unet"), facts["steps"], facts["loss"]
+        ends = (np.arange(len(losses)) + 1) * steps / len(losses)
+        axes[int(of_noise)].plot(ends + begun * of_noise, losses, marker=".", label=part)
+        begun += steps * of_noise
+    for axis, title in zip(axes, ("squared error of pictures", "squared error of the noise")):
+        axis.set(yscale="log", xlabel="step", title=title)
+        if axis.lines:
+            axis.legend()
+    return save_figure(figure, path)

@@ -116,9 +116,16 @@ class Pretraining:
         self.record.content |= self.told()
         self.record.add(part, self.settings(part), self.begins_from(part), networks, facts)
         self.remove_state(part)
+        self.draw_losses()
         log.info("%s: %s -> %s", part, ", ".join(networks), self.record.path)
         if UNET_FILE in networks:
             try_to_draw("samples", self.draw, networks)
+
+    def draw_losses(self):
+        """The picture of the losses so far."""
+        from Pretraining.draws import draw_losses
+
+        try_to_draw("the losses", draw_losses, self.record.parts, self.args.out / "losses.png")
 
     def draw(self, networks):
         """Pictures of what the UNet draws, beside its weights."""
