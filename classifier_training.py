@@ -22,7 +22,7 @@ from Experiment.plan import Plan
 from Experiment.randomness import repeat_seed
 from Experiment.records import DATA_FLAGS, short
 from Experiment.results import CAS_SCHEMA, TESTED, check_recipe, read_results
-from Scoring.inputs import inputs_of, learns_from_real, origin
+from Scoring.inputs import doubts_of, inputs_of, learns_from_real, origin, unit_of
 from Scoring.repeats import check_trained, missing_repeats, not_complete, trained_repeats
 
 log = logging.getLogger("experiment")
@@ -90,6 +90,7 @@ def plan(args):
         check_trained(known.folders, inputs)
     known.trained = trained_repeats(args, known, FREE)
     known.origin = origin(args, folder, set_folder, known.trained[0])
+    known.doubts = doubts_of(splits, spec, set_folder)
     if not learns_from_real(args):
         known.splits = splits._replace(train=None)  # memory
     for each, trained in zip(known.folders, known.trained):
@@ -102,7 +103,7 @@ def plan(args):
     elif args.repeat and not missing_repeats(args, known):
         known.done = f"finished already: {known.folders[args.repeat - 1]}; {not_complete(known)}"
         return known
-    entry = known.origin | {"test": short(inputs["data"]["test"])}
+    entry = known.origin | {"test": short(inputs["data"]["test"]), **unit_of(args, spec)}
     check_recipe(results, cardinality, entry, asked_for=bool(args.synthetic_dir))
     refuse_if_claimed(folder, known.part)
     return known

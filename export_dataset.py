@@ -16,7 +16,7 @@ from Data.croissant import croissant
 from Data.export import FORMATS
 from Data.export_images import SetToExport, only_set
 from Data.loaders import load_splits
-from Data.measured import audit_tables, cas_rows
+from Data.measured import audit_tables, cas_doubts, cas_rows
 from Data.registry import dataset_spec, origin
 from Experiment.disk import check_room, gigabytes
 from Experiment.errors import UserError
@@ -77,7 +77,7 @@ def plan(args):
     check_room(args.to.parent, source.bytes(), "the export")
     return Plan(
         source=source, experiment=experiment, licences=(licence, weights_licence(source.manifest)),
-        measured=cas_rows(experiment, source), audit=audit_tables(folder, source.sha256),
+        measured=cas_rows(experiment, source), doubts=cas_doubts(experiment, source), audit=audit_tables(folder, source.sha256),
     )  # fmt: skip
 
 
@@ -135,7 +135,7 @@ def export(args, known=None):
         contextlib.closing(each(source.images(), "image", source.total)) as images,
     ):
         layout = FORMATS[args.format](folder, source, images)
-        text = card(source, layout, known.licences, known.measured, known.audit)
+        text = card(source, layout, known.licences, known.measured, known.doubts, known.audit)
         (folder / "README.md").write_text(text, encoding="utf-8")
         if layout.features:
             write_json(folder / "croissant.json", described(source, layout, known.licences))

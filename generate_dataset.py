@@ -45,9 +45,9 @@ def parse_args(argv=None):
     add, count = parser.add_argument, integer(1, MOST_IMAGES)
     epochs, batch = presets.GENERATION_EPOCHS, presets.GENERATION_BATCH
     add("--img_class", type=count, help="images of each class; or --img_total")
-    add("--img_total", type=count, help="images in all, spread evenly over the classes")
-    add("--batch_size", default=batch, type=integer(1), help="most images at a time (250; on a processor 16, mini 96)")
-    add_best_flag(parser, "epochs, steps and scale")
+    add("--img_total", type=count, help="images in all, spread evenly unless --class_prior real")
+    add("--batch_size", default=batch, type=integer(1), help="most images at a time (250; on a processor 16 or 96)")
+    add_best_flag(parser, "epochs, steps, scale and levers")
     add("--enc_epoch", type=epoch_or_best, help="epoch of the Class Encoder, or best; 0: fresh (50)")
     add("--dif_epoch", type=epoch_or_best, help="epoch of the UNet, or best; 0: pretrained (10)")
     add("--inf_steps", type=integer(1, 1000), help="inference steps (50; with --solver dpmpp 15)")
@@ -176,7 +176,7 @@ def generate(args, known=None):
         title = f"{known.name}, {folder.name}"
         sheet = try_to_draw("the set", draw_pictures, folder, known.classes, title, known.experiment.images_dir)
         write_json(folder / "run.json", describe_run(args, started, {"weights": settings["weights"]}, **known.taken))
-        facts = known.taken | sets.filter_facts(args, folder)
+        facts = known.taken | sets.facts_of_set(args, known)
         finish_set(writer, settings | facts)  # last: what has a manifest is complete
         log.info("%d images in %.0f s -> %s, samples %s", made, time.time() - started, folder, sheet or "none")
     return folder

@@ -45,7 +45,7 @@ def summary(source):
     )
 
 
-def card(source, layout, licences, measured, audit):
+def card(source, layout, licences, measured, doubts, audit):
     """The text of README.md.
 
     Args:
@@ -53,6 +53,7 @@ def card(source, layout, licences, measured, audit):
         layout: The `Layout` of the folder.
         licences: (of the real data, of the backbone's weights), a `Licence` or None each.
         measured: Rows of `Data.measured.cas_rows`.
+        doubts: Why they may be too good, a list of text.
         audit: Tables of an audit, [{"header", "rows"}]; empty where there was none.
     """
     soft = [
@@ -63,7 +64,7 @@ def card(source, layout, licences, measured, audit):
         "## Files", layout.files, *(soft if source.soft_labels is not None else []), f"```python\n{layout.reading}\n```",
         "## How the images were made", *made_part(source, licences[1]),
         "## What they were made from", *from_part(source, licences[0]),
-        "## How good they are", *measured_part(source, measured), "## Audit", *audit_part(audit),
+        "## How good they are", *measured_part(source, measured, doubts), "## Audit", *audit_part(audit),
         "## Use and limits", USE, "## Mark of generated images", layout.mark,
         "## Licence", *licence_part(source, licences), "## Citation", f"```bibtex\n{CITATION}\n```",
     ]  # fmt: skip
@@ -139,7 +140,7 @@ def from_part(source, licence):
     return [told + (f" Licence: [{licence.name}]({licence.page})." if licence else " Their authors state no licence.")]
 
 
-def measured_part(source, measured):
+def measured_part(source, measured, doubts):
     if not measured:
         return ["No accuracy was measured with it."]
     told = (
@@ -150,6 +151,7 @@ def measured_part(source, measured):
     return [
         told,
         table(["classifier", "trained on", "beyond the paper's recipe", "top-1", "95 % interval", "top-5"], measured),
+        *(f"**They may be too good**: {text}." for text in doubts),
     ]
 
 

@@ -212,6 +212,8 @@ def write_array(archive, name, shape, kind, rows):
     with archive.open(member, "w", force_zip64=True) as file:
         np.lib.format.write_array_header_1_0(file, header)
         for row in rows:
+            if np.shape(row) != shape[1:]:
+                raise ValueError(f"{name}: a row of {np.shape(row)} where {shape[1:]} are")
             file.write(np.ascontiguousarray(row).tobytes())
 
 

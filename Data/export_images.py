@@ -4,6 +4,7 @@ import glob
 import io
 import itertools
 import logging
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from Data.marking import check_pixels, marked
-from Data.pictures import BROKEN_IMAGE, first_ten, in_chunks
+from Data.pictures import BROKEN_IMAGE, decode, first_ten, in_chunks, square, to_rgb
 from Data.registry import class_names
 from Data.synthetic import complete_sets, open_set, read_manifest, recipe, set_identity
 from Experiment.errors import UserError
@@ -29,6 +30,7 @@ NOT_SETTINGS = {
     "weights_dir",
     "exp",
     "no_mark",
+    "learned_from",
     "total",
     "counts",
     "sha256",
@@ -121,7 +123,7 @@ class SetToExport:
             png = self.store.read(name)
             check_pixels(png)
             with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
-                pixels = np.asarray(image.convert("RGB"))
+                pixels = np.asarray(square(to_rgb(decode(image))))  # as classifiers see it
         except BROKEN_IMAGE as error:
             return f"{shown(self.store.where(name))} ({shown(error)})"
         facts = {"class": self.classes[label], "index": index, **self.settings}
@@ -161,7 +163,7 @@ def soft_labels(folder, sha256, names):
     Returns:
         None where there are none, or those of several teachers.
     """
-    found, listed = {}, [name.encode() for of_class in names for name in of_class]
+    found, listed = {}, [os.fsencode(name) for of_class in names for name in of_class]
     for path in sorted(folder.parent.glob(f"{glob.escape(folder.name)}.soft_labels.*.npz")):
         with plain_arrays(path) as data:
             kept = all(name in data.files for name in ("probabilities", "files", "set_sha256"))

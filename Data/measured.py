@@ -23,15 +23,33 @@ def cas_rows(experiment, source):
         source: The `SetToExport`.
     """
     rows = []
+    for classifier, size, entry in entries_of(experiment, source):
+        learned = (
+            "the real training images" if size == "real" else f"{images_of(entry, size, source):,} generated images"
+        )
+        rows.append([classifier, learned, *scores(entry, source.spec.num_classes)])
+    return rows
+
+
+def cas_doubts(experiment, source):
+    """Why these accuracies may be too good: a list of text."""
+    told = [text for _, _, entry in entries_of(experiment, source) for text in entry.get("doubts", [])]
+    return list(dict.fromkeys(told))
+
+
+def entries_of(experiment, source):
+    """The results behind `cas_rows`: (classifier, size, entry)."""
     for classifier, datasets in cas_results(experiment).items():
         entries = datasets.get(experiment.dataset, {})
         ours = {size: entry for size, entry in entries.items() if size != "real" and is_of(entry, size, source)}
-        for size in sorted(ours, key=lambda size: int(size[1:])):
-            images = int(size[1:]) * source.spec.unit
-            rows.append([classifier, f"{images:,} generated images", *scores(ours[size], source.spec.num_classes)])
+        yield from ((classifier, size, ours[size]) for size in sorted(ours, key=lambda size: int(size[1:])))
         if ours and "real" in entries:
-            rows.append([classifier, "the real training images", *scores(entries["real"], source.spec.num_classes)])
-    return rows
+            yield classifier, "real", entries["real"]
+
+
+def images_of(entry, size, source):
+    """How many images a result of a size is of; results of earlier versions do not say how many 1x were."""
+    return int(size[1:]) * entry.get("unit", source.spec.unit)
 
 
 def cas_results(experiment):
@@ -41,9 +59,14 @@ def cas_results(experiment):
 def is_of(entry, size, source):
     """Whether a result comes from a set, or another one of the same recipe whose images are all in it."""
     made = entry.get("set")
-    if not isinstance(made, dict) or int(size[1:]) * source.spec.unit > source.total:
+    if not isinstance(made, dict) or images_of(entry, size, source) > source.total:
         return False
     folder = str(made.get("folder"))
+    if folder == source.folder.name and entry.get("content", short(source.sha256)) != short(source.sha256):
+        log.warning(
+            "%s of the results was measured on other images than %s holds now: it is left out", size, source.folder
+        )
+        return False
     if folder != source.folder.name and (size_from_name(folder) or source.total + 1) > source.total:
         return False
     return {key: value for key, value in made.items() if key != "folder"} == source.recipe

@@ -79,6 +79,8 @@ def labels_of(data, path, split):
     """
     key = f"{split}_labels"
     labels = data[key]
+    if not isinstance(labels, np.ndarray):
+        raise UserError(f"{path}: {key} is no array of NumPy.")
     if labels.ndim == 2 and labels.shape[1] > 1:
         found = labels.dtype.kind in "biuf" and np.isin(labels, (0, 1)).all() and (labels.sum(axis=1) == 1).all()
         what = (
@@ -95,7 +97,7 @@ def labels_of(data, path, split):
     labels = labels.reshape(-1)
     if labels.dtype.kind == "U":  # in one Unicode form, as names of folders
         words, places = np.unique(labels, return_inverse=True)
-        return np.array([unicodedata.normalize("NFC", word) for word in words.tolist()])[places.reshape(-1)]
+        return np.array([unicodedata.normalize("NFC", word) for word in words.tolist()], dtype=str)[places.reshape(-1)]
     if labels.size and not -(2**53) <= int(labels.min()) <= int(labels.max()) <= 2**53:
         raise UserError(f"{path}: {key} must be at most 2**53. Received: {labels.min()}..{labels.max()}")
     return labels.astype(np.int64)

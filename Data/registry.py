@@ -160,7 +160,7 @@ def dataset_spec(name, skip_broken=False, resolution=None, background="white"):
 def own_name(path):
     """A dataset name for the user's own data that cannot be mistaken for a published dataset's."""
     name = "".join(c if c.isalnum() or c in "_-" else "_" for c in (path.name if path.is_dir() else path.stem))
-    return f"{name}_own" if name in DATASETS else name
+    return f"{name}_own" if name.casefold() in DATASETS else name  # some systems ignore case
 
 
 def folder_spec(path):
@@ -234,8 +234,11 @@ def augmentations(spec):
     """
     names, flips = class_names(spec), spec.flips
     if flips is None:
+        words = [
+            re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", name) for name in names
+        ]  # LeftEye, turnLeft
         sided = re.compile(r"(?<![a-z])(left|right)(?![a-z])", re.IGNORECASE)
-        flips = not any(len(name) < 2 or name.isnumeric() or sided.search(name) for name in names)
+        flips = not any(len(name) < 2 or name.isnumeric() or sided.search(name) for name in words)
     return ("flip", "crop", "erase") if flips else ("crop", "erase")
 
 

@@ -38,12 +38,12 @@ def kept_file(folder):
 
 
 def stamp(store):
-    """How many files hold the images, and when one was last written, moved or replaced, in ns.
+    """How many files hold the images, and a hash of their sizes and of when they were last written, moved or replaced.
 
     A copy has another one, since the time of the last change cannot be set: what a copied manifest says is not believed.
     """
-    changes = [max(found.st_mtime_ns, found.st_ctime_ns) for found in store.stats()]
-    return [len(changes), max(changes, default=0)]
+    found = sorted((file.st_size, file.st_mtime_ns, file.st_ctime_ns) for file in store.stats())
+    return [len(found), hashlib.sha256(repr(found).encode()).hexdigest()]
 
 
 def keep_hashes(folder, store, hashes):
@@ -63,8 +63,8 @@ def kept_hashes(folder, store):
     return kept.get("sha256") if kept.get("stamp") == stamp(store) else None
 
 
-def content_hash(folder, store):
-    """A hash of all images, the same with and without a manifest, and in every store.
+def set_hashes(folder, store):
+    """A hash of each class's images, the same with and without a manifest, and in every store.
 
     Args:
         folder: Of the set, a `Path`.
@@ -77,4 +77,14 @@ def content_hash(folder, store):
     if hashes is None:
         hashes = class_hashes(store.names, store.read)
         keep_hashes(folder, store, hashes)
+    return hashes
+
+
+def content_hash(folder, store):
+    """One hash of all images, see `set_hashes`."""
+    return combined(set_hashes(folder, store))
+
+
+def combined(hashes):
+    """One hash of those of the classes."""
     return hashlib.sha256("\n".join(map(str, hashes)).encode()).hexdigest()

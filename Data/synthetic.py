@@ -16,7 +16,7 @@ from PIL import Image
 from Data.marking import marked
 from Data.numbering import Balanced
 from Data.pictures import first_ten
-from Data.set_hashes import class_hashes, content_hash, keep_hashes
+from Data.set_hashes import class_hashes, combined, keep_hashes, set_hashes
 from Data.sinks import FolderSink, TarSink
 from Data.stores import FILES, TAR_PATTERN, TARS, class_folders, image_name, open_store
 from Experiment.errors import UserError
@@ -204,8 +204,10 @@ def set_identity(folder, classes):
         raise UserError(f"{folder} is of other classes: {named}. The dataset has {first_ten(classes, ', ')}.")
     if not manifest and (Path(folder) / RECORD).exists():
         raise UserError(f"{folder} is not complete: the command that began it makes what is missing.")
-    sha256 = content_hash(Path(folder), open_set(folder, len(classes)))
-    return {"sha256": sha256, **(recipe(folder) if manifest else {})}
+    hashes = set_hashes(Path(folder), open_set(folder, len(classes)))
+    if manifest.get("sha256", hashes) != hashes:
+        log.warning("the images in %s are not those that its manifest speaks of: they have been changed since", folder)
+    return {"sha256": combined(hashes), **(recipe(folder) if manifest else {})}
 
 
 def complete_sets(root, num_classes):

@@ -54,7 +54,10 @@ def fits_additions(entry):
         and all(isinstance(ends, list) and len(ends) == 2 and all(map(is_share, ends)) for ends in interval.values())
         and isinstance(repeats, int)
         and repeats > 0
-        and all(isinstance(entry.get(name, ""), str) for name in ("predictions", "test"))
+        and all(isinstance(entry.get(name, ""), str) for name in ("predictions", "test", "content"))
+        and isinstance(entry.get("unit", 1), int)
+        and isinstance(told := entry.get("doubts", []), list)
+        and all(isinstance(text, str) for text in told)
     )
 
 
@@ -76,6 +79,9 @@ def curve_recipes(entries):
     A result of an earlier version does not say on which images it was tested; nor does a published one.
     """
     recipes = [entry_recipe(entry) for entry in entries]
+    if len({entry["unit"] for entry in entries if "unit" in entry}) > 1:
+        units = [{"images of 1x": entry["unit"]} if "unit" in entry else {} for entry in entries]
+        recipes = [recipe if recipe is None else recipe | unit for recipe, unit in zip(recipes, units)]
     if len({entry["test"] for entry in entries if "test" in entry}) < 2:
         return recipes
     tests = [{"test images": entry.get("test", "not recorded")} for entry in entries]

@@ -98,6 +98,21 @@ def weights_hashes(files, classes):
     return hashes
 
 
+def learned_from(files):
+    """Training images that epochs have learned from, their own and those of the epochs before them, as their cards say.
+
+    Args:
+        files: Epoch files, or None.
+
+    Returns:
+        [{"resolution": px, "train": SHA-256}], each once; published epochs, and those of earlier versions, say nothing.
+    """
+    told = [read_card(path).get("learned_from") for path in filter(None, files)]
+    entries = [entry for of_file in told if isinstance(of_file, list) for entry in of_file]
+    whole = [entry for entry in entries if isinstance(entry, dict) and {"resolution", "train"} <= entry.keys()]
+    return [entry for i, entry in enumerate(whole) if entry not in whole[:i]]
+
+
 def check_pretrained(files, now):
     """Compare the pretrained weights of today with those on which epochs were trained, as their cards say.
 

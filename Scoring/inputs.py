@@ -1,10 +1,15 @@
 """What a training reads, by content, and what its result says of where it comes from."""
 
+import logging
+
+from Data.doubts import OTHER_IMAGES, doubts
 from Data.report import data_identity
-from Data.synthetic import recipe, set_identity
+from Data.synthetic import read_manifest, recipe, set_identity
 from Experiment.files import read_json
 from Experiment.levers import levers_on
 from Models.weight_cards import teacher_hash
+
+log = logging.getLogger("experiment")
 
 
 def learns_from_real(args):
@@ -21,6 +26,20 @@ def inputs_of(args, spec, splits, set_folder, experiment):
         inputs["set"] = set_identity(set_folder, data["classes"])
     known_teacher = teacher_hash(experiment.teacher_dir(args.classifier)) if args.labels == "soft" else None
     return inputs | ({"teacher": known_teacher} if known_teacher else {})
+
+
+def doubts_of(splits, spec, set_folder):
+    """Why what is measured may be too good, see `Data.doubts`. Of a set, its manifest says what its generator has seen."""
+    seen = (read_manifest(set_folder) or {}).get("learned_from", []) if set_folder else []
+    told = doubts(splits, data_identity(splits, spec), seen)
+    if OTHER_IMAGES in told:  # of the rest loading has warned
+        log.warning("the accuracy may be too good: %s", OTHER_IMAGES)
+    return told
+
+
+def unit_of(args, spec):
+    """How many images 1x are, for a result of a synthetic set: {"unit": number}."""
+    return {"unit": spec.unit} if args.synthetic else {}
 
 
 def origin(args, folder, set_folder, trained):

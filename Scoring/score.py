@@ -19,6 +19,7 @@ from Models.fit_state import saved_epochs
 from Models.runtime import make_repeatable
 from Models.trained import load_best, measure, train_and_save, write_tested
 from plots import experiment_cas_curve
+from Scoring.inputs import unit_of
 
 log = logging.getLogger("experiment")
 
@@ -85,7 +86,9 @@ def score(args, known, classifier):
         predictions.append(measured[1])
     experiment = known.experiment
     entry = summary(results, predictions) | {"predictions": known.folder.relative_to(experiment.root).as_posix()}
-    entry |= {"test": short(known.inputs["data"]["test"])}
+    entry |= {"test": short(known.inputs["data"]["test"]), **unit_of(args, known.spec)}
+    entry |= {"content": short(known.inputs["set"]["sha256"])} if "set" in known.inputs else {}
+    entry |= {"doubts": known.doubts} if known.doubts else {}
     entry = {name: entry.pop(name) for name in PUBLISHED_SCORES} | known.origin | entry
     merge_json(experiment.cas_file, {args.classifier: {known.spec.name: {known.cardinality: entry}}}, levels=3)
     compared = compare_with_real(experiment, args.classifier)

@@ -6,6 +6,7 @@ can be published with the dataset, and its answer is the target: its softmax at 
 """
 
 import logging
+import os
 
 import numpy as np
 
@@ -45,7 +46,7 @@ def soft_labels(stored, teacher, teacher_hash, set_hash, classes):
     probabilities = np.concatenate(parts).astype(np.float16)
     agreed = float(np.mean(probabilities.argmax(axis=1) == stored.labels))
     log.info("the teacher's likeliest class is the image's own for %.1f %% of them", 100 * agreed)
-    files, names = np.array(stored.names, dtype=np.bytes_), np.array(classes, dtype=np.str_)
+    files, names = np.array(list(map(os.fsencode, stored.names))), np.array(classes, dtype=np.str_)
     try:
         with atomic_path(path) as partial:
             np.savez(partial, probabilities=probabilities, files=files, classes=names, **made_of)

@@ -1,11 +1,16 @@
 """What a study is a study of: its settings, and the content of the data and of the weights that it reads."""
 
+import logging
+
+from Data.doubts import OTHER_IMAGES, others
 from Data.report import data_identity
 from Experiment.errors import UserError
 from Experiment.levers import OFF, filled_in, levers_on
 from Experiment.records import changes, flattened, masked
 from Models.foreign_weights import is_foreign
-from Models.weight_cards import weights_hashes
+from Models.weight_cards import learned_from, weights_hashes
+
+log = logging.getLogger("experiment")
 
 # Arguments that two runs must share to be one study.
 SETTINGS = (
@@ -37,6 +42,8 @@ def search_inputs(splits, spec, epochs, epoch_files):
     data = data_identity(splits, spec)
     classes = data["classes"]
     hashes = weights_hashes({str(epoch): file for epoch, file in epochs.items()}, classes)
+    if others(learned_from([*epochs.values(), *epoch_files.values()]), data):
+        log.warning("too good may be what this search measures: %s", OTHER_IMAGES)
     inputs = {
         "classes": classes,
         "data": {name: data[name] for name in ("resolution", "val", "test")},

@@ -5,7 +5,7 @@ from Models.backbones import BACKBONES
 MINI_CLASSIFIER = "resnet20_16"  # a quarter of the paper's width, for speed
 FEWEST_IMAGES = 80  # for a classifier's batch of 64
 
-# Images that mini's trainings see in all, over their epochs: about the same work for a small and a large dataset.
+# Images that the trainings of light backbones see in all, over their epochs: about the same work for a small and a large dataset.
 ENC_IMAGES, DIF_IMAGES = 12_000, 64_000
 # Of classifiers: batch and epochs in a trial, most images of the measurement on test, images that a final one sees in all.
 # Where images have more than COARSE px a side a classifier takes most of the time: as many steps, of smaller batches.
@@ -29,8 +29,8 @@ def paper_recipe(args, spec):
     }  # fmt: skip
 
 
-def small_recipe(args, spec):
-    """For a small backbone on a laptop: few trials, few images each, and trainings of about equal work whatever the dataset.
+def light_recipe(args, spec):
+    """For a light backbone on a laptop: few trials, few images each, and trainings of about equal work whatever the dataset.
 
     On the digits these are the values of the demo.
     """
@@ -64,4 +64,4 @@ def recipe(args, spec):
         args: The pipeline's arguments: what the user has chosen stays.
         spec: The `DatasetSpec`.
     """
-    return (small_recipe if BACKBONES[args.backbone].light else paper_recipe)(args, spec)
+    return (light_recipe if BACKBONES[args.backbone].light else paper_recipe)(args, spec)

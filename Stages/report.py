@@ -116,8 +116,13 @@ def accuracy_part(experiment, entries, classifier, sizes, num_classes):
     told = f"Classification Accuracy Score of {classifier}" + (f" on {count:,} real test images" if count else "")
     words = "Accuracy by the size of the synthetic training set; dashed: trained on real images"
     differences = pages.items(against) if against else ""
+    doubts = dict.fromkeys(
+        f"They may be too good: {text}." for entry in entries.values() for text in entry.get("doubts", [])
+    )
     picture = pages.figure_if_there(experiment.cas_plot, words)
-    return pages.section("Accuracy", pages.table(header, rows, told), differences, picture)
+    return pages.section(
+        "Accuracy", pages.table(header, rows, told), *map(pages.paragraph, doubts), differences, picture
+    )
 
 
 def trained_on(size):

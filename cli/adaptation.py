@@ -1,12 +1,17 @@
 """Flags of the adaptation that the paper does not have, all off by default."""
 
+import logging
+
 from cli.flags import add_devices_flag, number
+from Data.doubts import others, seen_images
 from Data.registry import class_names
 from Experiment.levers import OFF
 from Models.averages import WIDTHS, Averaged, power_of_width
 from Models.backbones import BACKBONES, PARTS
 from Models.feed import drop_labels
-from Models.weight_cards import read_card
+from Models.weight_cards import learned_from, read_card
+
+log = logging.getLogger("experiment")
 
 
 def add_training_levers(parser):
@@ -58,7 +63,11 @@ def set_up(args, known, diffusion, precision_name):
     from Models.adapter import adaptation
     from Models.training import compile_model
 
-    facts = {"classes": class_names(known.spec), "dataset": known.spec.name, "pretrained": pretrained_of(args, known)}
+    before, seen = learned_from(known.epochs.values()), seen_images(known.train, known.spec)
+    if others(before, seen):
+        log.warning("the epochs that this training begins from have learnt from other images than those of today")
+    facts = {"classes": class_names(known.spec), "dataset": known.spec.name, "pretrained": pretrained_of(args, known),
+             "learned_from": before + [seen] * (seen not in before)}  # fmt: skip
     adapted = adaptation(diffusion, args.train_model, facts, known.updates, args.seed, known.epochs["dif"])
     fit_levers, compiled, recorded = training_levers(args, diffusion.backbone)
     steps = -(-len(known.train.labels) // args.batch_size) * args.epochs

@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import logging
 import math
 import os
 import re
@@ -17,6 +18,8 @@ from Experiment.records import masked
 from Models.backbones import BACKBONES
 from Models.classifiers import CLASSIFIERS
 from Models.noise_schedule import TIMESTEP_SPACINGS
+
+log = logging.getLogger("experiment")
 
 PRECISIONS = ("auto", "float32", "mixed_bfloat16")
 
@@ -114,7 +117,12 @@ def new_parser(doc, exp_required=False):
         type=experiment_name,
         help="identifier of the experiment, names its folders" + ("" if exp_required else " (0001)"),
     )
-    parser.add_argument("--backbone", default="sd1", choices=list(BACKBONES), help="pretrained Stable Diffusion (sd1)")
+    parser.add_argument(
+        "--backbone",
+        default="sd1",
+        choices=list(BACKBONES),
+        help="pretrained Stable Diffusion (sd1); mini and small are for a laptop",
+    )
     parser.add_argument("--root", default=REPOSITORY, type=Path, help="folder of all outputs (the repository)")
     parser.add_argument("--data_dir", type=Path, help="folder with the dataset's official files (ROOT/Data/Real)")
     parser.add_argument(
@@ -173,10 +181,10 @@ def add_training_flags(add):
     """How long and how the adaptation trains, and which of its epochs stay."""
     add("--freq", default=1, type=integer(1), help="epochs between saved weights (1)")
     add("--keep", type=integer(1), help="keep only the last N epochs of this run (all, since the search chooses)")
-    add("--epochs", type=integer(1), help="epochs (enc 50, dif 10; mini: 12, 64)")
-    add("--batch_size", type=integer(1), help="images a step (enc 64, dif 16; mini: 64, 32)")
+    add("--epochs", type=integer(1), help="epochs (enc 50, dif 10; mini, small: 12, 64)")
+    add("--batch_size", type=integer(1), help="images a step (enc 64, dif 16; mini, small: 64, 32)")
     add("--lr", type=number(0, 10, above=True),
-        help="first learning rate (enc 1e-4, dif 1e-5, LoRA 1e-4; mini: 2e-2, 8e-4, 4e-3)")  # fmt: skip
+        help="first learning rate (enc 1e-4, dif 1e-5, LoRA 1e-4; mini, small: 2e-2, 8e-4, 4e-3)")  # fmt: skip
     add("--gradient_checkpointing", action="store_true",
         help="compute the UNet's blocks twice a step instead of keeping what they computed: less memory")  # fmt: skip
 
@@ -257,7 +265,13 @@ def finish_args(parser, argv=None):
         parser.error("argument --xla: on is not allowed with --deterministic, which switches it off")
     args.root = args.root.expanduser().resolve()
     args.data_dir = (args.data_dir or args.root / "Data" / "Real").expanduser().resolve()
-    if args.dataset not in DATASETS:
+    if args.dataset in DATASETS:
+        if Path(args.dataset).is_dir():
+            log.warning(
+                "--dataset %s is the published dataset, not the folder of that name here: that is ./%s",
+                *2 * [args.dataset],
+            )
+    else:
         args.dataset = str(Path(args.dataset).expanduser().resolve())
     if hasattr(args, "weights_dir"):
         check_weights_flag(parser, args)

@@ -11,18 +11,22 @@ def add_pipeline_flags(parser):
     add, count = parser.add_argument, integer(1)
     add("--sizes", nargs="+", default=[1], type=integer(1, 1000), metavar="N",
         help="synthetic sets to make and to train on, in real sizes (1)")  # fmt: skip
-    add("--classifier", choices=list(CLASSIFIERS), help="kind of classifier (resnet20; mini: resnet20_16)")
-    add("--enc_epochs", type=count, help="epochs of transfer learning (the paper's 50; mini: by the number of images)")
-    add("--dif_epochs", type=count, help="epochs of fine-tuning (the paper's 10; mini: by the number of images)")
-    add("--n_trials", type=count, help="finished trials of each search (50, 40; mini: 5)")
-    add("--num_imgs", type=count, help="images of a trial (4000; mini: 30 of each class, at least 300)")
+    add("--classifier", choices=list(CLASSIFIERS), help="kind of classifier (resnet20; mini, small: resnet20_16)")
+    add("--enc_epochs", type=count, help="epochs of transfer learning (50; mini, small: by the number of images)")
+    add("--dif_epochs", type=count, help="epochs of fine-tuning (10; mini, small: by the number of images)")
+    add("--n_trials", type=count, help="finished trials of each search (50, 40; mini, small: 5)")
+    add("--num_imgs", type=count, help="images of a trial (4000; mini, small: 30 of each class, at least 300)")
     add(
         "--test_imgs",
         type=count,
-        help="images of each measurement on test (--num_imgs; mini: 1x, at most 1000, or 300 above 16 px)",
+        help="images of each measurement on test (--num_imgs; mini, small: 1x, at most 1000, or 300 above 16 px)",
     )
-    add("--trial_epochs", type=count, help="most epochs of a trial's classifier (100; mini: 32, or 16 above 16 px)")
-    add("--classifier_epochs", type=count, help="most epochs of the classifiers (100; mini: 40, fewer for larger sets)")
+    add("--trial_epochs", type=count, help="most epochs of a trial's classifier (100; mini, small: 32, 16 above 16 px)")
+    add(
+        "--classifier_epochs",
+        type=count,
+        help="most epochs of classifiers (100; mini, small: 40, fewer for larger sets)",
+    )
     add("--also", action="append", default=[], metavar="'SCRIPT FLAGS'",
         help="further flags of a script, or of a part of it, as in --also 'hyp_opt --pruner none', --also 'SD_adapting:dif "
              "--keep 1'; may be given several times")  # fmt: skip

@@ -39,7 +39,7 @@ def add_measurement_flags(add):
     add("--rungs", default=3, type=integer(1, 6),
         help="a trial begins with 1/4 of its images, goes on with 1/2, then all; 1: all at once (3)")  # fmt: skip
     add("--gen_batch_size", default=presets.GENERATION_BATCH, type=integer(1),
-        help="most images generated at a time (250; on a processor 16, mini 96)")  # fmt: skip
+        help="most images generated at a time (250; on a processor 16 or 96)")  # fmt: skip
     add("--epochs", default=presets.TRIAL_EPOCHS, type=integer(1), help="most epochs of a trial's classifier (100)")
     add("--select_on", default="val", choices=["val", "test"],
         help="images whose accuracy is maximised; test as published, which is no fair test (val)")  # fmt: skip

@@ -10,9 +10,10 @@ from Data.numbering import Balanced, Proportional, real_frequencies
 from Data.pictures import resize_images
 from Data.stores import FILES, STORES, TAR_IMAGES, TARS
 from Experiment.errors import UserError
+from Experiment.files import read_json
 from Experiment.levers import HOW, OFF
 from Models.classifiers import CLASSIFIERS
-from Models.weight_cards import other_inputs, read_card
+from Models.weight_cards import learned_from, other_inputs, read_card
 
 log = logging.getLogger("experiment")
 
@@ -139,6 +140,12 @@ def generate_filtered(args, known, diffusion, writer, how):
     return int(selection.kept.sum()) - before
 
 
-def filter_facts(args, folder):
-    """What the manifest says of the filter: {"filter_counts": {...}}, empty without one."""
-    return {} if args.filter is None else {"filter_counts": read_selection(folder)}
+def facts_of_set(args, known):
+    """What the manifest says beside the settings: training images that its makers have seen, and what a filter has counted."""
+    seen, facts = learned_from(known.epochs.values()), {}
+    if args.filter is not None:
+        data = read_json(filter_folder(args, known.experiment) / "training.json").get("inputs", {}).get("data", {})
+        if {"resolution", "train"} <= data.keys():
+            seen += [{name: data[name] for name in ("resolution", "train")}]
+        facts["filter_counts"] = read_selection(known.folder)
+    return facts | ({"learned_from": seen} if seen else {})

@@ -1,6 +1,7 @@
 """The classifier follows its inputs: synthetic set, real data, classes; and one curve is of one recipe."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -11,13 +12,15 @@ import pytest
 
 import classifier_training
 import plots
+from Data.cards import measured_part
 from Data.export_images import SetToExport
-from Data.measured import is_of
+from Data.measured import cas_doubts, cas_rows, is_of
 from Data.numbering import Balanced
 from Data.registry import dataset_spec
-from Data.synthetic import SyntheticWriter, recipe
+from Data.synthetic import SyntheticWriter, recipe, set_identity
 from Experiment.errors import UserError
 from Experiment.files import read_json, write_json
+from Experiment.paths import Experiment
 from Experiment.results import CAS_SCHEMA, read_results
 from Models.classifiers import CLASSIFIERS
 from tests.conftest import write_pets
@@ -294,6 +297,58 @@ def test_sizes_of_one_recipe_make_one_curve(root):
     assert results(root)["x1"]["set"]["folder"].startswith("20") and results(root)["x2"]["set"]["folder"].startswith(
         "40"
     )
+
+
+def test_a_set_that_was_edited_is_another_one(root, caplog):
+    folder = make_set(sets(root) / "20Enc1Dif2Is5Ugs1.5")
+    train(root)
+    source = SetToExport(folder, dataset_spec(str(root / "two.npz")))
+    experiment = Experiment(root, "0001", "two")
+    (row,) = cas_rows(experiment, source)
+    assert row[1] == "20 generated images" and not caplog.text.count("manifest speaks of")
+    image = folder / "class_00/img_0.png"
+    shutil.copy(folder / "class_00/img_1.png", image)
+    edited = SetToExport(folder, dataset_spec(str(root / "two.npz")))
+    assert "not those that its manifest speaks of" in caplog.text
+    assert not cas_rows(experiment, edited) and "was measured on other images" in caplog.text
+
+
+def test_a_file_of_the_future_hides_no_change(root):
+    folder = make_set(sets(root) / "20Enc1Dif2Is5Ugs1.5")
+    os.utime(folder / "class_00/img_0.png", (2**31, 2**31))
+    before = set_identity(folder, ["0", "1"])
+    shutil.copy(folder / "class_00/img_2.png", folder / "class_00/img_1.png")
+    assert set_identity(folder, ["0", "1"])["sha256"] != before["sha256"]
+
+
+def test_1x_of_another_size_is_another_curve(root):
+    make_set(sets(root) / "40Enc1Dif2Is5Ugs1.5", 40)
+    train(root)
+    file = root / "CAS Results/test_accuracies_exp0001.json"
+    entry = results(root)["x1"]
+    assert entry["unit"] == 20
+    write_json(file, {"resnet20": {"two": {"x1": entry | {"unit": 15}}}})
+    with pytest.raises(
+        UserError, match="x1 in the results comes from other settings: images of 1x 15 .now images of 1x 20."
+    ):
+        train(root, "--take", 2)
+
+
+def test_test_images_that_are_in_train_too_are_told_with_the_accuracy(root):
+    with np.load(root / "two.npz") as data:
+        arrays = dict(data)
+    rng = np.random.default_rng(1)
+    for split in ("train", "val", "test"):
+        arrays[f"{split}_images"] = rng.integers(0, 256, (20, 8, 8, 3), np.uint8)
+    arrays["test_images"][:3] = arrays["train_images"][:3]
+    np.savez(root / "two.npz", **arrays)
+    folder = make_set(sets(root) / "20Enc1Dif2Is5Ugs1.5")
+    train(root)
+    told = ["3 of the 20 test images have the pixels of one in train"]
+    assert results(root)["x1"]["doubts"] == told
+    source = SetToExport(folder, dataset_spec(str(root / "two.npz")))
+    assert cas_doubts(Experiment(root, "0001", "two"), source) == told
+    assert any("3 of the 20" in text for text in measured_part(source, [["x"]], told))
 
 
 def test_a_finished_classifier_says_so_without_tensorflow(root):

@@ -22,6 +22,7 @@ from Data.export_images import ExportedImage, SetToExport
 from Data.marking import DIGITAL_SOURCE_TYPE, has_mark
 from Data.measured import audit_file
 from Data.npz import read_npz
+from Data.pictures import resize, square
 from Data.registry import class_names, dataset_spec
 from Data.synthetic import SyntheticWriter, recipe, set_identity
 from Experiment import files
@@ -226,6 +227,24 @@ def test_a_soft_label_goes_with_its_image(root, kind):
     for row in rows:
         expected = of_image[f"class_{int(row['class']):02d}/img_{row['index']}.png".encode()]
         assert np.allclose(row["soft_label"], expected, atol=1e-3) and abs(sum(row["soft_label"]) - 1) < 1e-6
+
+
+def test_images_of_others_are_exported_as_classifiers_see_them(root):
+    """Not square, or transparent: without a manifest, and with names of any bytes."""
+    shape = Experiment(root, "e", "digits").synthetic_root
+    shutil.rmtree(shape)
+    wide = picture(1, 20)[:9]
+    clear = np.dstack([picture(2), np.full((9, 9, 1), 0, np.uint8)])
+    for label in range(10):
+        folder = shape / f"10Enc3Dif4Is20Ugs1.5/class_{label:02d}"
+        folder.mkdir(parents=True)
+        Image.fromarray(wide if label < 5 else clear).save(folder / "img_0.png")
+    images = {}
+    with np.load(exported(root, "npz") / "digits.npz") as data:
+        images = dict(zip(data["train_labels"][:, 0].tolist(), data["train_images"]))
+    expected = np.asarray(resize(square(Image.fromarray(wide)), 8, "bilinear"))
+    assert all(np.array_equal(images[label], expected) for label in range(5)) and len(images) == 10
+    assert all((images[label] == 255).all() for label in range(5, 10))
 
 
 def test_soft_labels_of_another_set_or_of_several_teachers_stay(root, caplog):

@@ -12,8 +12,11 @@ import optuna
 import pytest
 from PIL import Image
 
+import classifier_training
 import generate_dataset
+import hyp_opt
 import SD_adapting
+from Data.doubts import OTHER_IMAGES
 from Experiment import disk
 from Experiment.disk import check_room
 from Experiment.errors import UserError
@@ -24,7 +27,7 @@ from Models import weight_cards
 from Models.adapter import Diffusion, WholeNetwork
 from Models.class_encoder import class_encoder
 from Models.training import bytes_needed
-from Models.weight_cards import card_path, check_pretrained, read_card, weights_hashes, write_card
+from Models.weight_cards import card_path, check_pretrained, learned_from, read_card, weights_hashes, write_card
 from Models.weight_names import epoch_path
 from Models.weights import save_weights
 from tests.conftest import write_pets
@@ -236,6 +239,39 @@ def test_continuing_is_a_plain_command(tiny, folder, tmp_path):
         assert "finished already" in adapted(folder, tmp_path / "out", *flags)[0].done
     with pytest.raises(UserError, match="holds the epochs 2 of another run, which would be overwritten"):
         adapted(folder, tmp_path / "out", "--enc_epoch", 1, "--epochs", 1)
+
+
+def test_who_has_learnt_from_images_that_are_tested_today_is_told(tiny, tmp_path, caplog):
+    """The user deals the images anew, between two stages."""
+    rng, file = np.random.default_rng(0), tmp_path / "own.npz"
+    images = {f"{split}_images": rng.integers(0, 256, (20, 8, 8, 3), np.uint8) for split in ("train", "val", "test")}
+    labels = {f"{split}_labels": np.arange(20) % 2 for split in ("train", "val", "test")}
+    np.savez(file, **images, **labels)
+    common = ["--dataset", str(file), "--exp", "x", "--root", str(tmp_path / "out")]
+    model = [*common, "--backbone", "tiny"]
+    enc = SD_adapting.adapt(SD_adapting.parse_args([*model, "--batch_size", "10"]))
+    (seen,) = learned_from([enc / "epoch1.weights.h5"])
+    assert seen["resolution"] == 8
+    made = [*model, "--img_total", "20", "--enc_epoch", "1", "--dif_epoch", "0", "--inf_steps", "2", "--ugs", "1"]
+    folder = generate_dataset.generate(generate_dataset.parse_args(made))
+    assert read_json(folder / "manifest.json")["learned_from"] == [seen]
+    learn = [*common, "--classifier", "resnet20_16", "--epochs", "1", "--batch_size", "10"]
+    classifier_training.train_classifier(classifier_training.parse_args(learn))
+    results = tmp_path / "out/CAS Results/test_accuracies_expx.json"
+    assert "doubts" not in read_json(results)["resnet20_16"]["own"]["x1"] and OTHER_IMAGES not in caplog.text
+
+    images["train_images"], images["test_images"] = images["test_images"], images["train_images"]
+    np.savez(file, **images, **labels)
+    classifier_training.train_classifier(classifier_training.parse_args([*learn, "--restart"]))
+    assert read_json(results)["resnet20_16"]["own"]["x1"]["doubts"] == [OTHER_IMAGES]
+    assert caplog.text.count(OTHER_IMAGES) == 1
+    hyp_opt.plan(hyp_opt.parse_args([*model, "--num_imgs", "20", "--batch_size", "10"]))
+    assert caplog.text.count(OTHER_IMAGES) == 2
+    dif = SD_adapting.adapt(
+        SD_adapting.parse_args([*model, "--train_model", "dif", "--enc_epoch", "1", "--batch_size", "10"])
+    )
+    assert "begins from have learnt from other images" in caplog.text
+    assert len(learned_from([dif / "epoch1.weights.h5"])) == 2
 
 
 def test_fine_tuning_follows_its_encoder(tiny, folder, tmp_path):

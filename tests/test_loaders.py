@@ -10,6 +10,7 @@ import shutil
 import struct
 import tarfile
 import unicodedata
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from medmnist import INFO
 from PIL import Image
 from sklearn.model_selection import train_test_split
 
+from cli.flags import finish_args, new_parser
 from Data import loaders
 from Data.loaders import Split, Splits, load_splits
 from Data.npz import NPZ_KEYS, SPLITS
@@ -27,6 +29,7 @@ from Data.registry import DATASETS, class_names, dataset_spec
 from Data.report import data_identity, partners
 from Experiment.errors import UserError
 from Experiment.paths import Experiment
+from tests.conftest import write_pets
 
 
 @pytest.fixture(autouse=True)
@@ -824,3 +827,34 @@ def test_words_in_two_unicode_forms_are_one_class(tmp_path, caplog):
     spec = dataset_spec(str(tmp_path / "a.npz"))
     load_splits(spec, tmp_path)
     assert spec.classes == ("hiver", "hiver ", names[0]) and "differ only in case or blanks" in caplog.text
+
+
+def test_labels_that_are_no_array_are_one_line(tmp_path):
+    images = np.zeros((4, 8, 8, 3), np.uint8)
+    labels = {f"{split}_labels": np.arange(4) % 2 for split in ("val", "test")}
+    np.savez(tmp_path / "own.npz", **{f"{split}_images": images for split in ("train", "val", "test")}, **labels)
+    with zipfile.ZipFile(tmp_path / "own.npz", "a") as archive:
+        archive.writestr("train_labels", "cat dog cat dog")
+    with pytest.raises(UserError, match="train_labels is no array of NumPy"):
+        dataset_spec(str(tmp_path / "own.npz"))
+
+
+def test_a_split_without_images_is_named_where_labels_are_words(tmp_path):
+    arrays = {
+        f"{split}_images": np.zeros((n, 8, 8, 3), np.uint8) for split, n in (("train", 4), ("val", 0), ("test", 4))
+    }
+    arrays |= {f"{name.split('_')[0]}_labels": np.array(["cat", "dog"] * 2)[: len(of)] for name, of in arrays.items()}
+    np.savez(tmp_path / "own.npz", **arrays)
+    with pytest.raises(UserError, match="val"):
+        load_splits(dataset_spec(str(tmp_path / "own.npz")), tmp_path)
+
+
+def test_a_folder_named_as_a_published_dataset_keeps_apart(tmp_path, monkeypatch, caplog):
+    for name in ("digits", "CIFAR10"):
+        write_pets(tmp_path).rename(tmp_path / name)
+        assert dataset_spec(str(tmp_path / name)).name == f"{name}_own"
+    monkeypatch.chdir(tmp_path)
+    for text, said in (("digits", True), ("./digits", False)):
+        caplog.clear()
+        finish_args(new_parser("x"), ["--dataset", text])
+        assert ("is the published dataset, not the folder" in caplog.text) == said

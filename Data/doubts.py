@@ -1,0 +1,40 @@
+"""What makes an accuracy too good, in words that go with it into results, pages and cards."""
+
+from Data.pictures import resize_images
+from Data.report import SPLITS, repeated_images, split_hash
+
+OTHER_IMAGES = (
+    "the generator has learnt from other training images than those of today, and these test images may be among them"
+)
+
+
+def doubts(splits, data, learned_from=()):
+    """Why accuracies on the test images may be too good: a list of text, empty where nothing is known.
+
+    Args:
+        splits: The real `Splits`.
+        data: Their `data_identity`.
+        learned_from: Training images of the generator, as `seen_images` describes them.
+    """
+    pairs, count = repeated_images(splits), len(splits.test.labels)
+    told = []
+    for other in SPLITS[:2]:
+        if found := len({i for split, i, partner, _, _ in pairs if (split, partner) == ("test", other)}):
+            told.append(f"{found} of the {count} test images have the pixels of one in {other}")
+    return told + ([OTHER_IMAGES] if others(learned_from, data) else [])
+
+
+def seen_images(train, spec):
+    """What identifies training images to those who see them at the classifiers' resolution: {"resolution": px, "train": SHA-256}.
+
+    Args:
+        train: A `Split`, of any resolution.
+        spec: The `DatasetSpec`.
+    """
+    images = resize_images(train.images, spec.resolution)
+    return {"resolution": spec.resolution, "train": split_hash(train._replace(images=images))}
+
+
+def others(learned_from, data):
+    """Whether some of these training images are others than those of a `data_identity`; at other resolutions nobody knows."""
+    return any(seen["resolution"] == data["resolution"] and seen["train"] != data["train"] for seen in learned_from)
