@@ -87,9 +87,9 @@ def quality_part(views, most, seed, fid):
     for field, extractor in views.extractors.items():
 
         def compared(side, kind, count, label=None, field=field):
+            sides = (views.train, side, *([] if label is not None else [views.fake, views.held_out]))
+            count = min(len(view.sample(count, seed, kind, label)) for view in sides)  # as many of each: numbers count
             rows = [view.sample(count, seed, kind, label) for view in (views.train, side)]
-            count = min(map(len, rows))
-            rows = [view.sample(count, seed, kind, label) for view in (views.train, side)]  # as many of both
             return quality(*(view.features(field, r) for view, r in zip((views.train, side), rows)), seed, fid)
 
         log.info("quality by %s", extractor.name)

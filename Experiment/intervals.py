@@ -4,7 +4,7 @@ Right and wrong predictions are hits (R, N): a row for each repeat, a column for
 """
 
 import numpy as np
-from scipy.stats import binomtest, norm
+from scipy.stats import binomtest, t
 
 from Experiment.randomness import random_stream
 
@@ -19,28 +19,65 @@ def binomial_interval(accuracy, images, confidence=CONFIDENCE):
 
 
 def accuracy_interval(hits, confidence=CONFIDENCE):
-    """The interval (low, high) of the mean of hits (R, N): Wilson's for one repeat and where all are alike, else bootstrapped."""
+    """The interval (low, high) of the mean of hits (R, N): Wilson's, of one repeat and where all are alike.
+
+    Of more repeats it is Wilson's of as many images as one training would need to be as sure, see `spread`.
+    """
+    accuracy, (deviation, freedom) = hits.mean(), spread(hits)
     if len(hits) == 1 or hits.all() or not hits.any():
-        return binomial_interval(hits.mean(), hits.shape[1], confidence)
-    return percentiles(np.clip(resampled_means(hits)[0], 0, 1), confidence)
+        return binomial_interval(accuracy, hits.shape[1], confidence)
+    images, quantile = accuracy * (1 - accuracy) / deviation**2, t.ppf((1 + confidence) / 2, freedom)
+    middle = (accuracy + quantile**2 / (2 * images)) / (1 + quantile**2 / images)
+    half = (
+        np.sqrt(accuracy * (1 - accuracy) / images + quantile**2 / (4 * images**2))
+        * quantile
+        / (1 + quantile**2 / images)
+    )
+    return max(0.0, float(middle - half)), min(1.0, float(middle + half))
 
 
 def difference_interval(ours, theirs, confidence=CONFIDENCE):
     """The interval (low, high) of a difference of two accuracies on the same images, hits (R, N) and (S, N).
 
-    Of two single runs it is that of Bonett and Price (2012, doi 10.3102/1076998611411915): where the two disagree on few
-    images, or on none, a bootstrap is too narrow.
+    Two images more, one that each side alone has right in all repeats, keep it from saying much where the sides disagree on
+    few images or on none, as Bonett and Price (2012, doi 10.3102/1076998611411915) do it for two single runs. A side of one
+    repeat is taken to vary as the other side's repeats do.
     """
-    if len(ours) == len(theirs) == 1:
-        images = ours.shape[1] + 2
-        better, worse = (((one & ~other).sum() + 1) / images for one, other in ((ours, theirs), (theirs, ours)))
-        half = norm.ppf((1 + confidence) / 2) * np.sqrt((better + worse - (better - worse) ** 2) / images)
-        return max(-1.0, float(better - worse - half)), min(1.0, float(better - worse + half))
-    ours, theirs = resampled_means(ours, theirs)
-    return percentiles(ours - theirs, confidence)
+    only_ours, only_theirs = np.array([True, False]), np.array([False, True])
+    ours, theirs = (np.hstack([side, np.tile(one, (len(side), 1))]) for side, one in
+                    ((ours, only_ours), (theirs, only_theirs)))  # fmt: skip
+    difference, (deviation, freedom) = float(ours.mean() - theirs.mean()), spread(ours, theirs)
+    half = t.ppf((1 + confidence) / 2, freedom) * deviation
+    return max(-1.0, difference - half), min(1.0, difference + half)
 
 
-def percentiles(values, confidence):
+def spread(*sides):
+    """Standard deviation of the mean of hits (R, N), or of the difference of two sides' means, and its degrees of freedom.
+
+    Over images it is that of bootstrap samples. Of few repeats nobody knows how much trainings vary: the degrees of freedom
+    are those of Welch and Satterthwaite, in which what comes from the images counts as known. Without repeats on any side
+    they are infinite, and the deviation is that of these trainings alone.
+    """
+    repeats = np.array([len(side) for side in sides])
+    if repeats.max() == 1:  # exact: what the bootstrap estimates
+        each = sides[0][0] - sides[1][0].astype(float) if len(sides) == 2 else sides[0][0]
+        return float(each.std() / np.sqrt(each.size)), np.inf
+    means = resampled_means(*sides)
+    variance = (means[0] - means[1] if len(sides) == 2 else means[0]).var()
+    of_training = [side.mean(axis=1).var(ddof=1) if len(side) > 1 else 0.0 for side in sides]
+    if repeats.min() == 1:
+        (several,) = np.flatnonzero(repeats > 1)
+        lent = of_training[several]
+        parts = [(lent * (1 + 1 / repeats[several]), repeats[several] - 1)]
+        variance += lent
+    else:
+        parts = [(of_side / count, count - 1) for of_side, count in zip(of_training, repeats)]
+    uncertain = sum(part**2 / freedom for part, freedom in parts)
+    return float(np.sqrt(variance)), float(variance**2 / uncertain) if uncertain else np.inf
+
+
+def percentiles(values, confidence=CONFIDENCE):
+    """The interval (low, high) that holds the middle of bootstrapped values."""
     low, high = np.quantile(values, [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)
 

@@ -177,7 +177,7 @@ def report(args, known, study, started):
         report_pareto(args, study, known.folder)
     steps, scale, epoch, levers = settings_of(best)
     log.info(
-        "best of %d trials: --inf_steps %d --ugs %g --%s_epoch %d%s, %s accuracy %.4f%s, %.0f s -> %s",
+        "best of %d trials: --inf_steps %d --ugs %g --%s_epoch %d%s, %s accuracy %.4f%s, by which it was chosen, %.0f s -> %s",
         len(trials(study, *FINISHED)), steps, scale, args.train_model, epoch,
         as_flags(levers_used(args, levers)), SELECTED[args.select_on], mean(values),
         f" (mean of {len(values)} runs)" if len(values) > 1 else "", time.time() - started, known.best_file,

@@ -205,8 +205,12 @@ class Subject:
 
 
 def hits(rows):
-    """Hits bool (R, N) of rows of one dataset, of all their seeds and repeats."""
-    return np.array([[h == "1" for h in text] for row in rows for text in row["hits"]])
+    """Hits (R, N) of rows of one dataset: of one seed those of its repeats, of several the mean of each seed's repeats.
+
+    Repeats of a seed share an adapted model and a set: as trainings of the whole recipe they count once.
+    """
+    of_seeds = [np.array([[h == "1" for h in text] for text in row["hits"]]) for row in rows]
+    return of_seeds[0] if len(rows) == 1 else np.array([of_seed.mean(axis=0) for of_seed in of_seeds])
 
 
 def table(rows):

@@ -27,7 +27,7 @@ def add_training_levers(parser):
     )  # fmt: skip
     parser.add_argument(
         "--min_snr", type=number(0, 1e6, above=True), metavar="GAMMA",
-        help="weigh the loss by min(SNR, GAMMA) / SNR; the learning rate is divided by the mean weight (off; usual: 5)",
+        help="weigh the loss by min(SNR, GAMMA) / SNR, divided by its mean over the timesteps (off; usual: 5)",
     )  # fmt: skip
 
 
@@ -35,17 +35,17 @@ def training_levers(args, backbone):
     """What these flags mean for the training.
 
     Returns:
-        For `fit_epochs`: {"transforms": [...], "weights": float32 (T,) or None}; for `compile_model`: {"lr": ...,
-        "average_power": ...}; and facts for the record, empty where they are off.
+        For `fit_epochs`: {"transforms": [...], "weights": float32 (T,) or None}; for `compile_model`: {"average_power": ...}; and facts for the record, empty where they are off.
     """
     fit = {"transforms": [drop_labels(args.label_dropout)] if args.label_dropout else [], "weights": None}
-    compiled, facts = {"lr": args.lr, "average_power": None}, {}
+    compiled, facts = {"average_power": None}, {}
     if args.ema is not None:
         facts["average_power"] = compiled["average_power"] = power_of_width(args.ema)
     if args.min_snr is not None:
-        fit["weights"] = backbone.schedule.min_snr_weights(args.min_snr, backbone.prediction_type)
-        facts["mean_loss_weight"] = float(fit["weights"].mean())
-        facts["first_learning_rate"] = compiled["lr"] = args.lr / facts["mean_loss_weight"]
+        weights = backbone.schedule.min_snr_weights(args.min_snr, backbone.prediction_type)
+        facts["mean_loss_weight"] = float(weights.mean())
+        # Not the learning rate is rescaled: Adam's steps are the same whatever the size of the loss, but for the clipping.
+        fit["weights"] = weights / weights.mean()
     return fit, compiled, facts
 
 
@@ -71,7 +71,7 @@ def set_up(args, known, diffusion, precision_name):
     adapted = adaptation(diffusion, args.train_model, facts, known.updates, args.seed, known.epochs["dif"])
     fit_levers, compiled, recorded = training_levers(args, diffusion.backbone)
     steps = -(-len(known.train.labels) // args.batch_size) * args.epochs
-    model = compile_model(adapted, compiled.pop("lr"), steps, precision_name, args.gradient_checkpointing, **compiled)
+    model = compile_model(adapted, args.lr, steps, precision_name, args.gradient_checkpointing, **compiled)
     if args.ema:
         adapted = Averaged(adapted, model.trainable_variables, model.optimizer.averages)
     return adapted, model, fit_levers, recorded
@@ -95,7 +95,5 @@ def said_training(args, facts):
     if args.ema is not None:
         said.append(f"averages of width {args.ema:g}, power {facts['average_power']:.3g}")
     if args.min_snr is not None:
-        said.append(
-            f"min-SNR {args.min_snr:g}, mean weight {facts['mean_loss_weight']:.3f}, lr {facts['first_learning_rate']:.3g}"
-        )
+        said.append(f"min-SNR {args.min_snr:g}, weights divided by their mean {facts['mean_loss_weight']:.3f}")
     return "; ".join(said)

@@ -157,7 +157,7 @@ def test_levers_are_resumed_exactly_and_recorded(common, tmp_path, monkeypatch):
     whole, record = files(folder), read_json(folder / "training.json")
     assert (record["arguments"]["ema"], record["arguments"]["min_snr"]) == (0.1, 5.0)
     assert record["average_power"] == pytest.approx(6.94, abs=0.01)
-    assert record["first_learning_rate"] == pytest.approx(1e-3 / 0.917, rel=1e-3)
+    assert record["mean_loss_weight"] == pytest.approx(0.917, rel=1e-3)
     with pytest.raises(UserError, match=r"--label_dropout 0.2 \(now 0.0\), --ema 0.1 \(now None\)"):
         SD_adapting.plan(SD_adapting.parse_args([*common, "--min_snr", "5"]))
     plain = SD_adapting.adapt(SD_adapting.parse_args([*common, "--restart"]))
