@@ -1,6 +1,7 @@
 """The pretrained parts: their files, and the mini backbone that is shipped."""
 
 import hashlib
+import os
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -15,7 +16,7 @@ from Data.registry import DATASETS
 from Experiment.errors import UserError
 from Experiment.locks import machine
 from Models import weight_cards
-from Models.backbones import BACKBONES, MINI_WEIGHTS
+from Models.backbones import BACKBONES, PARTS
 from Models.runtime import precision
 from Models.weight_files import UNTRAINED, PublishedFile
 
@@ -62,6 +63,13 @@ def test_a_missing_file_is_downloaded(cache, monkeypatch):
     monkeypatch.setattr(keras.utils, "get_file", get_file)
     assert FILE.path() == cache / "unet.h5"
     assert sorted(path.name for path in cache.iterdir()) == ["unet.h5", "unet.h5.json"]
+
+
+def test_nothing_is_downloaded_where_it_cannot_be_written(cache, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    monkeypatch.setattr(keras.utils, "get_file", None)  # it would take /tmp
+    with pytest.raises(UserError, match=f"Permission denied: '{cache}'"):
+        FILE.path()
 
 
 def test_offline_error_says_how_to_get_the_file(cache, monkeypatch):
@@ -131,7 +139,7 @@ def test_a_published_file_is_hashed_once(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name, image_size, latent_shape, context_shape, hidden_units", [
     ("sd1", 128, (16, 16, 4), (100, 768), 500), ("sd2", 128, (16, 16, 4), (100, 1024), 500),
-    ("mini", 32, (8, 8, 4), (8, 64), 64),
+    ("mini", 32, (8, 8, 4), (8, 64), 64), ("small", 32, (8, 8, 4), (8, 128), 64),
 ])  # fmt: skip
 def test_shapes_of_the_backbones(name, image_size, latent_shape, context_shape, hidden_units):
     backbone = BACKBONES[name]
@@ -158,45 +166,52 @@ def test_the_full_image_encoder_ends_before_kerascvs_last_layer(monkeypatch):
     )  # the shipped weights are always loaded
 
 
-# Mini
+# Those that are shipped
 
 
-@pytest.fixture(scope="module")
-def mini():
-    return {part: getattr(MINI, part)() for part in ("image_encoder", "unet", "decoder")}
+class Parts:
+    """A shipped backbone's networks, validation digits as pixels in -1..1 (32, 32, 32, 3), and their latents."""
+
+    def __init__(self, name):
+        self.backbone = BACKBONES[name]
+        self.networks = {part: getattr(self.backbone, part)() for part in PARTS}
+        images = load_splits(DATASETS["digits"], "unused").val.images[:32]
+        self.images = resize_images(images, 32) / np.float32(127.5) - 1
+        self.moments = self.networks["image_encoder"].predict_on_batch(self.images)
+        self.latents = self.moments[..., :4]
 
 
-def test_size_of_mini(mini):
-    counts = {name: part.count_params() for name, part in mini.items()}
-    assert counts == {"image_encoder": 217_000, "unet": 3_984_068, "decoder": 214_647}
-    assert sum(path.stat().st_size for path in MINI_WEIGHTS.iterdir()) < 10e6
+@pytest.fixture(scope="module", params=["mini", "small"])
+def shipped(request):
+    return Parts(request.param)
 
 
-@pytest.fixture(scope="module")
-def digits(mini):
-    """Pixels in -1..1, and their latents."""
-    images = resize_images(load_splits(DATASETS["digits"], "unused").val.images[:32], 32) / np.float32(127.5) - 1
-    moments = mini["image_encoder"].predict_on_batch(images)
-    assert moments.shape == (32, 8, 8, 8)
-    return images, moments[..., :4]
+def test_sizes_of_the_shipped(shipped):
+    counts = tuple(shipped.networks[part].count_params() for part in PARTS)
+    folder = shipped.backbone.files["unet"].folder
+    assert (
+        counts == {"mini": (217_000, 3_984_068, 214_647), "small": (448_392, 4_049_604, 520_151)}[shipped.backbone.name]
+    )
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 14e6
 
 
-def test_mini_autoencoder_shows_what_it_was_shown(mini, digits):
-    images, latents = digits
-    shown = mini["decoder"].predict_on_batch(latents)
+def test_a_shipped_autoencoder_shows_what_it_was_shown(shipped):
+    images, latents = shipped.images, shipped.latents
+    shown = shipped.networks["decoder"].predict_on_batch(latents)
+    assert shipped.moments.shape == (32, 8, 8, 8)
     assert shown.shape == (32, 32, 32, 3) and np.mean((shown - images) ** 2) < 0.01 * images.var()
     assert 0.5 < latents.std() < 2  # latent_scale is 1
 
 
 @pytest.mark.parametrize("timestep, share", [(100, 0.5), (500, 0.2), (900, 0.1)])
-def test_mini_unet_finds_the_noise(mini, digits, timestep, share):
+def test_a_shipped_unet_finds_the_noise(shipped, timestep, share):
     from Models.diffusion import add_noise, timestep_embedding
 
-    alpha_bar = MINI.schedule.alphas_cumprod[timestep]
+    alpha_bar = shipped.backbone.schedule.alphas_cumprod[timestep]
     noise = np.random.default_rng(1).standard_normal((32, 8, 8, 4), dtype="float32")
-    timesteps = np.full(32, timestep)
-    inputs = [add_noise(digits[1], noise, alpha_bar), timestep_embedding(timesteps), np.zeros((32, 8, 64), "float32")]
-    predicted = mini["unet"].predict_on_batch(inputs)
+    noisy = add_noise(shipped.latents, noise, alpha_bar)
+    context = np.zeros((32, *shipped.backbone.context_shape), "float32")
+    predicted = shipped.networks["unet"].predict_on_batch([noisy, timestep_embedding(np.full(32, timestep)), context])
     assert predicted.shape == noise.shape and np.mean((predicted - noise) ** 2) < share
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from cli import process
 from Experiment.errors import MAY_PASS
-from Models.backbones import BACKBONES, MINI_WEIGHTS
+from Models.backbones import BACKBONES
 from Models.class_encoder import class_encoder
 from Models.lora_files import Facts, write_updates
 from tests.conftest import STAGES, actions_of
@@ -116,7 +116,7 @@ def bad(tmp_path_factory):
     (bad / "cut.npz").write_bytes(whole[: len(whole) // 2])
 
     for name in ("text", "void", "cut", "other", "pointer", "directory"):  # weight folders with one bad file each
-        shutil.copytree(MINI_WEIGHTS, bad / "weights" / name)
+        shutil.copytree(BACKBONES["mini"].files["unet"].folder, bad / "weights" / name)
         file = bad / "weights" / name / "unet.weights.h5"
         raw = file.read_bytes()
         file.unlink()
@@ -130,7 +130,7 @@ def bad(tmp_path_factory):
                               "pointer": b"version https://git-lfs.github.com/spec/v1\n"}[name])  # fmt: skip
     (bad / "weights/none").mkdir()
     for part in ("image_encoder", "decoder"):
-        shutil.copytree(MINI_WEIGHTS, bad / "weights" / part)
+        shutil.copytree(BACKBONES["mini"].files["unet"].folder, bad / "weights" / part)
         (bad / "weights" / part / f"{part}.weights.h5").write_text("no weights")
     return bad
 
