@@ -97,7 +97,7 @@ def main(args):
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--backbone", default="mini", choices=list(BACKBONES))
+    parser.add_argument("--backbone", default="mini", choices=["mini", "small", "sd1", "sd2"])
     parser.add_argument("--precision", default="float32", choices=["float32", "mixed_bfloat16"])
     parser.add_argument("--batches", type=int, nargs="+", help="batch sizes (those that generation uses, and 8)")
     return parser.parse_args()
