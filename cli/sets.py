@@ -144,7 +144,8 @@ def facts_of_set(args, known):
     """What the manifest says beside the settings: training images that its makers have seen, and what a filter has counted."""
     seen, facts = learned_from(known.epochs.values()), {}
     if args.filter is not None:
-        data = read_json(filter_folder(args, known.experiment) / "training.json").get("inputs", {}).get("data", {})
+        record = filter_folder(args, known.experiment) / "training.json"
+        data = read_json(record).get("inputs", {}).get("data", {}) if record.exists() else {}
         if {"resolution", "train"} <= data.keys():
             seen += [{name: data[name] for name in ("resolution", "train")}]
         facts["filter_counts"] = read_selection(known.folder)

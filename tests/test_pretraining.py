@@ -331,7 +331,7 @@ def test_parts_go_on_from_the_files_of_a_lost_machine(pretrain, whole, place):
         assert list(pretrain("parts", *flags)["parts"]) == PARTS[:number]
     assert same(weights_in(place / "whole"), weights_in(place / "parts"))
     assert {path.name for path in (place / "parts").iterdir()} == {
-        "training.json", "samples.png", "samples_photographs.png", *(f"{name}.weights.h5" for name in FILES)
+        "training.json", "losses.png", "samples.png", "samples_photographs.png", *(f"{name}.weights.h5" for name in FILES)
     }  # fmt: skip
 
 
