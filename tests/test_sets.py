@@ -210,6 +210,7 @@ def test_a_filtered_set_is_full_resumed_and_says_what_it_took(real_classifier, m
     assert len(images) == 40 and folder.name.endswith("Filter0.5") and counts["kept"] == [4] * 10
     assert sum(counts["tried"]) > 40 and counts["rounds"] > 1 and sum(counts["unfiltered"]) == 0
     assert len(manifest["weights"]["filter"]) == 64 and manifest["filter_classifier"] == "resnet20_16"
+    assert [seen["resolution"] for seen in manifest["learned_from"]] == [8]  # what the filter has seen
     assert (
         f"4 of {counts['tried'][0]} candidates kept" in caplog.text and "filter, round 1: 40 candidates" in caplog.text
     )
