@@ -47,7 +47,7 @@ def difference_interval(ours, theirs, confidence=CONFIDENCE):
     ours, theirs = (np.hstack([side, np.tile(one, (len(side), 1))]) for side, one in
                     ((ours, only_ours), (theirs, only_theirs)))  # fmt: skip
     difference, (deviation, freedom) = float(ours.mean() - theirs.mean()), spread(ours, theirs)
-    half = t.ppf((1 + confidence) / 2, freedom) * deviation
+    half = float(t.ppf((1 + confidence) / 2, freedom) * deviation)
     return max(-1.0, difference - half), min(1.0, difference + half)
 
 
