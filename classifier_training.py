@@ -13,6 +13,7 @@ from cli.process import run, writing_in
 from cli.tasks import size
 from Data.loaders import load_splits
 from Data.registry import dataset_spec
+from Data.report import data_identity
 from Data.synthetic import find_synthetic
 from Experiment import presets
 from Experiment.locks import refuse_if_claimed
@@ -77,7 +78,8 @@ def plan(args):
         set_folder = args.synthetic_dir or find_synthetic(experiment.synthetic_root, spec.num_classes, wanted)
     splits = load_splits(spec, args.data_dir, args.seed, spec.resolution, experiment)
     wanted = wanted if args.synthetic else len(splits.train.labels)
-    inputs = inputs_of(args, spec, splits, set_folder, experiment)
+    data = data_identity(splits, spec)
+    inputs = inputs_of(args, data, set_folder, experiment)
     known = Plan(
         spec=spec, classes=inputs["classes"], experiment=experiment, splits=splits, wanted=wanted, source=source,
         cardinality=cardinality, folder=folder, set_folder=set_folder, inputs=inputs, started=time.time(),
@@ -90,7 +92,7 @@ def plan(args):
         check_trained(known.folders, inputs)
     known.trained = trained_repeats(args, known, FREE)
     known.origin = origin(args, folder, set_folder, known.trained[0])
-    known.doubts = doubts_of(splits, spec, set_folder)
+    known.doubts = doubts_of(splits, data, set_folder)
     if not learns_from_real(args):
         known.splits = splits._replace(train=None)  # memory
     for each, trained in zip(known.folders, known.trained):

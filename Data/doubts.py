@@ -1,7 +1,7 @@
 """What makes an accuracy too good, in words that go with it into results, pages and cards."""
 
 from Data.pictures import resize_images
-from Data.report import SPLITS, repeated_images, split_hash
+from Data.report import SPLITS, count_between, repeated_images, split_hash
 
 OTHER_IMAGES = (
     "the generator has learnt from other training images than those of today, and these test images may be among them"
@@ -19,7 +19,7 @@ def doubts(splits, data, learned_from=()):
     pairs, count = repeated_images(splits), len(splits.test.labels)
     told = []
     for other in SPLITS[:2]:
-        if found := len({i for split, i, partner, _, _ in pairs if (split, partner) == ("test", other)}):
+        if found := count_between(pairs, "test", other):
             told.append(f"{found} of the {count} test images have the pixels of one in {other}")
     return told + ([OTHER_IMAGES] if others(learned_from, data) else [])
 

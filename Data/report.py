@@ -78,12 +78,16 @@ def partners(same, place, labels):
     return pairs
 
 
+def count_between(pairs, split, other):
+    """How many images of a split stand in another one too, of the pairs of `repeated_images`."""
+    return len({i for a, i, b, _, _ in pairs if (a, b) == (split, other)})
+
+
 def count_repeated(pairs):
     """What `repeated_images` found, in words."""
     told = []
     for split, other in (("test", "train"), ("test", "val"), ("val", "train")):
-        number = len({i for a, i, b, _, _ in pairs if (a, b) == (split, other)})
-        if number:
+        if number := count_between(pairs, split, other):
             told.append(f"{number} of {split} in {other} too")
     number = len({(a, i) for a, i, _, _, differ in pairs if differ})
     return told, [f"{number} under another label"] if number else []

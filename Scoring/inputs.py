@@ -3,7 +3,6 @@
 import logging
 
 from Data.doubts import OTHER_IMAGES, doubts
-from Data.report import data_identity
 from Data.synthetic import read_manifest, recipe, set_identity
 from Experiment.files import read_json
 from Experiment.levers import levers_on
@@ -17,9 +16,15 @@ def learns_from_real(args):
     return not args.synthetic or args.labels == "soft" or args.real_share > 0
 
 
-def inputs_of(args, spec, splits, set_folder, experiment):
-    """What the run reads, by content: classes, real images, the synthetic set, and the teacher where there is one already."""
-    data = data_identity(splits, spec)
+def inputs_of(args, data, set_folder, experiment):
+    """What the run reads, by content: classes, real images, the synthetic set, and the teacher where there is one already.
+
+    Args:
+        args: The script's arguments.
+        data: The `data_identity` of the real images.
+        set_folder: Of the synthetic set, or None.
+        experiment: The `Experiment`.
+    """
     read = ("resolution", *(("train",) if learns_from_real(args) else ()), "val", "test")
     inputs = {"classes": data["classes"], "data": {name: data[name] for name in read}}
     if set_folder:
@@ -28,10 +33,10 @@ def inputs_of(args, spec, splits, set_folder, experiment):
     return inputs | ({"teacher": known_teacher} if known_teacher else {})
 
 
-def doubts_of(splits, spec, set_folder):
+def doubts_of(splits, data, set_folder):
     """Why what is measured may be too good, see `Data.doubts`. Of a set, its manifest says what its generator has seen."""
     seen = (read_manifest(set_folder) or {}).get("learned_from", []) if set_folder else []
-    told = doubts(splits, data_identity(splits, spec), seen)
+    told = doubts(splits, data, seen)
     if OTHER_IMAGES in told:  # of the rest loading has warned
         log.warning("the accuracy may be too good: %s", OTHER_IMAGES)
     return told
