@@ -88,9 +88,9 @@ class Experiment:
         """Folder of a classifier trained on `source`: `real`, or the size of the synthetic set as published."""
         return self.root / "Checkpoints" / "Classifiers" / f"Exp_{self.exp}" / classifier / self.dataset / source
 
-    def teacher_dir(self, classifier):
-        """Folder of the classifier that has learnt from the real training images and gives soft labels."""
-        return self.classifier_dir(classifier, "teacher")
+    def teacher_dir(self, classifier, augment="none"):
+        """Folder of the classifier that has learnt from the real training images, augmented or not, and gives soft labels."""
+        return self.classifier_dir(classifier, "teacher" if augment == "none" else "augmented_teacher")
 
     def search_dir(self, part):
         """Folder of the plots of a search; the study's database lies beside them."""

@@ -1,7 +1,7 @@
 """The teacher of an experiment: a classifier that has learnt from the real training images, and never saw a test image.
 
 It gives synthetic images soft labels, and can tell which of them look like their class. It is trained once for an
-experiment, the paper's way, and kept at the epoch of best validation accuracy.
+experiment, the paper's way or from augmented images, and kept at the epoch of best validation accuracy.
 """
 
 import argparse
@@ -12,6 +12,7 @@ from Experiment import presets
 from Experiment.files import write_json
 from Experiment.locks import claimed, locked
 from Experiment.records import describe_run, finished_run, identity
+from Models.augment import Augment
 from Models.classifier import Classifier
 from Models.runtime import make_repeatable
 from Models.trained import load_best, train_and_save
@@ -22,7 +23,7 @@ log = logging.getLogger("experiment")
 LEAST_STEPS = 16  # in an epoch of a small dataset; the paper's batch of 256 alone would leave RetinaMNIST 5
 
 
-def teacher(name, spec, splits, inputs, folder):
+def teacher(name, spec, splits, inputs, folder, augmentations=()):
     """The experiment's teacher: loaded, or trained where there is none yet, always with the same seed.
 
     Several processes may ask for it at the same time: one trains it, the others wait. An interrupted training goes on.
@@ -32,7 +33,8 @@ def teacher(name, spec, splits, inputs, folder):
         spec: The dataset's: `resolution` and `num_classes`.
         splits: The real images: `train` and `val`, each images uint8 (N, H, H, 3) and labels int32 (N,).
         inputs: {"classes": [...], "data": {"resolution": ..., "train": hash, "val": hash}}.
-        folder: Where it is kept, `Experiment.teacher_dir(name)`.
+        folder: Where it is kept, `Experiment.teacher_dir`.
+        augmentations: What changes the images that it learns from: names of `Augment`.
 
     Returns:
         A `Classifier`, and the SHA-256 of its weights.
@@ -42,15 +44,16 @@ def teacher(name, spec, splits, inputs, folder):
     """
     make_repeatable(presets.SEED)
     classifier = Classifier(name, spec.resolution, spec.num_classes)
-    args, record_file = teacher_arguments(name, len(splits.train.labels)), folder / "training.json"
+    args, record_file = teacher_arguments(name, len(splits.train.labels), augmentations), folder / "training.json"
     with locked(folder.with_name(folder.name + ".training")):
         if not finished_run(record_file, args, (), inputs, instead="use another --exp, or remove that folder"):
             with claimed(folder):
                 started = time.time()
                 log.info("teacher %s on the %d real training images -> %s", name, len(splits.train.labels), folder)
+                changed = Augment(augmentations, len(splits.train.labels), args.seed) if augmentations else None
                 best = train_and_save(
                     classifier, splits.train, splits.val, folder, identity(args, (), inputs), epochs=args.epochs,
-                    batch_size=args.batch_size, seed=args.seed,
+                    batch_size=args.batch_size, seed=args.seed, augment=changed,
                 )  # fmt: skip
                 write_json(record_file, describe_run(args, started, inputs, val_accuracy=best))
                 (folder / "state.npz").unlink(missing_ok=True)
@@ -60,9 +63,10 @@ def teacher(name, spec, splits, inputs, folder):
     return classifier, found
 
 
-def teacher_arguments(name, images):
+def teacher_arguments(name, images, augmentations=()):
     """What a teacher is trained with, as a run's arguments: the paper's values, with smaller batches for small datasets."""
     batch_size = max(1, min(presets.CLASSIFIER_BATCH, images // LEAST_STEPS))
     return argparse.Namespace(
-        classifier=name, epochs=presets.CLASSIFIER_EPOCHS, batch_size=batch_size, seed=presets.SEED, restart=False
-    )
+        classifier=name, epochs=presets.CLASSIFIER_EPOCHS, batch_size=batch_size, seed=presets.SEED, restart=False,
+        augment="standard" if augmentations else "none",
+    )  # fmt: skip

@@ -29,8 +29,9 @@ def inputs_of(args, data, set_folder, experiment):
     inputs = {"classes": data["classes"], "data": {name: data[name] for name in read}}
     if set_folder:
         inputs["set"] = set_identity(set_folder, data["classes"])
-    known_teacher = teacher_hash(experiment.teacher_dir(args.classifier)) if args.labels == "soft" else None
-    return inputs | ({"teacher": known_teacher} if known_teacher else {})
+    if args.labels == "soft" and (found := teacher_hash(experiment.teacher_dir(args.classifier, args.augment))):
+        inputs["teacher"] = found
+    return inputs
 
 
 def doubts_of(splits, data, set_folder):

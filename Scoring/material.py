@@ -42,12 +42,17 @@ def recipe_of(args):
 
 
 def ask_teacher(args, known):
-    """The experiment's teacher, trained if need be, as (classifier, hash); None with hard labels."""
+    """The experiment's teacher, trained if need be, as (classifier, hash); None with hard labels.
+
+    With --augment it has learnt from augmented images as well.
+    """
     if args.labels == "hard":
         return None
     data = known.inputs["data"]
     inputs = {"classes": known.classes, "data": {name: data[name] for name in ("resolution", "train", "val")}}
-    return teacher(args.classifier, known.spec, known.splits, inputs, known.experiment.teacher_dir(args.classifier))
+    folder = known.experiment.teacher_dir(args.classifier, args.augment)
+    names = augmentations(known.spec) if args.augment == "standard" else ()
+    return teacher(args.classifier, known.spec, known.splits, inputs, folder, names)
 
 
 def gather(args, known, seed, taught=None):

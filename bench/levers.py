@@ -76,6 +76,9 @@ VARIANTS = {
     "soft_4x": Variant(learned="--labels soft", size=4),
     "filter_soft": Variant(made="--filter --filter_classifier resnet20_16", learned="--labels soft"),
     "real_share": Variant(learned="--real_share 0.5"),
+    "real_augment": Variant(learned="--augment standard", real=True),
+    "augment_soft": Variant(learned="--augment standard --labels soft"),
+    "augment_soft_4x": Variant(learned="--augment standard --labels soft", size=4),
 }
 
 
@@ -178,7 +181,7 @@ class Subject:
         """Measure a variant. Returns a row of the results."""
         variant, started = VARIANTS[name], time.time()
         folder, cost = (None, 0) if variant.real else self.generated(variant)
-        exp = f"c{name}"
+        exp = f"c{name.removesuffix('_4x')}"  # one teacher for both sizes
         self.classify(exp, variant, self.args.repeats, folder)
         return {
             "dataset": self.name, "seed": self.seed, "variant": name, "passes": cost,

@@ -17,6 +17,7 @@ from Experiment.predictions import Predictions, read_predictions, write_predicti
 from Experiment.randomness import repeat_seed
 from Models import teacher as teachers
 from Models.classifiers import CLASSIFIERS
+from Models.weight_cards import teacher_hash
 from Scoring import material
 from tests.test_cas import make_set, npz, parse, results, sets, train
 from tests.test_interruptions import weights_in
@@ -292,6 +293,18 @@ def test_soft_labels_are_a_teachers_and_are_kept_beside_the_set(root, quick_teac
     monkeypatch.setattr("Scoring.soft_labels.atomic_path", read_only)
     train(root, "--labels", "soft", "--seed", 8, "--restart")
     assert "not kept beside the set" in caplog.text and not list(sets(root).glob("*.soft_labels.*"))
+
+
+def test_a_teacher_of_students_of_augmented_images_is_another_one(root, quick_teacher):
+    train(root, "--labels", "soft", "--augment", "standard")
+    folder = root / FOLDER / "augmented_teacher"
+    assert json.loads((folder / "training.json").read_text())["arguments"]["augment"] == "standard"
+    trained = json.loads((root / FOLDER / "20/training.json").read_text())
+    assert trained["inputs"]["teacher"] == teacher_hash(folder) and not (root / FOLDER / "teacher").exists()
+    assert classifier_training.plan(parse(root, "--labels", "soft", "--augment", "standard")).done
+    args = parse(root, "--labels", "soft")
+    plain = material.ask_teacher(args, classifier_training.plan(parse(root, "--labels", "soft", "--restart")))[1]
+    assert plain == teacher_hash(root / FOLDER / "teacher") != teacher_hash(folder)
 
 
 def read_only(path):
