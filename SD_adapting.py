@@ -38,7 +38,7 @@ COLLAGE = 24  # images of a class in the published collages
 
 
 def parse_args(argv=None):
-    parser = new_parser(__doc__, exp_required=True)
+    parser = new_parser(__doc__, exp_required=True, script="SD_adapting")
     add = parser.add_argument
     add("--train_model", default="enc", choices=["enc", "dif"],
         help="enc: the Class Encoder; dif: the UNet, with the encoder of --enc_epoch (enc)")  # fmt: skip

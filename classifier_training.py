@@ -33,7 +33,7 @@ FREE = (*DATA_FLAGS, "backbone", "test", "synthetic_dir", "repeats", "repeat")
 
 
 def parse_args(argv=None):
-    parser = new_parser(__doc__)
+    parser = new_parser(__doc__, script="classifier_training")
     add, yes = parser.add_argument, {"default": True, "type": boolean, "metavar": "{True,False}"}
     add("--synthetic", **yes, help="train on synthetic images, else on the real training images (True)")
     add("--take", default=1, type=size(integer(1, 1000)),

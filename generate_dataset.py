@@ -41,7 +41,7 @@ FREE = (*DATA_FLAGS, "weights_dir", "batch_size", "img_class", "img_total", "sha
 
 
 def parse_args(argv=None):
-    parser = new_parser(__doc__)
+    parser = new_parser(__doc__, script="generate_dataset")
     add, count = parser.add_argument, integer(1, MOST_IMAGES)
     epochs, batch = presets.GENERATION_EPOCHS, presets.GENERATION_BATCH
     add("--img_class", type=count, help="images of each class; or --img_total")

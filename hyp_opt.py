@@ -49,7 +49,7 @@ FIRST_SEARCH = {"enc_epoch": 0, "is_1": presets.INFERENCE_STEPS, "ugs_1": preset
 
 
 def parse_args(argv=None):
-    parser = new_parser(__doc__)
+    parser = new_parser(__doc__, script="hyp_opt")
     add_search_flags(parser.add_argument)
     add_best_flag(parser, "--enc_epoch, --is_1 and --ugs_1 of the second search")
     add_measurement_flags(parser.add_argument)

@@ -13,6 +13,15 @@ OFF = {
     "tf32": False,
 }  # fmt: skip
 
+# What `--recipe best` gives each script, one recipe for every dataset: levers that helped in the study (python -m bench.levers),
+# chosen by validation accuracies.
+BEST = {
+    "SD_adapting": {},
+    "hyp_opt": {"solver": "dpmpp"},
+    "generate_dataset": {"solver": "dpmpp"},
+    "classifier_training": {"augment": "standard", "labels": "soft"},
+}  # fmt: skip
+
 # Flags that say how results are computed or kept, and change no more than their last digits: on record where they are on, never
 # compared. `deterministic` is on record in any case.
 HOW = {"xla": "auto", "devices": 1, "store": "files"}

@@ -12,6 +12,7 @@ from Experiment.errors import UserError
 from Experiment.files import write_csv
 from Experiment.intervals import binomial_interval
 from Experiment.progress import each
+from Experiment.randomness import repeat_seed
 from Models.classifier import accuracies
 from Models.sampler import first_of_each_class
 from Search.repeats import recorded
@@ -23,6 +24,7 @@ from sheets import MAX_SHEET_ROWS, side_by_side
 log = logging.getLogger("experiment")
 
 SHEET_COLUMNS = 8
+MEASUREMENT = 2**32  # the repeat whose seed is that of the measurement on test: no trial runs so often
 
 
 def trial_line(trial):
@@ -75,10 +77,12 @@ def measure(args, context, test, best):
     default = (presets.STEPS_OF_SOLVER[args.solver], presets.GUIDANCE_SCALE) if first else (args.is_1, args.ugs_1)
     settings = {"no_opt": Settings(*default, max(context.epochs)), "opt": settings_of(best)}
     results, count = {}, args.test_imgs
+    # Of its own: with the seed of the trials the chosen one would bring the luck along by which it was chosen.
+    seed = args.seed if args.select_on == "test" else repeat_seed(args.seed, MEASUREMENT)
     for name, (steps, scale, epoch, levers) in each(settings.items(), "measurement"):
         context.load(epoch)
-        images = context.images(steps, scale, np.arange(count), **levers)
-        history = context.train(images, context.labels(count))
+        images = context.images(steps, scale, np.arange(count), seed, **levers)
+        history = context.train(images, context.labels(count), seed=seed)
         if not np.isfinite(history["loss"]).all():
             raise UserError(
                 f"the loss of the classifier that is tested is not finite ({name}: steps {steps}, scale {scale:g})."

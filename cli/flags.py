@@ -8,6 +8,7 @@ import os
 import re
 from pathlib import Path
 
+from cli.recipe import add_recipe_flag, parse_by_recipe
 from Data.pictures import colour
 from Data.registry import DATASETS
 from Experiment import presets
@@ -100,8 +101,8 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {masked(' '.join(message.split()))} (--help lists the flags)\n")
 
 
-def new_parser(doc, exp_required=False):
-    """A parser with the flags that every script takes."""
+def new_parser(doc, exp_required=False, script=None):
+    """A parser with the flags that every script takes, and --recipe for a `script` that has one."""
     parser = Parser(description=doc.strip().splitlines()[0])
     parser.add_argument(
         "--dataset",
@@ -148,6 +149,8 @@ def new_parser(doc, exp_required=False):
         metavar="COLOUR",
         help="what transparent pixels of an image folder show, a name or #rrggbb (white)",
     )
+    if script:
+        add_recipe_flag(parser, script)
     return parser
 
 
@@ -260,7 +263,7 @@ def add_classifier_flags(parser):
 
 def finish_args(parser, argv=None):
     """Parse, fill in what depends on other flags, and check what can be checked before anything heavy is loaded."""
-    args = parser.parse_args(argv)
+    args = parse_by_recipe(parser, argv)
     if args.deterministic and args.xla == "on":
         parser.error("argument --xla: on is not allowed with --deterministic, which switches it off")
     args.root = args.root.expanduser().resolve()

@@ -3,6 +3,7 @@
 import shlex
 
 from cli.flags import add_model_flags, integer, new_parser
+from cli.recipe import add_recipe_flag
 from Models.classifiers import CLASSIFIERS
 
 
@@ -35,6 +36,7 @@ def add_pipeline_flags(parser):
              "begun on this machine")  # fmt: skip
     add("--carry", action="store_true",
         help="with --ray: nodes share no folder; what a stage reads and writes travels through the cluster")  # fmt: skip
+    add_recipe_flag(parser)
     add("--dry_run", action="store_true", help="print the commands, and run none")
     add_model_flags(parser)
 

@@ -6,12 +6,14 @@ import json
 import optuna
 import pytest
 
+import classifier_training
 import generate_dataset
 import hyp_opt
+import pipeline
 import SD_adapting
 from Experiment.errors import UserError
 from Experiment.files import read_json, write_json
-from Experiment.levers import OFF
+from Experiment.levers import BEST, OFF
 from Experiment.paths import Experiment
 from Experiment.records import changes, describe_run, fixed_arguments
 from Models.weight_cards import weights_hashes
@@ -212,3 +214,46 @@ def test_solver_interval_and_steps_are_searched_together(adapted, tmp_path, capl
     assert (folder / "pareto.png").stat().st_size > 1000 and f"{cheapest[0]['passes']} passes" in caplog.text
     with pytest.raises(UserError, match=r"--search_interval True \(now False\)"):
         hyp_opt.search(hyp_opt.parse_args([*adapted, *small, "--search_solver"]))
+
+
+# --recipe
+
+
+@pytest.mark.parametrize("script, needed, levers", [
+    (generate_dataset, GENERATE, {"solver": "dpmpp", "timestep_spacing": "linspace"}),
+    (hyp_opt, [], {"solver": "dpmpp", "augment": "none"}),
+    (classifier_training, [], {"augment": "standard", "labels": "soft"}),
+    (classifier_training, ["--synthetic", "False"], {"augment": "standard", "labels": "hard"}),
+    (generate_dataset, ["--img_total", "9", "--best"], {"solver": "ddim"}),  # what the search has chosen comes later
+    (hyp_opt, ["--search_solver"], {"solver": "ddim"}),
+])  # fmt: skip
+def test_the_best_recipe_is_the_flags_that_it_stands_for(script, needed, levers):
+    best = vars(script.parse_args([*needed, "--recipe", "best"]))
+    paper = vars(script.parse_args([*needed, "--recipe", "paper"]))
+    assert paper == vars(script.parse_args(needed)) and "recipe" not in best
+    assert {name: best[name] for name in levers} == levers
+    spelled = [word for name in levers if name in OFF for word in (f"--{name}", str(levers[name]))]
+    if "--best" not in needed:
+        assert best == vars(script.parse_args([*needed, *spelled]))
+
+
+def test_a_flag_that_is_given_goes_before_the_recipe(capsys):
+    args = classifier_training.parse_args(["--recipe", "best", "--labels", "hard"])
+    assert (args.labels, args.augment) == ("hard", "standard")
+    assert "ddim" in generate_dataset.parse_args([*GENERATE, "--recipe", "best", "--solver", "ddim"]).solver
+    assert "invalid choice: 'good'" in refused(generate_dataset.parse_args, [*GENERATE, "--recipe", "good"], capsys)
+
+
+def test_the_best_recipe_names_flags_that_the_scripts_have():
+    for name, flags in BEST.items():
+        parsed = vars({"generate_dataset": generate_dataset, "hyp_opt": hyp_opt, "SD_adapting": SD_adapting,
+                       "classifier_training": classifier_training}[name].parse_args(
+                           GENERATE if name == "generate_dataset" else ["--exp", "e"]))  # fmt: skip
+        assert set(flags) <= set(parsed) & set(OFF)
+
+
+def test_the_pipeline_passes_the_recipe_to_each_stage(tmp_path):
+    flags = ["--dataset", "digits", "--exp", "e", "--backbone", "mini", "--root", str(tmp_path), "--sizes", "4"]
+    stages = pipeline.plan(pipeline.parse_args([*flags, "--recipe", "best"])).stages
+    assert all("--recipe best" in stage.shown for stage in stages)
+    assert not any("--recipe" in stage.shown for stage in pipeline.plan(pipeline.parse_args(flags)).stages)

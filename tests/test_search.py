@@ -145,6 +145,17 @@ def test_a_bad_image_in_the_measurement_is_an_error_and_on_a_sheet_it_is_drawn(m
     assert context.images(5, 1.0, np.arange(41), bad_too=True).shape == (41, 8, 8, 3)
 
 
+@pytest.mark.parametrize("select_on, own", [("val", True), ("test", False)])
+def test_the_measurement_does_not_draw_what_the_chosen_trial_has_drawn(select_on, own):
+    context = Scripted(parse_args([*ARGS, "--select_on", select_on]), [0.1] * 8)
+    context.train = lambda images, labels, seed: {"loss": [1.0]} if seed == context.seeds[-1] else None
+    context.classifier = SimpleNamespace(probabilities=lambda images: np.eye(10)[:4])
+    best = SimpleNamespace(params={"is": 5, "ugs": 1.0}, user_attrs={"saved_epoch": 3})
+    found = measure(context.args, context, Split(np.zeros((4, 8, 8, 3), np.uint8), np.arange(4)), best)
+    assert found["opt"]["top_1"] == 1.0 and len(set(context.seeds)) == 1
+    assert (context.seeds[0] not in range(1234, 1334)) == own  # the seeds of trials and their repeats
+
+
 @pytest.mark.parametrize("flags, low, high, scale", [
     ([], 5, 50, 7.5), (["--train_model", "dif", "--is_1", "31", "--ugs_1", "1.19"], 5, 31, 2.38),
     (["--is_min", "8", "--is_max", "12", "--ugs_max", "4"], 8, 12, 4.0),
