@@ -42,7 +42,8 @@ RESULTS = Path(__file__).resolve().parent / "levers.json"
 
 @dataclass(frozen=True)
 class Variant:
-    """Flags beside the plain recipe's, as text, for the scripts of each step; and the size of the set, in real sizes.
+    """Flags beside the plain recipe's, as text, for the scripts of each step; the size of the set, in real sizes; and how many
+    times as many epochs a classifier learns for at most.
 
     `{early}` in the flags of `made` is the first saved epoch of the UNet. A variant `real` learns from real images.
     """
@@ -52,6 +53,7 @@ class Variant:
     made: str = ""
     learned: str = ""
     size: int = 1
+    longer: int = 1
     real: bool = False
 
 
@@ -76,9 +78,16 @@ VARIANTS = {
     "soft_4x": Variant(learned="--labels soft", size=4),
     "filter_soft": Variant(made="--filter --filter_classifier resnet20_16", learned="--labels soft"),
     "real_share": Variant(learned="--real_share 0.5"),
-    "real_augment": Variant(learned="--augment standard", real=True),
+    "long": Variant(longer=3),
+    "soft_long": Variant(learned="--labels soft", longer=3),
+    "augment_long": Variant(learned="--augment standard", longer=3),
     "augment_soft": Variant(learned="--augment standard --labels soft"),
+    "augment_soft_long": Variant(learned="--augment standard --labels soft", longer=3),
+    "augment_long_4x": Variant(learned="--augment standard", size=4, longer=3),
     "augment_soft_4x": Variant(learned="--augment standard --labels soft", size=4),
+    "augment_soft_long_4x": Variant(learned="--augment standard --labels soft", size=4, longer=3),
+    "real_augment": Variant(learned="--augment standard", real=True),
+    "real_augment_long": Variant(learned="--augment standard", longer=3, real=True),
 }
 
 
@@ -170,7 +179,7 @@ class Subject:
 
     def classify(self, exp, variant, repeats, folder):
         spec, values, _ = self.planned
-        epochs = values["classifier_epochs"](variant.size)
+        epochs = variant.longer * values["classifier_epochs"](variant.size)
         flags = {**values["classifier"], "epochs": epochs, "repeats": repeats}
         flags |= {"synthetic": "False"} if variant.real else {"take": variant.size, "synthetic_dir": folder}
         self.script(
