@@ -11,7 +11,15 @@ import numpy as np
 
 from Data.folders import BROKEN, Unused, scan_folder
 from Data.npz import read_npz, read_rows
-from Data.own_split import Recorded, check_digests, checked_division, places_of, record_split, recorded_split
+from Data.own_split import (
+    Recorded,
+    check_digests,
+    checked_division,
+    first_copies,
+    places_of,
+    record_split,
+    recorded_split,
+)
 from Data.pictures import Files, first_ten, readable_images, resize_images
 from Data.registry import MEDMNIST_SIDES, class_names, medmnist_info
 from Data.report import SPLITS, Report
@@ -280,7 +288,7 @@ def divided(scan, seed, experiment):
     files, labels = listings.pop(whole)
     recorded = recorded_split(experiment)
     if recorded is None:
-        parts = checked_division(labels, whole, seed, scan.classes)
+        parts = checked_division(labels, whole, seed, scan.classes, first_copies(scan.path, files))
         listings |= {split: ([files[i] for i in index], labels[index]) for split, index in parts.items()}
     else:
         places = places_of(experiment, recorded, files)

@@ -1,5 +1,6 @@
 """How an image folder without splits is divided: once for an experiment, and written down."""
 
+import contextlib
 import json
 import logging
 import math
@@ -9,7 +10,7 @@ import numpy as np
 
 from Data.pictures import first_ten
 from Experiment.errors import UserError
-from Experiment.files import atomic_path, read_json
+from Experiment.files import atomic_path, file_hash, read_json
 from Experiment.locks import locked
 from Experiment.text import shown
 
@@ -55,12 +56,53 @@ def classes_missing(labels, parts):
     return sorted({c for part in parts.values() for c in np.setdiff1d(labels, labels[part]).tolist()})
 
 
-def checked_division(labels, whole, seed, classes):
+def first_copies(root, files):
+    """For each file the index of the first one with the same bytes, int (N,): its own where there is none before it.
+
+    Only files of equal size are read. One that cannot be read has no copy here: loading tells of it.
+
+    Args:
+        root: The folder.
+        files: Their paths in it.
+    """
+    sizes = np.array([size_of(root / file) for file in files], np.int64)
+    _, group, counts = np.unique(sizes, return_inverse=True, return_counts=True)
+    first, seen = np.arange(len(files)), {}
+    for i in np.flatnonzero((counts[group] > 1) & (sizes >= 0)):
+        with contextlib.suppress(OSError):
+            first[i] = seen.setdefault(bytes.fromhex(file_hash(root / files[i])), i)
+    return first
+
+
+def size_of(path):
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1
+
+
+def checked_division(labels, whole, seed, classes, first=None):
     """`divide`, with every class in each part.
+
+    Args:
+        labels: int (N,).
+        whole, seed: As in `divide`.
+        classes: Names of the classes.
+        first: What `first_copies` returns: copies count once, and come into the part of the first of them.
 
     Raises:
         UserError: A class is too small; it names those that are, and how many images they need.
     """
+    if first is not None and (copies := np.flatnonzero(first != np.arange(len(first)))).size:
+        alone = np.flatnonzero(first == np.arange(len(first)))
+        log.info(
+            "%d images are copies of others, file by file: each comes into the same part as the first", len(copies)
+        )
+        parts = checked_division(labels[alone], whole, seed, classes)
+        return {
+            name: np.concatenate([alone[part], copies[np.isin(first[copies], alone[part])]])
+            for name, part in parts.items()
+        }
     counts = np.bincount(labels, minlength=len(classes))
     try:
         parts = divide(labels, whole, seed)

@@ -26,7 +26,7 @@ from Data.loaders import Split, Splits, load_splits
 from Data.npz import NPZ_KEYS, SPLITS
 from Data.pictures import read_images, resize_images
 from Data.registry import DATASETS, class_names, dataset_spec
-from Data.report import data_identity, partners
+from Data.report import data_identity, image_hashes, partners
 from Experiment.errors import UserError
 from Experiment.paths import Experiment
 from tests.conftest import write_pets
@@ -454,7 +454,7 @@ def test_broken_images_can_be_left_out(tmp_path, caplog):
     assert all(split.labels.tolist() == [red for red, _ in numbers(split)] for split in splits)
     assert "not used: 2 broken" in caplog.text
     for path in (tmp_path / "ant").iterdir():
-        path.write_bytes(path.read_bytes()[:45])
+        path.write_bytes(path.read_bytes()[:45] + path.name.encode())
     with pytest.raises(UserError, match="no image of these classes can be read: ant"):
         load_splits(dataset_spec(tmp_path, skip_broken=True), "unused")
 
@@ -632,6 +632,21 @@ def own_folder(tmp_path, layout="all"):
 
 def same(a, b):
     return all(np.array_equal(x.images, y.images) and np.array_equal(x.labels, y.labels) for x, y in zip(a, b))
+
+
+def test_copies_of_a_file_stay_in_one_part(tmp_path, experiment, caplog):
+    """As sync programs leave them, also under another class: no test image is one that was learnt from."""
+    folder, alone = own_folder(tmp_path), own_folder(tmp_path / "alone")
+    for i, file in enumerate(sorted(folder.glob("*/*"))):
+        shutil.copy(file, folder / ("cat" if i % 9 == 0 else file.parent.name) / f"zz {file.parent.name} {file.name}")
+    splits = load_splits(dataset_spec(folder), "unused", 1, None, experiment)
+    assert "35 images are copies of others" in caplog.text and "in train too" not in caplog.text
+    hashes = [set(image_hashes(split.images)) for split in splits]
+    assert sum(map(len, hashes)) == len(set.union(*hashes)) == 35 and sum(len(split.labels) for split in splits) == 70
+    for split, of_alone in zip(splits, load_splits(dataset_spec(alone), "unused", 1)):
+        others = split.images[: len(of_alone.labels)]
+        assert np.array_equal(others, of_alone.images)  # they lie where they would without the copies
+    assert same(splits, load_splits(dataset_spec(folder), "unused", 2, None, experiment))
 
 
 @pytest.mark.parametrize("layout", ["all", "train"])
