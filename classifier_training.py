@@ -143,6 +143,7 @@ def train_classifier(args, known=None):
         taught = ask_teacher(args, known)
         if taught:
             known.inputs["teacher"] = taught[1]
+            trained_repeats(args, known, FREE)  # refuses to go on with those of another teacher
             make_repeatable(args.seed)
         made = gather(args, known, repeat_seed(args.seed, missing[0]), taught)
     with sharing(args.devices):

@@ -117,7 +117,8 @@ def named_paths(args, stages):
             )
         if getattr(each, "labels", "hard") == "soft":
             raise UserError(
-                "--carry: classifiers with --labels soft share a teacher, which needs a folder that all nodes see."
+                "--carry: classifiers with --labels soft (of --recipe best) share a teacher, which needs a folder that all nodes "
+                "see: --also 'classifier_training --labels hard' goes without."
             )
         named = {getattr(each, name, None) for name in ("data_dir", "weights_dir", "synthetic_dir")}
         found |= {str(path) for path in named - {None, args.root / REAL}}

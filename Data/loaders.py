@@ -288,7 +288,7 @@ def divided(scan, seed, experiment):
     files, labels = listings.pop(whole)
     recorded = recorded_split(experiment)
     if recorded is None:
-        parts = checked_division(labels, whole, seed, scan.classes, first_copies(scan.path, files))
+        parts = checked_division(labels, whole, seed, scan.classes, first_copies(scan.path, files, labels))
         listings |= {split: ([files[i] for i in index], labels[index]) for split, index in parts.items()}
     else:
         places = places_of(experiment, recorded, files)

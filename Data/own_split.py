@@ -1,14 +1,16 @@
 """How an image folder without splits is divided: once for an experiment, and written down."""
 
 import contextlib
+import hashlib
 import json
 import logging
 import math
+import os
 from typing import NamedTuple
 
 import numpy as np
 
-from Data.pictures import first_ten
+from Data.pictures import first_ten, in_chunks
 from Experiment.errors import UserError
 from Experiment.files import atomic_path, file_hash, read_json
 from Experiment.locks import locked
@@ -18,6 +20,7 @@ log = logging.getLogger("experiment")
 
 TEST_SHARE = 0.2  # of an image folder without splits
 SHARE_TO_VALIDATE = {"all": 0.125, "train": 0.2}  # of what is then left; of the training images that there are
+BEGINNING = 4096  # bytes of a file: other ones seldom begin alike
 MOST_NEEDED = 1000  # images of a class: more are never the answer
 
 
@@ -56,29 +59,38 @@ def classes_missing(labels, parts):
     return sorted({c for part in parts.values() for c in np.setdiff1d(labels, labels[part]).tolist()})
 
 
-def first_copies(root, files):
-    """For each file the index of the first one with the same bytes, int (N,): its own where there is none before it.
+def first_copies(root, files, labels):
+    """For each file the index of the first one of its class with the same bytes, int (N,): its own where there is none before it.
 
-    Only files of equal size are read. One that cannot be read has no copy here: loading tells of it.
+    A file is read as a whole only where size and beginning are those of another one. One that cannot be read has no copy
+    here: loading tells of it.
 
     Args:
         root: The folder.
         files: Their paths in it.
+        labels: int (N,). Equal images of different classes are no copies: both are warned of once they are loaded.
     """
-    sizes = np.array([size_of(root / file) for file in files], np.int64)
-    _, group, counts = np.unique(sizes, return_inverse=True, return_counts=True)
-    first, seen = np.arange(len(files)), {}
-    for i in np.flatnonzero((counts[group] > 1) & (sizes >= 0)):
-        with contextlib.suppress(OSError):
-            first[i] = seen.setdefault(bytes.fromhex(file_hash(root / files[i])), i)
+    first, seen, sizes = np.arange(len(files)), {}, np.full(len(files), -1)
+    begins = np.zeros(len(files), "S16")
+
+    def look(i):
+        with contextlib.suppress(OSError), open(root / files[i], "rb") as file:
+            begins[i] = hashlib.blake2b(file.read(BEGINNING), digest_size=16).digest()
+            sizes[i] = os.fstat(file.fileno()).st_size
+
+    in_chunks(look, len(files))
+    for same in groups(np.rec.fromarrays([labels, sizes, begins])):
+        for i in same if sizes[same[0]] >= 0 else ():
+            with contextlib.suppress(OSError):
+                first[i] = seen.setdefault((labels[i], file_hash(root / files[i])), i)
     return first
 
 
-def size_of(path):
-    try:
-        return path.stat().st_size
-    except OSError:
-        return -1
+def groups(values):
+    """Indices of equal values of an array, ascending: a list of arrays, those of one alone left out."""
+    order = np.argsort(values, kind="stable")
+    ends = np.flatnonzero(values[order][1:] != values[order][:-1]) + 1
+    return [same for same in np.split(order, ends) if len(same) > 1]
 
 
 def checked_division(labels, whole, seed, classes, first=None):
@@ -94,15 +106,7 @@ def checked_division(labels, whole, seed, classes, first=None):
         UserError: A class is too small; it names those that are, and how many images they need.
     """
     if first is not None and (copies := np.flatnonzero(first != np.arange(len(first)))).size:
-        alone = np.flatnonzero(first == np.arange(len(first)))
-        log.info(
-            "%d images are copies of others, file by file: each comes into the same part as the first", len(copies)
-        )
-        parts = checked_division(labels[alone], whole, seed, classes)
-        return {
-            name: np.concatenate([alone[part], copies[np.isin(first[copies], alone[part])]])
-            for name, part in parts.items()
-        }
+        return with_copies(labels, whole, seed, classes, first, copies)
     counts = np.bincount(labels, minlength=len(classes))
     try:
         parts = divide(labels, whole, seed)
@@ -122,9 +126,19 @@ def checked_division(labels, whole, seed, classes, first=None):
             pass
     named = [f"{shown(classes[c])} ({counts[c]})" for c in small if counts[c] < needed]
     raise UserError(
-        f"too few images for a split with every class in each part: {first_ten(named, ', ')}; "
+        f"too few images, copies not counted, for a split with every class in each part: {first_ten(named, ', ')}; "
         f"a class here needs {needed} images. Or make the splits yourself: train/, val/ and test/."
     )
+
+
+def with_copies(labels, whole, seed, classes, first, copies):
+    """`checked_division` of what are no copies; these follow the first of them."""
+    log.info("%d files are copies of others: each comes into the same part as the first", len(copies))
+    alone = np.setdiff1d(np.arange(len(first)), copies)
+    parts = checked_division(labels[alone], whole, seed, classes)
+    return {
+        name: np.concatenate([alone[part], copies[np.isin(first[copies], alone[part])]]) for name, part in parts.items()
+    }
 
 
 class Recorded(NamedTuple):

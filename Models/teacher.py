@@ -1,7 +1,8 @@
 """The teacher of an experiment: a classifier that has learnt from the real training images, and never saw a test image.
 
 It gives synthetic images soft labels, and can tell which of them look like their class. It is trained once for an
-experiment, the paper's way or from augmented images, and kept at the epoch of best validation accuracy.
+experiment the paper's way, and once from augmented images if its students see those; the epoch of best validation accuracy
+is kept.
 """
 
 import argparse
@@ -11,6 +12,7 @@ import time
 from Experiment import presets
 from Experiment.files import write_json
 from Experiment.locks import claimed, locked
+from Experiment.progress import progress
 from Experiment.records import describe_run, finished_run, identity
 from Models.augment import Augment
 from Models.classifier import Classifier
@@ -47,7 +49,7 @@ def teacher(name, spec, splits, inputs, folder, augmentations=()):
     args, record_file = teacher_arguments(name, len(splits.train.labels), augmentations), folder / "training.json"
     with locked(folder.with_name(folder.name + ".training")):
         if not finished_run(record_file, args, (), inputs, instead="use another --exp, or remove that folder"):
-            with claimed(folder):
+            with claimed(folder), progress(1, "teacher"):
                 started = time.time()
                 log.info("teacher %s on the %d real training images -> %s", name, len(splits.train.labels), folder)
                 changed = Augment(augmentations, len(splits.train.labels), args.seed) if augmentations else None

@@ -11,7 +11,7 @@ from Stages.recipes import recipe
 
 # Flags that every stage gets, where they are not at their default, which is the scripts' too.
 COMMON = {"data_dir": None, "seed": presets.SEED, "deterministic": False, "skip_broken": False, "resolution": None,
-          "background": "white", "xla": "auto", "tf32": False, "recipe": "paper"}  # fmt: skip
+          "background": "white", "xla": "auto", "tf32": False}  # fmt: skip
 MODEL = {"precision": "auto", "weights_dir": None}
 # Scripts, and parts of those that run more than once with different flags: what --also can name, as in `SD_adapting:dif`.
 PARTS = {"SD_adapting": ("enc", "dif"), "hyp_opt": ("enc", "dif"), "generate_dataset": (),
@@ -74,7 +74,8 @@ def stage_list(args, spec):
         args: The pipeline's arguments.
         spec: The `DatasetSpec`.
     """
-    common, values = common_flags(args), recipe(args, spec)
+    values = recipe(args, spec)
+    common = common_flags(args) + as_flags(changed(args, {"recipe": "paper"}))  # which only the stages have
     model = as_flags({"backbone": args.backbone, **changed(args, MODEL)})
     stages, group = [], 0
 

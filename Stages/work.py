@@ -7,6 +7,7 @@ from Models.backbones import BACKBONES
 CLASSIFIER = {"resnet20_16": 0.082, "resnet20": 1.3}
 TRAINING = 3  # passes that a training step costs: forward, and twice as much backward
 GUIDED = 2  # passes a step with guidance
+TEACHER = 0.4  # of a classifier's stage that has a teacher to train first, about
 START_UP = 15.0  # s of a stage until it computes
 
 # Parts of a stage as its messages name them, in their order, and their shares of its time.
@@ -37,7 +38,10 @@ def operations(script, args, spec, steps):
         TRAINING * CLASSIFIER.get(args.classifier, CLASSIFIER["resnet20"]) * (spec.resolution / 32) ** 2
     )  # an epoch of an image
     if script == "classifier_training":
-        return spec.unit * (args.take if args.synthetic else 1) * args.epochs * learning * args.repeats
+        seen = spec.unit * (args.take if args.synthetic else 1) * args.epochs * args.repeats
+        if args.labels == "soft":  # of sizes that are trained side by side each waits for the teacher
+            seen += spec.train_size * presets.CLASSIFIER_EPOCHS / 2  # it ends early
+        return seen * learning
     default_steps = presets.STEPS_OF_SOLVER[args.solver] if args.train_model == "enc" else steps
     runs = args.n_trials / 2 + 3 * args.repeats  # half of a trial: many end on a lower rung
     return runs * args.num_imgs * (steps * sampling + args.epochs * learning) + args.test_imgs * (
@@ -48,6 +52,8 @@ def operations(script, args, spec, steps):
 def fraction(script, parts):
     """How far a stage is, 0..1, by the messages of `Experiment.progress`: a list of [unit, done, total, note]."""
     shares = SHARES[script]
+    if parts and parts[0][0] == "teacher":
+        return TEACHER * fraction(script, parts[1:])  # then its own training, of which the beginning has been shown
     for unit, done, total, _ in parts:
         if unit in shares:
             before = sum(list(shares.values())[: list(shares).index(unit)])

@@ -6,6 +6,7 @@ import json
 import optuna
 import pytest
 
+import audit_dataset
 import classifier_training
 import generate_dataset
 import hyp_opt
@@ -27,6 +28,7 @@ from Search.settings import (
     settings_of,
     suggest_settings,
 )
+from Stages.stages import common_flags
 
 GENERATE = ["--img_total", "23", "--enc_epoch", "31", "--dif_epoch", "10", "--inf_steps", "3", "--ugs", "1.5"]
 
@@ -256,4 +258,6 @@ def test_the_pipeline_passes_the_recipe_to_each_stage(tmp_path):
     flags = ["--dataset", "digits", "--exp", "e", "--backbone", "mini", "--root", str(tmp_path), "--sizes", "4"]
     stages = pipeline.plan(pipeline.parse_args([*flags, "--recipe", "best"])).stages
     assert all("--recipe best" in stage.shown for stage in stages)
+    args = pipeline.parse_args([*flags, "--recipe", "best"])
+    audit_dataset.parse_args(common_flags(args))  # the page of the experiment shows this command
     assert not any("--recipe" in stage.shown for stage in pipeline.plan(pipeline.parse_args(flags)).stages)

@@ -343,13 +343,16 @@ def test_the_parts_of_a_search_have_their_shares():
     told = [[["trial", 1, 5, ""], ["image", 3, 4, ""]], [["trial", 5, 5, ""]], [["repeat", 0, 3, ""]],
             [["measurement", 1, 2, ""]]]  # fmt: skip
     assert [fraction("hyp_opt", parts) for parts in told] == pytest.approx([0.08, 0.4, 0.4, 0.85])
+    taught = [["teacher", 0, 1, ""], ["step", 1, 2, ""]]
+    assert fraction("classifier_training", taught) == pytest.approx(0.2)  # the classifier itself has not begun
     assert fraction("hyp_opt", [["image", 3, 4, ""]]) == 0.0 and fraction("SD_adapting", [["step", 1, 2, ""]]) == 0.5
 
 
 def test_work_grows_with_what_is_to_be_done():
     def work(**change):
         args = {"backbone": "mini", "epochs": 2, "classifier": "resnet20_16", "take": 2, "synthetic": True, "img_total": 10,
-                "n_trials": 4, "repeats": 1, "num_imgs": 30, "test_imgs": 50, "train_model": "dif", "solver": "ddim"}  # fmt: skip
+                "n_trials": 4, "repeats": 1, "num_imgs": 30, "test_imgs": 50, "train_model": "dif", "solver": "ddim",
+                "labels": "hard"}  # fmt: skip
         args = Namespace(**(args | change))
         return [operations(script, args, DATASETS["digits"], 10) for script in pipeline.SCRIPTS]
 
@@ -362,6 +365,7 @@ def test_work_grows_with_what_is_to_be_done():
     ]
     assert [b > a for a, b in zip(plain, work(backbone="sd1"))] == [True, True, True, False]
     assert work(train_model="enc")[1] > plain[1] > work(n_trials=2)[1] and work(synthetic=False)[3] == plain[3] / 2
+    assert work(labels="soft")[3] > plain[3]
 
 
 # What it ends with

@@ -342,6 +342,15 @@ def test_another_teacher_makes_another_run(root, quick_teacher):
         classifier_training.plan(parse(root, "--labels", "soft"))
 
 
+def test_repeats_of_another_teacher_are_not_added(root, quick_teacher, monkeypatch):
+    train(root, "--labels", "soft")
+    shutil.rmtree(root / FOLDER / "teacher")
+    assert classifier_training.plan(parse(root, "--labels", "soft")).done  # what is finished needs it no more
+    monkeypatch.setattr(presets, "CLASSIFIER_EPOCHS", 2)  # so another one is trained
+    with pytest.raises(UserError, match="other inputs: teacher"):
+        train(root, "--labels", "soft", "--repeats", 2)
+
+
 @pytest.mark.parametrize("flags, said", [
     (("--labels", "soft", "--synthetic", "False"), "--labels: not allowed with --synthetic False"),
     (("--recycle", "--synthetic", "False"), "--recycle: not allowed with --synthetic False"),
