@@ -258,6 +258,8 @@ def test_the_pipeline_passes_the_recipe_to_each_stage(tmp_path):
     flags = ["--dataset", "digits", "--exp", "e", "--backbone", "mini", "--root", str(tmp_path), "--sizes", "4"]
     stages = pipeline.plan(pipeline.parse_args([*flags, "--recipe", "best"])).stages
     assert all("--recipe best" in stage.shown for stage in stages)
+    assert "--epochs 60" in stages[-1].shown  # of augmented images, where the paper's are seen 20 times
     args = pipeline.parse_args([*flags, "--recipe", "best"])
     audit_dataset.parse_args(common_flags(args))  # the page of the experiment shows this command
-    assert not any("--recipe" in stage.shown for stage in pipeline.plan(pipeline.parse_args(flags)).stages)
+    paper = pipeline.plan(pipeline.parse_args(flags)).stages
+    assert not any("--recipe" in stage.shown for stage in paper) and "--epochs 20" in paper[-1].shown
