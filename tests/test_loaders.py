@@ -638,7 +638,7 @@ def test_copies_of_a_file_stay_in_one_part(tmp_path, experiment, caplog):
     """As sync programs leave them: no test image is one that was learnt from, unless it is in two classes, of which is warned."""
     caplog.set_level("INFO")
     folder, alone = own_folder(tmp_path), own_folder(tmp_path / "alone")
-    for i, file in enumerate(sorted(folder.glob("*/*"))):
+    for file in sorted(folder.glob("*/*")):
         shutil.copy(file, file.with_name(f"zz {file.name}"))
     splits = load_splits(dataset_spec(folder), "unused", 1, None, experiment)
     assert "35 files are copies of others" in caplog.text and "equal pixels" not in caplog.text
