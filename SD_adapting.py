@@ -77,7 +77,7 @@ def plan(args):
     epochs = chosen_epochs(experiment, args.enc_epoch, args.dif_epoch)
     splits = load_splits(spec, args.data_dir, args.seed, None, experiment)
     data, base = data_identity(splits, spec), base_hashes(args, ["image_encoder"], epochs["dif"])
-    check_pretrained(epochs.values(), base)
+    check_pretrained(epochs.values(), base, BACKBONES[args.backbone].prediction_type)
     inputs = {
         "classes": data["classes"],
         "data": {name: data[name] for name in ("resolution", "train")},

@@ -26,6 +26,7 @@ from Experiment.locks import refuse_if_claimed
 from Experiment.paths import Experiment
 from Experiment.plan import Plan
 from Experiment.records import DATA_FLAGS, describe_run, finished_run, flattened
+from Models.backbones import BACKBONES
 from Models.classifiers import CLASSIFIERS
 from Models.weight_cards import check_pretrained
 
@@ -118,7 +119,7 @@ def base_of(args, source, epochs):
         UserError: They are not those with which the set was made.
     """
     base, made = base_hashes(args, ["image_encoder"], epochs["dif"]), source.manifest.get("weights", {})
-    check_pretrained(epochs.values(), base)
+    check_pretrained(epochs.values(), base, BACKBONES[args.backbone].prediction_type)
     if "unet" in base and made.get("unet", base["unet"]) != base["unet"]:
         raise UserError("the set was made with another pretrained UNet: give the --weights of its generation")
     return base

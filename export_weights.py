@@ -66,13 +66,15 @@ def plan(args):
         UserError: The export cannot begin: no such epoch, a backbone that diffusers has not, a folder of something else.
     """
     backbone = BACKBONES[args.backbone]
+    if args.weights_dir and args.weights_dir.resolve().is_relative_to(args.to):
+        raise UserError(f"--to {args.to} holds the --weights that are exported from: name another folder.")
     if reason := exported.why_not(backbone):
         raise UserError(reason)
     spec = dataset_spec(args.dataset, args.skip_broken, args.resolution, args.background)
     experiment, classes = Experiment(args.root, args.exp, spec.name), list(class_names(spec))
     epochs = chosen_epochs(experiment, args.enc_epoch, args.dif_epoch)
     base = base_hashes(args, ("image_encoder", "decoder") if args.vae else ("decoder",), epochs["dif"])
-    check_pretrained(epochs.values(), base)
+    check_pretrained(epochs.values(), base, backbone.prediction_type, vae_too=True)
     updates = read_facts(epochs["dif"]) if epochs["dif"] else None
     if args.lora == "separate" and not updates:
         held = f"{epochs['dif']} holds a whole UNet" if epochs["dif"] else "the pretrained UNet has none"

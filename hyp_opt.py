@@ -138,7 +138,7 @@ def plan(args):
     epochs = saved_epochs(weights)
     if not epochs:
         raise UserError(f"there are no weights in {weights}: run SD_adapting.py --train_model {part} first.")
-    updates_fit(args, *epochs.values())  # refuses low-rank updates of another UNet
+    lora = updates_fit(args, *epochs.values())  # refuses low-rank updates of another UNet
     epoch_files = chosen_epochs(experiment, args.enc_epoch if part == "dif" else 0, 0)
     if args.optimize and experiment.pipeline_file.exists():
         read_results(experiment.pipeline_file, PIPELINE_SCHEMA)  # reject a broken file before days of search
@@ -150,8 +150,10 @@ def plan(args):
         raise UserError(f"argument --autoguide: there are no epochs after {args.autoguide} in {weights}.")
     inputs, hashes = search_inputs(splits, spec, epochs, epoch_files | ({"guide": guide} if guide else {}))
     pretrained = {"decoder", *(["unet"] if part == "enc" else guide_parts(args, guide))}
-    base = pretrained_inputs(BACKBONES[args.backbone], sorted(pretrained), args.weights_dir)
-    check_pretrained([*epochs.values(), *epoch_files.values(), guide], base)
+    backbone = BACKBONES[args.backbone]
+    base = pretrained_inputs(backbone, sorted(pretrained), args.weights_dir)
+    under = pretrained_inputs(backbone, ["unet"], args.weights_dir) if lora else {}
+    check_pretrained([*epochs.values(), *epoch_files.values(), guide], base | under, backbone.prediction_type)
     inputs["weights"] |= base
     splits = splits._replace(train=None)  # memory: a search reads none of them
     return Plan(spec, experiment, folder, splits, epochs, epoch_files, inputs, hashes, address, guide)

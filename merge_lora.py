@@ -14,7 +14,8 @@ from Experiment.files import atomic_path
 from Experiment.plan import Plan
 from Models.backbones import BACKBONES
 from Models.lora_files import read_facts
-from Models.weight_cards import KEPT, card_path, read_card, write_card
+from Models.pretrained import pretrained_inputs
+from Models.weight_cards import KEPT, card_path, check_pretrained, read_card, write_card
 from Models.weights import check_hdf5
 
 log = logging.getLogger("experiment")
@@ -37,11 +38,17 @@ def parse_args(argv=None):
 
 def plan(args):
     """Look at what is there (UserError where the updates cannot be merged, or something would be overwritten)."""
+    if args.epoch.suffix == ".safetensors":
+        raise UserError(
+            f"{args.epoch}: updates of others are not read: merge them into their UNet with diffusers first."
+        )
     check_hdf5(args.epoch)
     updates = read_facts(args.epoch)
     if updates is None:
         raise UserError(f"{args.epoch} holds no low-rank updates.")
     updates_fit(args, args.epoch)
+    backbone = BACKBONES[args.backbone]
+    check_pretrained([args.epoch], pretrained_inputs(backbone, ["unet"], args.weights_dir), backbone.prediction_type)
     if args.to.exists():
         raise UserError(f"{args.to} is there already: move it away.")
     return Plan(updates=updates)

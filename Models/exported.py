@@ -54,6 +54,7 @@ def export_unet(backbone, unet, folder):
         "layers_per_block": LAYERS,
         "cross_attention_dim": backbone.context_shape[1],
         "attention_head_dim": heads[0] if len(set(heads)) == 1 else heads,
+        "upcast_attention": backbone.context_shape[1] == 1024,  # as 2.1 has it: in float16 its attention overflows
         "use_linear_projection": not hasattr(projections[0], "conv2d"),
         "act_fn": "silu",
         "norm_num_groups": 32,

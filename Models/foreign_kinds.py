@@ -9,17 +9,18 @@ from Models.noise_schedule import STABLE_DIFFUSION
 WIDTH_OF = {"768": "Stable Diffusion 1.x (context width 768)", "1024": "Stable Diffusion 2.x (context width 1024)",
             "2048": "Stable Diffusion XL (context width 2048)"}  # fmt: skip
 FITS = "models of the shape of Stable Diffusion 1.x fit --backbone sd1, of 2.x --backbone sd2"
-LATENTS = 4
+LATENTS, LATENT_SCALE = 4, 0.18215
 CHANNELS_OF = {
     "9": "a model for inpainting", "8": "a model for editing (InstructPix2Pix)", "7": "an upscaler", "5": "a model for depth"
 }  # fmt: skip
 
 # Parts of tensors' names that only one kind of file has, in the order in which they are looked for.
 MARKS = {
-    r"lora_(up|down|A|B)\b|lora\.(up|down)\b|\bhada_w|\blokr_": "a LoRA, changes of a model and not one",
+    r"lora_(up|down|A|B)\b|\blora_linear_layer\.|lora\.(up|down)\b|\bhada_w|\blokr_": "a LoRA, changes of a model and not one",
     r"\bcontrol_model\.|controlnet_cond_embedding|\binput_hint_block\.": "a ControlNet",
     r"\b(double_blocks|single_transformer_blocks)\.": "a Flux model",
     r"\bjoint_blocks\.|\bjoint_transformer_blocks\.": "Stable Diffusion 3",
+    r"^(noise_augmentor|embedder)\.": "Stable Diffusion unCLIP, which is told images",
     r"\bmodel\.diffusion_model\.label_emb\.|\badd_embedding\.": "Stable Diffusion XL, or of its kind",
     r"\btime_embedding\.cond_proj\.|\btime_embed\.cond_proj\.": "a distilled model that is told the guidance scale",
 }
@@ -44,7 +45,7 @@ UNET_CONFIG = {
 }  # fmt: skip
 VAE_CONFIG = {
     "_class_name": "AutoencoderKL", "act_fn": "silu", "norm_num_groups": 32, "latent_channels": LATENTS,
-    "scaling_factor": 0.18215, "shift_factor": None, "latents_mean": None, "latents_std": None,
+    "scaling_factor": LATENT_SCALE, "shift_factor": None, "latents_mean": None, "latents_std": None,
     "use_quant_conv": True, "use_post_quant_conv": True, "mid_block_add_attention": True,
 }  # fmt: skip
 SCHEDULE = {
@@ -156,7 +157,27 @@ def known_prediction(path, name):
 
 
 # In YAML, alone in its line or in braces; comments aside.
-PARAMETERIZATION = r"^[^#\n]*\bparameterization[\"']?\s*:\s*[\"']?(\w+)"
+SETTING = r"^[^#\n]*\b{}[\"']?\s*:\s*[\"']?([\w.+-]+)"
+SETTINGS = {"linear_start": 0.00085, "linear_end": 0.012, "timesteps": 1000, "scale_factor": LATENT_SCALE}
+ZERO_SNR = ("zero_snr", "rescale_betas_zero_snr", "ztsnr")
+
+
+def refuse_other_settings(path, text):
+    """Refuse a .yaml under which the original code computes with another schedule or scale of the latents (UserError)."""
+    found = {name: re.search(SETTING.format(name), text, re.MULTILINE) for name in (*SETTINGS, *ZERO_SNR)}
+    for name, value in SETTINGS.items():
+        if found[name] and not same_number(found[name][1], value):
+            raise UserError(f"{path} has {name} {found[name][1]}, where only {value:g} is computed here.")
+    for name in ZERO_SNR:
+        if found[name] and found[name][1].lower() in ("true", "1", "yes", "on"):
+            raise UserError(f"{path} has {name}: only the schedule of Stable Diffusion is computed.")
+
+
+def same_number(text, value):
+    try:
+        return abs(float(text) - value) <= 1e-6 * value
+    except ValueError:
+        return False
 
 
 def prediction_of_file(path, metadata, width):
@@ -172,11 +193,13 @@ def prediction_of_file(path, metadata, width):
     Raises:
         UserError: It cannot be told.
     """
+    config = path.with_suffix(".yaml")
+    text = config.read_text(errors="replace") if config.is_file() else None
+    refuse_other_settings(config, text or "")
     if "modelspec.prediction_type" in metadata:
         return known_prediction(path, metadata["modelspec.prediction_type"])
-    config = path.with_suffix(".yaml")
-    if config.is_file():
-        found = re.search(PARAMETERIZATION, config.read_text(errors="replace"), re.MULTILINE)
+    if text is not None:
+        found = re.search(SETTING.format("parameterization"), text, re.MULTILINE)
         return known_prediction(config, found[1]) if found else "epsilon"
     if width == 768:
         return "epsilon"
@@ -184,6 +207,12 @@ def prediction_of_file(path, metadata, width):
         f"{path} does not say whether its UNet predicts noise (2.x-base) or v (2.x at 768 px): put the model's .yaml beside "
         f"it as {config.name}, or give diffusers' folder."
     )
+
+
+def refuse_other_scale(path, scale):
+    """Refuse a single file whose latents were scaled by another factor, its buffer () (UserError)."""
+    if abs(float(scale) - LATENT_SCALE) > ROUNDING:
+        raise UserError(f"{path} scales latents by {float(scale):g}, where only {LATENT_SCALE} is computed here.")
 
 
 def refuse_other_schedule(path, alphas_cumprod):

@@ -182,14 +182,17 @@ class OriginalFile(ForeignWeights):
     def tensors(self, part):
         refuse_others(self.path)
         tensors = Tensors([self.path])
+        first = tensors.shapes.get(f"{UNET}input_blocks.0.0.weight")
+        foreign_kinds.refuse_other_shapes(self.path, self.backbone, first, None)
         foreign_kinds.refuse_other_files(self.path, tensors.shapes, UNET)
         if unknown := [n for n in tensors.shapes if not n.startswith((UNET, VAE)) and not LEFT_OUT.match(n)]:
             shown = ", ".join(sorted(unknown)[:3])
             raise UserError(
                 f"{self.path} has {len(unknown)} tensors that Stable Diffusion does not ({shown}); {foreign_kinds.FITS}."
             )
-        first = tensors.shapes.get(f"{UNET}input_blocks.0.0.weight")
         foreign_kinds.refuse_other_shapes(self.path, self.backbone, first, self.context_kernel(tensors))
+        if "scale_factor" in tensors.shapes:
+            foreign_kinds.refuse_other_scale(self.path, tensors.read("scale_factor"))
         if "alphas_cumprod" in tensors.shapes:
             foreign_kinds.refuse_other_schedule(self.path, tensors.read("alphas_cumprod"))
         prefix = UNET if part == "unet" else VAE

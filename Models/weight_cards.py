@@ -113,26 +113,38 @@ def learned_from(files):
     return [entry for i, entry in enumerate(whole) if entry not in whole[:i]]
 
 
-def check_pretrained(files, now):
+def check_pretrained(files, now, usual="epsilon", vae_too=False):
     """Compare the pretrained weights of today with those on which epochs were trained, as their cards say.
 
-    An epoch means something on its own UNet alone. With another VAE it is sampled too: a line says so.
+    An epoch means something on its own UNet alone. With another VAE it is sampled too: a line says so. What a UNet predicts
+    is no part of its file where a scheduler's configuration or a .yaml beside it says so: these may have changed alone.
 
     Args:
         files: Epoch files, or None.
-        now: {part: hash} of the pretrained parts that are read.
+        now: {part: hash} of the pretrained parts that are read; `prediction_type` where it is not the usual one.
+        usual: What the backbone's UNet predicts.
+        vae_too: Whether another VAE is refused as well.
 
     Raises:
-        UserError: An epoch was trained on another UNet.
+        UserError: An epoch was trained on another UNet, or one that predicted something else.
     """
+    today = now.get("prediction_type", usual)
     for path in filter(None, files):
-        then = read_card(path).get("pretrained", {})
+        then = dict(read_card(path).get("pretrained", {}))
+        predicted = then.pop("prediction_type", today)
+        if "unet" in now and predicted != today:
+            raise UserError(
+                f"{path} was trained on a UNet that predicts {predicted}, and these weights are said to predict {today}: is "
+                "the scheduler's configuration, or the .yaml beside the file, still that of its training?"
+            )
         others = [part for part in then if now.get(part, then[part]) != then[part]]
         if "unet" in others:
             raise UserError(
                 f"{path} was trained on another pretrained UNet ({then['unet'][:12]}, not {now['unet'][:12]}): "
                 "give the --weights of its training."
             )
+        if others and vae_too:
+            raise UserError(f"{path} was trained with another VAE: give the --weights of its training.")
         if others:
             log.warning("%s was trained with another VAE than the one in use: is --weights that of its training?", path)
 

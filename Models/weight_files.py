@@ -67,8 +67,13 @@ class PublishedFile:
         elif not path.is_file():
             self.download(path)
         if read_card(path)["sha256"] != self.sha256:
+            mend = (
+                "A UNet of your own is an epoch: put it as epoch1.hdf5 into the experiment's DiffusionFt folder"
+                if weights_dir
+                else "Delete it"
+            )
             raise UserError(
-                f"{path} is not the published file of {self.addresses}: its SHA-256 is not {self.sha256}. Delete it."
+                f"{path} is not the published file of {self.addresses}: its SHA-256 is not {self.sha256}. {mend}."
             )
         return path
 

@@ -78,7 +78,7 @@ def set_up(args, known, diffusion, precision_name):
 
 
 def pretrained_of(args, known):
-    """{part: hash} of the pretrained weights that epochs are trained on, for their cards.
+    """{part: hash} of the pretrained weights that epochs are trained on, and what they predict, for their cards.
 
     The decoder is one of them: it makes the images of the latents that they have learned. A UNet that goes on from an epoch is
     on the same as that epoch.
@@ -86,6 +86,8 @@ def pretrained_of(args, known):
     weights, before = known.inputs["weights"], known.epochs["dif"]
     inherited = read_card(before).get("pretrained", {}) if before else {}
     read = {part: weights[part] for part in PARTS if part in weights}
+    if "unet" in read:
+        read["prediction_type"] = weights.get("prediction_type", BACKBONES[args.backbone].prediction_type)
     return inherited | read | {"decoder": BACKBONES[args.backbone].weights_hash("decoder", args.weights_dir)}
 
 

@@ -272,6 +272,18 @@ def test_a_stable_diffusion_is_not_written_over(small, tmp_path):
         export_weights.plan(export_weights.parse_args([*flags, "--to", str(place)]))
 
 
+def test_an_export_is_not_written_over_what_it_is_made_of(small, tmp_path):
+    backbone, _, tensors, _, flags = small
+    place = foreign.write_folder(tmp_path / "sd", tensors, heads=[2])
+    (place / "export.json").touch()  # an earlier export
+    for to in (place, tmp_path):
+        with pytest.raises(UserError, match="holds the --weights that are exported from: name another folder"):
+            export_weights.plan(
+                export_weights.parse_args([*flags, "--weights", str(place), "--restart", "--to", str(to)])
+            )
+    assert (place / "unet").is_dir()
+
+
 def test_an_export_that_was_stopped_is_made_again(small, tmp_path, monkeypatch):
     argv = [*small[-1], "--to", str(tmp_path / "to")]
     with monkeypatch.context() as patch:

@@ -145,6 +145,21 @@ def test_kernels_of_one_pixel_and_matrices_are_each_others(backbone, models, ten
     assert np.array_equal(named.variable.numpy(), in_our_order(tensors["unet"][named.ldm, named.diffusers][0]))
 
 
+@pytest.mark.parametrize("text, told", [
+    ("linear_start: 0.00085\nlinear_end: 0.0120\ntimesteps: 1000\nscale_factor: 0.18215\nzero_snr: false", None),
+    ("linear_end: 0.02", "has linear_end 0.02, where only 0.012"), ("{scale_factor: 0.13025}", "has scale_factor 0.13025"),
+    ("timesteps: many", "has timesteps many"), ("rescale_betas_zero_snr: True", "rescale_betas_zero_snr: only the schedule"),
+])  # fmt: skip
+def test_a_yaml_of_another_schedule_is_refused(text, told, backbone, tensors, tmp_path):
+    source = foreign_weights(backbone, write_original(tmp_path / SINGLE, tensors, metadata=METADATA))
+    (tmp_path / SINGLE).with_suffix(".yaml").write_text(text)
+    if told is None:
+        assert source.prediction_type() == "epsilon"
+        return
+    with pytest.raises(UserError, match=told):
+        source.prediction_type()
+
+
 @pytest.mark.parametrize("metadata, yaml, expected", [
     (None, 'model: {params: {"parameterization": "v"}}', "v_prediction"), (None, '# parameterization: "v"', "epsilon"),
     ({"modelspec.prediction_type": "v"}, None, "v_prediction"), (METADATA, 'parameterization: "v"', "epsilon"),

@@ -146,6 +146,22 @@ def test_epochs_of_another_pretrained_unet_are_refused(weights, caplog):
         check_pretrained([weights], {"unet": "c" * 64})
 
 
+def test_epochs_of_a_unet_that_predicted_something_else_are_refused(weights):
+    """The same file, but the scheduler's configuration beside it has changed since."""
+    write_card(weights, {"pretrained": {"unet": "a" * 64, "prediction_type": "v_prediction"}})
+    same = {"unet": "a" * 64}
+    check_pretrained([weights], same | {"prediction_type": "v_prediction"})
+    check_pretrained([weights], same, "v_prediction")
+    check_pretrained([weights], {"decoder": "b" * 64})  # a whole UNet says it itself
+    with pytest.raises(
+        UserError, match="UNet that predicts v_prediction, and these weights are said to predict epsilon"
+    ):
+        check_pretrained([weights], same)
+    write_card(weights, {"pretrained": {"decoder": "b" * 64}})
+    with pytest.raises(UserError, match="trained with another VAE: give the --weights"):
+        check_pretrained([weights], {"decoder": "c" * 64}, vae_too=True)
+
+
 def test_a_disk_that_is_too_small_is_refused_before_the_run(tmp_path):
     check_room(tmp_path / "not" / "there", 1000, "this run")
     with pytest.raises(UserError, match="this run takes 1000000000000.0 GB, and .* left"):
@@ -205,7 +221,7 @@ def test_an_epoch_is_refused_on_another_pretrained_unet(tiny, folder, tmp_path):
     known, args = adapted(folder, root, "--epochs", 1)
     epoch = epoch_path(SD_adapting.adapt(args, known), 1)
     hashes = {part: tiny.weights_hash(part) for part in ("image_encoder", "unet", "decoder")}
-    assert read_card(epoch)["pretrained"] == hashes and adapted(folder, root, *flags)
+    assert read_card(epoch)["pretrained"] == hashes | {"prediction_type": "epsilon"} and adapted(folder, root, *flags)
     card = read_json(card_path(epoch))
     write_json(card_path(epoch), card | {"pretrained": hashes | {"unet": "a" * 64}})
     with pytest.raises(UserError, match="another pretrained UNet"):

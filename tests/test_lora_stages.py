@@ -62,6 +62,8 @@ def test_an_epoch_of_updates_is_taken_like_any_other_and_its_merged_unet_draws_t
     assert card["merged_from"] == read_card(trained / "epoch2.weights.h5")["sha256"] and card["dataset"] == "digits"
     with pytest.raises(UserError, match="epoch2.weights.h5 is there already"):
         merge_lora.plan(merge_lora.parse_args(flags))
+    with pytest.raises(UserError, match="updates of others are not read"):
+        merge_lora.plan(merge_lora.parse_args(["lora.safetensors", *flags[1:2], str(tmp_path / "m.weights.h5")]))
     shutil.copytree(trained.with_name("MyEmbedding"), merged.parent.with_name("MyEmbedding"))
     of_merged = ["--exp" if flag == "--exp" else "merged" if flag == "x" else flag for flag in common]
     for precision in ("float32", "mixed_bfloat16"):
