@@ -528,7 +528,7 @@ def test_the_model_is_attacked_on_the_unet_that_made_the_set(tmp_path, monkeypat
     monkeypatch.setattr(
         audit_dataset, "base_hashes", lambda args, parts, dif: {"image_encoder": "a" * 64, "unet": "b" * 64}
     )
-    args, epochs = SimpleNamespace(), {"enc": None, "dif": None}
+    args, epochs = SimpleNamespace(backbone="sd1"), {"enc": None, "dif": None}
     for made in ({}, {"weights": {"unet": "b" * 64}}):
         source = SimpleNamespace(manifest=made)
         assert audit_dataset.base_of(args, source, epochs) == {"image_encoder": "a" * 64, "unet": "b" * 64}
