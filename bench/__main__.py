@@ -10,6 +10,7 @@ results_float32.json, and drawn beside it.
 import argparse
 import json
 import platform
+import re
 from pathlib import Path
 
 from bench.environment import peer_python
@@ -17,6 +18,12 @@ from bench.topics import TOPICS
 from Experiment.machine import computes_bfloat16, processor
 
 HERE = Path(__file__).resolve().parent
+
+
+def place(row):
+    """Order of the rows: by number, then by what follows it; `CAS` is last."""
+    number, rest = re.fullmatch(r"(\d*)(.*)", row["row"]).groups()
+    return int(number or 99), rest
 
 
 def draw(rows, path):
@@ -64,7 +71,7 @@ def main():
     for topic in args.topics:
         rows |= {r["row"]: r for r in TOPICS[topic](args)}
         machine = processor() | {"system": platform.platform()}
-        results = {"machine": machine, "rows": sorted(rows.values(), key=lambda r: r["row"])}
+        results = {"machine": machine, "rows": sorted(rows.values(), key=place)}
         file.write_text(json.dumps(results, indent=1) + "\n")
     print_table(results)
     print(draw(results["rows"], file.with_suffix(".png")))

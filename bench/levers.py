@@ -13,6 +13,7 @@ import csv
 import json
 import logging
 import shlex
+import shutil
 import subprocess
 import sys
 import threading
@@ -86,6 +87,10 @@ VARIANTS = {
     "augment_long_4x": Variant(learned="--augment standard", size=4, longer=3),
     "augment_soft_4x": Variant(learned="--augment standard --labels soft", size=4),
     "augment_soft_long_4x": Variant(learned="--augment standard --labels soft", size=4, longer=3),
+    "best": Variant(made="--solver dpmpp --inf_steps 8", learned="--augment standard --labels soft", longer=3),
+    "best_4x": Variant(
+        made="--solver dpmpp --inf_steps 8", learned="--augment standard --labels soft", size=4, longer=3
+    ),
     "real_augment": Variant(learned="--augment standard", real=True),
     "real_augment_long": Variant(learned="--augment standard", longer=3, real=True),
 }
@@ -177,8 +182,22 @@ class Subject:
         self.once((self.dataset, self.seed, *flags), lambda: self.script("generate_dataset.py", *flags))
         return generate_dataset.plan(args).folder, passes(args, Settings(args.inf_steps, args.ugs, dif))
 
+    def borrow_teachers(self, exp):
+        """Copy what another variant or seed has trained: a teacher depends on the real images alone."""
+        _, values, _ = self.planned
+        experiment = Experiment(self.args.work, f"s{self.seed}{exp}", self.name)
+        for augment in ("none", "standard"):
+            mine = experiment.teacher_dir(values["classifier"]["classifier"], augment)
+            there = mine.parents[3].glob(str(Path("*", *mine.parts[-3:], "training.json")))
+            finished = next(there, None)
+            if finished and not mine.exists():
+                copied = mine.with_name(f"{mine.name}.copied")
+                shutil.copytree(finished.parent, copied, dirs_exist_ok=True, ignore=shutil.ignore_patterns(".lock*"))
+                copied.rename(mine)
+
     def classify(self, exp, variant, repeats, folder):
         spec, values, _ = self.planned
+        self.borrow_teachers(exp)
         epochs = variant.longer * values["classifier_epochs"](variant.size)
         flags = {**values["classifier"], "epochs": epochs, "repeats": repeats}
         flags |= {"synthetic": "False"} if variant.real else {"take": variant.size, "synthetic_dir": folder}
@@ -290,7 +309,7 @@ def main(args):
     print("\n".join(table(rows)))
 
 
-def parse_args():
+def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     add = parser.add_argument
     add("--work", type=Path, required=True, help="folder of everything that is made on the way")
@@ -306,7 +325,7 @@ def parse_args():
     add("--repeats", type=int, default=3, help="classifiers of each variant (3)")
     add("--precision", help="of the diffusion model (auto)")
     add("--jobs", type=int, default=1, help="variants at a time (1)")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     args.work, args.plain = args.work.expanduser().resolve(), {"inf_steps": args.inf_steps, "ugs": args.ugs}
     return args
 

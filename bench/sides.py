@@ -63,7 +63,8 @@ def our_generation(precision):
     inputs = unet_inputs(BATCH, sd1.latent_shape, sd1.context_shape)
 
     def generate(steps, scale):
-        return sampler.sample(noise, table, np.arange(BATCH), steps, scale)
+        images, _ = sampler.sample(noise, table, np.arange(BATCH), steps, scale)
+        return images
 
     def warm():
         generate(1, SCALE)

@@ -41,9 +41,11 @@ if __name__ == "__main__":
     from cli.startup import import_keras, share_cores
 
     side, *arguments = sys.argv[1:]
-    if side in ("writing", "classifier", "precision"):
-        share_cores("mini")
-    import_keras(argparse.Namespace(gradient_checkpointing="checkpoints" in arguments))
+    backbone = "mini" if side in ("writing", "classifier", "precision") else "sd1"
+    if backbone == "mini":
+        share_cores(backbone)
+    checkpoints = "checkpoints" in arguments if side.endswith("_training") else None  # None: no adaptation
+    import_keras(argparse.Namespace(backbone=backbone, gradient_checkpointing=checkpoints))
     answers = pipe_for_answers()  # not before: this process may have begun again
     from bench.sides import SIDES
 

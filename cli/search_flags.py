@@ -19,7 +19,7 @@ def add_search_flags(add):
     add("--ugs_1", type=number(0, 1000, above=True),
         help="best guidance scale of the first search: half the upper bound of the second (7.5)")  # fmt: skip
     add("--is_min", default=presets.STEPS_RANGE[0], type=integer(1, 1000), help="fewest inference steps (5)")
-    add("--is_max", type=integer(1, 1000), help="most inference steps (enc 50; dif --is_1)")
+    add("--is_max", type=integer(1, 1000), help="most inference steps (enc 50, with --solver dpmpp 15; dif --is_1)")
     add("--ugs_max", type=number(0, 1000, above=True), help="largest scale (enc 7.5; dif 2 * --ugs_1)")
     add("--warm_start", action="store_true", help="try the paper's best settings for other datasets first")
     add("--n_trials", type=integer(1), help="finished trials in all, over all runs (enc 50, dif 40)")

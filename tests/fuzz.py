@@ -282,6 +282,7 @@ def write_study(folder):
     import optuna
 
     from Experiment.paths import Experiment
+    from Models.weight_cards import read_card
     from Search.studies import open_study, pruner
 
     study = open_study(
@@ -297,6 +298,7 @@ def write_study(folder):
     epoch = Experiment(folder, "x", "digits").part_dir("enc") / "epoch1.weights.h5"
     epoch.parent.mkdir(parents=True)
     epoch.touch()
+    read_card(epoch)  # as a real one has its card
     return folder / "study.db"
 
 

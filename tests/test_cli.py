@@ -290,6 +290,18 @@ def test_onednn_computes_on_every_x86_processor_unless_the_user_says_no(monkeypa
     assert found == used
 
 
+def test_a_worker_of_the_benchmark_starts():
+    """The measurement itself takes the best part of an hour, and is asked for by hand alone."""
+
+    def started(*arguments):
+        command = [sys.executable, "-m", "bench.worker", *arguments]
+        return subprocess.run(command, cwd=REPOSITORY, input="", capture_output=True, text=True, timeout=300)
+
+    assert started("classifier").stdout == '{"jobs": ["from PNGs", "in memory"]}\n'
+    for words in ([], ["checkpoints"]):  # what trains would be built next, sd1 for a minute
+        assert started("no_training", *words).stderr.endswith("KeyError: 'no_training'\n")
+
+
 SPARING = """
 import argparse, os, sys
 print("begins", os.getpid(), *sys.argv[1:], flush=True)

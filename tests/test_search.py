@@ -159,6 +159,7 @@ def test_the_measurement_does_not_draw_what_the_chosen_trial_has_drawn(select_on
 @pytest.mark.parametrize("flags, low, high, scale", [
     ([], 5, 50, 7.5), (["--train_model", "dif", "--is_1", "31", "--ugs_1", "1.19"], 5, 31, 2.38),
     (["--is_min", "8", "--is_max", "12", "--ugs_max", "4"], 8, 12, 4.0),
+    (["--recipe", "best"], 5, 15, 7.5), (["--solver", "dpmpp", "--is_max", "20"], 5, 20, 7.5),
 ])  # fmt: skip
 def test_ranges(flags, low, high, scale):
     ranges = run(Scripted(parse_args([*ARGS, *flags]), [0.1] * 8)).distributions
@@ -167,6 +168,10 @@ def test_ranges(flags, low, high, scale):
         1,
         9,
     )
+
+
+def test_a_search_of_both_solvers_keeps_the_papers_range():
+    assert parse_args([*ARGS, "--search_solver", "--recipe", "best"]).is_max == 50
 
 
 def queued(*flags, epochs=(5, 10)):

@@ -1,0 +1,127 @@
+"""The study of the levers: which commands a variant is, what variants share, and the table."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+
+import classifier_training
+import generate_dataset
+import SD_adapting
+from bench import levers
+from bench.levers import VARIANTS, Subject, table
+
+PARSERS = {
+    "SD_adapting.py": SD_adapting.parse_args, "generate_dataset.py": generate_dataset.parse_args,
+    "classifier_training.py": classifier_training.parse_args,
+}  # fmt: skip
+
+
+@pytest.fixture
+def study(tmp_path, monkeypatch):
+    """Run the study with scripts that only parse their flags and write them down. Returns (commands of this run, its rows)."""
+
+    def planned(args):
+        folder = tmp_path / f"set of {args.exp}"
+        folder.mkdir(exist_ok=True)
+        return SimpleNamespace(folder=folder)
+
+    def run(*flags):
+        commands = []
+
+        def script(self, name, *words):
+            PARSERS[name](words)  # refuses what the script does not know
+            commands.append((name, *words))
+
+        monkeypatch.setattr(Subject, "script", script)
+        monkeypatch.setattr(generate_dataset, "plan", planned)
+        monkeypatch.setattr(Subject, "scores", lambda *_: {"val": [0.5], "test": [0.5], "hits": ["10"]})
+        place = ["--work", tmp_path / "work", "--results", tmp_path / "rows.json", "--datasets", "digits"]
+        levers.main(levers.parse_args(list(map(str, [*place, *flags]))))
+        return commands, json.loads((tmp_path / "rows.json").read_text())["rows"]
+
+    return run
+
+
+def value(command, flag):
+    return command[command.index(flag) + 1]
+
+
+def test_variants_share_what_is_the_same_for_them_and_rows_are_not_measured_again(study):
+    commands, rows = study("--variants", "plain", "soft", "ema", "real", "--repeats", "2")
+    made = [command for command in commands if command[0] == "generate_dataset.py"]
+    learned = [command for command in commands if command[0] == "classifier_training.py"]
+    assert [command[0] for command in commands].count("SD_adapting.py") == 4  # twice a Class Encoder and a UNet
+    assert len(made) == 2 and value(made[0], "--exp") != value(made[1], "--exp")
+    assert ["--labels" in command for command in learned] == [False, True, False, False]
+    assert (
+        value(learned[0], "--synthetic_dir")
+        == value(learned[1], "--synthetic_dir")
+        != value(learned[2], "--synthetic_dir")
+    )
+    assert value(learned[3], "--synthetic") == "False" and all(value(c, "--repeats") == "2" for c in learned)
+    assert (
+        len({value(command, "--exp") for command in learned}) == 4
+    )  # accuracies of one do not replace those of another
+    assert [row["variant"] for row in rows] == ["plain", "soft", "ema", "real"]
+    commands, rows = study("--variants", "plain", "soft", "--seeds", "1234", "1")
+    assert all(value(command, "--seed") == "1" for command in commands) and len(rows) == 6
+
+
+def test_best_is_the_recipe_of_that_name(study):
+    commands, rows = study("--variants", "best", "best_4x")
+    made, made_4x = (command for command in commands if command[0] == "generate_dataset.py")
+    learned, learned_4x = (command for command in commands if command[0] == "classifier_training.py")
+    totals = [int(value(command, "--img_total")) for command in (made, made_4x)]
+    assert value(made, "--solver") == value(made_4x, "--solver") == "dpmpp" and totals == [1000, 4000]
+    assert (value(learned, "--labels"), value(learned, "--augment")) == ("soft", "standard")
+    assert (value(learned, "--take"), value(learned_4x, "--take")) == ("1", "4")
+    assert int(value(learned, "--epochs")) == 120  # three times the plain recipe's
+    assert [row["passes"] for row in rows] == [16, 16] and value(learned, "--exp") == value(learned_4x, "--exp")
+
+
+def test_a_teacher_is_trained_once_for_all_variants_and_seeds(study, tmp_path):
+    folder = tmp_path / "work/Checkpoints/Classifiers/Exp_s1234csoft/resnet20_16/digits/teacher"
+    folder.mkdir(parents=True)
+    for name in (".lock", "best_model.weights.h5", "training.json"):
+        (folder / name).write_text("{}")
+    interrupted = folder.with_name("augmented_teacher")
+    interrupted.mkdir()
+    study("--variants", "soft_4x", "plain", "--seeds", "1")
+    for exp in ("s1csoft", "s1cplain"):
+        copied = tmp_path / f"work/Checkpoints/Classifiers/Exp_{exp}/resnet20_16/digits"
+        assert [path.name for path in copied.iterdir()] == ["teacher"]
+        assert sorted(path.name for path in copied.rglob("*.*")) == ["best_model.weights.h5", "training.json"]
+
+
+def rows_of(variant, *hits, seed=1234, dataset="digits"):
+    return {
+        "dataset": dataset,
+        "seed": seed,
+        "variant": variant,
+        "passes": 28,
+        "val": [0.5],
+        "test": [0.5],
+        "hits": hits,
+    }
+
+
+def test_the_table_compares_with_plain_of_the_same_size_and_with_real():
+    right, wrong = "1" * 50 + "0" * 50, "1" * 20 + "0" * 80
+    rows = [rows_of("real", right), rows_of("plain", wrong), rows_of("soft", right), rows_of("soft_4x", right)]
+    lines = {line.split(" | ")[1]: line.split(" | ") for line in table(rows)[2:]}
+    assert "+30.0" in lines["`soft`"][-2] and lines["`soft`"][-2].endswith("**better**")
+    assert lines["`soft_4x`"][-2] == "" and "better" not in lines["`soft`"][-1]
+    assert lines["`plain`"][-2] == "" and "worse" in lines["`plain`"][-1]
+
+
+def test_a_file_of_another_study_is_refused(study):
+    study("--variants", "real")
+    with pytest.raises(SystemExit, match="name another --results"):
+        study("--variants", "real", "--backbone", "small")
+
+
+def test_every_variant_is_a_command_line_that_the_scripts_take(study):
+    names = [name for name in VARIANTS if name != "plain"]
+    _, rows = study("--variants", *names)
+    assert [row["variant"] for row in rows] == names
