@@ -106,9 +106,10 @@ def adapt(args, known=None):
     Returns:
         The folder of the epochs.
     """
-    from Models.adapter import load_diffusion, moments_encoder
+    from Models.adapter import load_diffusion
     from Models.devices import sharing, start_devices
     from Models.fit_state import FitState
+    from Models.moments import moments_encoder
     from Models.runtime import precision
     from Models.samples import sheet_writer
     from Models.training import bytes_needed
@@ -130,7 +131,6 @@ def adapt(args, known=None):
     with sharing(args.devices):
         adapted, model, fit_levers, recorded = set_up(args, known, diffusion, used)
     write_sheet = adapted.drawn(write_sheet) if args.ema else write_sheet
-    steps = -(-len(known.train.labels) // args.batch_size)
     state = FitState(folder / "state.npz", known.identity, [*adapted.variables, *model.optimizer.variables])
     done, history, _ = (0, {}, []) if args.restart else state.load()
     needed = bytes_needed(adapted, args.epochs, args.freq, args.keep, done)
@@ -142,7 +142,7 @@ def adapt(args, known=None):
             "%s of %s on %s: %d images, %d parameters, epochs %d to %d of %d steps, batch %d, lr %g, %s, seed %d, "
             "at most %s on disk, %s -> %s",
             args.train_model, backbone.name, known.spec.name, len(known.train.labels), adapted.parameters,
-            known.offset + 1, known.offset + args.epochs, steps,
+            known.offset + 1, known.offset + args.epochs, -(-len(known.train.labels) // args.batch_size),
             args.batch_size, args.lr, used, args.seed, gigabytes(needed), device_name(), folder,
         )  # fmt: skip
         if known.updates:

@@ -17,9 +17,9 @@ from cli.lora import base_hashes
 from cli.process import run, writing_in
 from Data.export_images import only_set
 from Data.loaders import Split, Splits, load_splits
-from Data.pictures import resize_images
 from Data.registry import class_names, dataset_spec
 from Data.report import data_identity
+from Data.resizing import resize_images
 from Experiment.errors import UserError
 from Experiment.files import write_json
 from Experiment.locks import refuse_if_claimed

@@ -15,8 +15,8 @@ from cli.flags import add_model_flags, add_spacing_flag, finish_args, integer, n
 from cli.lora import base_hashes
 from cli.process import run, writing_in
 from Data.generation import begin_folder, check_folder, draw_pictures, finish_set, is_complete, lacks_mark, move_sheet
-from Data.pictures import resize_images
 from Data.registry import class_names, dataset_spec
+from Data.resizing import resize_images
 from Data.synthetic import SyntheticWriter
 from Experiment import presets
 from Experiment.disk import check_room, gigabytes

@@ -4,7 +4,7 @@ import numpy as np
 
 from Experiment.progress import progress
 from Experiment.randomness import random_stream
-from Models.adapter import denoising_model
+from Models.denoising import denoising_model
 
 TIMESTEPS = tuple(range(50, 1000, 100))  # of 1000
 BATCH = 96  # at most

@@ -5,7 +5,7 @@ import hashlib
 
 import numpy as np
 
-from Data.pictures import resize_images
+from Data.resizing import resize_images
 from Experiment.files import file_hash
 from Experiment.randomness import random_stream
 

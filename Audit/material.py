@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from Data.export_images import SetToExport
-from Data.pictures import Files, first_ten, readable_images
+from Data.pictures import Files, readable_images
 from Data.registry import class_names
 from Data.report import image_hashes
 from Data.set_hashes import class_hashes
@@ -21,6 +21,7 @@ from Experiment.files import read_json, reserve, write_json
 from Experiment.locks import locked
 from Experiment.progress import progress
 from Experiment.randomness import random_stream
+from Experiment.text import first_ten
 
 log = logging.getLogger("experiment")
 

@@ -13,9 +13,10 @@ from Data.latents import dataset_moments, moments_file
 from Experiment.errors import UserError
 from Experiment.files import atomic_path, plain_arrays, read_json
 from Experiment.randomness import random_stream
-from Models.adapter import load_diffusion, moments_encoder
+from Models.adapter import load_diffusion
 from Models.backbones import BACKBONES
 from Models.classifier import Classifier
+from Models.moments import moments_encoder
 from Models.runtime import precision
 from Models.trained import load_best
 

@@ -1,7 +1,7 @@
 """What makes an accuracy too good, in words that go with it into results, pages and cards."""
 
-from Data.pictures import resize_images
 from Data.report import SPLITS, count_between, repeated_images, split_hash
+from Data.resizing import resize_images
 
 OTHER_IMAGES = (
     "the generator has learnt from other training images than those of today, and these test images may be among them"

@@ -16,8 +16,8 @@ from PIL import Image
 
 from Data.loaders import medmnist_name
 from Data.marking import DIGITAL_SOURCE_TYPE
-from Data.pictures import resize
 from Data.registry import MEDMNIST_SIDES, channels
+from Data.resizing import resize
 from Data.tar import TarWriter
 from Experiment.files import file_hash
 

@@ -12,14 +12,16 @@ import numpy as np
 from PIL import Image
 
 from Data.marking import check_pixels, marked
-from Data.pictures import BROKEN_IMAGE, decode, first_ten, in_chunks, square, to_rgb
+from Data.parallel import in_chunks
+from Data.pictures import BROKEN_IMAGE, decode, to_rgb
 from Data.registry import class_names
+from Data.resizing import square
 from Data.synthetic import complete_sets, open_set, read_manifest, recipe, set_identity
 from Experiment.errors import UserError
 from Experiment.files import plain_arrays
 from Experiment.levers import without_off
 from Experiment.records import DATA_FLAGS, flattened
-from Experiment.text import shown
+from Experiment.text import first_ten, shown
 
 log = logging.getLogger("experiment")
 

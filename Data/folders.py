@@ -9,9 +9,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from Data.pictures import BROKEN_IMAGE, NotAnImage, first_ten, in_chunks, probe
+from Data.parallel import in_chunks
+from Data.pictures import BROKEN_IMAGE, NotAnImage, probe
 from Experiment.errors import UserError
-from Experiment.text import shown
+from Experiment.text import first_ten, shown
 
 SPLIT_FOLDERS = {
     **dict.fromkeys(("train", "training"), "train"),

@@ -20,14 +20,15 @@ from Data.own_split import (
     record_split,
     recorded_split,
 )
-from Data.pictures import Files, first_ten, readable_images, resize_images
+from Data.pictures import Files, readable_images
 from Data.registry import MEDMNIST_SIDES, class_names, medmnist_info
 from Data.report import SPLITS, Report
+from Data.resizing import resize_images
 from Experiment.downloads import download
 from Experiment.errors import UserError
 from Experiment.files import file_hash
 from Experiment.presets import SEED
-from Experiment.text import shown
+from Experiment.text import first_ten, shown
 
 log = logging.getLogger("experiment")
 

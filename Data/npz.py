@@ -6,10 +6,10 @@ import unicodedata
 import numpy as np
 from numpy.lib import format as npy
 
-from Data.pictures import first_ten, resize_images
+from Data.resizing import resize_images
 from Experiment.errors import UserError
 from Experiment.files import plain_arrays
-from Experiment.text import shown
+from Experiment.text import first_ten, shown
 
 SPLITS = ("train", "val", "test")
 NPZ_KEYS = tuple(f"{split}_{kind}" for split in SPLITS for kind in ("images", "labels"))

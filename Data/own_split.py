@@ -10,11 +10,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from Data.pictures import first_ten, in_chunks
+from Data.parallel import in_chunks
 from Experiment.errors import UserError
 from Experiment.files import atomic_path, file_hash, read_json
 from Experiment.locks import locked
-from Experiment.text import shown
+from Experiment.text import first_ten, shown
 
 log = logging.getLogger("experiment")
 

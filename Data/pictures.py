@@ -7,16 +7,16 @@ import re
 import stat
 import struct
 import warnings
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageColor
 
 from Data.marking import SIGNATURE, check_pixels
+from Data.parallel import in_chunks
+from Data.resizing import resize, square
 from Experiment.errors import UserError
-from Experiment.progress import progress
-from Experiment.text import shown
+from Experiment.text import first_ten, shown
 
 # What Pillow raises for files that are not the image they should be: there is no common class, and damage finds each.
 BROKEN_IMAGE = (OSError, ValueError, SyntaxError, EOFError, TypeError, LookupError, ArithmeticError, RuntimeError,
@@ -56,7 +56,6 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-CHUNK = 64  # images a task of the thread pool
 
 # Pillow warns of odd metadata, palettes and large images; what matters of it is an error here.
 warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -94,19 +93,6 @@ def colour(text):
     if text.lower() not in ImageColor.colormap and not re.fullmatch("#[0-9a-fA-F]{6}", text):
         raise ValueError(f"must be the name of a colour or #rrggbb, received {text!r}")
     return ImageColor.getrgb(text)
-
-
-def in_chunks(work, count):
-    """Call `work(i)` for every i below `count`, on all cores; one task of the pool does many."""
-
-    def some(start):
-        for i in range(start, min(start + CHUNK, count)):
-            work(i)
-
-    Image.init()  # not safe to do for the first time in several threads at once
-    with ThreadPoolExecutor(os.cpu_count()) as pool, progress(count, "image") as part:
-        for _ in pool.map(some, range(0, count, CHUNK)):
-            part.reach(min(part.done + CHUNK, count))
 
 
 def refuse_misread(image):
@@ -239,38 +225,13 @@ def decode(image):
     return image
 
 
-def square(image):
-    """The middle square of a PIL image."""
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    return image.crop((left, top, left + side, top + side))
-
-
-def resize(image, side, mode="antialias"):
-    """A square PIL image at another size.
-
-    Args:
-        image: The image.
-        side: New side, px.
-        mode: `bilinear` blends the four nearest pixels, as published: the right one for generated images, since it
-            undoes the bilinear enlargement that the backbone has learned from. `antialias` averages over all pixels
-            when it shrinks: for photographs, which have detail to lose.
-    """
-    if image.width == side:
-        return image
-    if mode == "antialias":
-        return image.resize((side, side), Image.BILINEAR)
-    scale = image.width / side
-    return image.transform((side, side), Image.AFFINE, (scale, 0, 0, 0, scale, 0), Image.BILINEAR)
-
-
 def read_image(path, side, mode="antialias", background=WHITE, digests=None, index=0, files=HERE):
     """An image file as RGB uint8 (side, side, 3): turned upright, cut to its middle square, resized if need be.
 
     Args:
         path: The file; of several pages the first is read.
         side: Side, px.
-        mode: How it is resized, see `resize`.
+        mode: How it is resized, see `Data.resizing.resize`.
         background: Colour behind transparent pixels.
         digests: uint8 (N, 32), whose row `index` becomes the SHA-256 of the file.
         files: What it is read from.
@@ -318,21 +279,3 @@ def read_images(paths, side, mode="antialias", files=HERE):
     if broken:
         raise UserError(f"{len(broken)} images cannot be read: {first_ten(broken.values())}")
     return images
-
-
-def first_ten(texts, separator="; "):
-    texts = list(texts)
-    return separator.join(texts[:10]) + (f"{separator}and {len(texts) - 10} more" if len(texts) > 10 else "")
-
-
-def resize_images(images, side, mode="antialias"):
-    """Resize uint8 images (N, H, H, 3) to (N, side, side, 3), in parallel, by the same filter as `read_images`."""
-    if images.shape[1:3] == (side, side):
-        return images
-    resized = np.empty((len(images), side, side, 3), np.uint8)
-
-    def one(i):
-        resized[i] = np.asarray(resize(Image.fromarray(images[i]), side, mode))
-
-    in_chunks(one, len(images))
-    return resized

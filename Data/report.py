@@ -7,10 +7,9 @@ from collections import Counter
 import numpy as np
 
 from Data.folders import BESIDE, BROKEN, IN_SUBFOLDER, LATER_PAGES, NOT_AN_IMAGE, OTHER_FOLDER
-from Data.pictures import first_ten
 from Data.registry import DATASETS, class_names
 from Experiment.files import write_csv
-from Experiment.text import shown
+from Experiment.text import first_ten, shown
 
 log = logging.getLogger("experiment")
 

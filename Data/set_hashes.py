@@ -4,7 +4,7 @@ import hashlib
 import logging
 
 from Data.marking import unmarked
-from Data.pictures import in_chunks
+from Data.parallel import in_chunks
 from Experiment.errors import UserError
 from Experiment.files import read_json, write_json
 

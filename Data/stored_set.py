@@ -23,7 +23,7 @@ class StoredSet:
         folder: Of the dataset.
         num_classes: Number of classes.
         side: Side of the images that are read, px.
-        mode: How they are resized, see `Data.pictures.resize`.
+        mode: How they are resized, see `Data.resizing.resize`.
         cache: Folder where the whole set is kept decoded, if it has a manifest; None: only what is wanted is decoded.
     """
 

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from Data.pictures import Files, first_ten
+from Data.pictures import Files
 from Data.tar import members
 from Experiment.errors import UserError
-from Experiment.text import shown
+from Experiment.text import first_ten, shown
 
 log = logging.getLogger("experiment")
 

@@ -15,7 +15,6 @@ from PIL import Image
 
 from Data.marking import marked
 from Data.numbering import Balanced
-from Data.pictures import first_ten
 from Data.set_hashes import class_hashes, combined, keep_hashes, set_hashes
 from Data.sinks import FolderSink, TarSink
 from Data.stores import FILES, TAR_PATTERN, TARS, class_folders, image_name, open_store
@@ -24,6 +23,7 @@ from Experiment.files import read_json, write_json
 from Experiment.levers import levers_on, without_off
 from Experiment.paths import size_from_name
 from Experiment.records import short
+from Experiment.text import first_ten
 
 log = logging.getLogger("experiment")
 

@@ -1,4 +1,4 @@
-"""Names as plain text."""
+"""Names and lists as plain text."""
 
 import re
 
@@ -21,3 +21,9 @@ def one_line(text):
 def markdown(text):
     """A text for a card, in one line in which Markdown finds nothing; `_` within a word is left to be read."""
     return re.sub(r"([\\`*<>|~&!\[\]]|(?<!\w)_|_(?!\w))", r"\\\1", one_line(text))
+
+
+def first_ten(texts, separator="; "):
+    """The first ten of some texts, and how many more there are."""
+    texts = list(texts)
+    return separator.join(texts[:10]) + (f"{separator}and {len(texts) - 10} more" if len(texts) > 10 else "")

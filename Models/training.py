@@ -6,7 +6,7 @@ import numpy as np
 from Experiment.errors import UserError
 from Experiment.files import write_csv
 from Experiment.pictures import try_to_draw
-from Models.adapter import denoising_model
+from Models.denoising import denoising_model
 from Models.faster_layers import checkpoint_gradients
 from Models.feed import in_parts, noisy_batches, padded, with_targets
 from Models.fit_progress import fit_progress

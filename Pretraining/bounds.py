@@ -18,8 +18,8 @@ from cli.flags import integer
 from cli.process import run
 from Data.glyphs import SIZE
 from Data.loaders import load_splits
-from Data.pictures import resize_images
 from Data.registry import dataset_spec
+from Data.resizing import resize_images
 from Experiment.errors import UserError
 from Experiment.files import atomic_path, write_json
 from Experiment.plan import Plan

@@ -5,7 +5,7 @@ import numpy as np
 from keras import ops
 
 from Experiment.progress import each
-from Models.adapter import denoising_model
+from Models.denoising import denoising_model
 from Models.noise_schedule import STABLE_DIFFUSION
 from Pretraining.resumable import run_fit
 

@@ -10,8 +10,8 @@ import keras
 import numpy as np
 import optuna
 
-from Data.pictures import resize_images
 from Data.registry import DatasetSpec, augmentations
+from Data.resizing import resize_images
 from Experiment import presets
 from Experiment.errors import UserError
 from Experiment.progress import each

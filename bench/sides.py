@@ -196,8 +196,8 @@ def precision(seeds=(1234, 1, 2, 3, 4)):
     import tempfile
 
     from Data.loaders import load_splits
-    from Data.pictures import resize_images
     from Data.registry import DATASETS
+    from Data.resizing import resize_images
     from Experiment.paths import REPOSITORY, Experiment
     from Models import runtime
     from Models.adapter import load_diffusion

@@ -7,7 +7,7 @@ from cli.flags import number
 from Data.filtering import Selection, agrees, read_selection
 from Data.loaders import load_splits
 from Data.numbering import Balanced, Proportional, real_frequencies
-from Data.pictures import resize_images
+from Data.resizing import resize_images
 from Data.stores import FILES, STORES, TAR_IMAGES, TARS
 from Experiment.errors import UserError
 from Experiment.files import read_json

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 
 from Experiment.errors import UserError
-from Models.adapter import Diffusion, NoisyLatents, WholeNetwork, denoising_model
+from Models.adapter import Diffusion, WholeNetwork
 from Models.class_encoder import class_encoder
+from Models.denoising import NoisyLatents, denoising_model
 from Models.diffusion import PREDICTION_TYPES, sample_latents, timestep_embedding
 from Models.faster_layers import checkpoint_gradients
 from Models.feed import noisy_batches, with_targets

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from Data.loaders import load_splits
-from Data.pictures import resize_images
 from Data.registry import DATASETS
+from Data.resizing import resize_images
 from Experiment.errors import UserError
 from Experiment.locks import machine
 from Models import weight_cards

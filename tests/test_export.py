@@ -22,8 +22,8 @@ from Data.export_images import ExportedImage, SetToExport
 from Data.marking import DIGITAL_SOURCE_TYPE, has_mark
 from Data.measured import audit_file
 from Data.npz import read_npz
-from Data.pictures import resize, square
 from Data.registry import class_names, dataset_spec
+from Data.resizing import resize, square
 from Data.synthetic import SyntheticWriter, recipe, set_identity
 from Experiment import files
 from Experiment.errors import UserError

@@ -24,9 +24,10 @@ from cli.flags import finish_args, new_parser
 from Data import loaders
 from Data.loaders import Split, Splits, load_splits
 from Data.npz import NPZ_KEYS, SPLITS
-from Data.pictures import read_images, resize_images
+from Data.pictures import read_images
 from Data.registry import DATASETS, class_names, dataset_spec
 from Data.report import data_identity, image_hashes, partners
+from Data.resizing import resize_images
 from Experiment.errors import UserError
 from Experiment.paths import Experiment
 from tests.conftest import write_pets

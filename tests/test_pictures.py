@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from Data.parallel import in_chunks
 from Data.pictures import (
     BROKEN_IMAGE,
     Files,
     NotAnImage,
     colour,
     formats_of,
-    in_chunks,
     probe,
     read_image,
     read_images,
@@ -339,16 +339,16 @@ def test_names_are_shown_on_one_line(name, text):
 
 
 def test_work_is_given_out_in_pieces(monkeypatch):
-    from Data import pictures
+    from Data import parallel
 
     tasks = []
 
-    class Pool(pictures.ThreadPoolExecutor):
+    class Pool(parallel.ThreadPoolExecutor):
         def submit(self, *args):
             tasks.append(args)
             return super().submit(*args)
 
-    monkeypatch.setattr(pictures, "ThreadPoolExecutor", Pool)
+    monkeypatch.setattr(parallel, "ThreadPoolExecutor", Pool)
     done = []
     in_chunks(done.append, 1000)
     assert sorted(done) == list(range(1000)) and len(tasks) == 16

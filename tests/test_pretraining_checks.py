@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from Data.loaders import load_splits
-from Data.pictures import resize_images
 from Data.registry import dataset_spec
+from Data.resizing import resize_images
 from Experiment.errors import UserError
 from Pretraining import bounds, neighbours
 from tests.test_pretraining import write_photographs
