@@ -23,7 +23,7 @@ GENERATION_BATCH = 250
 TRIALS = {"enc": 50, "dif": 40}
 TRIAL_IMAGES, TRIAL_EPOCHS = 4000, 100
 STEPS_RANGE, SCALE_MAX = (5, 50), 7.5
-DPMPP_STEPS_MAX = 15  # ours: more steps of second order change the images no further
+DPMPP_STEPS_MAX = 15  # ours: DPM-Solver++ is made for 6 to 15 steps
 TRIAL_PATIENCE = (25, 50)  # epochs without progress before the learning rate falls, and before the end
 REPEATS = {"val": 1, "test": 0}  # ours, by the images that are selected on: the best three trials again, with new seeds
 # Best settings that the paper's searches found: share of all epochs, steps, scale. Read off its plots: steps within

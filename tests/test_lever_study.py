@@ -9,7 +9,8 @@ import classifier_training
 import generate_dataset
 import SD_adapting
 from bench import levers
-from bench.levers import VARIANTS, Subject, table
+from bench.levers import Subject, table
+from bench.variants import VARIANTS
 
 PARSERS = {
     "SD_adapting.py": SD_adapting.parse_args, "generate_dataset.py": generate_dataset.parse_args,

@@ -1,0 +1,58 @@
+"""Variants that the study of the levers measures: the plain recipe with other flags of some scripts."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Flags beside the plain recipe's, as text, for the scripts of each step; the size of the set, in real sizes; and how many
+    times as many epochs a classifier learns for at most.
+
+    `{early}` in the flags of `made` is the first saved epoch of the UNet. A variant `real` learns from real images.
+    """
+
+    enc: str = ""
+    dif: str = ""
+    made: str = ""
+    learned: str = ""
+    size: int = 1
+    longer: int = 1
+    real: bool = False
+
+
+VARIANTS = {
+    "real": Variant(real=True),
+    "plain": Variant(),
+    "label_dropout": Variant(enc="--label_dropout 0.1", dif="--label_dropout 0.1"),
+    "ema": Variant(dif="--ema"),
+    "min_snr": Variant(dif="--min_snr 5"),
+    "dpmpp_6": Variant(made="--solver dpmpp --inf_steps 6"),
+    "dpmpp_8": Variant(made="--solver dpmpp --inf_steps 8"),
+    "interval": Variant(made="--guidance_interval 0.28 1.6"),
+    "unguided": Variant(made="--ugs 1"),
+    "autoguide": Variant(made="--autoguide {early}"),
+    "class_prior": Variant(made="--class_prior real"),
+    "filter": Variant(made="--filter --filter_classifier resnet20_16"),
+    "soft": Variant(learned="--labels soft"),
+    "augment": Variant(learned="--augment standard"),
+    "sgd": Variant(learned="--optimizer sgd"),
+    "plain_4x": Variant(size=4),
+    "recycle_4x": Variant(learned="--recycle", size=4),
+    "soft_4x": Variant(learned="--labels soft", size=4),
+    "filter_soft": Variant(made="--filter --filter_classifier resnet20_16", learned="--labels soft"),
+    "real_share": Variant(learned="--real_share 0.5"),
+    "long": Variant(longer=3),
+    "soft_long": Variant(learned="--labels soft", longer=3),
+    "augment_long": Variant(learned="--augment standard", longer=3),
+    "augment_soft": Variant(learned="--augment standard --labels soft"),
+    "augment_soft_long": Variant(learned="--augment standard --labels soft", longer=3),
+    "augment_long_4x": Variant(learned="--augment standard", size=4, longer=3),
+    "augment_soft_4x": Variant(learned="--augment standard --labels soft", size=4),
+    "augment_soft_long_4x": Variant(learned="--augment standard --labels soft", size=4, longer=3),
+    "best": Variant(made="--solver dpmpp --inf_steps 8", learned="--augment standard --labels soft", longer=3),
+    "best_4x": Variant(
+        made="--solver dpmpp --inf_steps 8", learned="--augment standard --labels soft", size=4, longer=3
+    ),
+    "real_augment": Variant(learned="--augment standard", real=True),
+    "real_augment_long": Variant(learned="--augment standard", longer=3, real=True),
+}
