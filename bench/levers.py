@@ -104,13 +104,14 @@ class Subject:
         """Train Class Encoder and UNet of a variant. Returns the name of the experiment and their epochs."""
         _, values, _ = self.planned
         exp = "a" + "".join(c for c in variant.enc + variant.dif if c.isalnum())
-        enc, dif = values["enc"]["epochs"], values["dif"]["epochs"]
+        exp += f"x{variant.tuned}" if variant.tuned > 1 else ""
+        enc, dif = values["enc"]["epochs"], variant.tuned * values["dif"]["epochs"]
 
         def work():
             common = self.flags(exp)
             self.script("SD_adapting.py", *common, *as_flags({**values["enc"], "freq": enc}), *shlex.split(variant.enc))
             self.script("SD_adapting.py", *common, "--train_model", "dif", "--enc_epoch", str(enc),
-                        *as_flags({**values["dif"], "freq": max(1, dif // 4)}), *shlex.split(variant.dif))  # fmt: skip
+                        *as_flags({**values["dif"], "epochs": dif, "freq": max(1, dif // 4)}), *shlex.split(variant.dif))  # fmt: skip
 
         self.once((self.dataset, self.seed, exp), work)
         return exp, enc, dif

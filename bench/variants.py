@@ -6,7 +6,7 @@ from dataclasses import dataclass
 @dataclass(frozen=True)
 class Variant:
     """Flags beside the plain recipe's, as text, for the scripts of each step; the size of the set, in real sizes; and how many
-    times as many epochs a classifier learns for at most.
+    times as many epochs the UNet is fine-tuned for, and a classifier learns for at most.
 
     `{early}` in the flags of `made` is the first saved epoch of the UNet. A variant `real` learns from real images.
     """
@@ -16,6 +16,7 @@ class Variant:
     made: str = ""
     learned: str = ""
     size: int = 1
+    tuned: int = 1
     longer: int = 1
     real: bool = False
 
@@ -26,6 +27,8 @@ VARIANTS = {
     "label_dropout": Variant(enc="--label_dropout 0.1", dif="--label_dropout 0.1"),
     "ema": Variant(dif="--ema"),
     "min_snr": Variant(dif="--min_snr 5"),
+    "tuned_longer": Variant(tuned=2),
+    "tuned_longer_ema": Variant(dif="--ema", tuned=2),
     "dpmpp_6": Variant(made="--solver dpmpp --inf_steps 6"),
     "dpmpp_8": Variant(made="--solver dpmpp --inf_steps 8"),
     "interval": Variant(made="--guidance_interval 0.28 1.6"),

@@ -81,6 +81,16 @@ def test_best_is_the_recipe_of_that_name(study):
     assert [row["passes"] for row in rows] == [16, 16] and value(learned, "--exp") == value(learned_4x, "--exp")
 
 
+def test_a_unet_that_is_tuned_for_longer_is_one_of_its_own_and_its_last_epoch_draws(study):
+    commands, _ = study("--variants", "plain", "tuned_longer")
+    plain, longer = (command for command in commands if "dif" in command)
+    made = [command for command in commands if command[0] == "generate_dataset.py"]
+    assert (value(plain, "--epochs"), value(longer, "--epochs")) == ("64", "128")
+    assert [value(command, "--dif_epoch") for command in made] == ["64", "128"]
+    assert [value(command, "--exp") for command in made] == [value(plain, "--exp"), value(longer, "--exp")]
+    assert value(plain, "--exp") != value(longer, "--exp")
+
+
 def test_a_teacher_is_trained_once_for_all_variants_and_seeds(study, tmp_path):
     folder = tmp_path / "work/Checkpoints/Classifiers/Exp_s1234csoft/resnet20_16/digits/teacher"
     folder.mkdir(parents=True)

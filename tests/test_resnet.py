@@ -1,10 +1,12 @@
 """The classifier's network, against published counts and what the published stack computed."""
 
+import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from Models.classifiers import CLASSIFIERS
-from Models.resnet import multiply_accumulates, resnet20
+from Models.resnet import BatchNormalization, multiply_accumulates, resnet20
 from Models.weights import load_weights
 
 
@@ -34,3 +36,41 @@ def test_published_whole_model_files_give_the_published_probabilities(golden, na
 def test_the_classifiers_of_the_command_line():
     filters = {name: build(8, 3).layers[1].filters for name, build in CLASSIFIERS.items()}
     assert filters == {"resnet20": 64, "resnet20_16": 16}
+
+
+def test_batch_normalisation_gives_the_numbers_of_keras():
+    """Outputs, gradients and moving averages, of a whole batch and of a smaller last one; and outputs of a trained layer."""
+    rng = np.random.default_rng(0)
+    gamma, beta = (rng.normal(size=5).astype("float32") for _ in range(2))
+
+    def computed(layer):
+        layer.build((None, 3, 4, 5))
+        layer.gamma.assign(gamma)
+        layer.beta.assign(beta)
+
+        @tf.function
+        def step(images, wanted):
+            with tf.GradientTape() as tape:
+                tape.watch(images)
+                loss = tf.reduce_sum(wanted * layer(images, training=True))
+            return tape.gradient(loss, [images, layer.gamma.value, layer.beta.value])
+
+        numbers = np.random.default_rng(1)
+        found = []
+        for size in (6, 1):
+            images, wanted = (numbers.normal(2, 3, size=(size, 3, 4, 5)).astype("float32") for _ in range(2))
+            found += step(tf.constant(images), tf.constant(wanted))
+            found += [layer.moving_mean, layer.moving_variance, layer(images), layer(images, training=True)]
+        return [keras.ops.convert_to_numpy(value) for value in found]
+
+    how = {"momentum": 0.9, "epsilon": 1e-5}
+    ours, stock = computed(BatchNormalization(**how)), computed(keras.layers.BatchNormalization(**how))
+    assert len(ours) == 14
+    for mine, theirs in zip(ours, stock):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=2e-5)
+
+
+def test_files_know_both_normalisations_by_one_name():
+    assert {layer.__class__.__name__ for layer in resnet20(8, 3, filters=8).layers if "norm" in layer.name} == {
+        "BatchNormalization"
+    }
