@@ -9,7 +9,8 @@ from Experiment import presets
 # GaFi (github.com/sup3rgiu/GaFi-Pipeline): SGD with momentum, a tenth of the rate after 60 and after 80 % of the epochs.
 # A step at the first rate takes 1e-4 of a weight away; Keras multiplies its weight decay with the rate.
 SGD_RATE, SGD_MOMENTUM, SGD_DECAY = 0.1, 0.9, 1e-4
-SGD_FALLS = 0.6, 0.8
+FALLS = 0.6, 0.8
+ADAM_RATE = 0.001  # Keras's, which the published code leaves as it is
 
 
 @dataclass(frozen=True)
@@ -17,8 +18,9 @@ class Recipe:
     """What of a training does not depend on its images.
 
     Attributes:
-        optimizer: `adam` (the paper's: a tenth of the rate where validation accuracy stalls) or `sgd` (GaFi's).
-        epochs: Epochs of a whole training, which `sgd` divides.
+        optimizer: `adam` (the paper's: a tenth of the rate where validation accuracy stalls), `adam_steps` (the same
+            falls as SGD's) or `sgd` (GaFi's).
+        epochs: Epochs of a whole training, by which the rate of the last two falls.
         smoothing: Label smoothing of the loss; 0 where targets are a teacher's.
     """
 
@@ -27,8 +29,8 @@ class Recipe:
     smoothing: float = presets.LABEL_SMOOTHING
 
     def new_optimizer(self):
-        if self.optimizer == "adam":
-            return keras.optimizers.Adam()
+        if self.optimizer != "sgd":
+            return keras.optimizers.Adam(ADAM_RATE)
         return keras.optimizers.SGD(SGD_RATE, momentum=SGD_MOMENTUM, nesterov=True, weight_decay=SGD_DECAY / SGD_RATE)
 
     def watchers(self, patience):
@@ -36,7 +38,7 @@ class Recipe:
 
         Args:
             patience: Epochs without progress in validation accuracy before (a tenth of the learning rate, the end) of
-                `adam`. `sgd` does all of its epochs: much of the progress comes when the rate falls.
+                `adam`. The others do all of their epochs: much of the progress comes when the rate falls.
 
         Returns:
             Two callbacks, and of each what it counts: names of its attributes.
@@ -48,7 +50,12 @@ class Recipe:
             )
             counted = ("best", "wait", "cooldown_counter")
         else:
-            rate, ends, counted = keras.callbacks.LearningRateScheduler(falling_rate(self.epochs)), self.epochs, ()
+            first = SGD_RATE if self.optimizer == "sgd" else ADAM_RATE
+            rate, ends, counted = (
+                keras.callbacks.LearningRateScheduler(falling_rate(first, self.epochs)),
+                self.epochs,
+                (),
+            )
         stopping = keras.callbacks.EarlyStopping("val_accuracy", patience=ends, restore_best_weights=True, mode="max")
         return (rate, counted), (stopping, ("best", "wait", "best_epoch"))
 
@@ -56,10 +63,10 @@ class Recipe:
 PUBLISHED = Recipe()
 
 
-def falling_rate(epochs):
-    """The learning rate of SGD by epoch, from 0, for a training of so many epochs."""
+def falling_rate(first, epochs):
+    """The learning rate by epoch, from 0, for a training of so many epochs that begins with the rate `first`."""
 
     def rate(epoch):
-        return SGD_RATE * 0.1 ** sum(epoch >= round(share * epochs) for share in SGD_FALLS)
+        return first * 0.1 ** sum(epoch >= round(share * epochs) for share in FALLS)
 
     return rate

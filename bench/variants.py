@@ -39,6 +39,8 @@ VARIANTS = {
     "soft": Variant(learned="--labels soft"),
     "augment": Variant(learned="--augment standard"),
     "sgd": Variant(learned="--optimizer sgd"),
+    "steps": Variant(learned="--optimizer adam_steps"),
+    "real_steps": Variant(learned="--optimizer adam_steps", real=True),
     "plain_4x": Variant(size=4),
     "recycle_4x": Variant(learned="--recycle", size=4),
     "soft_4x": Variant(learned="--labels soft", size=4),

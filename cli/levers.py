@@ -11,8 +11,9 @@ def add_classifier_levers(parser):
     add = parser.add_argument
     add("--augment", default="none", choices=["none", "standard"],
         help="training images: as they are, or cropped, partly erased and, where that keeps their class, mirrored (none)")  # fmt: skip
-    add("--optimizer", default="adam", choices=["adam", "sgd"],
-        help="adam as published, or sgd: momentum, all of the epochs, a tenth of the rate after 60 and 80 %% of them (adam)")  # fmt: skip
+    add("--optimizer", default="adam", choices=["adam", "adam_steps", "sgd"],
+        help="adam as published: a tenth of the rate where validation accuracy stalls; adam_steps: all of the epochs, a tenth "
+             "of the rate after 60 and 80 %% of them; sgd: the same with momentum in adam's place (adam)")  # fmt: skip
 
 
 def add_score_flags(parser):

@@ -13,6 +13,7 @@ from Experiment.levers import OFF
 from Experiment.records import changes, describe_arguments, finished_run
 from Models.augment import Augment, crop, erase, flip
 from Models.classifier import Classifier, accuracies
+from Models.classifiers import CLASSIFIERS
 from Models.recipes import SGD_DECAY, SGD_RATE, Recipe, falling_rate
 from tests.conftest import Stopped
 from tests.test_synthetic import write_dataset
@@ -112,7 +113,7 @@ def test_an_epoch_sees_the_next_slice(monkeypatch):
 
 
 def test_sgd_falls_twice_and_shrinks_weights_by_a_ten_thousandth():
-    rate = falling_rate(40)
+    rate = falling_rate(SGD_RATE, 40)
     assert [rate(epoch) for epoch in (0, 23, 24, 31, 32, 39)] == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
     optimizer, variable = Recipe("sgd").new_optimizer(), keras.Variable([2.0])
     optimizer.build([variable])
@@ -131,7 +132,7 @@ def test_soft_targets_are_the_targets():
 def small():
     keras.utils.set_random_seed(1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(__import__("Models.classifiers", fromlist=["CLASSIFIERS"]).CLASSIFIERS, "one", one_layer)
+        patch.setitem(CLASSIFIERS, "one", one_layer)
         yield Classifier("one", 8, 2, Recipe("sgd", 6, 0.0))
 
 
@@ -157,6 +158,16 @@ def test_an_interrupted_training_with_every_lever_ends_with_the_same_weights(sma
     again, _ = fit(small, tmp_path / "broken")
     assert again["loss"] == history["loss"] and len(again["loss"]) == 6  # patience ends no SGD
     assert all(np.array_equal(a, b.numpy()) for a, b in zip(whole, small.model.weights))
+
+
+def test_the_rate_of_adam_falls_by_steps(tmp_path, monkeypatch):
+    monkeypatch.setitem(CLASSIFIERS, "one", one_layer)
+    stepwise = Classifier("one", 8, 2, Recipe("adam_steps", 5, 0.0))
+    assert type(stepwise.model.optimizer) is type(Classifier("one", 8, 2).model.optimizer)
+    history, _ = fit(stepwise, tmp_path, epochs=5)
+    assert history["learning_rate"] == pytest.approx(
+        [1e-3] * 3 + [1e-4, 1e-5]
+    )  # patience, of 2 epochs, has ended nothing
 
 
 def test_other_first_weights_are_those_of_a_new_classifier(small):

@@ -207,6 +207,7 @@ def test_damaged_results_are_one_line(root, added):
 
 @pytest.mark.parametrize("flags, recorded", [
     (("--augment", "standard"), {"augment": "standard"}), (("--optimizer", "sgd"), {"optimizer": "sgd"}),
+    (("--optimizer", "adam_steps"), {"optimizer": "adam_steps"}),
     (("--real_share", 0.5), {"real_share": 0.5}), (("--recycle", "--take", 3), {"recycle": True}),
 ])  # fmt: skip
 def test_a_lever_is_recorded_and_its_run_is_another_one(root, flags, recorded, monkeypatch):
