@@ -50,12 +50,8 @@ class Recipe:
             )
             counted = ("best", "wait", "cooldown_counter")
         else:
-            first = SGD_RATE if self.optimizer == "sgd" else ADAM_RATE
-            rate, ends, counted = (
-                keras.callbacks.LearningRateScheduler(falling_rate(first, self.epochs)),
-                self.epochs,
-                (),
-            )
+            falling = falling_rate(SGD_RATE if self.optimizer == "sgd" else ADAM_RATE, self.epochs)
+            rate, ends, counted = keras.callbacks.LearningRateScheduler(falling), self.epochs, ()
         stopping = keras.callbacks.EarlyStopping("val_accuracy", patience=ends, restore_best_weights=True, mode="max")
         return (rate, counted), (stopping, ("best", "wait", "best_epoch"))
 

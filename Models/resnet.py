@@ -51,10 +51,9 @@ class BatchNormalization(layers.BatchNormalization):
 
 def convolution(x, filters, strides=1):
     x = layers.Conv2D(filters, 3, strides, padding="same", use_bias=False, kernel_initializer="he_normal")(x)
-    how = {"momentum": 0.9, "epsilon": 1e-5}
-    if replicas() > 1:  # of a batch that devices share, statistics are those of the whole
-        return layers.BatchNormalization(**how, synchronized=True)(x)
-    return BatchNormalization(**how)(x)
+    shared = replicas() > 1  # of a batch that devices share, statistics are those of the whole
+    normalisation = layers.BatchNormalization if shared else BatchNormalization
+    return normalisation(momentum=0.9, epsilon=1e-5, synchronized=shared)(x)
 
 
 def basic_block(x, filters, strides):

@@ -164,10 +164,8 @@ def test_the_rate_of_adam_falls_by_steps(tmp_path, monkeypatch):
     monkeypatch.setitem(CLASSIFIERS, "one", one_layer)
     stepwise = Classifier("one", 8, 2, Recipe("adam_steps", 5, 0.0))
     assert type(stepwise.model.optimizer) is type(Classifier("one", 8, 2).model.optimizer)
-    history, _ = fit(stepwise, tmp_path, epochs=5)
-    assert history["learning_rate"] == pytest.approx(
-        [1e-3] * 3 + [1e-4, 1e-5]
-    )  # patience, of 2 epochs, has ended nothing
+    history, _ = fit(stepwise, tmp_path, epochs=5)  # more than the patience of 2 epochs, which ends nothing
+    assert history["learning_rate"] == pytest.approx([1e-3] * 3 + [1e-4, 1e-5])
 
 
 def test_other_first_weights_are_those_of_a_new_classifier(small):
