@@ -8,11 +8,12 @@ FEWEST_IMAGES = 80  # for a classifier's batch of 64
 # Images that the trainings of light backbones see in all, over their epochs: about the same work for a small and a large dataset.
 ENC_IMAGES, DIF_IMAGES = 12_000, 64_000
 # Of classifiers: batch and epochs in a trial, most images of the measurement on test, images that a final one sees in all.
-# Where images have more than COARSE px a side a classifier takes most of the time: as many steps, of smaller batches.
+# Where images have more than COARSE px a side a classifier takes most of the time: as many steps, of smaller batches. In so few
+# epochs the published rate of Adam hardly ever falls, and accuracies differ by points from seed to seed (Models/levers.md).
 COARSE = 16
 LONGER = 3  # times as many epochs, at most, where images are augmented: on digits without them --augment lost 3 points
-SMALL_PICTURES = {"batch": 64, "epochs": 32, "most_test_imgs": 1000, "images": 125_000}
-LARGER_PICTURES = {"batch": 32, "epochs": 16, "most_test_imgs": 300, "images": 60_000}
+SMALL_PICTURES = {"batch": 64, "epochs": 32, "most_test_imgs": 1000, "images": 125_000, "optimizer": None}
+LARGER_PICTURES = {"batch": 32, "epochs": 16, "most_test_imgs": 300, "images": 60_000, "optimizer": "adam_steps"}
 
 
 def paper_recipe(args, spec):
@@ -48,11 +49,14 @@ def light_recipe(args, spec):
         "search": {
             "classifier": classifier, "batch_size": min(how["batch"], args.num_imgs or few), "n_trials": args.n_trials or 5,
             "num_imgs": args.num_imgs or few, "test_imgs": args.test_imgs or max(few, min(how["most_test_imgs"], spec.unit)),
-            "epochs": args.trial_epochs or how["epochs"], "solver": "dpmpp", "is_min": 5, "warm_start": True,
-            "save_plots": True,
+            "epochs": args.trial_epochs or how["epochs"], "optimizer": how["optimizer"], "solver": "dpmpp", "is_min": 5,
+            "warm_start": True, "save_plots": True,
         },
         "first_search": {"is_max": 8, "ugs_max": 4},
-        "classifier": {"classifier": classifier, "batch_size": 64 if smallest >= FEWEST_IMAGES else max(1, smallest // 2)},
+        "classifier": {
+            "classifier": classifier, "batch_size": 64 if smallest >= FEWEST_IMAGES else max(1, smallest // 2),
+            "optimizer": how["optimizer"],
+        },
         # A larger set is seen less often.
         "classifier_epochs": lambda take: args.classifier_epochs or max(1, round(classifier_epochs / take**0.5)),
     }  # fmt: skip

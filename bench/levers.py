@@ -28,6 +28,7 @@ import numpy as np
 import generate_dataset
 import pipeline
 from bench.variants import VARIANTS, Variant
+from Data.synthetic import read_manifest
 from Experiment.files import read_json, write_json
 from Experiment.intervals import accuracy_interval, difference_interval, verdict
 from Experiment.paths import REPOSITORY, Experiment, repeat_folder
@@ -160,10 +161,11 @@ class Subject:
         return {
             "dataset": self.name, "seed": self.seed, "variant": name, "passes": cost,
             "seconds": round(time.time() - started, 1), **self.scores(exp, variant),
+            "precision": None if variant.real else read_manifest(folder)["precision"],
         }  # fmt: skip
 
     def scores(self, exp, variant):
-        """What the classifiers of an experiment have left: accuracies on validation, and hits on test."""
+        """What the classifiers of an experiment have left: accuracies on validation, hits on test, and on which machine."""
         spec, values, _ = self.planned
         experiment, classifier = (
             Experiment(self.args.work, f"s{self.seed}{exp}", spec.name),
@@ -172,12 +174,14 @@ class Subject:
         entry = read_json(experiment.cas_file)[classifier][spec.name]["real" if variant.real else f"x{variant.size}"]
         hits, _ = hits_of(experiment.root, entry)
         first = experiment.root / entry["predictions"]
+        machine = read_json(first / "training.json")["machine"]
         infos = [repeat_folder(first, i) / "training_info.csv" for i in range(1, entry["repeats"] + 1)]
         val = [float(next(csv.DictReader(info.read_text().splitlines()))["Best Score"]) for info in infos]
         return {
             "val": val,
             "test": hits.mean(axis=1).tolist(),
             "hits": ["".join("01"[int(h)] for h in row) for row in hits],
+            "machine": {name: machine[name] for name in ("processor", "gpus")},
         }
 
 
@@ -209,6 +213,17 @@ def table(rows):
         ]  # fmt: skip
         lines.append("| " + " | ".join(map(str, shown)) + " |")
     return lines
+
+
+def machines(rows):
+    """Lines that say on what the variants of each dataset were measured: accuracies of several machines differ a little."""
+    of = defaultdict(set)
+    for row in rows:
+        hardware = row.get("machine")  # rows of earlier studies do not say
+        names = [each["name"] for each in hardware["gpus"] or [hardware["processor"]]] if hardware else ["not recorded"]
+        of[row["dataset"], ", ".join(filter(None, [*names, row.get("precision")]))].add(row["variant"])
+    return [f"{dataset}, {where}: {', '.join(sorted(of[dataset, where], key=list(VARIANTS).index))}"
+            for dataset, where in sorted(of)]  # fmt: skip
 
 
 def difference(ours, others, mine):
@@ -252,7 +267,7 @@ def main(args):
 
     with ThreadPoolExecutor(args.jobs) as pool:
         list(pool.map(lambda one: work(*one), wanted))
-    print("\n".join(table(rows)))
+    print("\n".join([*table(rows), "", *machines(rows)]))
 
 
 def parse_args(argv=None):

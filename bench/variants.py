@@ -41,6 +41,8 @@ VARIANTS = {
     "sgd": Variant(learned="--optimizer sgd"),
     "steps": Variant(learned="--optimizer adam_steps"),
     "real_steps": Variant(learned="--optimizer adam_steps", real=True),
+    "plateau": Variant(learned="--optimizer adam"),
+    "real_plateau": Variant(learned="--optimizer adam", real=True),
     "plain_4x": Variant(size=4),
     "recycle_4x": Variant(learned="--recycle", size=4),
     "soft_4x": Variant(learned="--labels soft", size=4),

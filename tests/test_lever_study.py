@@ -9,7 +9,7 @@ import classifier_training
 import generate_dataset
 import SD_adapting
 from bench import levers
-from bench.levers import Subject, table
+from bench.levers import Subject, machines, table
 from bench.variants import VARIANTS
 
 PARSERS = {
@@ -25,6 +25,7 @@ def study(tmp_path, monkeypatch):
     def planned(args):
         folder = tmp_path / f"set of {args.exp}"
         folder.mkdir(exist_ok=True)
+        (folder / "manifest.json").write_text('{"total": 1000, "precision": "float32"}')
         return SimpleNamespace(folder=folder)
 
     def run(*flags):
@@ -65,6 +66,7 @@ def test_variants_share_what_is_the_same_for_them_and_rows_are_not_measured_agai
         len({value(command, "--exp") for command in learned}) == 4
     )  # accuracies of one do not replace those of another
     assert [row["variant"] for row in rows] == ["plain", "soft", "ema", "real"]
+    assert [row["precision"] for row in rows] == ["float32"] * 3 + [None]
     commands, rows = study("--variants", "plain", "soft", "--seeds", "1234", "1")
     assert all(value(command, "--seed") == "1" for command in commands) and len(rows) == 6
 
@@ -124,6 +126,13 @@ def test_the_table_compares_with_plain_of_the_same_size_and_with_real():
     assert "+30.0" in lines["`soft`"][-2] and lines["`soft`"][-2].endswith("**better**")
     assert lines["`soft_4x`"][-2] == "" and "better" not in lines["`soft`"][-1]
     assert lines["`plain`"][-2] == "" and "worse" in lines["`plain`"][-1]
+
+
+def test_rows_say_on_what_they_were_measured():
+    cpu, gpu = {"processor": {"name": "A"}, "gpus": []}, {"processor": {"name": "A"}, "gpus": [{"name": "G"}]}
+    rows = [rows_of("real", "1") | {"machine": cpu, "precision": None}, rows_of("plain", "1") | {"machine": gpu, "precision": "float32"},
+            rows_of("soft", "1") | {"machine": gpu, "precision": "float32"}, rows_of("ema", "1")]  # fmt: skip
+    assert machines(rows) == ["digits, A: real", "digits, G, float32: plain, soft", "digits, not recorded: ema"]
 
 
 def test_a_file_of_another_study_is_refused(study):

@@ -131,8 +131,13 @@ def test_own_images_are_seen_no_larger_than_the_backbone_makes_them(tmp_path, ca
     small = known(*flags, "--backbone", "mini")
     assert all("--resolution 32" in " ".join(stage.command) for stage in small.stages) and "at 32 px" in small.note
     assert "--batch_size 21" in " ".join(small.stages[-1].command)  # of 42 training images
+    classifying = [stage for stage in small.stages if stage.script in ("hyp_opt", "classifier_training")]
+    assert all(
+        "--optimizer adam_steps" in " ".join(stage.command) for stage in classifying
+    )  # few epochs: the rate must fall
     full = known(*flags, "--backbone", "sd1")
     assert not any("--resolution" in stage.command for stage in full.stages) and not full.note
+    assert not any("--optimizer" in stage.command for stage in full.stages)
     chosen = known(*flags, "--backbone", "mini", "--resolution", 36)
     assert all("--resolution 36" in " ".join(stage.command) for stage in chosen.stages) and not chosen.note
 
