@@ -87,7 +87,7 @@ def plan(args):
     data = data_identity(splits, spec)
     inputs = {"classes": data["classes"], "data": {k: data[k] for k in ("resolution", "train", "val", "test")}}
     entries = classifier_entries(experiment, args.classifier, source)
-    targets, lacking = trained(experiment, entries, inputs)
+    targets, lacking = trained(experiment, entries, inputs, source)
     epochs, hashes = None, {}
     try:
         epochs, hashes = epochs_of(experiment, source, spec, native, class_names(spec))

@@ -5,6 +5,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from Experiment.errors import UserError
+from Experiment.levers import in_words, levers_on
 from Experiment.paths import PUBLISHED_CAS_PLOTS, PUBLISHED_PIPELINE_PLOTS, Experiment
 from Experiment.published import published_curves, published_steps
 from Experiment.results import CAS_SCHEMA, PIPELINE_SCHEMA, curve_recipes, read_results, told_apart
@@ -86,6 +87,15 @@ def epochs_along(entries):
     return f", in at most {min(epochs)} to {max(epochs)} epochs" if len(epochs) > 1 else ""
 
 
+def levers_beside(results):
+    """What the legend says of the levers of the training on real images, where one of the others had other levers."""
+    trainings = {size: entry["training"] for size, entry in results.items() if isinstance(entry.get("training"), dict)}
+    real = levers_on(trainings.get("real", {}))
+    if "real" not in trainings or all(levers_on(training) == real for training in trainings.values()):
+        return ""
+    return f" ({in_words(real) or 'no levers'})"
+
+
 def plot_points(axis, results, score, label, **style):
     """The line of one source, and intervals as upright lines. Points from sets of other settings than the first have another marker and legend line."""
     sizes = sorted(int(key[1:]) for key in results if key != "real")
@@ -127,7 +137,8 @@ def cas_curve(sources, path, title=""):
             largest = max([largest, *sizes])
             if "real" in results:
                 dashes = (5 * i, (5, 5))  # the second source's fill the gaps of the first's where the two coincide
-                axis.axhline(results["real"][score], color=colour, linestyle=dashes, label=f"{label}, trained on real")
+                told = f"{label}, trained on real{levers_beside(results)}"
+                axis.axhline(results["real"][score], color=colour, linestyle=dashes, label=told)
                 if interval := interval_of(results["real"], score):
                     axis.axhspan(*interval, color=colour, alpha=0.1, linewidth=0)
         axis.set(

@@ -1,5 +1,6 @@
 """What membership is asked of: classifiers that the experiment has trained, and the epochs that made the set."""
 
+from Data.doubts import others
 from Data.measured import cas_results, is_of
 from Data.report import data_identity
 from Experiment.errors import UserError
@@ -28,9 +29,12 @@ def learnt(name, entry):
     return f"{images} ({levers})" if levers else images
 
 
-def trained(experiment, entries, inputs):
-    """Folders of those that can be asked, {name: folder}, and why others cannot, [text]."""
-    found, lacking = {}, []
+def trained(experiment, entries, inputs, source):
+    """Folders of those that can be asked, {name: folder}, and why others cannot, [text].
+
+    Members are the training images of today: a classifier, or a generator, that has learnt from others would look private.
+    """
+    found, lacking, other_members = {}, [], others(source.manifest.get("learned_from", []), inputs["data"])
     for name, entry in entries.items():
         if share := levers_on(entry.get("training", {})).get("real_share"):
             lacking.append(f"the classifier {name}: it has learnt from real images too (--real_share {share:g})")
@@ -40,6 +44,11 @@ def trained(experiment, entries, inputs):
             lacking.append(f"the classifier {name}: its weights are not there")
         elif other_inputs(folder, inputs, ["test"]):
             lacking.append(f"the classifier {name}: it was tested on other images")
+        elif other_inputs(folder, inputs, ["train"]) if name == REAL else other_members:
+            whose = "it" if name == REAL else "its generator"
+            lacking.append(
+                f"the classifier {name}: {whose} has learnt from other images than the training images of today"
+            )
         else:
             found[name] = folder
     return found, lacking

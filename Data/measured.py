@@ -3,7 +3,7 @@
 import logging
 
 from Experiment.files import read_json
-from Experiment.levers import in_words
+from Experiment.levers import in_words, levers_on
 from Experiment.paths import size_from_name
 from Experiment.records import flattened, short
 from Experiment.results import CAS_SCHEMA, read_results, top_5_in_words
@@ -24,9 +24,12 @@ def cas_rows(experiment, source):
     """
     rows = []
     for classifier, size, entry in entries_of(experiment, source):
-        learned = (
-            "the real training images" if size == "real" else f"{images_of(entry, size, source):,} generated images"
-        )
+        learned = "the real training images"
+        if size != "real":
+            count, share = images_of(entry, size, source), levers_on(entry.get("training", {})).get("real_share", 0)
+            learned = f"{count - round(share * count):,} generated images" + (
+                f" and {round(share * count):,} real ones" if share else ""
+            )
         rows.append([classifier, learned, *scores(entry, source.spec.num_classes)])
     return rows
 
@@ -44,7 +47,11 @@ def entries_of(experiment, source):
         ours = {size: entry for size, entry in entries.items() if size != "real" and is_of(entry, size, source)}
         yield from ((classifier, size, ours[size]) for size in sorted(ours, key=lambda size: int(size[1:])))
         if ours and "real" in entries:
-            yield classifier, "real", entries["real"]
+            tests = {entry["test"] for entry in [*ours.values(), entries["real"]] if "test" in entry}
+            if len(tests) > 1:
+                log.warning("the accuracy after real images was measured on other test images: it is left out")
+            else:
+                yield classifier, "real", entries["real"]
 
 
 def images_of(entry, size, source):

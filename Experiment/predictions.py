@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from Experiment.errors import UserError
-from Experiment.files import atomic_path, change_json, plain_arrays, read_json
+from Experiment.files import atomic_path, change_json, plain_arrays
 from Experiment.intervals import difference_interval, in_words, mcnemar, verdict
 from Experiment.levers import levers_on
 from Experiment.paths import repeat_folder
@@ -75,18 +75,16 @@ def compare_with_real(experiment, classifier):
     A comparison is of top-1 accuracy on the same test images. It is left out where the real result or its predictions are
     missing, or where the test images were others.
     """
-    results = read_json(experiment.cas_file)[classifier][experiment.dataset]
-    real = hits_of(experiment.root, results.get("real", {}))
     compared = {}
-    for size, entry in results.items():
-        ours = hits_of(experiment.root, entry) if size != "real" and real else None
-        if ours and ours[1] == real[1]:
-            compared[size] = comparison(ours[0], real[0]) | trained_otherwise(entry, results["real"])
 
-    def noted(results):
-        for size, entry in results[classifier][experiment.dataset].items():
+    def noted(results):  # other sizes may be written at this moment: each is compared as it stands in the file
+        entries = results[classifier][experiment.dataset]
+        real = hits_of(experiment.root, entries.get("real", {}))
+        for size, entry in entries.items():
             entry.pop(COMPARED, None)  # of an earlier real result
-            if size in compared:
+            ours = hits_of(experiment.root, entry) if size != "real" and real else None
+            if ours and ours[1] == real[1]:
+                compared[size] = comparison(ours[0], real[0]) | trained_otherwise(entry, entries["real"])
                 entry[COMPARED] = compared[size]
         return results
 
@@ -116,6 +114,13 @@ def trained_otherwise(entry, real):
     names = dict.fromkeys([*sides[0], *sides[1]])
     differing = {name: [side.get(name) for side in sides] for name in names if sides[0].get(name) != sides[1].get(name)}
     return {"trained_otherwise": differing} if differing else {}
+
+
+def otherwise_in_words(compared):
+    """How the two trainings of a comparison differ, as the end of a sentence; empty where they do not."""
+    differing = compared.get("trained_otherwise", {})
+    told = ", ".join(f"{name} {ours} (real: {real})" for name, (ours, real) in differing.items())
+    return f"; trained otherwise: {told}" if told else ""
 
 
 def training_of(entry):

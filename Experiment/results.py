@@ -12,6 +12,7 @@ log = logging.getLogger("experiment")
 # Schemas of results: two levels of names, a third one that fits the expression, and the accuracies.
 CAS_SCHEMA = (r"real|x[1-9]\d{0,3}", ("top_1_accuracy", "top_5_accuracy"))  # classifier, dataset, size
 PIPELINE_SCHEMA = (r"no_opt|opt", ("top_1", "top_5"))  # dataset, stage, before or after the search
+STEP_TRAINING = "classifier", "epochs", "batch_size", "augment", "optimizer"  # of a search: how its classifiers learn
 TESTED = "class_accuracies.csv"  # in a classifier's folder: written last of all that a test leaves
 
 
@@ -74,11 +75,17 @@ def entry_recipe(entry):
 
 
 def curve_recipes(entries):
-    """What each of several CAS results is of, {setting: value} or None: `entry_recipe`, and the test images where they differ.
+    """What each of several CAS results is of, {setting: value} or None: `entry_recipe`, and where they differ the way and the
+    batches in which images were taken, and the test images.
 
     A result of an earlier version does not say on which images it was tested; nor does a published one.
     """
     recipes = [entry_recipe(entry) for entry in entries]
+    for name in ("resize", "batch_size"):
+        trainings = [entry["training"] if isinstance(entry.get("training"), dict) else {} for entry in entries]
+        if len({training[name] for training in trainings if name in training}) > 1:
+            taken = [{name: training[name]} if name in training else {} for training in trainings]
+            recipes = [recipe if recipe is None else recipe | way for recipe, way in zip(recipes, taken)]
     if len({entry["unit"] for entry in entries if "unit" in entry}) > 1:
         units = [{"images of 1x": entry["unit"]} if "unit" in entry else {} for entry in entries]
         recipes = [recipe if recipe is None else recipe | unit for recipe, unit in zip(recipes, units)]
@@ -139,6 +146,17 @@ def check_recipe(results, size, entry, asked_for):
     if not asked_for:
         raise UserError(f"{message} Use another --exp, or name the folder with --synthetic_dir to mix them.")
     log.warning("one curve of several settings: %s", message)
+
+
+def steps_trained_otherwise(stages):
+    """How the classifiers of the two searches differ, in words; empty where they do not, or where it is not recorded.
+
+    Args:
+        stages: {stage: {"no_opt" | "opt": entry}}, of the file of the four steps.
+    """
+    recorded = [entry["training"] for steps in stages.values() for entry in steps.values() if "training" in entry]
+    values = {name: dict.fromkeys(str(training.get(name)) for training in recorded) for name in STEP_TRAINING}
+    return ", ".join(f"{name} {' and '.join(found)}" for name, found in values.items() if len(found) > 1)
 
 
 def top_5_in_words(value, num_classes, digits=4):

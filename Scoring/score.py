@@ -10,7 +10,7 @@ from Experiment.files import merge_json, write_json
 from Experiment.intervals import accuracy_interval
 from Experiment.paths import repeat_folder
 from Experiment.pictures import try_to_draw
-from Experiment.predictions import compare_with_real
+from Experiment.predictions import compare_with_real, otherwise_in_words
 from Experiment.randomness import repeat_seed
 from Experiment.records import describe_run, identity, short
 from Experiment.results import top_5_in_words
@@ -138,7 +138,4 @@ def tell_comparison(size, comparison):
     line = f"{size} is {comparison['words']}"
     if comparison["repeats"] == [1, 1]:
         line += f" (McNemar's p {comparison['mcnemar_p']:.2g}; of this one training each, not of another one)"
-    if differing := comparison.get("trained_otherwise"):
-        shown = ", ".join(f"{name} {ours} (real: {real})" for name, (ours, real) in differing.items())
-        line += f"; trained otherwise: {shown}"
-    log.info(line)
+    log.info(line + otherwise_in_words(comparison))

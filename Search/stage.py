@@ -127,7 +127,7 @@ def measure_best(args, known, study, context, started):
             results = measure(args, context, known.splits.test, best)
             if args.select_on == "test":
                 results["opt"] |= {"select_on": "test"}
-            results = with_origin(results, args.train_model, known.inputs, known.hashes)
+            results = with_origin(results, args, known.inputs, known.hashes)
             encoders = known.hashes.values() if args.train_model == "enc" else None
             note_steps(known.experiment.pipeline_file, known.spec.name, args.train_model, results, encoders)
             try_to_draw("the steps so far", experiment_pipeline_bars, args.root, args.exp)

@@ -4,26 +4,30 @@ import logging
 
 from Experiment.files import change_json
 from Experiment.records import short
+from Experiment.results import STEP_TRAINING, steps_trained_otherwise
 
 log = logging.getLogger("experiment")
 
 STAGE_NAMES = {"enc": "After Transfer Learning", "dif": "After Fine-Tuning"}
 
 
-def with_origin(steps, part, inputs, hashes):
-    """Steps {"no_opt" | "opt": entry with its `epoch`} that say on which test images and of which Class Encoder they are.
+def with_origin(steps, args, inputs, hashes):
+    """Steps {"no_opt" | "opt": entry with its `epoch`} that say on which test images and of which Class Encoder they are, and
+    how their classifiers have learnt.
 
     Args:
         steps: What `measure` returns.
-        part: `enc` or `dif`: what was searched.
+        args: Of the search.
         inputs, hashes: Of the search, as `search_inputs` returns them.
     """
+    part = args.train_model
+    training = {"training": {name: getattr(args, name) for name in STEP_TRAINING}}
 
     def origin(step):
         encoder = hashes[str(step["epoch"])] if part == "enc" else inputs["weights"].get("enc")
         return {"test": short(inputs["data"]["test"])} | ({"encoder": short(encoder)} if encoder else {})
 
-    return {name: step | origin(step) for name, step in steps.items()}
+    return {name: step | origin(step) | training for name, step in steps.items()}
 
 
 def note_steps(file, dataset, part, steps, encoders):
@@ -53,6 +57,8 @@ def note_steps(file, dataset, part, steps, encoders):
                 )
                 del stages[stage]
         stages[STAGE_NAMES[part]] = steps
+        if told := steps_trained_otherwise(stages):
+            log.warning("the classifiers of the two searches have learnt otherwise: %s", told)
         return results
 
     change_json(file, noted)

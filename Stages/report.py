@@ -10,9 +10,10 @@ from Data.report import data_identity
 from Data.synthetic import find_synthetic, read_manifest, set_identity
 from Experiment.files import read_json
 from Experiment.levers import levers_on
+from Experiment.predictions import otherwise_in_words
 from Experiment.progress import duration
 from Experiment.records import short
-from Experiment.results import top_5_in_words
+from Experiment.results import steps_trained_otherwise, top_5_in_words
 
 STEPS = [
     ("1 after transfer learning", "After Transfer Learning", "no_opt"),
@@ -60,7 +61,7 @@ def write_report(experiment, spec, splits, classifier, stages, seconds, sizes, d
         audit_part(experiment, sets, class_names(spec), common),
         run_part(experiment, stages, seconds, sets[-1]),
     ]
-    lead = f"A diffusion model adapted to {spec.name}, a synthetic dataset made with it, and classifiers that have learnt from it alone"
+    lead = f"A diffusion model adapted to {spec.name}, a synthetic dataset made with it, and classifiers that have learnt from it"
     title = f"Experiment {experiment.exp} on {experiment.dataset}"
     return pages.write_page(experiment.report_page, pages.page(title, lead, filter(None, parts), FOOT))
 
@@ -77,9 +78,13 @@ def glance(entries, sizes):
 
 
 def beside(entry):
-    """Whether real images were mixed in, in words."""
-    share = levers_on(entry.get("training", {})).get("real_share")
-    return f" and real ones, a share of {share:g}" if share else " alone"
+    """How real training images take part beside those that the generator has learnt from, in words."""
+    training, made = levers_on(entry.get("training", {})), levers_on(entry.get("set", {}))
+    if share := training.get("real_share"):
+        return f" and real ones, a share of {share:g}"
+    taught = [" with labels of" if "labels" in training else "", " chosen by" if "filter" in made else ""]
+    taught = " and".join(filter(None, taught))
+    return f"{taught} a classifier that has learnt from the real ones" if taught else " alone"
 
 
 def data_part(spec, splits):
@@ -110,7 +115,8 @@ def accuracy_part(experiment, entries, classifier, sizes, num_classes):
         balanced = f"{entry['balanced_accuracy']:.3f}" if "balanced_accuracy" in entry else ""
         rows.append([trained_on(size), f"{entry['top_1_accuracy']:.3f}", interval(entry), top_5, balanced])
         if "against_real" in entry:
-            against.append(f"{trained_on(size)}: {entry['against_real']['words']}")
+            compared = entry["against_real"]
+            against.append(f"{trained_on(size)}: {compared['words']}{otherwise_in_words(compared)}")
     header = ["trained on", "top-1", "95 % interval", "top-5", "balanced"]
     count = entries["real"].get("test_images")
     told = f"Classification Accuracy Score of {classifier}" + (f" on {count:,} real test images" if count else "")
@@ -137,8 +143,12 @@ def steps_part(experiment, num_classes):
         for name, of in entries
     ]
     plot = pages.figure_if_there(experiment.pipeline_plot("top_1"), "Accuracy after each step")
+    told = steps_trained_otherwise({stage: found[stage] for _, stage, _ in STEPS})
     return pages.section(
-        "Steps of the adaptation", pages.table(["step", "top-1", "95 % interval", "top-5"], rows), plot
+        "Steps of the adaptation",
+        pages.table(["step", "top-1", "95 % interval", "top-5"], rows),
+        pages.paragraph(f"The classifiers of the two searches have learnt otherwise: {told}.") if told else "",
+        plot,
     )
 
 

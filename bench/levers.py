@@ -1,4 +1,4 @@
-"""The study of the levers: what each does to CAS by itself, against the paper's recipe.
+"""The study of the levers: what each does to CAS by itself, against the plain recipe of `pipeline.py`.
 
     python -m bench.levers --work FOLDER [--datasets digits retinamnist] [--seeds 1234 1 2] [--variants plain dpmpp_8] [--jobs 1]
 
@@ -33,6 +33,7 @@ from Experiment.files import read_json, write_json
 from Experiment.intervals import accuracy_interval, difference_interval, verdict
 from Experiment.paths import REPOSITORY, Experiment, repeat_folder
 from Experiment.predictions import hits_of
+from Experiment.records import short
 from Models.backbones import BACKBONES
 from Search.pareto import passes
 from Search.settings import Settings
@@ -77,6 +78,14 @@ class Subject:
         args = pipeline.parse_args([*flags, *self.place])
         known = pipeline.plan(args)
         return known.spec, recipe(args, known.spec), args.resolution
+
+    @property
+    def recipe(self):
+        """What the plain recipe of the pipeline gives this dataset: rows of another one are not compared."""
+        _, values, _ = self.planned
+        flags = {**values["classifier"], "epochs": values["classifier_epochs"](1)}
+        known = {part: values[part]["epochs"] for part in ("enc", "dif")}
+        return known | {name: value for name, value in flags.items() if value is not None}
 
     @property
     def place(self):
@@ -137,10 +146,13 @@ class Subject:
             mine = experiment.teacher_dir(values["classifier"]["classifier"], augment)
             there = mine.parents[3].glob(str(Path("*", *mine.parts[-3:], "training.json")))
             finished = next(there, None)
-            if finished and not mine.exists():
-                copied = mine.with_name(f"{mine.name}.copied")
-                shutil.copytree(finished.parent, copied, dirs_exist_ok=True, ignore=shutil.ignore_patterns(".lock*"))
-                copied.rename(mine)
+            with self.once.guard:  # of variants at a time two may share an experiment
+                if finished and not mine.exists():
+                    copied = mine.with_name(f"{mine.name}.copied")
+                    shutil.copytree(
+                        finished.parent, copied, dirs_exist_ok=True, ignore=shutil.ignore_patterns(".lock*")
+                    )
+                    copied.rename(mine)
 
     def classify(self, exp, variant, repeats, folder):
         spec, values, _ = self.planned
@@ -161,7 +173,7 @@ class Subject:
         return {
             "dataset": self.name, "seed": self.seed, "variant": name, "passes": cost,
             "seconds": round(time.time() - started, 1), **self.scores(exp, variant),
-            "precision": None if variant.real else read_manifest(folder)["precision"],
+            "precision": None if variant.real else read_manifest(folder)["precision"], "recipe": self.recipe,
         }  # fmt: skip
 
     def scores(self, exp, variant):
@@ -172,7 +184,7 @@ class Subject:
             values["classifier"]["classifier"],
         )
         entry = read_json(experiment.cas_file)[classifier][spec.name]["real" if variant.real else f"x{variant.size}"]
-        hits, _ = hits_of(experiment.root, entry)
+        hits, test = hits_of(experiment.root, entry)
         first = experiment.root / entry["predictions"]
         machine = read_json(first / "training.json")["machine"]
         infos = [repeat_folder(first, i) / "training_info.csv" for i in range(1, entry["repeats"] + 1)]
@@ -181,6 +193,7 @@ class Subject:
             "val": val,
             "test": hits.mean(axis=1).tolist(),
             "hits": ["".join("01"[int(h)] for h in row) for row in hits],
+            "test_images": short(test),
             "machine": {name: machine[name] for name in ("processor", "gpus")},
         }
 
@@ -250,6 +263,10 @@ def main(args):
     known = {(row["dataset"], row["seed"], row["variant"]) for row in rows}
     once, guard = Once(), threading.Lock()
     subjects = [Subject(args, dataset, seed, once) for dataset in args.datasets for seed in args.seeds]
+    for subject in subjects:
+        if other := [row for row in rows if row["dataset"] == subject.name and row.get("recipe") != subject.recipe]:
+            raise SystemExit(f"{args.results} has rows of {subject.name} by another recipe, {other[0].get('recipe')}, not "
+                             f"{subject.recipe}: name another --results")  # fmt: skip
     wanted = [(subject, name) for name in args.variants for subject in subjects
               if (subject.name, subject.seed, name) not in known]  # fmt: skip
 
@@ -260,6 +277,16 @@ def main(args):
             print(error, flush=True)
             return
         with guard:
+            if any(
+                there.get("test_images", row["test_images"]) != row["test_images"]
+                for there in rows
+                if there["dataset"] == row["dataset"]
+            ):
+                print(
+                    f"{row['dataset']}, seed {row['seed']}: tested on other images than the rows that are there: left out",
+                    flush=True,
+                )
+                return
             rows.append(row)
             write_json(args.results, {**study, "rows": rows})
         told = {key: value for key, value in row.items() if key != "hits"}

@@ -518,10 +518,30 @@ def test_classifiers_that_have_seen_real_images_too_are_not_attacked_as_if_not(t
         "top_5_accuracy": 1.0,
         "training": {"epochs": 3, "real_share": 0.5, "labels": "soft"},
     }
-    found, lacking = trained(Experiment(tmp_path, "e", "own"), {"x1": entry}, {})
+    found, lacking = trained(Experiment(tmp_path, "e", "own"), {"x1": entry}, {"data": {}}, SimpleNamespace(manifest={}))
     assert not found and lacking == ["the classifier x1: it has learnt from real images too (--real_share 0.5)"]
     assert learnt("x1", entry) == "1x generated images (real_share 0.5, labels soft)"
     assert learnt("real", {"training": {"epochs": 3}}) == "the real images"
+
+
+def test_classifiers_of_other_training_images_than_those_of_today_are_not_attacked(tmp_path):
+    experiment, now = Experiment(tmp_path, "e", "own"), {"resolution": 8, "train": "a" * 64, "test": "t" * 64}
+    entries = {}
+    for size in ("real", "x1"):
+        folder = tmp_path / size
+        folder.mkdir()
+        (folder / "best_model.weights.h5").write_bytes(b"")
+        data = now if size == "real" else {name: now[name] for name in ("resolution", "test")}
+        write_json(folder / "training.json", {"inputs": {"classes": ["p", "q"], "data": data}})
+        entries[size] = {"predictions": size}
+    source = SimpleNamespace(manifest={"learned_from": [{"resolution": 8, "train": "a" * 64}]})
+    inputs = {"classes": ["p", "q"], "data": now}
+    assert trained(experiment, entries, inputs, source) == ({size: tmp_path / size for size in entries}, [])
+    other = {"classes": ["p", "q"], "data": now | {"train": "b" * 64}}
+    found, lacking = trained(experiment, entries, other, source)
+    assert not found and [text.partition(" has learnt from other images")[0] for text in lacking] == [
+        "the classifier real: it", "the classifier x1: its generator"
+    ]  # fmt: skip
 
 
 def test_the_model_is_attacked_on_the_unet_that_made_the_set(tmp_path, monkeypatch):

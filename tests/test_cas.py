@@ -289,6 +289,15 @@ def test_other_epochs_along_a_curve_are_said_in_its_legend(root, monkeypatch):
     ]
 
 
+def test_sizes_whose_images_were_taken_otherwise_are_no_curve(root):
+    make_set(sets(root) / "40Enc1Dif2Is5Ugs1.5", 40)
+    train(root)
+    for flags, told in ((["--resize", "antialias"], "resize bilinear .now resize antialias"),
+                        (["--batch_size", 5], "batch_size 10 .now batch_size 5")):  # fmt: skip
+        with pytest.raises(UserError, match=told):
+            classifier_training.plan(parse(root, "--take", 2, *flags))
+
+
 def test_sizes_of_one_recipe_make_one_curve(root):
     for total in (20, 40):
         make_set(sets(root) / f"{total}Enc1Dif2Is5Ugs1.5", total)

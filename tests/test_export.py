@@ -487,9 +487,11 @@ def test_the_card_shows_accuracies_of_its_recipe_alone(root):
     entry = {"top_1_accuracy": 0.9, "top_5_accuracy": 0.99, "set": {"folder": made.name, **recipe(made)}}
     entry |= {"interval": {"top_1_accuracy": [0.87, 0.92]}, "training": {"epochs": 9, "labels": "soft"}}
     other = {**entry, "top_1_accuracy": 0.1, "set": {**entry["set"], "seed": 6}}
-    real = {"top_1_accuracy": 0.97, "top_5_accuracy": 1.0}
+    real = {"top_1_accuracy": 0.97, "top_5_accuracy": 1.0, "test": "a" * 8}
+    mixed = entry | {"training": {"epochs": 9, "real_share": 0.3}, "test": "b" * 8}
     results = {"resnet20": {"digits": {"x1": entry, "x4": entry, "real": real}, "cifar10": {"x1": entry}},
-               "resnet20_16": {"digits": {"x1": other, "real": real}}}  # fmt: skip
+               "resnet20_16": {"digits": {"x1": other, "real": real}},
+               "resnet56": {"digits": {"x1": mixed, "real": real}}}  # fmt: skip
     write_json(experiment.cas_file, results)
     tables = [
         {"header": ["figure", "generated images", "real ones in their place"], "rows": [["coverage", "0.123", "0.987"]]}
@@ -498,7 +500,9 @@ def test_the_card_shows_accuracies_of_its_recipe_alone(root):
     text = (exported(root, "folders", "--synthetic_dir", str(made)) / "README.md").read_text()
     rows = [line for line in text.splitlines() if line.startswith("| resnet")]
     assert rows == ["| resnet20 | 1,000 generated images | labels soft | 0.9000 | 0.8700 to 0.9200 | 0.9900 |",
-                    "| resnet20 | the real training images | nothing | 0.9700 | not measured | 1.0000 |"]  # fmt: skip
+                    "| resnet20 | the real training images | nothing | 0.9700 | not measured | 1.0000 |",
+                    "| resnet56 | 700 generated images and 300 real ones | real_share 0.3 | 0.9000 | 0.8700 to 0.9200 | "
+                    "0.9900 |"]  # fmt: skip
     assert "| coverage | 0.123 | 0.987 |" in text and "0.1234" not in text
     write_json(
         audit_file(made), {"copies": {"nearer than held-out": 0.1234}, "extractor": "pixels"}

@@ -37,7 +37,9 @@ def study(tmp_path, monkeypatch):
 
         monkeypatch.setattr(Subject, "script", script)
         monkeypatch.setattr(generate_dataset, "plan", planned)
-        monkeypatch.setattr(Subject, "scores", lambda *_: {"val": [0.5], "test": [0.5], "hits": ["10"]})
+        monkeypatch.setattr(
+            Subject, "scores", lambda *_: {"val": [0.5], "test": [0.5], "hits": ["10"], "test_images": "t"}
+        )
         place = ["--work", tmp_path / "work", "--results", tmp_path / "rows.json", "--datasets", "digits"]
         levers.main(levers.parse_args(list(map(str, [*place, *flags]))))
         return commands, json.loads((tmp_path / "rows.json").read_text())["rows"]
@@ -139,6 +141,21 @@ def test_a_file_of_another_study_is_refused(study):
     study("--variants", "real")
     with pytest.raises(SystemExit, match="name another --results"):
         study("--variants", "real", "--backbone", "small")
+
+
+def test_rows_of_another_recipe_or_of_other_test_images_are_not_compared(study, tmp_path, monkeypatch, capsys):
+    _, (row,) = study("--variants", "real")
+    assert row["recipe"] == {"enc": 12, "dif": 64, "classifier": "resnet20_16", "batch_size": 64, "epochs": 40}
+    scores = {"val": [0.5], "test": [0.5], "hits": ["10"], "test_images": "other"}
+    levers_run = ["--work", tmp_path / "work", "--results", tmp_path / "rows.json", "--datasets", "digits"]
+    monkeypatch.setattr(Subject, "scores", lambda *_: scores)
+    args = levers.parse_args(list(map(str, [*levers_run, "--variants", "plain"])))
+    levers.main(args)
+    assert "tested on other images" in capsys.readouterr().out
+    assert [row["variant"] for row in json.loads((tmp_path / "rows.json").read_text())["rows"]] == ["real"]
+    monkeypatch.setattr(Subject, "recipe", row["recipe"] | {"optimizer": "sgd"})
+    with pytest.raises(SystemExit, match="by another recipe.*name another --results"):
+        levers.main(args)
 
 
 def test_every_variant_is_a_command_line_that_the_scripts_take(study):

@@ -400,7 +400,8 @@ def test_the_page_of_an_experiment(tmp_path):
     experiment, spec = Experiment(tmp_path, "x", "digits"), dataset_spec("digits")
     scores = {"top_1": 0.25, "top_5": 0.5, "interval": {"top_1": [0.2, 0.3]}}
     write_json(experiment.pipeline_file, {"digits": {
-        stage: {"no_opt": scores, "opt": scores} for stage in ("After Transfer Learning", "After Fine-Tuning")
+        stage: {step: scores | {"training": {"optimizer": optimizer}} for step in ("no_opt", "opt")}
+        for stage, optimizer in (("After Transfer Learning", "adam"), ("After Fine-Tuning", "sgd"))
     }})  # fmt: skip
     real = {
         "top_1_accuracy": 0.9,
@@ -408,7 +409,9 @@ def test_the_page_of_an_experiment(tmp_path):
         "interval": {"top_1_accuracy": [0.87, 0.93]},
         "test_images": 500,
     }
-    made = {"top_1_accuracy": 0.7, "top_5_accuracy": 0.9, "against_real": {"words": "20.0 points below <real>"}}
+    made = {"top_1_accuracy": 0.7, "top_5_accuracy": 0.9, "against_real": {
+        "words": "20.0 points below <real>", "trained_otherwise": {"epochs": [9, 12]}
+    }, "training": {"labels": "soft"}}  # fmt: skip
     write_json(experiment.cas_file, {"resnet20": {"digits": {"real": real, "x1": made}}})
     write_json(experiment.search_dir("enc") / "best.json", {"epoch": 31, "is": 29, "ugs": 1.75, "val_accuracy": 0.6543})
     folder = write_set(experiment.synthetic_root / "1kEnc3Dif4Is20Ugs1.5", total=1000, side=8)
@@ -426,7 +429,8 @@ def test_the_page_of_an_experiment(tmp_path):
         return found.read_text(encoding="utf-8")
 
     page = written()
-    for text in ("0.900", "0.870 to 0.930", "0.700", "0.200 to 0.300", "29", "1.75", "0.654", "20.0 points below &lt;real&gt;",
+    for text in ("0.900", "0.870 to 0.930", "0.700", "0.200 to 0.300", "29", "1.75", "0.654", "20.0 points below &lt;real&gt;; trained otherwise: epochs 9 (real: 12)",
+                 "synthetic images with labels of a classifier that has learnt from the real ones", "otherwise: optimizer adam and sgd",
                  "generate_dataset.py --exp &#x27;two words&#x27;", "None was made",
                  "python audit_dataset.py --dataset digits --exp e --root &#x27;some where&#x27; --synthetic_dir"):  # fmt: skip
         assert text in page, text

@@ -167,6 +167,17 @@ def test_cas_curve_of_several_sources(tmp_path, drawn):
     assert len(set(colours.values())) == 3
 
 
+def test_levers_of_the_real_training_alone_are_said(tmp_path, drawn):
+    def curve(real, made):
+        trainings = [{"training": {"epochs": 9, "optimizer": name}} for name in (real, made)]
+        return {"real": scores(0.5) | trainings[0], "x1": scores(0.4) | trainings[1]}
+
+    sources = {"a": curve("sgd", "sgd"), "b": curve("adam", "sgd"), "c": curve("sgd", "adam")}
+    plots.cas_curve(sources, tmp_path / "c.png")
+    real = [text.get_text() for text in drawn[0].legends[0].get_texts() if "on real" in text.get_text()]
+    assert real == ["a, trained on real", "b, trained on real (no levers)", "c, trained on real (optimizer sgd)"]
+
+
 def test_points_of_other_settings_are_marked(tmp_path, drawn):
     made = {"folder": "20Enc1", "ugs": 1.5, "seed": 5, "weights": {"enc": "12345678"}}
     other = {**made, "folder": "40Enc1", "weights": {"enc": "87654321"}}

@@ -469,13 +469,17 @@ def test_results_say_what_was_chosen_on_test(searched, select_on):
     assert ("select_on" in results["opt"]) == (select_on == "test") and "select_on" not in results["no_opt"]
 
 
+TRAINED = {"classifier": "resnet20", "batch_size": 256, "augment": "none", "optimizer": "adam"}
+
+
 def test_steps_of_other_test_images_or_of_an_encoder_that_is_gone_are_taken_out(tmp_path, caplog):
     file, scores = tmp_path / "steps.json", {"top_1": 0.5, "top_5": 0.9, "epoch": 2}
     first, later, last = "a" * 64, "b" * 64, "c" * 64
 
-    def search(part, encoder, test="d" * 64):
+    def search(part, encoder, test="d" * 64, epochs=100):
         inputs = {"data": {"test": test}, "weights": {} if part == "enc" else {"enc": encoder}}
-        steps = with_origin({"no_opt": scores, "opt": scores}, part, inputs, {"2": encoder})
+        args = SimpleNamespace(train_model=part, **TRAINED, epochs=epochs)
+        steps = with_origin({"no_opt": scores, "opt": scores}, args, inputs, {"2": encoder})
         note_steps(file, "own", part, steps, [encoder] if part == "enc" else None)
         return set(read_json(file)["own"])
 
@@ -486,7 +490,12 @@ def test_steps_of_other_test_images_or_of_an_encoder_that_is_gone_are_taken_out(
     )
     assert search("dif", first) == both  # from another epoch than the first search has chosen: the user's own choice
     assert search("dif", last, test="e" * 64) == {"After Fine-Tuning"}
-    assert read_json(file)["own"]["After Fine-Tuning"]["opt"] == scores | {"test": "eeeeeeee", "encoder": "cccccccc"}
+    assert read_json(file)["own"]["After Fine-Tuning"]["opt"] == scores | {
+        "test": "eeeeeeee", "encoder": "cccccccc", "training": TRAINED | {"epochs": 100}
+    }  # fmt: skip
+    assert "otherwise" not in caplog.text
+    search("enc", last, test="e" * 64, epochs=9)
+    assert "the two searches have learnt otherwise: epochs 100 and 9" in caplog.text
 
 
 def test_steps_of_earlier_versions_stay(tmp_path):
