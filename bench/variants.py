@@ -43,6 +43,8 @@ VARIANTS = {
     "real_steps": Variant(learned="--optimizer adam_steps", real=True),
     "plateau": Variant(learned="--optimizer adam"),
     "real_plateau": Variant(learned="--optimizer adam", real=True),
+    "augment_plateau": Variant(learned="--augment standard --optimizer adam"),
+    "augment_soft_plateau": Variant(learned="--augment standard --labels soft --optimizer adam"),
     "plain_4x": Variant(size=4),
     "recycle_4x": Variant(learned="--recycle", size=4),
     "soft_4x": Variant(learned="--labels soft", size=4),
