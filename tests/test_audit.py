@@ -518,7 +518,9 @@ def test_classifiers_that_have_seen_real_images_too_are_not_attacked_as_if_not(t
         "top_5_accuracy": 1.0,
         "training": {"epochs": 3, "real_share": 0.5, "labels": "soft"},
     }
-    found, lacking = trained(Experiment(tmp_path, "e", "own"), {"x1": entry}, {"data": {}}, SimpleNamespace(manifest={}))
+    found, lacking = trained(
+        Experiment(tmp_path, "e", "own"), {"x1": entry}, {"data": {}}, SimpleNamespace(manifest={})
+    )
     assert not found and lacking == ["the classifier x1: it has learnt from real images too (--real_share 0.5)"]
     assert learnt("x1", entry) == "1x generated images (real_share 0.5, labels soft)"
     assert learnt("real", {"training": {"epochs": 3}}) == "the real images"
