@@ -8,7 +8,7 @@ from Experiment.errors import UserError
 from Experiment.levers import in_words, levers_on
 from Experiment.paths import PUBLISHED_CAS_PLOTS, PUBLISHED_PIPELINE_PLOTS, Experiment
 from Experiment.published import published_curves, published_steps
-from Experiment.results import CAS_SCHEMA, PIPELINE_SCHEMA, curve_recipes, read_results, told_apart
+from Experiment.results import CAS_SCHEMA, PIPELINE_SCHEMA, curve_recipes, read_results, recorded_training, told_apart
 from Experiment.text import plain
 from figures import plt, save_figure
 
@@ -82,14 +82,13 @@ def heights(entries, score):
 
 def epochs_along(entries):
     """What the legend says of the classifiers' epochs: empty where all have the same, or none has any on record."""
-    trainings = [entry["training"] for entry in entries if isinstance(entry.get("training"), dict)]
-    epochs = {training["epochs"] for training in trainings if isinstance(training.get("epochs"), int)}
+    epochs = {count for entry in entries if isinstance(count := recorded_training(entry).get("epochs"), int)}
     return f", in at most {min(epochs)} to {max(epochs)} epochs" if len(epochs) > 1 else ""
 
 
 def levers_beside(results):
     """What the legend says of the levers of the training on real images, where one of the others had other levers."""
-    trainings = {size: entry["training"] for size, entry in results.items() if isinstance(entry.get("training"), dict)}
+    trainings = {size: training for size, entry in results.items() if (training := recorded_training(entry))}
     real = levers_on(trainings.get("real", {}))
     if "real" not in trainings or all(levers_on(training) == real for training in trainings.values()):
         return ""

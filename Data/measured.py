@@ -6,7 +6,7 @@ from Experiment.files import read_json
 from Experiment.levers import in_words, levers_on
 from Experiment.paths import size_from_name
 from Experiment.records import flattened, short
-from Experiment.results import CAS_SCHEMA, read_results, top_5_in_words
+from Experiment.results import CAS_SCHEMA, read_results, recorded_training, top_5_in_words
 
 log = logging.getLogger("experiment")
 
@@ -26,7 +26,7 @@ def cas_rows(experiment, source):
     for classifier, size, entry in entries_of(experiment, source):
         learned = "the real training images"
         if size != "real":
-            count, share = images_of(entry, size, source), levers_on(entry.get("training", {})).get("real_share", 0)
+            count, share = images_of(entry, size, source), levers_on(recorded_training(entry)).get("real_share", 0)
             learned = f"{count - round(share * count):,} generated images" + (
                 f" and {round(share * count):,} real ones" if share else ""
             )
@@ -81,8 +81,8 @@ def is_of(entry, size, source):
 
 def scores(entry, num_classes):
     """The levers of a result's training, its accuracies, and the 95 % interval of the first."""
-    training, interval = entry.get("training"), entry.get("interval", {}).get("top_1_accuracy")
-    told = (in_words(training) if isinstance(training, dict) else "") or "nothing"
+    interval = entry.get("interval", {}).get("top_1_accuracy")
+    told = in_words(recorded_training(entry)) or "nothing"
     within = f"{interval[0]:.4f} to {interval[1]:.4f}" if interval else "not measured"
     return [told, f"{entry['top_1_accuracy']:.4f}", within, top_5_in_words(entry["top_5_accuracy"], num_classes)]
 

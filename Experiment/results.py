@@ -62,16 +62,21 @@ def fits_additions(entry):
     )
 
 
+def recorded_training(entry):
+    """How the classifier behind a CAS result has learnt, {flag: value}; empty where it is not recorded."""
+    training = entry.get("training")
+    return training if isinstance(training, dict) else {}
+
+
 def entry_recipe(entry):
     """What the images behind a CAS result are made with, and the levers of its training, {setting: value}.
 
     None where it is not recorded.
     """
-    made, training = entry.get("set"), entry.get("training")
+    made = entry.get("set")
     if not isinstance(made, dict):
         return None
-    levers = levers_on(training) if isinstance(training, dict) else {}
-    return {key: value for key, value in made.items() if key != "folder"} | levers
+    return {key: value for key, value in made.items() if key != "folder"} | levers_on(recorded_training(entry))
 
 
 def curve_recipes(entries):
@@ -81,14 +86,13 @@ def curve_recipes(entries):
     A result of an earlier version does not say on which images it was tested; nor does a published one.
     """
     recipes = [entry_recipe(entry) for entry in entries]
-    for name in ("resize", "batch_size"):
-        trainings = [entry["training"] if isinstance(entry.get("training"), dict) else {} for entry in entries]
-        if len({training[name] for training in trainings if name in training}) > 1:
-            taken = [{name: training[name]} if name in training else {} for training in trainings]
-            recipes = [recipe if recipe is None else recipe | way for recipe, way in zip(recipes, taken)]
-    if len({entry["unit"] for entry in entries if "unit" in entry}) > 1:
-        units = [{"images of 1x": entry["unit"]} if "unit" in entry else {} for entry in entries]
-        recipes = [recipe if recipe is None else recipe | unit for recipe, unit in zip(recipes, units)]
+    further = [recorded_training(entry) | {"images of 1x": entry.get("unit")} for entry in entries]
+    for name in ("resize", "batch_size", "images of 1x"):
+        values = [each.get(name) for each in further]
+        if len({*values} - {None}) > 1:
+            recipes = [
+                recipe if None in (recipe, value) else recipe | {name: value} for recipe, value in zip(recipes, values)
+            ]
     if len({entry["test"] for entry in entries if "test" in entry}) < 2:
         return recipes
     tests = [{"test images": entry.get("test", "not recorded")} for entry in entries]

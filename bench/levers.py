@@ -23,14 +23,12 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
-
 import generate_dataset
 import pipeline
+from bench.levers_table import machines, table
 from bench.variants import VARIANTS, Variant
 from Data.synthetic import read_manifest
 from Experiment.files import read_json, write_json
-from Experiment.intervals import accuracy_interval, difference_interval, verdict
 from Experiment.paths import REPOSITORY, Experiment, repeat_folder
 from Experiment.predictions import hits_of
 from Experiment.records import short
@@ -196,59 +194,6 @@ class Subject:
             "test_images": short(test),
             "machine": {name: machine[name] for name in ("processor", "gpus")},
         }
-
-
-def hits(rows):
-    """Hits (R, N) of rows of one dataset: of one seed those of its repeats, of several the mean of each seed's repeats.
-
-    Repeats of a seed share an adapted model and a set: as trainings of the whole recipe they count once.
-    """
-    of_seeds = [np.array([[h == "1" for h in text] for text in row["hits"]]) for row in rows]
-    return of_seeds[0] if len(rows) == 1 else np.array([of_seed.mean(axis=0) for of_seed in of_seeds])
-
-
-def table(rows):
-    """Lines of a Markdown table: each variant of each dataset against plain of its size, and against real."""
-    of = defaultdict(list)
-    for row in sorted(rows, key=lambda row: (row["dataset"], row["seed"])):
-        of[row["dataset"], row["variant"]].append(row)
-    lines = ["| dataset | variant | seeds x repeats | passes | validation | test | 95 % | against plain | against real |",
-             "|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
-    for dataset, name in sorted(of, key=lambda key: (key[0], list(VARIANTS).index(key[1]))):
-        mine = of[dataset, name]
-        ours = hits(mine)
-        low, high = accuracy_interval(ours)
-        plain, real = of.get((dataset, "plain_4x" if VARIANTS[name].size == 4 else "plain")), of.get((dataset, "real"))
-        shown = [
-            dataset, f"`{name}`", f"{len(mine)} x {len(mine[0]['test'])}", mine[0]["passes"] or "",
-            f"{np.mean([v for row in mine for v in row['val']]):.3f}", f"{ours.mean():.3f}", f"{low:.3f} to {high:.3f}",
-            difference(ours, plain, mine), difference(ours, real, mine),
-        ]  # fmt: skip
-        lines.append("| " + " | ".join(map(str, shown)) + " |")
-    return lines
-
-
-def machines(rows):
-    """Lines that say on what the variants of each dataset were measured: accuracies of several machines differ a little."""
-    of = defaultdict(set)
-    for row in rows:
-        hardware = row.get("machine")  # rows of earlier studies do not say
-        names = [each["name"] for each in hardware["gpus"] or [hardware["processor"]]] if hardware else ["not recorded"]
-        of[row["dataset"], ", ".join(filter(None, [*names, row.get("precision")]))].add(row["variant"])
-    return [f"{dataset}, {where}: {', '.join(sorted(of[dataset, where], key=list(VARIANTS).index))}"
-            for dataset, where in sorted(of)]  # fmt: skip
-
-
-def difference(ours, others, mine):
-    """A difference of accuracies in points with its interval; empty where there is nothing to compare with."""
-    if not others or others is mine:
-        return ""
-    theirs = hits(others)
-    interval = difference_interval(ours, theirs)
-    low, high = (100 * x for x in interval)
-    found = verdict(interval)
-    said = f"{100 * (ours.mean() - theirs.mean()):+.1f} ({low:+.1f} to {high:+.1f})"
-    return said if found.startswith("no") else f"{said} **{found}**"
 
 
 def main(args):

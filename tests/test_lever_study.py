@@ -9,7 +9,8 @@ import classifier_training
 import generate_dataset
 import SD_adapting
 from bench import levers
-from bench.levers import Subject, machines, table
+from bench.levers import Subject
+from bench.levers_table import machines, table
 from bench.variants import VARIANTS
 
 PARSERS = {
