@@ -104,6 +104,7 @@ class Stops:
         self.before = {signum: signal.signal(signum, self.stop) for signum in (signal.SIGINT, signal.SIGTERM)}
 
     def stop(self, signum, frame):
+        sys.unraisablehook = lambda unraisable: None  # contexts of TensorFlow that are torn apart have nothing to tell
         self.over()
         self.timer = threading.Timer(AGAIN, _thread.interrupt_main, [signum])
         self.timer.daemon = True

@@ -207,6 +207,32 @@ run(lambda args, known: print("begun", flush=True) or time.sleep(60), lambda: No
     assert process.wait(20) == 143 and "goes on from there" in process.stderr.read()
 
 
+def test_nothing_follows_the_line_of_a_stop():
+    """A stop between two contexts of TensorFlow leaves one open, whose end fails when Python clears up."""
+    code = """
+import os, signal
+from types import SimpleNamespace
+from cli.process import run
+
+def context():
+    try:
+        yield
+    finally:
+        for callback in None:
+            pass
+
+left_open = context()
+
+def work(args, known):
+    next(left_open)
+    os.kill(os.getpid(), signal.SIGINT)
+
+run(work, lambda: None, lambda args: SimpleNamespace(done=None), starts_keras=False)
+"""
+    ended = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)
+    assert ended.returncode == 130 and ended.stderr.endswith("goes on from there\n") and ended.stderr.count("\n") == 1
+
+
 @pytest.mark.parametrize("signum, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_stop_that_a_library_swallows_is_raised_again(capsys, monkeypatch, signum, code):
     """Keras has bare `except:` where it traces a network."""
