@@ -27,8 +27,16 @@ from Experiment.pictures import try_to_draw
 from Experiment.plan import Plan
 from Experiment.records import DATA_FLAGS, describe_run, finished_run, identity
 from Models.backbones import BACKBONES
+from Models.fit_state import is_of_run
 from Models.weight_cards import check_pretrained, weights_hashes
-from Models.weight_names import chosen_epochs, earlier_history, records_from, refuse_to_overwrite, remove_epochs
+from Models.weight_names import (
+    chosen_epochs,
+    earlier_history,
+    forget_epochs,
+    partly_replaced,
+    refuse_to_overwrite,
+    remove_epochs,
+)
 
 log = logging.getLogger("experiment")
 
@@ -86,13 +94,13 @@ def plan(args):
     known = Plan(spec=spec, experiment=experiment, folder=folder, record_file=record_file, offset=offset,
                  train=splits.train, epochs=epochs, updates=wanted_updates(args, epochs["dif"]), inputs=inputs,
                  identity=identity(args, FREE, inputs), taken=taken)  # fmt: skip
-    if finished_run(record_file, args, FREE, inputs):
-        (folder / "state.npz").unlink(missing_ok=True)  # killed between the record and this
+    if finished_run(record_file, args, FREE, inputs) and not partly_replaced(record_file):
+        if is_of_run(folder / "state.npz", known.identity):
+            (folder / "state.npz").unlink()  # killed between the record and this
         known.done = f"finished already: {folder} (--restart trains again)"
     else:
         refuse_if_claimed(folder)
-        if not args.restart:
-            refuse_to_overwrite(folder, offset + 1, offset + args.epochs, known.identity)
+        refuse_to_overwrite(folder, offset + 1, offset + args.epochs, None if args.restart else known.identity)
     return known
 
 
@@ -126,12 +134,14 @@ def adapt(args, known=None):
         epochs = known.epochs | ({"dif": None} if known.updates else {})
         with sharing(args.devices):
             diffusion = load_diffusion(backbone, len(classes), args.weights_dir, **epochs)
-        title = f"{known.spec.name}, {args.train_model} epoch {{}}"
-        write_sheet = sheet_writer(diffusion, classes, args.seed, folder, title)
+        write_sheet = sheet_writer(
+            diffusion, classes, args.seed, folder, f"{known.spec.name}, {args.train_model} epoch {{}}"
+        )
     with sharing(args.devices):
         adapted, model, fit_levers, recorded = set_up(args, known, diffusion, used)
     write_sheet = adapted.drawn(write_sheet) if args.ema else write_sheet
-    state = FitState(folder / "state.npz", known.identity, [*adapted.variables, *model.optimizer.variables])
+    settings = known.identity | {"precision_used": used}
+    state = FitState(folder / "state.npz", settings, [*adapted.variables, *model.optimizer.variables])
     done, history, _ = (0, {}, []) if args.restart else state.load()
     needed = bytes_needed(adapted, args.epochs, args.freq, args.keep, done)
     check_room(folder, needed, "this run" if not done else "what is left of this run")
@@ -166,10 +176,11 @@ def train(args, known, adapted, model, state, moments, done, losses, write_sheet
 
     spec, folder, offset, (images, labels) = known.spec, known.folder, known.offset, known.train
     if args.restart:
+        # Records and state first: if this process is killed now, nothing says that the epochs are complete.
+        forget_epochs(folder, offset)
+        state.path.unlink(missing_ok=True)
         thrown_away = remove_epochs(folder, offset)
         log.info("throwing away the epochs %s in %s", ", ".join(map(str, thrown_away)) or "none", folder)
-        for file in (state.path, *records_from(folder, offset)):
-            file.unlink(missing_ok=True)
     write_json(folder / "run.json", known.identity)
     if done:
         log.info("going on after epoch %d", offset + done)

@@ -145,11 +145,13 @@ def audit(args, known=None):
     from Audit import parts
     from Audit.extractors import ClassifierFeatures, PixelFeatures
     from Audit.membership import ask_classifiers, ask_model
+    from Models.devices import start_devices
 
     started = time.time()
     known = known or plan(args)
     if known.done:
         return known.page
+    start_devices(args)
     spec, splits, found = known.spec, known.splits, {"missing": list(known.missing), "fid": args.fid, "later": False}
     with writing_in(known.folder, saved=lambda: "features and shadows that are whole are saved"):
         log.info("audit of %d images of %s, %s -> %s", known.source.total, spec.name, known.source.folder, known.page)
@@ -169,7 +171,8 @@ def audit(args, known=None):
         numbers = figures(found)
         record = describe_run(args, started, known.inputs)
         write_report(known.page, args, known, found, numbers, record)
-        write_json(known.page.with_suffix(".json"), {"brief": brief(found), "figures": numbers})
+        of = {"set": known.source.sha256, "classifier": args.classifier, "classifiers": hashes_of(known.targets)}
+        write_json(known.page.with_suffix(".json"), {"brief": brief(found), "figures": numbers, "of": of})
         if not found["later"]:
             write_json(known.folder / "run.json", record)  # last: what has it is finished
         log.info("audit in %.0f s -> %s", time.time() - started, known.page)

@@ -23,7 +23,7 @@ from Experiment.plan import Plan
 from Experiment.randomness import repeat_seed
 from Experiment.records import DATA_FLAGS, short
 from Experiment.results import CAS_SCHEMA, TESTED, check_recipe, read_results
-from Scoring.inputs import doubts_of, inputs_of, learns_from_real, origin, unit_of
+from Scoring.inputs import doubts_of, inputs_of, kept_of, learns_from_real, origin, unit_of
 from Scoring.repeats import check_trained, missing_repeats, not_complete, trained_repeats
 
 log = logging.getLogger("experiment")
@@ -88,11 +88,14 @@ def plan(args):
     known.repeats = args.repeats if args.restart else max(args.repeats, tested)
     known.part = f"-repeat-{args.repeat}" if args.repeat else ""
     known.folders = [repeat_folder(folder, repeat) for repeat in range(1, known.repeats + 1)]
+    kept = {"content": short(inputs["set"]["sha256"])} if set_folder else {}
     if not args.train:
         check_trained(known.folders, inputs)
+        kept = kept_of(folder, results.get(cardinality, {}))
     known.trained = trained_repeats(args, known, FREE)
     known.origin = origin(args, folder, set_folder, known.trained[0])
-    known.doubts = doubts_of(splits, data, set_folder)
+    known.content = kept.get("content")
+    known.doubts = doubts_of(splits, data, set_folder, kept.get("doubts", []))
     if not learns_from_real(args):
         known.splits = splits._replace(train=None)  # memory
     for each, trained in zip(known.folders, known.trained):

@@ -77,7 +77,7 @@ def plan(args):
     check_room(args.to.parent, source.bytes(), "the export")
     return Plan(
         source=source, experiment=experiment, licences=(licence, weights_licence(source.manifest)),
-        measured=cas_rows(experiment, source), doubts=cas_doubts(experiment, source), audit=audit_tables(folder, source.sha256),
+        measured=cas_rows(experiment, source), doubts=cas_doubts(experiment, source), audit=audit_tables(folder, source.sha256, experiment),
     )  # fmt: skip
 
 

@@ -25,7 +25,7 @@ from Models.export_card import card
 from Models.foreign_weights import is_foreign
 from Models.lora_files import read_facts
 from Models.numerics import DIFFUSERS
-from Models.weight_cards import check_pretrained, weights_hashes
+from Models.weight_cards import check_pretrained, compare_encoders, weights_hashes
 from Models.weight_names import chosen_epochs
 
 log = logging.getLogger("experiment")
@@ -75,6 +75,7 @@ def plan(args):
     epochs = chosen_epochs(experiment, args.enc_epoch, args.dif_epoch)
     base = base_hashes(args, ("image_encoder", "decoder") if args.vae else ("decoder",), epochs["dif"])
     check_pretrained(epochs.values(), base, backbone.prediction_type, vae_too=True)
+    compare_encoders(epochs["enc"], epochs["dif"])
     updates = read_facts(epochs["dif"]) if epochs["dif"] else None
     if args.lora == "separate" and not updates:
         held = f"{epochs['dif']} holds a whole UNet" if epochs["dif"] else "the pretrained UNet has none"
@@ -82,7 +83,7 @@ def plan(args):
     inputs = {"classes": classes, "weights": base | weights_hashes(epochs, classes)}
     known = Plan(name=spec.name, classes=classes, epochs=epochs, inputs=inputs, updates=updates)
     refuse_other_folders(args.to)
-    if finished_run(
+    if not (args.to / BEGUN).exists() and finished_run(
         args.to / "export.json", args, FREE, inputs, "name another folder by --to, or --restart to replace it"
     ):
         known.done = f"finished already: {args.to} (--restart exports again)"
@@ -112,10 +113,13 @@ def export(args, known=None):
     Returns:
         The folder.
     """
+    from Models.devices import start_devices
+
     started = time.time()
     known = known or plan(args)
     if known.done:
         return args.to
+    start_devices(args)
     encoder, networks = networks_of(args, known)
     needed = sum(4 * network.count_params() for network in networks.values()) or known.epochs["dif"].stat().st_size
     args.to.mkdir(parents=True, exist_ok=True)

@@ -29,7 +29,7 @@ from Experiment.pictures import try_to_draw
 from Experiment.plan import Plan
 from Experiment.records import DATA_FLAGS, describe_run, fixed_arguments
 from Models.backbones import BACKBONES
-from Models.weight_cards import check_pretrained, weights_hashes
+from Models.weight_cards import check_pretrained, compare_encoders, weights_hashes
 from Models.weight_names import chosen_epochs, guide_epoch
 
 log = logging.getLogger("experiment")
@@ -101,6 +101,7 @@ def plan(args):
     guide = guide_epoch(experiment, *sampling.trained_last(args), args.autoguide)
     hashes = base_hashes(args, ["decoder", *sampling.guide_parts(args, guide)], epochs["dif"])
     check_pretrained([*epochs.values(), guide], hashes, backbone.prediction_type)
+    compare_encoders(epochs["enc"], epochs["dif"])
     hashes |= weights_hashes({**epochs, "guide": guide}, classes) | sets.filter_hash(args, spec, experiment, classes)
     numbering, prior = sets.numbering_of(args, spec, experiment, total, max(args.batch_size, backbone.block))
     settings = {
@@ -115,10 +116,9 @@ def plan(args):
     if args.precision == "auto":
         del settings["precision"]  # a finished set is what was asked for, whichever it was
     folder, part = experiment.synthetic_root / name, "-{}-of-{}".format(*args.shard) if args.shard[1] > 1 else ""
-    counts = numbering.counts(total)
     known = Plan(
         spec=spec, name=spec.name, classes=classes, experiment=experiment, folder=folder, epochs=epochs, guide=guide,
-        settings=settings, counts=counts, numbering=numbering, part=part, taken=taken,
+        settings=settings, counts=numbering.counts(total), numbering=numbering, part=part, taken=taken,
     )  # fmt: skip
     if not args.restart:
         if lacks_mark(folder):

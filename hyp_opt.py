@@ -25,6 +25,8 @@ from cli.sampling import (
     add_sampling_levers,
     add_search_levers,
     check_search_levers,
+    check_steps,
+    fill_in_spacing,
     finish_sampling_levers,
     guide_parts,
 )  # fmt: skip
@@ -34,11 +36,12 @@ from Data.registry import DatasetSpec, class_names, dataset_spec
 from Experiment import presets
 from Experiment.errors import UserError
 from Experiment.files import read_json
+from Experiment.levers import OFF
 from Experiment.paths import Experiment
 from Experiment.results import PIPELINE_SCHEMA, read_results
 from Models.backbones import BACKBONES
 from Models.pretrained import pretrained_inputs
-from Models.weight_cards import check_pretrained
+from Models.weight_cards import check_pretrained, compare_encoders
 from Models.weight_names import chosen_epochs, guide_epoch, saved_epochs
 from Search.inputs import search_inputs
 
@@ -51,16 +54,20 @@ FIRST_SEARCH = {"enc_epoch": 0, "is_1": presets.INFERENCE_STEPS, "ugs_1": preset
 def parse_args(argv=None):
     parser = new_parser(__doc__, script="hyp_opt")
     add_search_flags(parser.add_argument)
-    add_best_flag(parser, "--enc_epoch, --is_1 and --ugs_1 of the second search")
+    add_best_flag(parser, "--enc_epoch, --is_1, --ugs_1, solver and guidance interval of the second search")
     add_measurement_flags(parser.add_argument)
     add_classifier_flags(parser)
     add_classifier_levers(parser)
     add_spacing_flag(parser)
     add_sampling_levers(parser)
+    parser.set_defaults(solver=None)  # with --best the first search's
     add_search_levers(parser)
     add_model_flags(parser)
     args = finish_args(parser, argv)
     settle_best(parser, args, FIRST_SEARCH)
+    check_search_levers(parser, args)
+    if args.search_solver or not args.best:
+        args.solver = args.solver or OFF["solver"]
     if args.train_model == "enc" and (args.best or args.enc_epoch == BEST):
         parser.error(f"argument {'--best' if args.best else '--enc_epoch best'}: is for --train_model dif")
     args.n_trials = args.n_trials or presets.TRIALS[args.train_model]
@@ -72,7 +79,6 @@ def parse_args(argv=None):
     if not args.best and (wrong := complete_bounds(args)):
         parser.error(wrong)
     finish_sampling_levers(parser, args)
-    check_search_levers(parser, args)
     args.optimize &= not args.prune
     return args
 
@@ -102,6 +108,7 @@ class Plan:
         inputs: What the search reads besides the epochs, by content.
         hashes: {epoch as text: SHA-256} of what is searched.
         address: Where the study lies.
+        doubts: Why accuracies on test may be too good, a list of text.
         guide: File of the epoch that guides, if one does; None: the pretrained UNet.
         done: None: a search always reports.
     """
@@ -115,6 +122,7 @@ class Plan:
     inputs: dict
     hashes: dict
     address: str
+    doubts: list
     guide: Path | None = None
     done: None = None
 
@@ -132,9 +140,11 @@ def plan(args):
     spec = dataset_spec(args.dataset, args.skip_broken, args.resolution, args.background)
     experiment = Experiment(args.root, args.exp, spec.name)
     part = args.train_model
-    take_best(args, experiment, class_names(spec), "enc", {"enc_epoch": "epoch", "is_1": "is", "ugs_1": "ugs"})
-    if wrong := complete_bounds(args):
+    take_best(args, experiment, class_names(spec), "enc", {"enc_epoch": "epoch", "is_1": "is", "ugs_1": "ugs"}, "first")
+    if wrong := complete_bounds(args) or check_steps(args):
         raise UserError(wrong)
+    if not args.search_solver:
+        fill_in_spacing(args)
     folder, weights = experiment.search_dir(part), experiment.part_dir(part)
     epochs = saved_epochs(weights)
     if not epochs:
@@ -149,15 +159,16 @@ def plan(args):
     epochs = {epoch: file for epoch, file in epochs.items() if epoch > (args.autoguide or 0)}
     if not epochs:
         raise UserError(f"argument --autoguide: there are no epochs after {args.autoguide} in {weights}.")
-    inputs, hashes = search_inputs(splits, spec, epochs, epoch_files | ({"guide": guide} if guide else {}))
+    inputs, hashes, told = search_inputs(splits, spec, epochs, epoch_files | ({"guide": guide} if guide else {}))
     pretrained = {"decoder", *(["unet"] if part == "enc" else guide_parts(args, guide))}
     backbone = BACKBONES[args.backbone]
     base = pretrained_inputs(backbone, sorted(pretrained), args.weights_dir)
     under = pretrained_inputs(backbone, ["unet"], args.weights_dir) if lora else {}
     check_pretrained([*epochs.values(), *epoch_files.values(), guide], base | under, backbone.prediction_type)
+    compare_encoders(epoch_files["enc"], *(epochs.values() if part == "dif" else ()))
     inputs["weights"] |= base
     splits = splits._replace(train=None)  # memory: a search reads none of them
-    return Plan(spec, experiment, folder, splits, epochs, epoch_files, inputs, hashes, address, guide)
+    return Plan(spec, experiment, folder, splits, epochs, epoch_files, inputs, hashes, address, told, guide)
 
 
 def search(args, known=None):

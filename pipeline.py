@@ -95,6 +95,10 @@ def check_classifiers(args, stages):
         )
     if not all(stage.test for stage in stages):
         raise UserError("--also: the pipeline ends with the accuracies on test, so classifiers are tested.")
+    if any(stage.synthetic_dir for stage in stages):
+        raise UserError(
+            "--also: the pipeline's classifiers learn from the sets that it makes: leave --synthetic_dir out."
+        )
     if [stage.take for stage in stages if stage.synthetic] != args.sizes:
         raise UserError("--also: how large the synthetic sets are is said by --sizes.")
 
@@ -120,7 +124,7 @@ def named_paths(args, stages):
                 "--carry: classifiers with --labels soft (of --recipe best) share a teacher, which needs a folder that all nodes "
                 "see: --also 'classifier_training --labels hard' goes without."
             )
-        named = {getattr(each, name, None) for name in ("data_dir", "weights_dir", "synthetic_dir")}
+        named = {getattr(each, name, None) for name in ("data_dir", "weights_dir")}
         found |= {str(path) for path in named - {None, args.root / REAL}}
     return sorted(found)
 

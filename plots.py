@@ -8,7 +8,17 @@ from Experiment.errors import UserError
 from Experiment.levers import in_words, levers_on
 from Experiment.paths import PUBLISHED_CAS_PLOTS, PUBLISHED_PIPELINE_PLOTS, Experiment
 from Experiment.published import published_curves, published_steps
-from Experiment.results import CAS_SCHEMA, PIPELINE_SCHEMA, curve_recipes, read_results, recorded_training, told_apart
+from Experiment.results import (
+    CAS_SCHEMA,
+    CHOSEN_ON_TEST,
+    PIPELINE_SCHEMA,
+    all_doubts,
+    curve_recipes,
+    read_results,
+    recorded_training,
+    steps_trained_otherwise,
+    told_apart,
+)
 from Experiment.text import plain
 from figures import plt, save_figure
 
@@ -80,10 +90,17 @@ def heights(entries, score):
     return [height for entry in entries for height in (entry[score], *(interval_of(entry, score) or ()))]
 
 
-def epochs_along(entries):
-    """What the legend says of the classifiers' epochs: empty where all have the same, or none has any on record."""
-    epochs = {count for entry in entries if isinstance(count := recorded_training(entry).get("epochs"), int)}
-    return f", in at most {min(epochs)} to {max(epochs)} epochs" if len(epochs) > 1 else ""
+def epochs_of(entries):
+    """The most epochs that classifiers have learnt for, as far as they are on record."""
+    return {count for entry in entries if isinstance(count := recorded_training(entry).get("epochs"), int)}
+
+
+def epochs_along(entries, others):
+    """What the legend says of the epochs of a line's classifiers: empty where `others` have the same, or none is on record."""
+    epochs = epochs_of(entries)
+    if len(epochs) > 1:
+        return f", in at most {min(epochs)} to {max(epochs)} epochs"
+    return f", in at most {min(epochs)} epochs" if epochs and epochs_of(others) - epochs else ""
 
 
 def levers_beside(results):
@@ -95,6 +112,13 @@ def levers_beside(results):
     return f" ({in_words(real) or 'no levers'})"
 
 
+def epochs_beside(results):
+    """The same of its epochs, where none of the others had as many."""
+    others = [entry for size, entry in results.items() if size != "real"]
+    real = epochs_of([results["real"]])
+    return "" if real <= epochs_of(others) else epochs_along([results["real"]], others)
+
+
 def plot_points(axis, results, score, label, **style):
     """The line of one source, and intervals as upright lines. Points from sets of other settings than the first have another marker and legend line."""
     sizes = sorted(int(key[1:]) for key in results if key != "real")
@@ -103,7 +127,8 @@ def plot_points(axis, results, score, label, **style):
         if interval := interval_of(results[f"x{size}"], score):
             axis.vlines(size, *interval, color=style["color"], alpha=0.45, linewidth=1.2)
     entries = [results[f"x{size}"] for size in sizes]
-    recipes, label = curve_recipes(entries), label + epochs_along(entries)
+    real = [results[key] for key in results if key == "real"]
+    recipes, label = curve_recipes(entries), label + epochs_along(entries, real)
     kinds = [recipe for i, recipe in enumerate(recipes) if recipe not in recipes[:i]]
     names = [f" ({name})" for name in told_apart(kinds)] if len(kinds) > 1 else [""] * len(kinds)
     for i, (kind, name) in enumerate(zip(kinds, names)):
@@ -136,7 +161,7 @@ def cas_curve(sources, path, title=""):
             largest = max([largest, *sizes])
             if "real" in results:
                 dashes = (5 * i, (5, 5))  # the second source's fill the gaps of the first's where the two coincide
-                told = f"{label}, trained on real{levers_beside(results)}"
+                told = f"{label}, trained on real{levers_beside(results)}{epochs_beside(results)}"
                 axis.axhline(results["real"][score], color=colour, linestyle=dashes, label=told)
                 if interval := interval_of(results["real"], score):
                     axis.axhspan(*interval, color=colour, alpha=0.1, linewidth=0)
@@ -154,6 +179,17 @@ def cas_curve(sources, path, title=""):
     lines = sorted(axes[0].get_lines(), key=Line2D.is_dashed)  # so that each kind has its column
     figure.legend(handles=lines, loc="outside lower center", ncols=2, handlelength=3, frameon=False)
     return save_figure(figure, path)
+
+
+def cautions(stages):
+    """Lines below the bars of a dataset: what the page says of its steps in full."""
+    doubts = all_doubts(entry for steps in stages.values() for entry in steps.values())
+    told = {
+        "settings chosen on test": CHOSEN_ON_TEST in doubts,
+        "may be too good": set(doubts) - {CHOSEN_ON_TEST},
+        "searches trained otherwise": steps_trained_otherwise(stages),
+    }
+    return [text for text, holds in told.items() if holds]
 
 
 def pipeline_bars(sources, score, path):
@@ -175,9 +211,11 @@ def pipeline_bars(sources, score, path):
             interval = interval_of(step, score) or (step[score], step[score])
             axis.vlines(place, *interval, color="black", alpha=0.6, linewidth=0.9)
             axis.text(place, interval[1] + 0.005, f"{step[score]:.3f}", ha="center", va="bottom", fontsize=7)
-    several = len(sources) > 1
     names = [
-        f"{plain(dataset, 24)}\n{plain(label, 24)}" if several else plain(dataset, 24) for dataset, label in groups
+        "\n".join(
+            [plain(dataset, 24), *([plain(label, 24)] if len(sources) > 1 else []), *cautions(sources[label][dataset])]
+        )
+        for dataset, label in groups
     ]
     axis.set_xticks(range(len(groups)), names)
     middle, width = (len(groups) - 1) / 2, max(len(groups), 2) + 0.2  # one group alone keeps slender bars

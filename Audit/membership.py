@@ -99,6 +99,7 @@ def ask_classifiers(args, known, real, found):
     recipe = ShadowRecipe(
         args.classifier, args.shadow_epochs or theirs["epochs"], theirs["batch_size"], theirs.get("optimizer", "adam"),
         theirs.get("augment", "none"), args.seed, "".join(known.inputs["data"][name][:16] for name in ("train", "val", "test")),
+        args.tf32,
     )  # fmt: skip
     folder = known.experiment.classifier_dir(args.classifier, "shadows") / recipe.key
     return classifiers_part(targets, recipe, args.shadows, known.spec, known.splits, folder)

@@ -30,6 +30,7 @@ class ShadowRecipe:
         epochs, batch_size, optimizer, augment: As in classifier_training.py.
         seed: Decides the halves and the trainings.
         data: What identifies the real images.
+        tf32: As in classifier_training.py; on record where it is on.
     """
 
     classifier: str
@@ -39,9 +40,10 @@ class ShadowRecipe:
     augment: str
     seed: int
     data: str
+    tf32: bool = False
 
     def settings(self):
-        return {name: str(value) for name, value in asdict(self).items()}
+        return {name: str(value) for name, value in asdict(self).items() if name != "tf32" or value}
 
     @property
     def key(self):

@@ -8,7 +8,7 @@ import numpy as np
 
 from Data.pictures import read_images
 from Experiment.disk import check_room, gigabytes
-from Experiment.errors import UserError
+from Experiment.errors import UserError, let_pass
 from Experiment.files import atomic_path
 from Experiment.locks import locked
 from Experiment.progress import progress
@@ -67,7 +67,8 @@ def open_decoded(path, shape):
             file.seek(pixels.offset + pixels.nbytes)
             sums = np.load(file, allow_pickle=False)
     # NumPy reads the headers as Python source.
-    except (ValueError, TypeError, OSError, EOFError, SyntaxError, OverflowError, tokenize.TokenError):
+    except (ValueError, TypeError, OSError, EOFError, SyntaxError, OverflowError, tokenize.TokenError) as error:
+        let_pass(error)
         return None
     return (pixels, sums) if sums.shape == shape[:1] and sums.dtype == np.uint32 else None
 

@@ -17,7 +17,7 @@ from Data.pictures import BROKEN_IMAGE, decode, to_rgb
 from Data.registry import class_names
 from Data.resizing import square
 from Data.synthetic import complete_sets, open_set, read_manifest, recipe, set_identity
-from Experiment.errors import UserError
+from Experiment.errors import UserError, let_pass
 from Experiment.files import plain_arrays
 from Experiment.levers import without_off
 from Experiment.records import DATA_FLAGS, flattened
@@ -127,6 +127,7 @@ class SetToExport:
             with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
                 pixels = np.asarray(square(to_rgb(decode(image))))  # as classifiers see it
         except BROKEN_IMAGE as error:
+            let_pass(error)
             return f"{shown(self.store.where(name))} ({shown(error)})"
         facts = {"class": self.classes[label], "index": index, **self.settings}
         if self.soft_labels is not None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from Data.parallel import in_chunks
 from Data.pictures import BROKEN_IMAGE, NotAnImage, probe
-from Experiment.errors import UserError
+from Experiment.errors import UserError, let_pass
 from Experiment.text import first_ten, shown
 
 SPLIT_FOLDERS = {
@@ -84,6 +84,7 @@ def entries(folder):
                 if not ignored(entry.name):
                     (folders if os.path.isdir(entry.path) else files).append(entry.name)
     except OSError as error:
+        let_pass(error)
         raise UserError(f"{shown(folder)} cannot be read: {shown(error)}") from None
     return sorted(folders), sorted(files)
 
@@ -103,7 +104,8 @@ def files_below(folder):
 def is_image(path):
     try:
         probe(path)
-    except (NotAnImage, *BROKEN_IMAGE):
+    except (NotAnImage, *BROKEN_IMAGE) as error:
+        let_pass(error)
         return False
     return True
 
@@ -254,6 +256,7 @@ def images_among(scan, files):
         except NotAnImage:
             odd[i] = None
         except BROKEN_IMAGE as error:
+            let_pass(error)
             odd[i] = shown(error) or type(error).__name__
 
     in_chunks(look, len(files))

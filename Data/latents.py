@@ -9,7 +9,7 @@ import tokenize
 import numpy as np
 
 from Experiment.disk import check_room
-from Experiment.errors import UserError
+from Experiment.errors import UserError, let_pass
 from Experiment.files import atomic_path
 
 log = logging.getLogger("experiment")
@@ -50,6 +50,7 @@ def cached_moments(folder, name, images, weights_hash, encode):
             raise ValueError(f"{moments.dtype} {moments.shape} for {len(images)} images")
     # NumPy reads the header as Python source.
     except (ValueError, TypeError, OSError, EOFError, SyntaxError, OverflowError, tokenize.TokenError) as error:
+        let_pass(error)
         raise UserError(f"{path} is damaged ({error}): delete it, and it is made again.") from None
     return moments
 

@@ -2,11 +2,11 @@
 
 import logging
 
-from Experiment.files import read_json
+from Experiment.files import file_hash, read_json
 from Experiment.levers import in_words, levers_on
 from Experiment.paths import size_from_name
 from Experiment.records import flattened, short
-from Experiment.results import CAS_SCHEMA, read_results, recorded_training, top_5_in_words
+from Experiment.results import CAS_SCHEMA, all_doubts, read_results, recorded_training, top_5_in_words
 
 log = logging.getLogger("experiment")
 
@@ -36,8 +36,7 @@ def cas_rows(experiment, source):
 
 def cas_doubts(experiment, source):
     """Why these accuracies may be too good: a list of text."""
-    told = [text for _, _, entry in entries_of(experiment, source) for text in entry.get("doubts", [])]
-    return list(dict.fromkeys(told))
+    return all_doubts(entry for _, _, entry in entries_of(experiment, source))
 
 
 def entries_of(experiment, source):
@@ -87,24 +86,52 @@ def scores(entry, num_classes):
     return [told, f"{entry['top_1_accuracy']:.4f}", within, top_5_in_words(entry["top_5_accuracy"], num_classes)]
 
 
+def recorded_audit(folder):
+    """The same as an audit's `of`, of an earlier version, from the record beside it."""
+    record = folder.with_name(f"{folder.name}.audit") / "run.json"
+    run = read_json(record) if record.exists() else {}
+    said = run.get("inputs", {}).get("classifiers", "none")
+    asked = dict(each.split(" ") for each in said.split(", ")) if said != "none" else {}
+    kind = run.get("arguments", {}).get("classifier")
+    return {"set": run.get("inputs", {}).get("set"), "classifier": kind, "classifiers": asked}
+
+
+def trained_since(of, experiment):
+    """What an audit is of that is no longer there, in words: classifiers whose weights are others now; empty where none is."""
+    entries = cas_results(experiment).get(of.get("classifier"), {}).get(experiment.dataset, {})
+    changed = []
+    for size, sha256 in of.get("classifiers", {}).items():
+        weights = experiment.root / entries.get(size, {}).get("predictions", "none") / "best_model.weights.h5"
+        if weights.exists() and file_hash(weights) != sha256:
+            changed.append(size)
+    return f"classifiers than those of now ({', '.join(changed)})" if changed else ""
+
+
 def audit_file(folder):
     """Where the figures of a set's audit lie: beside its folder."""
     return folder.with_name(f"{folder.name}.audit.json")
 
 
-def audit_tables(folder, sha256=None):
+def audit_tables(folder, sha256, experiment):
     """What a set's audit has found, in brief: [{"header", "rows"}] of text.
 
-    Empty where there was none, or one of other images than those of the hash. Audits of earlier versions hold figures alone.
+    Empty where there was none, or one of other images than those of the hash, or of classifiers that have been trained again
+    since. Audits of earlier versions hold figures alone.
+
+    Args:
+        folder: Of the set.
+        sha256: Of its images.
+        experiment: The `Experiment` whose classifiers an audit asks.
     """
-    file, record = audit_file(folder), folder.with_name(f"{folder.name}.audit") / "run.json"
+    file = audit_file(folder)
     if not file.exists():
         return []
-    audited = read_json(record).get("inputs", {}).get("set") if record.exists() else None
-    if sha256 and audited not in (None, sha256):
-        log.warning("%s is of other images than those that are there now: it is left out", file)
-        return []
     found = read_json(file)
+    of = found.get("of") or recorded_audit(folder)
+    what = "images than those that are there now" if of.get("set") not in (None, sha256) else ""
+    if what := what or trained_since(of, experiment):
+        log.warning("%s is of other %s: it is left out", file, what)
+        return []
     figures = flattened(found.get("figures", found)).items()
     plain = [{"header": ["figure", "value"], "rows": [[name, short(value)] for name, value in figures]}]
     return found.get("brief", plain)

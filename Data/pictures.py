@@ -15,7 +15,7 @@ from PIL import Image, ImageColor
 from Data.marking import SIGNATURE, check_pixels
 from Data.parallel import in_chunks
 from Data.resizing import resize, square
-from Experiment.errors import UserError
+from Experiment.errors import UserError, let_pass
 from Experiment.text import first_ten, shown
 
 # What Pillow raises for files that are not the image they should be: there is no common class, and damage finds each.
@@ -151,7 +151,8 @@ def probe(path):
             with Image.open(file, formats=formats) as image:
                 refuse_misread(image)
                 return min(image.size), pages(image)
-        except BROKEN_IMAGE:
+        except BROKEN_IMAGE as error:
+            let_pass(error)
             promised = os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES
             if promised or set(formats) - WEAK - set(FORMAT_OF_SUFFIX.values()):
                 raise
@@ -263,6 +264,7 @@ def readable_images(paths, side, mode="antialias", background=WHITE, files=HERE,
         try:
             images[i] = read_image(paths[i], side, mode, background, digests, i, files)
         except (NotAnImage, *BROKEN_IMAGE) as error:
+            let_pass(error)
             broken[i] = f"{shown(files.where(paths[i]))} ({shown(error) or 'not an image'})"
 
     in_chunks(read, len(paths))

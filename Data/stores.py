@@ -14,7 +14,7 @@ import numpy as np
 
 from Data.pictures import Files
 from Data.tar import members
-from Experiment.errors import UserError
+from Experiment.errors import UserError, let_pass
 from Experiment.text import first_ten, shown
 
 log = logging.getLogger("experiment")
@@ -156,6 +156,7 @@ class TarStore:
                         raise ValueError(f"its label does not stand beside {name}")
                     rows.append((label, int(known[2]), number, offset, size))
         except (OSError, ValueError) as error:
+            let_pass(error)
             raise UserError(
                 f"{shown(path)} cannot be read: {shown(error)}. Remove it: the command that made the set makes it again."
             ) from None

@@ -16,7 +16,17 @@ class PassingError(UserError):
     """Something that may be over when the same command is given again: scripts end with `MAY_PASS`, for batch systems."""
 
 
+def may_pass(error):
+    """Whether an error may be over when the same command is given again."""
+    return isinstance(error, PassingError) or isinstance(error, OSError) and error.errno in PASSING
+
+
+def let_pass(error):
+    """Raise an error again that may pass: only others say that a file is damaged."""
+    if may_pass(error):
+        raise error
+
+
 def exit_code(error):
     """The exit code for an error that ends in one line."""
-    passing = isinstance(error, PassingError) or isinstance(error, OSError) and error.errno in PASSING
-    return MAY_PASS if passing else 2
+    return MAY_PASS if may_pass(error) else 2

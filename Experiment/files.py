@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from Experiment.errors import PASSING, UserError
+from Experiment.errors import UserError, let_pass
 from Experiment.locks import check_claims, locked, partial_path, writer_is_gone
 
 log = logging.getLogger("experiment")
@@ -150,8 +150,7 @@ def plain_arrays(path):
         SyntaxError,
         tokenize.TokenError,
     ) as error:
-        if isinstance(error, OSError) and error.errno in PASSING:
-            raise
+        let_pass(error)
         if isinstance(error, MemoryError):
             raise UserError(f"{path} needs more memory than there is, or is damaged: {error}") from None
         raise UserError(f"{path} is not a readable npz file of plain arrays: {error}") from None

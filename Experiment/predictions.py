@@ -8,7 +8,7 @@ import numpy as np
 from Experiment.errors import UserError
 from Experiment.files import atomic_path, change_json, plain_arrays
 from Experiment.intervals import difference_interval, in_words, mcnemar, verdict
-from Experiment.levers import levers_on
+from Experiment.levers import filled_in, levers_on
 from Experiment.paths import repeat_folder
 
 log = logging.getLogger("experiment")
@@ -109,10 +109,15 @@ def comparison(ours, real):
 
 
 def trained_otherwise(entry, real):
-    """How the real classifier's training differs in levers and epochs, {"trained_otherwise": {name: [ours, real]}}, or {}."""
+    """How the real classifier's training differs in levers and epochs, {"trained_otherwise": {name: [ours, real]}}, or {}.
+
+    {} also where one of them, a published result for one, does not say how it was trained.
+    """
     sides = [training_of(entry), training_of(real)]
-    names = dict.fromkeys([*sides[0], *sides[1]])
-    differing = {name: [side.get(name) for side in sides] for name in names if sides[0].get(name) != sides[1].get(name)}
+    if not all(sides):
+        return {}
+    ours, theirs = (filled_in(side, other) for side, other in zip(sides, reversed(sides)))
+    differing = {name: [value, theirs[name]] for name, value in ours.items() if theirs.get(name, value) != value}
     return {"trained_otherwise": differing} if differing else {}
 
 

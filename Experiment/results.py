@@ -12,7 +12,9 @@ log = logging.getLogger("experiment")
 # Schemas of results: two levels of names, a third one that fits the expression, and the accuracies.
 CAS_SCHEMA = (r"real|x[1-9]\d{0,3}", ("top_1_accuracy", "top_5_accuracy"))  # classifier, dataset, size
 PIPELINE_SCHEMA = (r"no_opt|opt", ("top_1", "top_5"))  # dataset, stage, before or after the search
-STEP_TRAINING = "classifier", "epochs", "batch_size", "augment", "optimizer"  # of a search: how its classifiers learn
+# Of a search: how its classifiers learn.
+STEP_TRAINING = "classifier", "epochs", "batch_size", "resize", "augment", "optimizer"
+CHOSEN_ON_TEST = "the generator's settings were chosen on the test images"
 TESTED = "class_accuracies.csv"  # in a classifier's folder: written last of all that a test leaves
 
 
@@ -66,6 +68,16 @@ def recorded_training(entry):
     """How the classifier behind a CAS result has learnt, {flag: value}; empty where it is not recorded."""
     training = entry.get("training")
     return training if isinstance(training, dict) else {}
+
+
+def all_doubts(entries):
+    """Why results, of either schema, may be too good: a list of text."""
+    told = []
+    for entry in entries:
+        made = entry.get("set")
+        chosen_on = entry.get("select_on") or (made.get("select_on") if isinstance(made, dict) else None)
+        told += [*entry.get("doubts", []), *([CHOSEN_ON_TEST] if chosen_on == "test" else [])]
+    return list(dict.fromkeys(told))
 
 
 def entry_recipe(entry):
@@ -158,8 +170,12 @@ def steps_trained_otherwise(stages):
     Args:
         stages: {stage: {"no_opt" | "opt": entry}}, of the file of the four steps.
     """
-    recorded = [entry["training"] for steps in stages.values() for entry in steps.values() if "training" in entry]
-    values = {name: dict.fromkeys(str(training.get(name)) for training in recorded) for name in STEP_TRAINING}
+    entries = [entry for steps in stages.values() for entry in steps.values()]
+    recorded = [recorded_training(entry) | {"images": entry.get("images")} for entry in entries]
+    values = {
+        name: dict.fromkeys(str(training[name]) for training in recorded if training.get(name) is not None)
+        for name in ("images", *STEP_TRAINING)
+    }
     return ", ".join(f"{name} {' and '.join(found)}" for name, found in values.items() if len(found) > 1)
 
 

@@ -133,12 +133,15 @@ class Classifier:
             return {"validation_data": self.validation_data(val), "validation_batch_size": VALIDATION_BATCH}
         images, targets = self.validation_data(val)
         size = -(-VALIDATION_BATCH // devices) * devices
-        starts = range(0, len(targets), size)
+        starts = [*range(0, len(targets), size)]
+        if len(starts) > 1 and len(targets) - starts[-1] < devices:
+            starts.pop()  # as a batch of its own each device would count them all
+        cuts = list(zip(starts, [*starts[1:], len(targets)]))
 
         def batches():
-            return in_parts(((images[i : i + size], targets[i : i + size]) for i in starts), devices, weigh=False)
+            return in_parts(((images[i:end], targets[i:end]) for i, end in cuts), devices, weigh=False)
 
-        return {"validation_data": fast_feed(batches, self.model), "validation_steps": len(starts)}
+        return {"validation_data": fast_feed(batches, self.model), "validation_steps": len(cuts)}
 
     def one_hot(self, labels):
         return np.eye(self.num_classes, dtype="float32")[labels]

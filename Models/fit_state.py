@@ -94,11 +94,24 @@ class FitState:
                 setattr(follower, name, value)
 
     def refuse_other_settings(self, before):
-        if shown := changes(before, self.settings):
+        if shown := differences(before, self.settings):
             raise UserError(
                 f"{self.path.parent} holds an interrupted run with {shown}. Give those, --restart to replace it, or remove "
                 f"{self.path.name}."
             )
+
+
+def differences(before, now):
+    """What differs between the settings of two runs, in words. States of earlier versions do not name their precision."""
+    return changes(before, {name: value for name, value in now.items() if name != "precision_used" or name in before})
+
+
+def is_of_run(path, settings):
+    """Whether a state is there, and of a run with these settings."""
+    if not path.exists():
+        return False
+    with plain_arrays(path) as data:
+        return not differences(json.loads(str(data["kept"]))["settings"], settings)
 
 
 def saved_epochs(path):

@@ -6,7 +6,7 @@ import keras
 
 from Experiment.machine import computes_bfloat16
 
-XLA = {"use": "auto"}  # what the user has chosen, see `use_hardware`
+CHOSEN = {"xla": "auto", "tf32": False}  # by the user, see `use_hardware`
 
 
 def on_gpu():
@@ -34,7 +34,7 @@ def use_hardware(xla="auto", tf32=False):
         tf32: Whether a GPU may multiply float32 matrices with 10 bits of mantissa (TF32), as TensorFlow does unless it is
             told otherwise. A processor has none.
     """
-    XLA["use"] = xla
+    CHOSEN.update(xla=xla, tf32=tf32)
     if on_gpu():
         import tensorflow as tf
 
@@ -47,7 +47,7 @@ def jit_compile(sampling=False):
     By default it compiles the sampler on a GPU, whose many small operations it joins. In training it stays off: it ignores
     the order that keeps memory low (`ordered_after`), and it compiles again for every shape of a batch.
     """
-    return XLA["use"] == "on" or (XLA["use"] == "auto" and sampling and on_gpu())
+    return CHOSEN["xla"] == "on" or (CHOSEN["xla"] == "auto" and sampling and on_gpu())
 
 
 def one_shape():

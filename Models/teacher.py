@@ -16,7 +16,7 @@ from Experiment.progress import progress
 from Experiment.records import describe_run, finished_run, identity
 from Models.augment import Augment
 from Models.classifier import Classifier
-from Models.runtime import make_repeatable
+from Models.runtime import CHOSEN, make_repeatable
 from Models.trained import load_best, train_and_save
 from Models.weight_cards import teacher_hash
 
@@ -70,5 +70,5 @@ def teacher_arguments(name, images, augmentations=()):
     batch_size = max(1, min(presets.CLASSIFIER_BATCH, images // LEAST_STEPS))
     return argparse.Namespace(
         classifier=name, epochs=presets.CLASSIFIER_EPOCHS, batch_size=batch_size, seed=presets.SEED, restart=False,
-        augment="standard" if augmentations else "none",
+        augment="standard" if augmentations else "none", tf32=CHOSEN["tf32"],
     )  # fmt: skip

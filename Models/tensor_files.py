@@ -7,7 +7,7 @@ import ml_dtypes  # noqa: F401  safetensors needs its bfloat16
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from Experiment.errors import UserError
+from Experiment.errors import UserError, let_pass
 from Experiment.files import read_json
 from Experiment.text import one_line
 
@@ -85,6 +85,7 @@ def open_tensors(path):
     try:
         return safe_open(path, framework="numpy")
     except (SafetensorError, OSError, ValueError) as error:
+        let_pass(error)
         reason = one_line(error).removeprefix("Error while deserializing header: ")
         raise UserError(f"{path} is no sound safetensors file: {reason[:100]}. Is it whole? Get it again.") from None
 

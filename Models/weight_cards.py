@@ -149,6 +149,20 @@ def check_pretrained(files, now, usual="epsilon", vae_too=False):
             log.warning("%s was trained with another VAE than the one in use: is --weights that of its training?", path)
 
 
+def compare_encoders(encoder, *unets):
+    """Warn where UNets were fine-tuned with another Class Encoder than the one that is to give them contexts.
+
+    Args:
+        encoder: File of its epoch; None: a fresh one.
+        unets: Files of epochs, or None. Published ones, and those of earlier versions, do not say.
+    """
+    now = read_card(encoder)["sha256"] if encoder else None
+    for path in filter(None, unets):
+        if read_card(path).get("class_encoder", now) != now:
+            log.warning("%s was fine-tuned with another Class Encoder than %s", path, encoder or "a fresh one")
+            return
+
+
 def other_inputs(folder, inputs, names, unknown=True):
     """What the record of a trained classifier says otherwise of what it has read, in words; empty where nothing.
 

@@ -4,7 +4,7 @@ import csv
 import re
 
 from Experiment.errors import UserError
-from Experiment.files import read_json
+from Experiment.files import read_json, write_json
 
 # Ours and the published ones. A Keras 2 file has another layout; its suffix says so.
 EPOCH_FILE = re.compile(r"epoch(\d+)\.(weights\.h5|hdf5)")
@@ -52,13 +52,18 @@ def refuse_to_overwrite(folder, first, last, identity):
     Args:
         folder: Of the epochs. `run.json` in it holds the identity of the run that wrote there last.
         first, last: Numbers of the run's epochs.
-        identity: The run's.
+        identity: The run's; None: those of other runs are replaced. Published ones never are.
     """
     begun = folder / "run.json"
-    there = [epoch for epoch in saved_epochs(folder) if first <= epoch <= last]
-    if there and not (begun.exists() and read_json(begun) == identity):
+    there = {epoch: file for epoch, file in saved_epochs(folder).items() if first <= epoch <= last}
+    if published := [epoch for epoch, file in there.items() if file != epoch_path(folder, epoch)]:
         raise UserError(
-            f"{folder} holds the epochs {', '.join(map(str, there[:10]))} of another run, which would be overwritten. "
+            f"{folder} holds the published epochs {', '.join(map(str, published[:10]))}, which this run would make again: use "
+            "another --exp, or move them away."
+        )
+    if there and identity is not None and not (begun.exists() and read_json(begun) == identity):
+        raise UserError(
+            f"{folder} holds the epochs {', '.join(map(str, [*there][:10]))} of another run, which would be overwritten. "
             "Use another --exp, or --restart to replace them."
         )
 
@@ -82,10 +87,24 @@ def remove_epochs(folder, offset):
     return list(files)
 
 
-def records_from(folder, offset):
-    """Records of finished trainings that began after epoch `offset` or later: their epochs go with it."""
-    starts = {int(re.sub(r"\D", "", path.stem) or 0): path for path in folder.glob("training*.json")}
-    return [path for start, path in starts.items() if start >= offset]
+def forget_epochs(folder, offset):
+    """Let no record say that epochs after the `offset`th are those of a finished training.
+
+    The record of one that began before stays, since earlier epochs are still its own, and notes which was the last of them.
+    """
+    for path in folder.glob("training*.json"):
+        if (start := int(re.sub(r"\D", "", path.stem) or 0)) >= offset:
+            path.unlink()
+            continue
+        record = read_json(path)
+        epochs = record.get("arguments", {}).get("epochs")
+        if isinstance(epochs, int) and start + epochs > offset:
+            write_json(path, record | {"replaced_after": min(offset, record.get("replaced_after", offset))})
+
+
+def partly_replaced(record_file):
+    """Whether other epochs have taken the place of some of a finished training's."""
+    return "replaced_after" in read_json(record_file)
 
 
 def own_epochs(folder):

@@ -8,7 +8,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from Experiment.errors import UserError
+from Experiment.errors import UserError, let_pass
 from Experiment.files import atomic_path
 from Models.hdf5_heaps import check_heaps
 from Models.numerics import AS_PUBLISHED, EPSILON, PREDICTIONS, Following
@@ -76,6 +76,7 @@ def stored_following(path):
         raise
     # As in `refusing_misfits`.
     except Exception as error:
+        let_pass(error)
         raise UserError(f"{path} cannot be read: {error}") from None
     if found["numerics"] not in EPSILON or found["prediction_type"] not in PREDICTIONS:
         raise UserError(f"{path} follows {found}, which this version does not know.")
@@ -94,6 +95,7 @@ def refusing_misfits(model, path):
         raise
     # What h5py and Keras raise for damaged files has no common type: TypeError and SystemError among others.
     except Exception as error:
+        let_pass(error)
         raise UserError(f"{path} cannot be loaded into {model.name}: {error}") from None
 
 

@@ -227,3 +227,6 @@ def start_keras():
     """Keras as the scripts have it, in a process that keeps its memory."""
     keep_memory()
     import_keras(argparse.Namespace())
+    from Models.runtime import use_hardware
+
+    use_hardware()

@@ -6,6 +6,7 @@ from Data.doubts import OTHER_IMAGES, doubts
 from Data.synthetic import read_manifest, recipe, set_identity
 from Experiment.files import read_json
 from Experiment.levers import levers_on
+from Experiment.records import short
 from Models.weight_cards import teacher_hash
 
 log = logging.getLogger("experiment")
@@ -34,13 +35,32 @@ def inputs_of(args, data, set_folder, experiment):
     return inputs
 
 
-def doubts_of(splits, data, set_folder):
-    """Why what is measured may be too good, see `Data.doubts`. Of a set, its manifest says what its generator has seen."""
+def doubts_of(splits, data, set_folder, kept=()):
+    """Why what is measured may be too good, see `Data.doubts`. Of a set, its manifest says what its generator has seen.
+
+    Args:
+        splits, data: The real images, and their `data_identity`.
+        set_folder: Of the synthetic set, or None.
+        kept: What is on record already.
+    """
     seen = (read_manifest(set_folder) or {}).get("learned_from", []) if set_folder else []
-    told = doubts(splits, data, seen)
+    told = list(dict.fromkeys([*doubts(splits, data, seen), *kept]))
     if OTHER_IMAGES in told:  # of the rest loading has warned
         log.warning("the accuracy may be too good: %s", OTHER_IMAGES)
     return told
+
+
+def kept_of(folder, entry):
+    """What goes on with a classifier that is tested again without its set, from its record: {"doubts": [...], "content": hash}.
+
+    Args:
+        folder: Of the classifier. Records of earlier versions hold no doubts.
+        entry: Its earlier result, {} where there is none: a published one has neither.
+    """
+    record = read_json(folder / "training.json") if (folder / "training.json").exists() else {}
+    content = record.get("inputs", {}).get("set", {}).get("sha256")
+    kept = {"doubts": record.get("doubts", entry.get("doubts", []))}
+    return kept | ({"content": short(content)} if content else {})
 
 
 def unit_of(args, spec):

@@ -50,6 +50,7 @@ def train_repeat(args, known, classifier, made, repeat, free):
     )  # fmt: skip
     facts = {"trained_on": str(known.set_folder or "real training images"), "images": len(made.labels)}
     facts |= {"repeat": repeat, "repeat_seed": seed} if repeat > 1 else {}
+    facts |= {"doubts": known.doubts} if known.doubts else {}
     alone = argparse.Namespace(
         **{name: value for name, value in vars(args).items() if name not in ("repeat", "repeats")}
     )
@@ -87,7 +88,7 @@ def score(args, known, classifier):
     experiment = known.experiment
     entry = summary(results, predictions) | {"predictions": known.folder.relative_to(experiment.root).as_posix()}
     entry |= {"test": short(known.inputs["data"]["test"]), **unit_of(args, known.spec)}
-    entry |= {"content": short(known.inputs["set"]["sha256"])} if "set" in known.inputs else {}
+    entry |= {"content": known.content} if known.content else {}
     entry |= {"doubts": known.doubts} if known.doubts else {}
     entry = {name: entry.pop(name) for name in PUBLISHED_SCORES} | known.origin | entry
     merge_json(experiment.cas_file, {args.classifier: {known.spec.name: {known.cardinality: entry}}}, levels=3)

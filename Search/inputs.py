@@ -2,7 +2,7 @@
 
 import logging
 
-from Data.doubts import OTHER_IMAGES, others
+from Data.doubts import OTHER_IMAGES, doubts
 from Data.report import data_identity
 from Experiment.errors import UserError
 from Experiment.levers import OFF, filled_in, levers_on
@@ -33,8 +33,8 @@ def search_inputs(splits, spec, epochs, epoch_files):
         epoch_files: {part: file or None} of the epochs that stay as they are.
 
     Returns:
-        {"classes": [...], "data": {...}, "weights": {part: SHA-256}}, and {epoch: SHA-256} of what is searched, the
-        epochs as text, as JSON has them.
+        {"classes": [...], "data": {...}, "weights": {part: SHA-256}}, {epoch: SHA-256} of what is searched, the epochs as
+        text, as JSON has them, and why accuracies may be too good, a list of text.
 
     Raises:
         UserError: Weights were trained on other classes.
@@ -42,14 +42,15 @@ def search_inputs(splits, spec, epochs, epoch_files):
     data = data_identity(splits, spec)
     classes = data["classes"]
     hashes = weights_hashes({str(epoch): file for epoch, file in epochs.items()}, classes)
-    if others(learned_from([*epochs.values(), *epoch_files.values()]), data):
+    told = doubts(splits, data, learned_from([*epochs.values(), *epoch_files.values()]))
+    if OTHER_IMAGES in told:  # of the rest loading has warned
         log.warning("too good may be what this search measures: %s", OTHER_IMAGES)
     inputs = {
         "classes": classes,
         "data": {name: data[name] for name in ("resolution", "val", "test")},
         "weights": weights_hashes(epoch_files, classes),
     }
-    return inputs, hashes
+    return inputs, hashes, told
 
 
 def claim_study(study, args, known, precision):
@@ -70,6 +71,8 @@ def claim_study(study, args, known, precision):
     last = max(map(int, {*known.hashes, *removed}))
     settings = {name: getattr(args, name) for name in SETTINGS} | {"last_epoch": last, "precision_used": precision}
     settings |= {name: value for name, value in levers_on(vars(args)).items() if name != "objective"}  # only reported
+    if args.train_model == "dif":
+        settings["levers_1"] = vars(args).get("levers_1", {})
     settings |= flattened(known.inputs)
     if not study.get_trials(deepcopy=False):
         study.set_user_attr("settings", settings)

@@ -66,8 +66,9 @@ def search_plots(study, folder):
             warnings.filterwarnings("error", ".*Parameter importances will be equal")
             try:
                 axis = np.ravel(draw())[0]
-                if name == "intermediate_values" and len(study.trials) > MOST_LEGEND_TRIALS:
-                    axis.get_legend().remove()  # one entry a trial would dwarf the picture
+                legend = axis.get_legend() if name == "intermediate_values" else None
+                if legend and len(study.trials) > MOST_LEGEND_TRIALS:
+                    legend.remove()  # one entry a trial would dwarf the picture
                 file = save_figure(axis.figure, folder / f"{name}.png")
             except (ValueError, RuntimeError, ZeroDivisionError, UserWarning) as error:
                 logging.getLogger("experiment").warning("%s is not drawn: %s", name, error)

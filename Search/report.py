@@ -75,7 +75,8 @@ def measure(args, context, test, best):
     """
     first = args.train_model == "enc"
     default = (presets.STEPS_OF_SOLVER[args.solver], presets.GUIDANCE_SCALE) if first else (args.is_1, args.ugs_1)
-    settings = {"no_opt": Settings(*default, max(context.epochs)), "opt": settings_of(best)}
+    levers = vars(args).get("levers_1", {})  # of the first search, where this one searches them too
+    settings = {"no_opt": Settings(*default, max(context.epochs), levers), "opt": settings_of(best)}
     results, count = {}, args.test_imgs
     # Of its own: with the seed of the trials the chosen one would bring the luck along by which it was chosen.
     seed = args.seed if args.select_on == "test" else repeat_seed(args.seed, MEASUREMENT)

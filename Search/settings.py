@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+import numpy as np
+
 from Models.noise_schedule import DEFAULT_SPACINGS
 
 NOISE_LEVELS = (0.02, 15.0)  # sigma / alpha: all of Stable Diffusion's, 0.029 to 14.6
@@ -48,10 +50,14 @@ def settings_of(trial):
     return Settings(params["is"], params["ugs"], trial.user_attrs["saved_epoch"], searched_levers(params))
 
 
-def published_levers(args):
-    """Parameters that stand for the paper's way where it is searched: DDIM, guided at all noise levels."""
-    solver = {"solver": "ddim"} if args.search_solver else {}
-    return solver | (dict(zip(("sigma_1", "sigma_2"), NOISE_LEVELS)) if args.search_interval else {})
+def as_params(args, levers):
+    """Parameters of a trial with these `Settings.levers`, where they are searched: the inverse of `searched_levers`.
+
+    Those that are missing stand for the paper's way: DDIM, guided at all noise levels.
+    """
+    solver = {"solver": levers.get("solver", "ddim")} if args.search_solver else {}
+    ends = np.clip(levers.get("interval", NOISE_LEVELS), *NOISE_LEVELS).tolist()
+    return solver | (dict(zip(("sigma_1", "sigma_2"), ends)) if args.search_interval else {})
 
 
 def levers_used(args, levers):

@@ -14,7 +14,8 @@ from Experiment.pictures import try_to_draw
 from Experiment.progress import progress
 from Experiment.records import describe_run
 from Models.runtime import resolve_precision
-from Models.weight_names import enc_epochs_in_use, own_epochs, remove_files
+from Models.weight_cards import weights_hashes
+from Models.weight_names import enc_epochs_in_use, own_epochs, remove_files, saved_epochs
 from plots import experiment_pipeline_bars
 from Search.inputs import claim_study, removed_epochs
 from Search.pareto import report_pareto
@@ -48,9 +49,9 @@ def begin_study(args, known):
     """
     name, lock = known.experiment.study_name(args.train_model), known.folder.parent / "study"
     if args.restart:
+        known.best_file.unlink(missing_ok=True)  # first: it may not outlive its study
         thrown_away = delete_study(known.address, name, lock)
         log.info("throwing away the study %s with %d trials", name, thrown_away)
-        known.best_file.unlink(missing_ok=True)
     study = open_study(known.address, name, args.seed, pruner(args.pruner, args.epochs), args.optimize, lock)
     claim_study(study, args, known, resolve_precision(args.precision))
     return study
@@ -71,10 +72,20 @@ def is_finished(args, known, study):
     """Whether the budget of trials is complete, the best are repeated, and the chosen one is measured on test."""
     if len(trials(study, *FINISHED)) < args.n_trials or not known.best_file.exists():
         return False
-    best, repeats = read_json(known.best_file), wanted_repeats(study, args)
-    if "repeats" not in best:
-        return True  # of an earlier version, which repeated nothing
-    return not missing_repeats(study, repeats) and chosen(study, repeats)[0].number == best.get("trial")
+    found, repeats = read_json(known.best_file), wanted_repeats(study, args)
+    if "repeats" not in found:  # of an earlier version, which repeated nothing
+        return any(is_of(found, trial) for trial in trials(study, TrialState.COMPLETE))
+    return not missing_repeats(study, repeats) and is_of(found, chosen(study, repeats)[0])
+
+
+def is_of(found, trial):
+    """Whether the content of a best.json is of this trial: one of another study may have the same number.
+
+    Those of earlier versions do not say when their trial began.
+    """
+    steps, scale, epoch, _ = settings_of(trial)
+    now = {"trial": trial.number, "began": str(trial.datetime_start), "is": steps, "ugs": scale, "epoch": epoch}
+    return all(found.get(name, value) == value for name, value in now.items())
 
 
 def check_epochs(known, study):
@@ -120,15 +131,16 @@ def measure_best(args, known, study, context, started):
         best, values = chosen(study, repeats)
         runs = {str(trial.number): recorded(study, trial)[:repeats] for trial, _ in ranked(study, repeats) if repeats}
         earlier = read_json(known.best_file) if known.best_file.exists() else {}
-        if earlier.get("trial") == best.number and earlier.get("repeats", {}) == runs:
+        earlier = earlier if is_of(earlier, best) else {}
+        if earlier and earlier.get("repeats", {}) == runs:
             return
-        results = earlier.get("test") if earlier.get("trial") == best.number else None
+        results = earlier.get("test")
         if not results:
             results = measure(args, context, known.splits.test, best)
             if args.select_on == "test":
                 results["opt"] |= {"select_on": "test"}
-            results = with_origin(results, args, known.inputs, known.hashes)
-            encoders = known.hashes.values() if args.train_model == "enc" else None
+            results = with_origin(results, args, known)
+            encoders = weights_hashes(saved_epochs(known.experiment.part_dir("enc")), known.inputs["classes"]).values()
             note_steps(known.experiment.pipeline_file, known.spec.name, args.train_model, results, encoders)
             try_to_draw("the steps so far", experiment_pipeline_bars, args.root, args.exp)
             if args.save_plots:
@@ -138,6 +150,7 @@ def measure_best(args, known, study, context, started):
         inputs = {**known.inputs, "epoch": known.hashes[str(epoch)]}
         found = {
             "trial": best.number,
+            "began": str(best.datetime_start),
             "is": steps,
             "ugs": scale,
             "epoch": epoch,

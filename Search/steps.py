@@ -11,23 +11,24 @@ log = logging.getLogger("experiment")
 STAGE_NAMES = {"enc": "After Transfer Learning", "dif": "After Fine-Tuning"}
 
 
-def with_origin(steps, args, inputs, hashes):
-    """Steps {"no_opt" | "opt": entry with its `epoch`} that say on which test images and of which Class Encoder they are, and
-    how their classifiers have learnt.
+def with_origin(steps, args, known):
+    """Steps {"no_opt" | "opt": entry with its `epoch`} that say on which test images and of which Class Encoder they are, how
+    their classifiers have learnt, and why they may be too good.
 
     Args:
         steps: What `measure` returns.
         args: Of the search.
-        inputs, hashes: Of the search, as `search_inputs` returns them.
+        known: What is known of it: `inputs`, `hashes` and `doubts`, as `search_inputs` returns them.
     """
     part = args.train_model
     training = {"training": {name: getattr(args, name) for name in STEP_TRAINING}}
 
     def origin(step):
-        encoder = hashes[str(step["epoch"])] if part == "enc" else inputs["weights"].get("enc")
-        return {"test": short(inputs["data"]["test"])} | ({"encoder": short(encoder)} if encoder else {})
+        encoder = known.hashes[str(step["epoch"])] if part == "enc" else known.inputs["weights"].get("enc")
+        return {"test": short(known.inputs["data"]["test"])} | ({"encoder": short(encoder)} if encoder else {})
 
-    return {name: step | origin(step) | training for name, step in steps.items()}
+    told = {"doubts": known.doubts} if known.doubts else {}
+    return {name: step | origin(step) | training | told for name, step in steps.items()}
 
 
 def note_steps(file, dataset, part, steps, encoders):
@@ -38,20 +39,20 @@ def note_steps(file, dataset, part, steps, encoders):
         dataset: Name of the dataset.
         part: `enc` or `dif`: what was searched.
         steps: What `with_origin` returns.
-        encoders: SHA-256 of all epochs of the Class Encoder that are there, if these were searched: fine-tuning from
-            another one was of an earlier training. None: not known.
+        encoders: SHA-256 of all epochs of the Class Encoder that are there: steps of others are of an earlier training.
     """
-    there = None if encoders is None else {short(encoder) for encoder in encoders}
+    there = {short(encoder) for encoder in encoders}
     test = steps["opt"]["test"]
 
-    def goes_with(step):
-        same_test = step.get("test", test) == test
-        return same_test and (there is None or step.get("encoder") is None or step["encoder"] in there)
+    def goes_with(stage):
+        of = [step["encoder"] for step in stage.values() if "encoder" in step]
+        # One that is there is enough: --prune removes others, of which the first of two steps may be.
+        return all(step.get("test", test) == test for step in stage.values()) and (not of or not there.isdisjoint(of))
 
     def noted(results):
         stages = results.setdefault(dataset, {})
         for stage in STAGE_NAMES.values():
-            if stage != STAGE_NAMES[part] and not all(map(goes_with, stages.get(stage, {}).values())):
+            if stage != STAGE_NAMES[part] and stage in stages and not goes_with(stages[stage]):
                 log.warning(
                     "%s in the results is of other test images, or of a Class Encoder that is gone: taken out", stage
                 )

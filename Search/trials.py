@@ -23,7 +23,7 @@ from Models.devices import start_devices
 from Models.recipes import Recipe
 from Models.runtime import precision
 from Models.sampler import block_size, generate_images
-from Search.settings import published_levers, settings_of, suggest_settings
+from Search.settings import as_params, settings_of, suggest_settings
 
 log = logging.getLogger("experiment")
 
@@ -288,16 +288,17 @@ def warm_start(args, study, epochs, dataset):
     """
     known = presets.SEARCH_RESULTS[args.train_model]
     if args.select_on == "test" and dataset in known:
-        found = [known[dataset]]
+        paper = known[dataset]
     else:
-        found = [[median(values) for values in zip(*(known[name] for name in known if name != dataset))]]
+        paper = [median(values) for values in zip(*(known[name] for name in known if name != dataset))]
+    found = [(*paper, {})]
     if args.train_model == "dif":
-        found.append((1, args.is_1, args.ugs_1))
-    for share, steps, scale in found:
+        found.append((1, args.is_1, args.ugs_1, vars(args).get("levers_1", {})))
+    for share, steps, scale, levers in found:
         settings = {
             "is": min(max(round(steps), args.is_min), args.is_max),
             "ugs": min(round(scale, 4), args.ugs_max),
             "epoch": max(1, round(share * max(epochs))),
-            **published_levers(args),
+            **as_params(args, levers),
         }
         study.enqueue_trial(settings, skip_if_exists=True)

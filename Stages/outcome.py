@@ -7,6 +7,7 @@ from Data.pictures import read_images
 from Data.registry import class_names
 from Data.synthetic import find_synthetic, open_set
 from Experiment.files import read_json
+from Experiment.results import all_doubts
 from sheets import MAX_SHEET_ROWS, side_by_side
 from Stages.report import STEPS, write_report
 from Stages.stages import common_flags
@@ -21,6 +22,14 @@ def accuracy_rows(experiment, classifier, sizes):
     rows = [(name, steps[stage][key]["top_1"]) for name, stage, key in STEPS]
     rows.append(("trained on real images", cas["real"]["top_1_accuracy"]))
     return rows + [(f"trained on synthetic, {take}x", cas[f"x{take}"]["top_1_accuracy"]) for take in sizes]
+
+
+def doubts(experiment, classifier):
+    """Lines that say why these accuracies may be too good; none where nothing is known."""
+    steps = read_json(experiment.pipeline_file)[experiment.dataset]
+    cas = read_json(experiment.cas_file)[classifier][experiment.dataset]
+    of = [(", of the steps", [entry for stage in steps.values() for entry in stage.values()]), ("", cas.values())]
+    return [f"may be too good{which}: {text}" for which, entries in of for text in all_doubts(entries)]
 
 
 def table(title, unit, rows, form):
@@ -87,6 +96,7 @@ def outcome(args, spec, experiment, classifier, stages, seconds):
     title = f"accuracy on {count} real test images"
     return [
         *table(title, "top-1", accuracy_rows(experiment, classifier, args.sizes), ".3f"),
+        *doubts(experiment, classifier),
         *table("stage", "seconds", seconds.items(), "7.0f"),
         f"\npage for a browser: {page}",
         "\npictures:",

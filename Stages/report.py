@@ -13,7 +13,7 @@ from Experiment.levers import levers_on
 from Experiment.predictions import otherwise_in_words
 from Experiment.progress import duration
 from Experiment.records import short
-from Experiment.results import steps_trained_otherwise, top_5_in_words
+from Experiment.results import all_doubts, steps_trained_otherwise, top_5_in_words
 
 STEPS = [
     ("1 after transfer learning", "After Transfer Learning", "no_opt"),
@@ -122,13 +122,14 @@ def accuracy_part(experiment, entries, classifier, sizes, num_classes):
     told = f"Classification Accuracy Score of {classifier}" + (f" on {count:,} real test images" if count else "")
     words = "Accuracy by the size of the synthetic training set; dashed: trained on real images"
     differences = pages.items(against) if against else ""
-    doubts = dict.fromkeys(
-        f"They may be too good: {text}." for entry in entries.values() for text in entry.get("doubts", [])
-    )
     picture = pages.figure_if_there(experiment.cas_plot, words)
     return pages.section(
-        "Accuracy", pages.table(header, rows, told), *map(pages.paragraph, doubts), differences, picture
+        "Accuracy", pages.table(header, rows, told), doubts_part(entries.values()), differences, picture
     )
+
+
+def doubts_part(entries):
+    return "".join(pages.paragraph(f"They may be too good: {text}.") for text in all_doubts(entries))
 
 
 def trained_on(size):
@@ -147,6 +148,7 @@ def steps_part(experiment, num_classes):
     return pages.section(
         "Steps of the adaptation",
         pages.table(["step", "top-1", "95 % interval", "top-5"], rows),
+        doubts_part(entry for _, entry in entries),
         pages.paragraph(f"The classifiers of the two searches have learnt otherwise: {told}.") if told else "",
         plot,
     )
@@ -185,7 +187,7 @@ def audit_part(experiment, sets, classes, common):
     for folder in dict.fromkeys(sets):
         if not audit_file(folder).exists():
             continue  # the set's identity may take long
-        if tables := audit_tables(folder, set_identity(folder, classes)["sha256"]):
+        if tables := audit_tables(folder, set_identity(folder, classes)["sha256"], experiment):
             page = os.path.relpath(audit_file(folder).with_suffix(".html"), experiment.results_dir).replace(os.sep, "/")
             parts += [
                 pages.heading(folder.name),
@@ -194,7 +196,9 @@ def audit_part(experiment, sets, classes, common):
             ]
     if not parts:
         flags = [*common, "--synthetic_dir", str(sets[-1])]
-        told = "None was made: how near the images come to single training images is not known. This command makes one:"
+        there = any(audit_file(folder).exists() for folder in sets)
+        told = "One is there, of other images or classifiers than those of now" if there else "None was made"
+        told += ": how near the images come to single training images is not known. This command makes one:"
         parts = [pages.paragraph(told), pages.code([f"python audit_dataset.py {shlex.join(flags)}"])]
     return pages.section("Audit", *parts)
 

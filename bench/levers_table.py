@@ -28,7 +28,7 @@ def table(rows):
         mine = of[dataset, name]
         ours = hits(mine)
         low, high = accuracy_interval(ours)
-        plain, real = of.get((dataset, "plain_4x" if VARIANTS[name].size == 4 else "plain")), of.get((dataset, "real"))
+        plain, real = (of.get((dataset, other)) for other in compared_with(name))
         shown = [
             dataset, f"`{name}`", f"{len(mine)} x {len(mine[0]['test'])}", mine[0]["passes"] or "",
             f"{np.mean([v for row in mine for v in row['val']]):.3f}", f"{ours.mean():.3f}", f"{low:.3f} to {high:.3f}",
@@ -36,6 +36,13 @@ def table(rows):
         ]  # fmt: skip
         lines.append("| " + " | ".join(map(str, shown)) + " |")
     return lines
+
+
+def compared_with(name):
+    """Names of the plain and the real variant that a variant is compared with: those of its size and of its optimizer."""
+    if name.endswith("plateau"):
+        return "plateau", "real_plateau"
+    return "plain_4x" if VARIANTS[name].size == 4 else "plain", "real"
 
 
 def machines(rows):

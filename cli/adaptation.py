@@ -68,6 +68,8 @@ def set_up(args, known, diffusion, precision_name):
         log.warning("the epochs that this training begins from have learnt from other images than those of today")
     facts = {"classes": class_names(known.spec), "dataset": known.spec.name, "pretrained": pretrained_of(args, known),
              "learned_from": before + [seen] * (seen not in before)}  # fmt: skip
+    if args.train_model == "dif":
+        facts["class_encoder"] = known.inputs["weights"].get("enc")
     adapted = adaptation(diffusion, args.train_model, facts, known.updates, args.seed, known.epochs["dif"])
     fit_levers, compiled, recorded = training_levers(args, diffusion.backbone)
     steps = -(-len(known.train.labels) // args.batch_size) * args.epochs

@@ -6,7 +6,7 @@ from cli.flags import integer
 from cli.sampling import SAMPLING, as_words
 from Experiment.errors import UserError
 from Experiment.files import read_json
-from Experiment.levers import levers_on
+from Experiment.levers import OFF, levers_on
 from Models.weight_cards import weights_hashes
 from Models.weight_names import KIND, epoch_file
 
@@ -54,7 +54,7 @@ def search_result(experiment, part, classes, flag, select_on=None):
 
     Returns:
         `epoch`, `is`, `ugs`, `enc_epoch`, the Class Encoder of a search after fine-tuning, `levers`, those of sampling that
-        were on, and `select_on`, the images that were chosen on.
+        were on, `spacing` of the timesteps, None where it is the solver's own, and `select_on`, the images that were chosen on.
 
     Raises:
         UserError: No search is finished, or its epoch is gone, or has been trained again since, or it has chosen on test
@@ -72,6 +72,7 @@ def search_result(experiment, part, classes, flag, select_on=None):
         found = {"epoch": int(best["epoch"]), "is": int(best["is"]), "ugs": float(best["ugs"])}
         found["enc_epoch"] = int(run["arguments"]["enc_epoch"]) if part == "dif" else found["epoch"]
         found["select_on"] = run["arguments"].get("select_on", "val")
+        found["spacing"] = run["arguments"].get("timestep_spacing")
         found["levers"] = levers_on({name: best[name] for name in SAMPLING if name in best})
         searched = {part: run["inputs"]["epoch"], **run["inputs"]["weights"]}
     except (KeyError, TypeError, ValueError, AttributeError):
@@ -114,6 +115,40 @@ def facts_of(found):
     return {"select_on": "test"} if found["select_on"] == "test" else {}
 
 
+def take_first_levers(args, found):
+    """Let a second search sample as the first has chosen to: what fine-tuning brings is measured with the same settings.
+
+    A lever of the first is taken over where this search is not given one and does not search it. Where it searches it, the
+    first's goes into `args.levers_1`, beside `is_1` and `ugs_1`, as `Settings.levers` holds it.
+
+    Args:
+        args: Of the second search.
+        found: What `search_result` returns for the first.
+    """
+    for name, key in (("solver", "solver"), ("guidance_interval", "interval")):
+        first, given = found["levers"].get(name, OFF[name]), getattr(args, name)
+        if getattr(args, f"search_{key}"):
+            if first != OFF[name]:
+                args.levers_1 = {**vars(args).get("levers_1", {}), key: first}
+        elif given is None:
+            setattr(args, name, first)
+        elif given != first:
+            log.warning("--best: the first search has chosen with %s %s, this one is given %s: fine-tuning is measured with "
+                        "that before the search too", name, first, given)  # fmt: skip
+    if "autoguide" in found["levers"]:
+        log.warning("--best: an earlier Class Encoder guided what the first search has chosen; this one goes without")
+
+
+def take_spacing(args, found):
+    """Take over the spacing of a search's timesteps too, unless another solver samples now."""
+    solver = found["levers"].get("solver", OFF["solver"])
+    if args.solver == solver and not vars(args).get("search_solver"):
+        args.timestep_spacing = args.timestep_spacing or found["spacing"]
+        if found["spacing"] not in (None, args.timestep_spacing):
+            log.warning("--best: the search has chosen with --timestep_spacing %s, this run is given %s", found["spacing"],
+                        args.timestep_spacing)  # fmt: skip
+
+
 def take_best(args, experiment, classes, part, names, levers=False):
     """Put what a finished search has chosen in place of --best, so that a record is that of a run with typed numbers.
 
@@ -121,7 +156,7 @@ def take_best(args, experiment, classes, part, names, levers=False):
         args: The script's arguments.
         experiment, classes, part: As in `search_result`.
         names: {flag: key of what `search_result` returns}.
-        levers: Whether those of sampling are taken too.
+        levers: Whether those of sampling are taken too; `first`: by a second search, see `take_first_levers`.
 
     Returns:
         What `facts_of` does.
@@ -132,6 +167,9 @@ def take_best(args, experiment, classes, part, names, levers=False):
         facts = facts_of(found)
         for flag, key in names.items():
             setattr(args, flag, found[key])
-        for name, value in found["levers"].items() if levers else ():
-            setattr(args, name, value)
+        if levers == "first":
+            take_first_levers(args, found)
+        elif levers:
+            vars(args).update(found["levers"])
+        take_spacing(args, found)
     return facts | take_best_epochs(args, experiment, classes)

@@ -33,14 +33,21 @@ def add_search_levers(parser):
 
 
 def check_search_levers(parser, args):
-    for searched, given, name in (("solver", args.solver != OFF["solver"], "solver"),
-                                  ("interval", args.guidance_interval, "guidance_interval")):  # fmt: skip
-        if getattr(args, f"search_{searched}") and given:
+    for searched, name in (("solver", "solver"), ("interval", "guidance_interval")):
+        if getattr(args, f"search_{searched}") and getattr(args, name) not in (None, OFF[name]):
             parser.error(f"argument --{name}: not allowed with --search_{searched}, which chooses it")
 
 
 MOST_STEPS_DPM = STABLE_DIFFUSION.num_timesteps - 1
 SAMPLING = ("solver", "guidance_interval", "autoguide")
+
+
+def check_steps(args):
+    """What is wrong with the number of steps of a solver, or None."""
+    steps = getattr(args, "inf_steps", None) or getattr(args, "is_max", None) or 1
+    if (args.solver == "dpmpp" or getattr(args, "search_solver", False)) and steps > MOST_STEPS_DPM:
+        return f"argument --solver: dpmpp takes at most {MOST_STEPS_DPM} steps, received {steps}"
+    return None
 
 
 def finish_sampling_levers(parser, args, from_best=False):
@@ -54,13 +61,12 @@ def finish_sampling_levers(parser, args, from_best=False):
         parser.error(
             "argument --guidance_interval: LO must be less than HI, received {:g} {:g}".format(*args.guidance_interval)
         )
-    steps = getattr(args, "inf_steps", None) or getattr(args, "is_max", None) or 1
-    if (args.solver == "dpmpp" or getattr(args, "search_solver", False)) and steps > MOST_STEPS_DPM:
-        parser.error(f"argument --solver: dpmpp takes at most {MOST_STEPS_DPM} steps, received {steps}")
+    if wrong := check_steps(args):
+        parser.error(wrong)
     if from_best:
         for name in (name for name in SAMPLING if getattr(args, name) != OFF[name]):
             parser.error(f"argument --best: not allowed with --{name}")
-    elif not getattr(args, "search_solver", False):
+    elif not args.best and not getattr(args, "search_solver", False):
         fill_in_spacing(args)
 
 

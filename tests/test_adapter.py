@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from Experiment.errors import UserError
+from Experiment.files import read_json, write_json
 from Models.adapter import Diffusion, WholeNetwork
 from Models.class_encoder import class_encoder
 from Models.denoising import NoisyLatents, denoising_model
@@ -15,7 +16,7 @@ from Models.fit_state import FitState
 from Models.noise_schedule import STABLE_DIFFUSION
 from Models.optimizer import SequentialAdam, StockAdam, paper_optimizer
 from Models.training import SaveEpochs
-from Models.weight_names import records_from, remove_epochs
+from Models.weight_names import forget_epochs, remove_epochs
 from Models.weights import load_weights
 from tests.tiny_networks import small_unet
 
@@ -296,10 +297,22 @@ def test_a_sheet_that_fails_ends_no_training(tiny_unet, tmp_path, caplog):
 
 
 def test_records_of_what_began_later_go_with_a_restart(tmp_path):
-    for name in ("training.json", "training_from2.json", "training_from10.json"):
-        (tmp_path / name).touch()
-    assert sorted(path.name for path in records_from(tmp_path, 2)) == ["training_from10.json", "training_from2.json"]
-    assert len(records_from(tmp_path, 0)) == 3
+    for start, epochs in (("", 2), ("_from2", 8), ("_from10", 5)):
+        write_json(tmp_path / f"training{start}.json", {"arguments": {"epochs": epochs}})
+
+    def records():
+        return {path.name: read_json(path).get("replaced_after") for path in tmp_path.glob("training*.json")}
+
+    before = {"training.json": None, "training_from2.json": None}
+    forget_epochs(tmp_path, 10)
+    assert records() == before
+    for last in (6, 4, 5):  # epochs from there on are others now
+        forget_epochs(tmp_path, last)
+        assert records() == before | {"training_from2.json": min(6, last) if last == 6 else 4}
+    forget_epochs(tmp_path, 2)
+    assert records() == {"training.json": None}
+    forget_epochs(tmp_path, 0)
+    assert records() == {}
 
 
 def test_restart_removes_what_the_run_made_and_no_more(tmp_path):

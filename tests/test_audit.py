@@ -255,6 +255,7 @@ def test_shadows_are_kept_added_to_and_never_mixed(tmp_path, quick_teacher):
     assert np.array_equal(four[:2], two) and not np.array_equal(four[2], four[0])
     assert all(path.stat().st_mtime_ns == time for path, time in written.items())
     assert replace(recipe, epochs=2).key != recipe.key == replace(recipe).key  # names of their folders
+    assert replace(recipe, tf32=True).key != recipe.key and "tf32" not in recipe.settings()
     with pytest.raises(UserError, match="of another recipe or other data .epochs 1"):
         shadow_confidences(replace(recipe, epochs=2), 2, spec, splits, tmp_path / "shadows")
 
@@ -463,7 +464,7 @@ def test_the_command_line_makes_a_page_and_figures(tmp_path):
         [sys.executable, str(REPOSITORY / "audit_dataset.py"), *flags], capture_output=True, text=True, cwd=tmp_path
     )
     assert done.returncode == 0, done.stderr
-    brief, found = json.loads(folder.with_name(f"{folder.name}.audit.json").read_text()).values()
+    brief, found, _ = json.loads(folder.with_name(f"{folder.name}.audit.json").read_text()).values()
     quality, copies, membership, missing = (table["rows"] for table in brief)
     assert ["KID", "precision, k 5", "recall, k 5", "density, k 5", "coverage, k 5"] == [row[0] for row in quality[1:6]]
     assert f"{figure(found, 'coverage, generated, pixel'):.3f}" in [row[1] for row in quality]

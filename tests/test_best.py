@@ -1,6 +1,7 @@
 """What a finished search has chosen, taken by name: equal to the numbers typed, or an error in one line."""
 
 import shutil
+from types import SimpleNamespace
 
 import h5py
 import pytest
@@ -78,6 +79,90 @@ def test_what_is_taken_by_name_is_what_is_typed(script, flags, best, typed, expe
 def test_the_first_search_bounds_the_second(experiment):
     arguments, _ = planned(hyp_opt, experiment, ["--train_model", "dif", "--best"])
     assert (arguments["is_max"], arguments["ugs_max"]) == (9, 2 * SCALE) and "best" not in arguments
+
+
+def searches_with(experiment, **levers):
+    file = experiment.search_dir("enc") / "best.json"
+    write_json(file, read_json(file) | levers)
+
+
+DPM = {"solver": "dpmpp", "guidance_interval": [0.3, 1.5]}
+SECOND = ["--train_model", "dif", "--best"]
+
+
+def test_the_second_search_samples_as_the_first_has_chosen_to(experiment):
+    searches_with(experiment, **DPM)
+    typed = ["--train_model", "dif", *TYPED_SECOND, "--solver", "dpmpp", "--guidance_interval", "0.3", "1.5"]
+    assert planned(hyp_opt, experiment, SECOND) == planned(hyp_opt, experiment, typed)
+    arguments, _ = planned(hyp_opt, experiment, SECOND)
+    assert arguments["timestep_spacing"] == "linspace" and "levers_1" not in arguments
+
+
+def test_where_levers_are_searched_again_those_of_the_first_search_are_measured_and_tried(experiment, monkeypatch):
+    from optuna import create_study
+
+    from Search import report
+    from Search.trials import warm_start
+
+    searches_with(experiment, **DPM)
+    args = hyp_opt.parse_args(["--dataset", "digits", "--exp", "x", "--root", str(experiment.root), "--backbone", "mini", *SECOND,
+                               "--search_solver", "--search_interval"])  # fmt: skip
+    hyp_opt.plan(args)
+    assert args.levers_1 == {"solver": "dpmpp", "interval": [0.3, 1.5]}
+    study = create_study()
+    warm_start(args, study, [1, 3], "digits")
+    asked = [trial.system_attrs["fixed_params"] for trial in study.get_trials()]
+    assert asked[0]["solver"] == "ddim" and (asked[0]["sigma_1"], asked[0]["sigma_2"]) == (0.02, 15.0)
+    assert asked[1] == {"is": 9, "ugs": round(SCALE, 4), "epoch": 3, "solver": "dpmpp", "sigma_1": 0.3, "sigma_2": 1.5}
+
+    used = []
+
+    class Asked(Exception):
+        pass
+
+    def images(steps, scale, numbers, seed, **levers):
+        used.append((steps, scale, levers))
+        raise Asked
+
+    context = SimpleNamespace(epochs={1: None, 3: None}, load=lambda epoch: None, images=images)
+    monkeypatch.setattr(report, "settings_of", lambda trial: None)
+    with pytest.raises(Asked):
+        report.measure(args, context, None, None)
+    assert used == [(9, SCALE, {"solver": "dpmpp", "interval": [0.3, 1.5]})]
+
+
+def test_a_solver_that_is_given_stays_and_the_difference_is_told(experiment, caplog, monkeypatch):
+    monkeypatch.setattr("cli.best.log.propagate", True)
+    searches_with(experiment, **DPM, autoguide=1)
+    arguments, _ = planned(hyp_opt, experiment, [*SECOND, "--solver", "ddim", "--guidance_interval", "0.3", "1.5"])
+    assert "solver" not in arguments or arguments["solver"] == "ddim"
+    warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warned) == 2 and "chosen with solver dpmpp, this one is given ddim" in warned[0]
+    assert "an earlier Class Encoder guided" in warned[1]
+
+
+def test_the_spacing_of_the_timesteps_goes_with_the_steps(experiment, caplog, monkeypatch):
+    monkeypatch.setattr("cli.best.log.propagate", True)
+    for part in ("enc", "dif"):
+        file = experiment.search_dir(part) / "best.json"
+        found = read_json(file)
+        found["run"]["arguments"]["timestep_spacing"] = "linspace"
+        write_json(file, found)
+    made = ["--img_total", "10", "--best"]
+    for script, flags in ((generate_dataset, made), (hyp_opt, SECOND)):
+        assert planned(script, experiment, flags)[0]["timestep_spacing"] == "linspace"
+        given = planned(script, experiment, [*flags, "--timestep_spacing", "leading"])
+        assert given[0]["timestep_spacing"] == "leading"
+        assert "chosen with --timestep_spacing linspace, this run is given leading" in caplog.text
+        caplog.clear()
+    dpm = planned(hyp_opt, experiment, [*SECOND, "--solver", "dpmpp"])
+    assert dpm[0]["timestep_spacing"] == "linspace"  # of another solver: its own
+
+
+def test_more_steps_than_the_solver_of_the_first_search_takes_are_refused(experiment):
+    searches_with(experiment, **DPM)
+    with pytest.raises(UserError, match="dpmpp takes at most 999 steps, received 1000"):
+        planned(hyp_opt, experiment, [*SECOND, "--is_max", "1000"])
 
 
 def test_what_is_taken_is_told(experiment, caplog, monkeypatch):

@@ -21,7 +21,7 @@ from Data.synthetic import SyntheticWriter, recipe, set_identity
 from Experiment.errors import UserError
 from Experiment.files import read_json, write_json
 from Experiment.paths import Experiment
-from Experiment.results import CAS_SCHEMA, read_results
+from Experiment.results import CAS_SCHEMA, CHOSEN_ON_TEST, all_doubts, read_results
 from Models.classifiers import CLASSIFIERS
 from tests.conftest import write_pets
 from tests.tiny_networks import one_layer
@@ -357,7 +357,23 @@ def test_test_images_that_are_in_train_too_are_told_with_the_accuracy(root):
     assert results(root)["x1"]["doubts"] == told
     source = SetToExport(folder, dataset_spec(str(root / "two.npz")))
     assert cas_doubts(Experiment(root, "0001", "two"), source) == told
+    before = results(root)["x1"]
+    record = root / "Checkpoints/Classifiers/Exp_0001/resnet20/two/20/training.json"
+    write_json(record, read_json(record) | {"doubts": [*told, "of the set"]})
+    train(root, "--train", "False")  # the set is not looked at
+    assert results(root)["x1"] == before | {"doubts": [*told, "of the set"]} and before["content"]
+    write_json(record, {name: value for name, value in read_json(record).items() if name != "doubts"})
+    train(root, "--train", "False")  # a record of an earlier version: the earlier result says it
+    assert results(root)["x1"]["doubts"] == [*told, "of the set"]
     assert any("3 of the 20" in text for text in measured_part(source, [["x"]], told))
+
+
+def test_a_result_by_settings_that_were_chosen_on_test_says_so(root):
+    entry = {"top_1_accuracy": 0.5, "top_5_accuracy": 1.0, "doubts": ["one"]}
+    assert all_doubts([entry, {}]) == ["one"]
+    assert all_doubts([entry, entry | {"set": {"select_on": "test"}}]) == ["one", CHOSEN_ON_TEST]
+    assert all_doubts([{"top_1": 0.5, "select_on": "test"}]) == [CHOSEN_ON_TEST]
+    assert all_doubts([{"select_on": "val"}, {"set": "a name"}]) == []
 
 
 def test_a_finished_classifier_says_so_without_tensorflow(root):

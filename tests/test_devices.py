@@ -70,6 +70,20 @@ def test_the_mean_of_parts_is_that_of_the_batch(count, parts, sizes):
     )
 
 
+@pytest.mark.parametrize("count", [5, 8, 9, 11, 16, 17])
+def test_each_validation_image_counts_as_often_as_every_other(count, monkeypatch):
+    from Models import classifier
+
+    monkeypatch.setattr(classifier, "VALIDATION_BATCH", 7)  # 8 on four devices
+    monkeypatch.setattr(classifier, "fast_feed", lambda batches, model: batches)
+    made = classifier.Classifier("resnet20_16", 8, 10)
+    val = np.zeros((count, 8, 8, 3), "uint8"), np.zeros(count, int)
+    made.scaled = val, (np.arange(count), np.eye(10)[val[1]])
+    told = made.validation(val, 4)
+    images = np.concatenate([part for part, _ in told["validation_data"]()])
+    assert len(np.unique(np.bincount(images, minlength=count))) == 1
+
+
 # Names
 
 

@@ -20,14 +20,14 @@ from Data import export, export_images
 from Data.export import FORMATS, folder_name, folder_names
 from Data.export_images import ExportedImage, SetToExport
 from Data.marking import DIGITAL_SOURCE_TYPE, has_mark
-from Data.measured import audit_file
+from Data.measured import audit_file, audit_tables
 from Data.npz import read_npz
 from Data.registry import class_names, dataset_spec
 from Data.resizing import resize, square
 from Data.synthetic import SyntheticWriter, recipe, set_identity
 from Experiment import files
 from Experiment.errors import UserError
-from Experiment.files import atomic_folder, write_json
+from Experiment.files import atomic_folder, file_hash, write_json
 from Experiment.paths import REPOSITORY, Experiment
 
 SETTINGS = {"seed": 5, "ugs": 1.5, "inf_steps": 20, "enc_epoch": 3, "dif_epoch": 4, "backbone": "mini", "exp": "e",
@@ -553,3 +553,28 @@ def test_a_card_has_no_audit_of_other_images(tmp_path):
     args = ["--dataset", "digits", "--exp", "e", "--root", tmp_path, "--to", tmp_path / "out", "--format", "folders"]
     card = (export_dataset.export(export_dataset.parse_args(list(map(str, args)))) / "README.md").read_text()
     assert "0.5012" not in card
+
+
+@pytest.mark.parametrize("recorded", ["beside", "in run.json"])
+def test_a_card_has_no_audit_of_classifiers_that_were_trained_again(recorded, tmp_path, caplog):
+    experiment = Experiment(tmp_path, "e", "digits")
+    folder = write_set(experiment.synthetic_root / "23Enc3Dif4Is20Ugs1.5")
+    sha256 = set_identity(folder, [str(c) for c in range(10)])["sha256"]
+    weights = tmp_path / "there/best_model.weights.h5"
+    weights.parent.mkdir()
+    weights.write_text("first")
+    scores = {"top_1_accuracy": 0.5, "top_5_accuracy": 0.9, "predictions": "there"}
+    write_json(experiment.cas_file, {"resnet20": {"digits": {"real": scores}}})
+    of = {"set": sha256, "classifier": "resnet20", "classifiers": {"real": file_hash(weights), "x1": "gone"}}
+    found = {"brief": [{"header": ["figure"], "rows": [["0.5012"]]}], "figures": {}}
+    if recorded == "beside":
+        write_json(audit_file(folder), found | {"of": of})
+    else:
+        asked = f"real {of['classifiers']['real']}, x1 gone"
+        write_json(audit_file(folder), found)
+        run = {"inputs": {"set": sha256, "classifiers": asked}, "arguments": {"classifier": "resnet20"}}
+        write_json(folder.with_name(f"{folder.name}.audit") / "run.json", run)
+    assert audit_tables(folder, sha256, experiment) == found["brief"]
+    weights.write_text("second")
+    assert audit_tables(folder, sha256, experiment) == []
+    assert "is of other classifiers than those of now (real): it is left out" in caplog.text

@@ -295,6 +295,17 @@ def test_an_export_that_was_stopped_is_made_again(small, tmp_path, monkeypatch):
     assert not (tmp_path / "to" / export_weights.BEGUN).exists() and (tmp_path / "to/export.json").exists()
 
 
+def test_an_export_that_was_stopped_while_it_removes_an_earlier_one_is_not_finished(small, tmp_path, monkeypatch):
+    argv = [*small[-1], "--to", str(tmp_path / "to")]
+    export_weights.export(export_weights.parse_args(argv))
+    with monkeypatch.context() as patch:
+        patch.setattr(export_weights, "remove_left", lambda folder: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            export_weights.export(export_weights.parse_args([*argv, "--restart"]))
+    assert (tmp_path / "to/export.json").exists()
+    assert export_weights.plan(export_weights.parse_args(argv)).done is None
+
+
 def test_parts_that_are_not_exported_are_not_read(small, updates, tmp_path, monkeypatch):
     backbone, *_, flags = small
     for part, given in (("decoder", []), ("image_encoder", []), ("unet", ["--lora", "separate"])):

@@ -1,6 +1,7 @@
 """Results follow their inputs: identities of runs, cards of weights, continued adaptation."""
 
 import csv
+import errno
 import json
 import os
 import shutil
@@ -21,11 +22,14 @@ from Experiment import disk
 from Experiment.disk import check_room
 from Experiment.errors import UserError
 from Experiment.files import read_json, write_json
+from Experiment.paths import Experiment
 from Experiment.plan import Plan
 from Experiment.records import changes, describe_run, finished_run, flattened, identity
 from Models import weight_cards
 from Models.adapter import Diffusion, WholeNetwork
 from Models.class_encoder import class_encoder
+from Models.fit_state import differences
+from Models.runtime import resolve_precision
 from Models.training import bytes_needed
 from Models.weight_cards import card_path, check_pretrained, learned_from, read_card, weights_hashes, write_card
 from Models.weight_names import epoch_path
@@ -229,6 +233,170 @@ def test_an_epoch_is_refused_on_another_pretrained_unet(tiny, folder, tmp_path):
     made = ["--dataset", str(folder), "--exp", "x", "--backbone", "tiny", "--root", str(root), "--img_total", "4"]
     with pytest.raises(UserError, match="another pretrained UNet"):
         generate_dataset.plan(generate_dataset.parse_args([*made, "--enc_epoch", "1", "--dif_epoch", "0"]))
+
+
+class Killed(BaseException):
+    pass
+
+
+def test_a_restart_that_is_killed_while_it_removes_epochs_leaves_no_finished_training(
+    tiny, folder, tmp_path, monkeypatch
+):
+    flags = ["--epochs", 3, "--keep", 3]
+    known, args = adapted(folder, tmp_path / "out", *flags)
+    SD_adapting.adapt(args, known)
+
+    def killed(folder, offset):
+        epoch_path(folder, 1).unlink()
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SD_adapting, "remove_epochs", killed)
+        known, args = adapted(folder, tmp_path / "out", *flags, "--restart")
+        with pytest.raises(Killed):
+            SD_adapting.adapt(args, known)
+    known, args = adapted(folder, tmp_path / "out", *flags)
+    assert known.done is None
+    SD_adapting.adapt(args, known)
+    assert len(list(known.folder.glob("epoch*.h5"))) == 3
+
+
+def test_a_training_whose_epochs_were_replaced_is_not_finished(tiny, folder, tmp_path):
+    base, branch = ["--epochs", 3], ["--enc_epoch", 1, "--epochs", 1]
+    known, args = adapted(folder, tmp_path / "out", *base)
+    SD_adapting.adapt(args, known)
+    with pytest.raises(UserError, match="--restart to replace them"):
+        adapted(folder, tmp_path / "out", *branch)
+    known, args = adapted(folder, tmp_path / "out", *branch, "--restart")
+    SD_adapting.adapt(args, known)
+    assert sorted(path.name for path in known.folder.glob("epoch*.h5")) == ["epoch1.weights.h5", "epoch2.weights.h5"]
+    assert "finished already" in adapted(folder, tmp_path / "out", *branch)[0].done
+    with pytest.raises(UserError, match="holds the epochs 1, 2 of another run"):
+        adapted(folder, tmp_path / "out", *base)
+
+
+def test_a_finished_training_leaves_the_state_of_the_one_that_goes_on(tiny, folder, tmp_path, monkeypatch):
+    base, more = ["--epochs", 1], ["--enc_epoch", 1, "--epochs", 2]
+    known, args = adapted(folder, tmp_path / "out", *base)
+    SD_adapting.adapt(args, known)
+    with monkeypatch.context() as patch:
+        patch.setattr(SD_adapting, "describe_run", lambda *_, **__: 1 / 0)
+        for flags in (more, [*base, "--restart"]):  # all epochs are done, but the record is not written
+            known, args = adapted(folder, tmp_path / "out", *flags)
+            with pytest.raises(ZeroDivisionError):
+                SD_adapting.adapt(args, known)
+            if flags is more:
+                state = known.folder / "state.npz"
+                assert "finished already" in adapted(folder, tmp_path / "out", *base)[0].done and state.exists()
+                state.rename(kept := tmp_path / "state.npz")
+    # Of the same run, killed between the record and this.
+    known, args = adapted(folder, tmp_path / "out", *base)
+    left = state.read_bytes()
+    SD_adapting.adapt(args, known)
+    state.write_bytes(left)
+    assert "finished already" in adapted(folder, tmp_path / "out", *base)[0].done and not state.exists()
+    assert kept.exists()
+
+
+def test_an_interrupted_training_goes_on_with_its_own_precision_alone(tiny, folder, tmp_path, monkeypatch):
+    known, args = adapted(folder, tmp_path / "out", "--epochs", 1, "--precision", "auto")
+    with monkeypatch.context() as patch:
+        patch.setattr(SD_adapting, "describe_run", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            SD_adapting.adapt(args, known)
+    other = {"mixed_bfloat16": "float32", "float32": "mixed_bfloat16"}[resolve_precision("auto")]
+    monkeypatch.setattr("Models.runtime.resolve_precision", lambda name: other)
+    known, args = adapted(folder, tmp_path / "out", "--epochs", 1, "--precision", "auto")
+    with pytest.raises(UserError, match=rf"interrupted run with other inputs: precision_used \S+ .now {other}"):
+        SD_adapting.adapt(args, known)
+    settings = known.identity | {"precision_used": "float32"}
+    assert not differences(known.identity, settings)  # of an earlier version, which did not note it
+
+
+def test_published_epochs_are_not_made_again_under_another_name(tiny, folder, tmp_path):
+    known, args = adapted(folder, tmp_path / "out", "--epochs", 2)
+    known.folder.mkdir(parents=True)
+    (known.folder / "epoch2.hdf5").touch()
+    for flags in ([], ["--restart"]):
+        with pytest.raises(UserError, match="holds the published epochs 2, which this run would make again"):
+            adapted(folder, tmp_path / "out", "--epochs", 2, *flags)
+    adapted(folder, tmp_path / "out", "--epochs", 1)
+
+
+def test_a_unet_that_was_fine_tuned_with_another_class_encoder_is_told(tiny, folder, tmp_path, caplog):
+    def trained(*flags):
+        known, args = adapted(folder, tmp_path / "out", "--epochs", 1, *flags)
+        SD_adapting.adapt(args, known)
+
+    def warned(script, *flags):
+        caplog.clear()
+        common = [
+            "--dataset",
+            folder,
+            "--exp",
+            "x",
+            "--backbone",
+            "tiny",
+            "--root",
+            tmp_path / "out",
+            "--enc_epoch",
+            "1",
+        ]
+        script.plan(script.parse_args([*map(str, common), *flags]))
+        return "was fine-tuned with another Class Encoder than" in caplog.text
+
+    made, searched = ["--img_total", "4", "--dif_epoch", "1"], ["--train_model", "dif"]
+    trained()
+    trained("--train_model", "dif", "--enc_epoch", 1)
+    assert not warned(generate_dataset, *made) and not warned(hyp_opt, *searched)
+    trained("--seed", 7, "--restart")
+    assert warned(generate_dataset, *made) and warned(hyp_opt, *searched)
+    card = card_path(epoch_path(Experiment(tmp_path / "out", "x", "pets").part_dir("dif"), 1))
+    write_json(card, {name: value for name, value in read_json(card).items() if name != "class_encoder"})
+    assert not warned(generate_dataset, *made)  # of an earlier version
+
+
+@pytest.mark.parametrize("number, raised", [(errno.ESTALE, OSError), (errno.EIO, OSError), (errno.EINVAL, UserError)])
+def test_a_file_system_that_was_away_has_damaged_no_file(tmp_path, monkeypatch, number, raised):
+    """What is told to be damaged is thrown away, or left out for good."""
+    from Data import decoded, folders, pictures
+    from Models import tensor_files, weights
+
+    def away(*args, **kwargs):
+        raise OSError(number, "away")
+
+    def fails(work):
+        with monkeypatch.context() as patch, pytest.raises(raised):
+            work(patch)
+
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    (tmp_path / "a.safetensors").write_bytes(b"\0" * 40)
+
+    def read(patch):
+        patch.setattr(pictures, "formats_of", away)
+        pictures.read_images([str(tmp_path / "a.png")], 8)
+
+    def load(patch):
+        with weights.refusing_misfits(SimpleNamespace(name="x"), "x"):
+            away()
+
+    def tensors(patch):
+        patch.setattr(tensor_files, "refuse_others", lambda path: None)
+        patch.setattr(tensor_files, "safe_open", away)
+        tensor_files.open_tensors(tmp_path / "a.safetensors")
+
+    def list_folder(patch):
+        patch.setattr(folders.os, "scandir", away)
+        folders.entries(tmp_path)
+
+    for work in (read, load, tensors, list_folder):
+        fails(work)
+    monkeypatch.setattr(np, "load", away)
+    if raised is OSError:
+        with pytest.raises(OSError):
+            decoded.open_decoded(tmp_path / "a.npy", (1, 8, 8, 3))
+    else:
+        assert decoded.open_decoded(tmp_path / "a.npy", (1, 8, 8, 3)) is None
 
 
 def test_a_run_that_goes_on_needs_room_for_the_rest_alone():

@@ -131,6 +131,16 @@ def test_the_table_compares_with_plain_of_the_same_size_and_with_real():
     assert lines["`plain`"][-2] == "" and "worse" in lines["`plain`"][-1]
 
 
+def test_the_published_rate_is_compared_with_itself():
+    right, half, wrong = "1" * 100, "1" * 50 + "0" * 50, "1" * 20 + "0" * 80
+    rows = [rows_of("real", right), rows_of("plain", half), rows_of("real_plateau", right), rows_of("plateau", wrong),
+            rows_of("augment_plateau", half)]  # fmt: skip
+    lines = {line.split(" | ")[1]: line.split(" | ") for line in table(rows)[2:]}
+    assert "+30.0" in lines["`augment_plateau`"][-2] and "-80.0" in lines["`plateau`"][-1]
+    lines = {line.split(" | ")[1]: line.split(" | ") for line in table(rows[:2] + rows[4:])[2:]}
+    assert lines["`augment_plateau`"][-2:] == ["", " |"]
+
+
 def test_rows_say_on_what_they_were_measured():
     cpu, gpu = {"processor": {"name": "A"}, "gpus": []}, {"processor": {"name": "A"}, "gpus": [{"name": "G"}]}
     rows = [rows_of("real", "1") | {"machine": cpu, "precision": None}, rows_of("plain", "1") | {"machine": gpu, "precision": "float32"},

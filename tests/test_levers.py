@@ -19,15 +19,7 @@ from Experiment.paths import Experiment
 from Experiment.records import changes, describe_run, fixed_arguments
 from Models.weight_cards import weights_hashes
 from Search.pareto import front, passes
-from Search.settings import (
-    NOISE_LEVELS,
-    Settings,
-    as_flags,
-    levers_used,
-    published_levers,
-    settings_of,
-    suggest_settings,
-)
+from Search.settings import NOISE_LEVELS, Settings, as_flags, as_params, levers_used, settings_of, suggest_settings
 from Stages.stages import common_flags
 
 GENERATE = ["--img_total", "23", "--enc_epoch", "31", "--dif_epoch", "10", "--inf_steps", "3", "--ugs", "1.5"]
@@ -129,7 +121,7 @@ def test_searched_levers_are_settings_of_a_trial():
     args = hyp_opt.parse_args(["--dataset", "digits", "--search_solver", "--search_interval"])
     study = optuna.create_study()
     study.enqueue_trial({"is": 7, "ugs": 1.5, "epoch": 3, "sigma_1": 2.0, "sigma_2": 0.5, "solver": "dpmpp"})
-    study.enqueue_trial({"is": 7, "ugs": 1.5, "epoch": 3, **published_levers(args)})
+    study.enqueue_trial({"is": 7, "ugs": 1.5, "epoch": 3, **as_params(args, {})})
 
     def objective(trial):
         suggest_settings(trial, args, 9)
@@ -142,7 +134,7 @@ def test_searched_levers_are_settings_of_a_trial():
     assert published.levers == {"solver": "ddim", "interval": list(NOISE_LEVELS)}
     assert as_flags(levers_used(args, searched.levers)) == " --solver dpmpp --guidance_interval 0.5 2"
     plain = hyp_opt.parse_args(["--dataset", "digits"])
-    assert levers_used(plain, {}) == {} and published_levers(plain) == {}
+    assert levers_used(plain, {}) == {} and as_params(plain, {}) == {}
 
 
 @pytest.mark.parametrize("flags, said", [
@@ -179,7 +171,8 @@ def adapted(tiny, tmp_path):
 
 def test_best_takes_the_levers_of_the_search(tiny_experiment, tmp_path, capsys):
     experiment = Experiment(tmp_path, "0001", "digits")
-    args = hyp_opt.parse_args([*tiny_experiment, "--train_model", "dif", "--enc_epoch", "31"])
+    searched = ["--search_solver", "--search_interval"]
+    args = hyp_opt.parse_args([*tiny_experiment, "--train_model", "dif", "--enc_epoch", "31", *searched])
     folder = experiment.part_dir("dif")
     files = {"enc": experiment.part_dir("enc") / "epoch31.hdf5", "dif": folder / "epoch10.weights.h5"}
     hashes = weights_hashes(files, list("0123456789"))

@@ -18,9 +18,10 @@ from Data.loaders import load_splits
 from Data.measured import audit_file
 from Data.registry import DATASETS, dataset_spec
 from Experiment.errors import UserError, exit_code
-from Experiment.files import write_json
+from Experiment.files import read_json, write_json
 from Experiment.paths import REPOSITORY, Experiment
 from Experiment.progress import MARK, TO_PIPELINE
+from Experiment.results import CHOSEN_ON_TEST
 from Stages import display, outcome, report, running
 from Stages.display import Display
 from Stages.running import Runner
@@ -153,6 +154,7 @@ def test_own_images_are_seen_no_larger_than_the_backbone_makes_them(tmp_path, ca
     (["--exp", "x", "--also", "classifier_training:real --classifier resnet20_16"], "kinds are not compared (resnet20, resnet20_16)"),
     (["--exp", "x", "--also", "classifier_training --test False"], "classifiers are tested"),
     (["--exp", "x", "--also", "classifier_training:synthetic --take 2"], "is said by --sizes"),
+    (["--exp", "x", "--also", "classifier_training:synthetic --synthetic_dir ."], "learn from the sets that it makes"),
 ])  # fmt: skip
 def test_wrong_flags_end_in_one_line_before_anything_runs(flags, message, tmp_path):
     done = run("pipeline.py", *flags, "--root", tmp_path)
@@ -391,6 +393,15 @@ def test_the_table_of_accuracies(tmp_path):
         ("4 after the final search", 0.4), ("trained on real images", 0.9), ("trained on synthetic, 1x", 0.7),
         ("trained on synthetic, 4x", 0.8),
     ]  # fmt: skip
+    assert outcome.doubts(experiment, "resnet20") == []
+    cas, steps = read_json(experiment.cas_file), read_json(experiment.pipeline_file)
+    cas["resnet20"]["digits"]["x4"]["doubts"] = ["some of test is in train"]
+    steps["digits"]["After Fine-Tuning"]["opt"]["select_on"] = "test"
+    write_json(experiment.cas_file, cas)
+    write_json(experiment.pipeline_file, steps)
+    assert outcome.doubts(experiment, "resnet20") == [
+        f"may be too good, of the steps: {CHOSEN_ON_TEST}", "may be too good: some of test is in train"
+    ]  # fmt: skip
     lines = outcome.table("accuracy", "top-1", rows[:1], ".3f")
     assert lines == [f"\n{'accuracy':34} top-1", "-" * 42, f"{'1 after transfer learning':34} 0.100"]
 
@@ -439,7 +450,13 @@ def test_the_page_of_an_experiment(tmp_path):
     best = {"epoch": 9, "is": 29, "ugs": 1.75, "test_accuracy": 0.8764}
     write_json(experiment.search_dir("dif") / "best.json", best)
     page = written()
-    assert "0.876, on TEST" in page
+    assert "0.876, on TEST" in page and "too good" not in page
+    steps = read_json(experiment.pipeline_file)
+    steps["digits"]["After Transfer Learning"]["opt"] |= {"select_on": "test", "doubts": ["few images"]}
+    write_json(experiment.pipeline_file, steps)
+    page = written()
+    assert "They may be too good: few images." in page
+    assert f"They may be too good: {CHOSEN_ON_TEST}.".replace("'", "&#x27;") in page
     assert "0.4321" in page and "None was made" not in page
     assert 'href="../Data/Synthetic/Exp_x/digits/1kEnc3Dif4Is20Ugs1.5.audit.html"' in page
 

@@ -212,6 +212,21 @@ def uprights(axis):
     return [(line[0][0], *line[:, 1]) for line in lines if line[0][1] < line[1][1]]
 
 
+def test_other_epochs_of_the_real_classifier_are_said_in_the_legend(drawn, tmp_path):
+    def curve(real, *epochs):
+        entry = {"top_1_accuracy": 0.5, "top_5_accuracy": 1.0}
+        return {f"x{i}": entry | {"training": {"epochs": n}} for i, n in enumerate(epochs, start=1)} | {
+            "real": entry | ({"training": {"epochs": real}} if real else {})
+        }
+
+    told = {(9, 9): ["", ""], (9, 9, 5): [", in at most 5 to 9 epochs", ""], (None, 9): ["", ""],
+            (9, 5): [", in at most 5 epochs", ", in at most 9 epochs"]}  # fmt: skip
+    for epochs, ends in told.items():
+        plots.cas_curve({"ours": curve(*epochs)}, tmp_path / "c.png", "digits")
+        labels = [line.get_label() for line in drawn[-1].axes[0].get_lines()]
+        assert [label.split("synthetic")[-1].split("real")[-1] for label in labels if label[0] != "_"] == ends, epochs
+
+
 def test_intervals_are_drawn_and_lie_within_the_axis(tmp_path, drawn):
     ends = {"top_1_accuracy": [0.4, 0.6], "top_5_accuracy": [0.7, 0.9]}
     curve = {
@@ -284,6 +299,17 @@ def test_pipeline_bars_with_missing_steps_and_two_sources(tmp_path, drawn):
     assert labels == ["cifar10\npublished", "cifar10\nours", "digits\nours"]
     found = [[(round(place), height) for place, height in bars] for bars in bars_of(drawn[0]).values()]
     assert found == [[(0, 0.1), (1, 0.6), (2, 0.5)], [(0, 0.2), (1, 0.7)], [(0, 0.3)], [(0, 0.4)]]
+
+
+def test_what_is_doubtful_is_said_below_its_bars(tmp_path, drawn):
+    ours = steps(0.1, 0.2, 0.3, 0.4)
+    ours["After Fine-Tuning"]["opt"] |= {"select_on": "test", "doubts": ["few images"]}
+    for stage, images in zip(ours.values(), (300, 900)):
+        for step in stage.values():
+            step["images"] = images
+    plots.pipeline_bars({"ours": {"digits": ours, "cifar10": steps(0.1)}}, "top_1", tmp_path / "b.png")
+    below = [text.get_text() for text in drawn[0].axes[0].get_xticklabels()]
+    assert below == ["digits\nsettings chosen on test\nmay be too good\nsearches trained otherwise", "cifar10"]
 
 
 # Figures of an experiment
@@ -475,6 +501,14 @@ def test_a_search_plot_that_would_be_empty_is_left_out_and_nothing_else_is_said(
     assert not (tmp_path / "contour_is_ugs.png").exists()
     assert why in caplog.text and not files & left_out and {"history.png", "slice.png", "timeline.png"} <= files
     assert not list(recwarn)
+
+
+def test_a_search_of_which_hardly_a_trial_was_completed_has_its_plots(tmp_path, caplog):
+    study = study_of(0.5)
+    pruned = optuna.trial.create_trial(state=optuna.trial.TrialState.PRUNED, params=study.trials[0].params,
+                                       distributions=study.trials[0].distributions)  # fmt: skip
+    study.add_trials([pruned] * 10)  # unusable ones: they report nothing
+    assert "intermediate_values.png" in {file.name for file in search_plots(study, tmp_path)}
 
 
 # The notebook

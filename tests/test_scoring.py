@@ -13,7 +13,7 @@ import classifier_training
 from Experiment import presets
 from Experiment.errors import UserError
 from Experiment.intervals import difference_interval, mcnemar
-from Experiment.predictions import Predictions, read_predictions, write_predictions
+from Experiment.predictions import Predictions, read_predictions, trained_otherwise, write_predictions
 from Experiment.randomness import repeat_seed
 from Models import teacher as teachers
 from Models.classifiers import CLASSIFIERS
@@ -169,6 +169,15 @@ def test_a_synthetic_result_is_compared_with_the_real_one(root, caplog):
     train(root, "--restart")
     one = results(root)["x1"]["against_real"]
     assert one["mcnemar_p"] == mcnemar(ours[0], real[0]) and "against_real" not in results(root)["real"]
+
+
+def test_what_is_not_on_record_is_no_difference_and_a_lever_that_is_off_has_its_value():
+    ours, real = ({"training": {"epochs": 9, "batch_size": 4, **levers}} for levers in ({"augment": "standard"}, {}))
+    assert trained_otherwise(ours, real) == {"trained_otherwise": {"augment": ["standard", "none"]}}
+    assert trained_otherwise(real, ours) == {"trained_otherwise": {"augment": ["none", "standard"]}}
+    assert trained_otherwise(ours, {"top_1_accuracy": 0.5}) == trained_otherwise({}, real) == {}
+    del real["training"]["batch_size"]
+    assert list(trained_otherwise(ours, real)["trained_otherwise"]) == ["augment"]
 
 
 def test_results_on_other_test_images_are_not_compared(root):

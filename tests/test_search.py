@@ -227,9 +227,16 @@ def epoch_files(folder, contents=("one", "two", "three"), classes=("cat", "dog")
 
 
 def known_of(epochs, data=0, encoder=None, **more):
-    inputs, hashes = search_inputs(splits_of(data), SPEC, epochs, {"enc": encoder, "dif": None})
+    inputs, hashes, told = search_inputs(splits_of(data), SPEC, epochs, {"enc": encoder, "dif": None})
     return SimpleNamespace(
-        spec=SPEC, splits=splits_of(data), epochs=epochs, inputs=inputs, hashes=hashes, address="there", **more
+        spec=SPEC,
+        splits=splits_of(data),
+        epochs=epochs,
+        inputs=inputs,
+        hashes=hashes,
+        doubts=told,
+        address="there",
+        **more,
     )
 
 
@@ -452,6 +459,35 @@ def test_more_repeats_of_a_finished_search_look_at_test_only_for_another_trial(s
     assert stage.is_finished(args, known, study) and chosen(study, 2)[0].number == 1
 
 
+@pytest.mark.parametrize("gone", [[], ["repeats"]])
+def test_the_result_of_a_study_that_is_gone_is_not_that_of_the_next(searched, gone):
+    """A study that is deleted by hand leaves its best.json; in the next one the same number may be the best, by settings that
+    the warm start has given it."""
+    args, known, study, looks = searched(0.5, 0.9, 0.8)
+    stage.measure_best(args, known, study, Lucky(args, REPEATS), 0.0)
+    found = read_json(known.best_file)
+    write_json(known.best_file, {name: value for name, value in found.items() if name not in gone})
+    _, _, again, _ = searched(0.5, 0.9, 0.8)
+    run_missing_repeats(again, Lucky(args, REPEATS), 1)
+    assert not stage.is_finished(args, known, again)
+    stage.measure_best(args, known, again, Lucky(args, REPEATS), 0.0)
+    assert looks == [2, 2] and stage.is_finished(args, known, again) and not stage.is_finished(args, known, study)
+
+
+def test_a_restart_that_is_killed_leaves_no_result_without_a_study(searched, monkeypatch):
+    args, known, _, _ = searched(0.5, flags=("--restart",))
+    write_json(known.best_file, {"trial": 0})
+    known.address = f"sqlite:///{known.folder.parent / 'study.db'}"
+
+    def killed(*where):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stage, "delete_study", killed)
+    with pytest.raises(KeyboardInterrupt):
+        stage.begin_study(args, known)
+    assert not known.best_file.exists()
+
+
 def test_a_search_that_an_earlier_version_has_finished_stays_so(searched):
     args, known, study, _ = searched(0.5, 0.9, 0.8)
     assert not stage.is_finished(args, known, study)
@@ -469,18 +505,19 @@ def test_results_say_what_was_chosen_on_test(searched, select_on):
     assert ("select_on" in results["opt"]) == (select_on == "test") and "select_on" not in results["no_opt"]
 
 
-TRAINED = {"classifier": "resnet20", "batch_size": 256, "augment": "none", "optimizer": "adam"}
+TRAINED = {"classifier": "resnet20", "batch_size": 256, "resize": "nearest", "augment": "none", "optimizer": "adam"}
 
 
 def test_steps_of_other_test_images_or_of_an_encoder_that_is_gone_are_taken_out(tmp_path, caplog):
     file, scores = tmp_path / "steps.json", {"top_1": 0.5, "top_5": 0.9, "epoch": 2}
     first, later, last = "a" * 64, "b" * 64, "c" * 64
 
-    def search(part, encoder, test="d" * 64, epochs=100):
+    def search(part, encoder, test="d" * 64, epochs=100, there=(), **more):
         inputs = {"data": {"test": test}, "weights": {} if part == "enc" else {"enc": encoder}}
         args = SimpleNamespace(train_model=part, **TRAINED, epochs=epochs)
-        steps = with_origin({"no_opt": scores, "opt": scores}, args, inputs, {"2": encoder})
-        note_steps(file, "own", part, steps, [encoder] if part == "enc" else None)
+        known = SimpleNamespace(inputs=inputs, hashes={"2": encoder}, doubts=[])
+        steps = with_origin({"no_opt": scores | more, "opt": scores | more}, args, known)
+        note_steps(file, "own", part, steps, [encoder, *there])
         return set(read_json(file)["own"])
 
     both = {"After Transfer Learning", "After Fine-Tuning"}
@@ -488,7 +525,13 @@ def test_steps_of_other_test_images_or_of_an_encoder_that_is_gone_are_taken_out(
     assert (
         search("enc", later) == {"After Transfer Learning"} and "After Fine-Tuning in the results is of" in caplog.text
     )
-    assert search("dif", first) == both  # from another epoch than the first search has chosen: the user's own choice
+    # From another epoch than the first search has chosen: the user's own choice.
+    assert search("dif", first, there=[later]) == both
+    caplog.clear()
+    assert (
+        search("dif", last) == {"After Fine-Tuning"} and "After Transfer Learning in the results is of" in caplog.text
+    )
+    assert search("enc", last) == {"After Transfer Learning", "After Fine-Tuning"}
     assert search("dif", last, test="e" * 64) == {"After Fine-Tuning"}
     assert read_json(file)["own"]["After Fine-Tuning"]["opt"] == scores | {
         "test": "eeeeeeee", "encoder": "cccccccc", "training": TRAINED | {"epochs": 100}
@@ -496,6 +539,9 @@ def test_steps_of_other_test_images_or_of_an_encoder_that_is_gone_are_taken_out(
     assert "otherwise" not in caplog.text
     search("enc", last, test="e" * 64, epochs=9)
     assert "the two searches have learnt otherwise: epochs 100 and 9" in caplog.text
+    search("enc", last, test="e" * 64, images=900)
+    search("dif", last, test="e" * 64, images=300)
+    assert "the two searches have learnt otherwise: images 300 and 900" in caplog.text
 
 
 def test_steps_of_earlier_versions_stay(tmp_path):
