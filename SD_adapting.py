@@ -27,7 +27,7 @@ from Experiment.pictures import try_to_draw
 from Experiment.plan import Plan
 from Experiment.records import DATA_FLAGS, describe_run, finished_run, identity
 from Models.backbones import BACKBONES
-from Models.fit_state import is_of_run
+from Models.fit_state import FitState, is_of_run
 from Models.weight_cards import check_pretrained, weights_hashes
 from Models.weight_names import (
     chosen_epochs,
@@ -116,7 +116,6 @@ def adapt(args, known=None):
     """
     from Models.adapter import load_diffusion
     from Models.devices import sharing, start_devices
-    from Models.fit_state import FitState
     from Models.moments import moments_encoder
     from Models.runtime import precision
     from Models.samples import sheet_writer
@@ -134,9 +133,8 @@ def adapt(args, known=None):
         epochs = known.epochs | ({"dif": None} if known.updates else {})
         with sharing(args.devices):
             diffusion = load_diffusion(backbone, len(classes), args.weights_dir, **epochs)
-        write_sheet = sheet_writer(
-            diffusion, classes, args.seed, folder, f"{known.spec.name}, {args.train_model} epoch {{}}"
-        )
+        title = f"{known.spec.name}, {args.train_model} epoch {{}}"
+        write_sheet = sheet_writer(diffusion, classes, args.seed, folder, title)
     with sharing(args.devices):
         adapted, model, fit_levers, recorded = set_up(args, known, diffusion, used)
     write_sheet = adapted.drawn(write_sheet) if args.ema else write_sheet
