@@ -3,8 +3,8 @@
     python -m bench [--topics generation training ...] [--rounds 3] [--peer PYTHON] [--out FOLDER]
 
 Both sides of a row are measured in turn, A B A B, in this one run; medians count. Full-size `sd1` has random weights.
-Results are merged into FOLDER/results_bfloat16.json, on a processor without instructions for bfloat16 into
-results_float32.json, and drawn beside it.
+Results go into FOLDER/results_bfloat16.json, on a processor with AMX into results_amx.json and on one without instructions
+for bfloat16 into results_float32.json, and are drawn beside it. Those of other topics stay, if they are of the same processor.
 """
 
 import argparse
@@ -15,9 +15,23 @@ from pathlib import Path
 
 from bench.environment import peer_python
 from bench.topics import TOPICS
-from Experiment.machine import computes_bfloat16, processor
+from Experiment.machine import computes_bfloat16, cpu_info, processor
 
 HERE = Path(__file__).resolve().parent
+
+
+def kind():
+    """Kind of the processor, by its instructions for products of matrices in bfloat16: `amx`, `bfloat16` or `float32`."""
+    return "amx" if "amx_bf16" in cpu_info() else "bfloat16" if computes_bfloat16() else "float32"
+
+
+def rows_before(file):
+    """{name: row} that an earlier run has left; none of another processor's."""
+    before = json.loads(file.read_text()) if file.exists() else {"rows": []}
+    if before["rows"] and before["machine"]["name"] != processor()["name"]:
+        print(f"{file} is of {before['machine']['name']}: it is replaced")
+        return {}
+    return {row["row"]: row for row in before["rows"]}
 
 
 def place(row):
@@ -65,9 +79,8 @@ def main():
     args = parser.parse_args()
     if "generation" in args.topics and not args.no_peer:
         args.peer = args.peer or peer_python()
-    file = args.out / f"results_{'bfloat16' if computes_bfloat16() else 'float32'}.json"
-    before = json.loads(file.read_text())["rows"] if file.exists() else []
-    rows = {r["row"]: r for r in before}
+    file = args.out / f"results_{kind()}.json"
+    rows = rows_before(file)
     for topic in args.topics:
         rows |= {r["row"]: r for r in TOPICS[topic](args)}
         machine = processor() | {"system": platform.platform()}
