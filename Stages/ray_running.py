@@ -231,8 +231,8 @@ def divided(work, slots, one_machine=False, carried=False):
     """{stage: GFLOP} in which generations are shards, searches are workers and classifiers are repeats, which need nothing of
     one another.
 
-    The last shard to end writes the manifest, the last repeat tests all; where files travel none sees the others, and the
-    undivided command does it after them. Sets that are filtered, or made anew, are not divided; nor are searches that
+    The last shard to end writes the manifest, the last repeat tests all; on several machines the undivided command does it
+    after them, since none is sure to see all of the others. Sets that are filtered, or made anew, are not divided; nor are searches that
     are begun anew, whose study is the usual file of SQLite, which several machines cannot share, or whose files travel:
     which worker measures the best trial is settled by a lock in their folder.
 
@@ -257,7 +257,7 @@ def divided(work, slots, one_machine=False, carried=False):
             if count > 1 and what in PART_FLAGS:
                 part = replace(part, flags=(*stage.flags, PART_FLAGS[what], f"{i}/{count}"))
             parts[part] = operations / count
-        # Of two repeats that end together on two machines each may see a file of the other too late.
-        if count > 1 and (carried and what in PART_FLAGS or what == "repeat" and not one_machine):
+        # Of two parts that end together on two machines each may see a file of the other too late.
+        if count > 1 and what in PART_FLAGS and (carried or not one_machine):
             parts[replace(stage, name=f"{stage.name}, all {what}s", group=stage.group + 0.5)] = 0.0
     return dict(sorted(parts.items(), key=lambda pair: pair[0].group))

@@ -71,9 +71,19 @@ def test_generation_is_divided_and_nothing_else():
     anew = Stage("generation, 4x", "generate_dataset", ("--best", "--restart"), 4)
     work = divided({other: 5.0, generation: 9.0, filtered: 2.0}, 3)
     assert [stage.name for stage in work] == [
-        "first search", *(f"generation, 1x, shard {i} of 3" for i in (1, 2, 3)), "generation, 4x"
+        "first search", *(f"generation, 1x, shard {i} of 3" for i in (1, 2, 3)), "generation, 4x", "generation, 1x, all shards"
     ]  # fmt: skip
-    assert [stage.flags for stage in work][1] == ("--best", "--shard", "1/3") and list(work.values()) == [5, 3, 3, 3, 2]
+    assert [stage.flags for stage in work][1] == ("--best", "--shard", "1/3") and list(work.values()) == [
+        5,
+        3,
+        3,
+        3,
+        2,
+        0,
+    ]
+    *_, last = work  # each shard may see the images of the others too late to write the manifest
+    assert (last.flags, last.group) == (generation.flags, 4.5)
+    assert len(divided({generation: 9.0}, 3, one_machine=True)) == 3
     assert divided({generation: 9.0}, 1) == {generation: 9.0} and divided({anew: 9.0}, 3) == {anew: 9.0}
 
 
