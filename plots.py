@@ -185,9 +185,9 @@ def cautions(stages):
     """Lines below the bars of a dataset: what the page says of its steps in full."""
     doubts = all_doubts(entry for steps in stages.values() for entry in steps.values())
     told = {
-        "settings chosen on test": CHOSEN_ON_TEST in doubts,
+        "chosen on test": CHOSEN_ON_TEST in doubts,
         "may be too good": set(doubts) - {CHOSEN_ON_TEST},
-        "searches trained otherwise": steps_trained_otherwise(stages),
+        "searches differ": steps_trained_otherwise(stages),
     }
     return [text for text, holds in told.items() if holds]
 

@@ -309,7 +309,7 @@ def test_what_is_doubtful_is_said_below_its_bars(tmp_path, drawn):
             step["images"] = images
     plots.pipeline_bars({"ours": {"digits": ours, "cifar10": steps(0.1)}}, "top_1", tmp_path / "b.png")
     below = [text.get_text() for text in drawn[0].axes[0].get_xticklabels()]
-    assert below == ["digits\nsettings chosen on test\nmay be too good\nsearches trained otherwise", "cifar10"]
+    assert below == ["digits\nchosen on test\nmay be too good\nsearches differ", "cifar10"]
 
 
 # Figures of an experiment
