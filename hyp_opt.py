@@ -109,6 +109,7 @@ class Plan:
         hashes: {epoch as text: SHA-256} of what is searched.
         address: Where the study lies.
         doubts: Why accuracies on test may be too good, a list of text.
+        adopted: What was taken over from the first search, see `take_first_levers`.
         guide: File of the epoch that guides, if one does; None: the pretrained UNet.
         done: None: a search always reports.
     """
@@ -123,6 +124,7 @@ class Plan:
     hashes: dict
     address: str
     doubts: list
+    adopted: dict
     guide: Path | None = None
     done: None = None
 
@@ -140,7 +142,8 @@ def plan(args):
     spec = dataset_spec(args.dataset, args.skip_broken, args.resolution, args.background)
     experiment = Experiment(args.root, args.exp, spec.name)
     part = args.train_model
-    take_best(args, experiment, class_names(spec), "enc", {"enc_epoch": "epoch", "is_1": "is", "ugs_1": "ugs"}, "first")
+    names = {"enc_epoch": "epoch", "is_1": "is", "ugs_1": "ugs"}
+    taken = take_best(args, experiment, class_names(spec), "enc", names, "first")
     if wrong := complete_bounds(args) or check_steps(args):
         raise UserError(wrong)
     if not args.search_solver:
@@ -168,7 +171,20 @@ def plan(args):
     compare_encoders(epoch_files["enc"], *(epochs.values() if part == "dif" else ()))
     inputs["weights"] |= base
     splits = splits._replace(train=None)  # memory: a search reads none of them
-    return Plan(spec, experiment, folder, splits, epochs, epoch_files, inputs, hashes, address, told, guide)
+    return Plan(
+        spec,
+        experiment,
+        folder,
+        splits,
+        epochs,
+        epoch_files,
+        inputs,
+        hashes,
+        address,
+        told,
+        taken.get("adopted", {}),
+        guide,
+    )
 
 
 def search(args, known=None):

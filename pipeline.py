@@ -66,11 +66,12 @@ def plan(args):
         note = f"classifiers see the images at {side} px, since {args.backbone} makes no larger ones (--resolution)"
     stages = stage_list(args, spec)
     parsed = {stage: SCRIPTS[stage.script].parse_args(stage.flags) for stage in stages}
-    check_classifiers(args, [parsed[stage] for stage in stages if stage.script == "classifier_training"])
+    experiment = Experiment(args.root, args.exp, spec.name)
+    check_classifiers(args, experiment, [parsed[stage] for stage in stages if stage.script == "classifier_training"])
     first_search = next(args for args in parsed.values() if hasattr(args, "n_trials"))
     steps = (first_search.is_min + first_search.is_max) / 2
     known = Plan(
-        spec=spec, experiment=Experiment(args.root, args.exp, spec.name), stages=stages, note=note,
+        spec=spec, experiment=experiment, stages=stages, note=note,
         work={stage: operations(stage.script, parsed[stage], spec, steps) for stage in stages},
         classifier=parsed[stages[-1]].classifier, paths=named_paths(args, parsed.values()) if args.carry else [],
     )  # fmt: skip
@@ -79,11 +80,12 @@ def plan(args):
     return known
 
 
-def check_classifiers(args, stages):
+def check_classifiers(args, experiment, stages):
     """Refuse classifiers that the table and the page of the experiment could not compare.
 
     Args:
         args: The pipeline's arguments.
+        experiment: The `Experiment`.
         stages: The arguments of each classifier's stage.
 
     Raises:
@@ -95,10 +97,8 @@ def check_classifiers(args, stages):
         )
     if not all(stage.test for stage in stages):
         raise UserError("--also: the pipeline ends with the accuracies on test, so classifiers are tested.")
-    if any(stage.synthetic_dir for stage in stages):
-        raise UserError(
-            "--also: the pipeline's classifiers learn from the sets that it makes: leave --synthetic_dir out."
-        )
+    if any(stage.synthetic_dir and stage.synthetic_dir.parent != experiment.synthetic_root for stage in stages):
+        raise UserError(f"--also: --synthetic_dir must name a set of the experiment, in {experiment.synthetic_root}.")
     if [stage.take for stage in stages if stage.synthetic] != args.sizes:
         raise UserError("--also: how large the synthetic sets are is said by --sizes.")
 
@@ -124,7 +124,7 @@ def named_paths(args, stages):
                 "--carry: classifiers with --labels soft (of --recipe best) share a teacher, which needs a folder that all nodes "
                 "see: --also 'classifier_training --labels hard' goes without."
             )
-        named = {getattr(each, name, None) for name in ("data_dir", "weights_dir")}
+        named = {getattr(each, name, None) for name in ("data_dir", "weights_dir", "synthetic_dir")}
         found |= {str(path) for path in named - {None, args.root / REAL}}
     return sorted(found)
 

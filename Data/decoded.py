@@ -68,7 +68,7 @@ def open_decoded(path, shape):
             sums = np.load(file, allow_pickle=False)
     # NumPy reads the headers as Python source.
     except (ValueError, TypeError, OSError, EOFError, SyntaxError, OverflowError, tokenize.TokenError) as error:
-        let_pass(error)
+        let_pass(error, path)
         return None
     return (pixels, sums) if sums.shape == shape[:1] and sums.dtype == np.uint32 else None
 

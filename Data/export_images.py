@@ -127,7 +127,7 @@ class SetToExport:
             with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
                 pixels = np.asarray(square(to_rgb(decode(image))))  # as classifiers see it
         except BROKEN_IMAGE as error:
-            let_pass(error)
+            let_pass(error, self.store.where(name))
             return f"{shown(self.store.where(name))} ({shown(error)})"
         facts = {"class": self.classes[label], "index": index, **self.settings}
         if self.soft_labels is not None:

@@ -84,7 +84,7 @@ def entries(folder):
                 if not ignored(entry.name):
                     (folders if os.path.isdir(entry.path) else files).append(entry.name)
     except OSError as error:
-        let_pass(error)
+        let_pass(error, folder)
         raise UserError(f"{shown(folder)} cannot be read: {shown(error)}") from None
     return sorted(folders), sorted(files)
 
@@ -105,7 +105,7 @@ def is_image(path):
     try:
         probe(path)
     except (NotAnImage, *BROKEN_IMAGE) as error:
-        let_pass(error)
+        let_pass(error, path)
         return False
     return True
 
@@ -256,7 +256,7 @@ def images_among(scan, files):
         except NotAnImage:
             odd[i] = None
         except BROKEN_IMAGE as error:
-            let_pass(error)
+            let_pass(error, os.path.join(scan.path, files[i]))
             odd[i] = shown(error) or type(error).__name__
 
     in_chunks(look, len(files))

@@ -50,7 +50,7 @@ def cached_moments(folder, name, images, weights_hash, encode):
             raise ValueError(f"{moments.dtype} {moments.shape} for {len(images)} images")
     # NumPy reads the header as Python source.
     except (ValueError, TypeError, OSError, EOFError, SyntaxError, OverflowError, tokenize.TokenError) as error:
-        let_pass(error)
+        let_pass(error, path)
         raise UserError(f"{path} is damaged ({error}): delete it, and it is made again.") from None
     return moments
 

@@ -91,9 +91,10 @@ def recorded_audit(folder):
     record = folder.with_name(f"{folder.name}.audit") / "run.json"
     run = read_json(record) if record.exists() else {}
     said = run.get("inputs", {}).get("classifiers", "none")
-    asked = dict(each.split(" ") for each in said.split(", ")) if said != "none" else {}
+    if not isinstance(said, dict):
+        said = dict(each.split(" ") for each in said.split(", ")) if said != "none" else {}
     kind = run.get("arguments", {}).get("classifier")
-    return {"set": run.get("inputs", {}).get("set"), "classifier": kind, "classifiers": asked}
+    return {"set": run.get("inputs", {}).get("set"), "classifier": kind, "classifiers": said}
 
 
 def trained_since(of, experiment):

@@ -152,7 +152,7 @@ def probe(path):
                 refuse_misread(image)
                 return min(image.size), pages(image)
         except BROKEN_IMAGE as error:
-            let_pass(error)
+            let_pass(error, path)
             promised = os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES
             if promised or set(formats) - WEAK - set(FORMAT_OF_SUFFIX.values()):
                 raise
@@ -264,7 +264,7 @@ def readable_images(paths, side, mode="antialias", background=WHITE, files=HERE,
         try:
             images[i] = read_image(paths[i], side, mode, background, digests, i, files)
         except (NotAnImage, *BROKEN_IMAGE) as error:
-            let_pass(error)
+            let_pass(error, files.where(paths[i]))
             broken[i] = f"{shown(files.where(paths[i]))} ({shown(error) or 'not an image'})"
 
     in_chunks(read, len(paths))

@@ -156,7 +156,7 @@ class TarStore:
                         raise ValueError(f"its label does not stand beside {name}")
                     rows.append((label, int(known[2]), number, offset, size))
         except (OSError, ValueError) as error:
-            let_pass(error)
+            let_pass(error, path)
             raise UserError(
                 f"{shown(path)} cannot be read: {shown(error)}. Remove it: the command that made the set makes it again."
             ) from None

@@ -21,9 +21,11 @@ def may_pass(error):
     return isinstance(error, PassingError) or isinstance(error, OSError) and error.errno in PASSING
 
 
-def let_pass(error):
-    """Raise an error again that may pass: only others say that a file is damaged."""
+def let_pass(error, path=None):
+    """Raise an error again that may pass, with the file's name: only others say that a file is damaged."""
     if may_pass(error):
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = None if path is None else str(path)
         raise error
 
 

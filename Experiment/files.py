@@ -150,7 +150,7 @@ def plain_arrays(path):
         SyntaxError,
         tokenize.TokenError,
     ) as error:
-        let_pass(error)
+        let_pass(error, path)
         if isinstance(error, MemoryError):
             raise UserError(f"{path} needs more memory than there is, or is damaged: {error}") from None
         raise UserError(f"{path} is not a readable npz file of plain arrays: {error}") from None

@@ -102,8 +102,13 @@ class FitState:
 
 
 def differences(before, now):
-    """What differs between the settings of two runs, in words. States of earlier versions do not name their precision."""
-    return changes(before, {name: value for name, value in now.items() if name != "precision_used" or name in before})
+    """What differs between the settings of two runs, in words.
+
+    The precision that is used counts, not the flag that has chosen it; states of earlier versions name the flag alone.
+    """
+    left_out = "--precision" if {"precision_used"} <= before.keys() & now.keys() else "precision_used"
+    before, now = ({name: value for name, value in each.items() if name != left_out} for each in (before, now))
+    return changes(before, now)
 
 
 def is_of_run(path, settings):

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 import h5py
 import numpy as np
 
-from Experiment.errors import UserError
+from Experiment.errors import UserError, let_pass
 from Experiment.files import atomic_path
 from Models.hdf5_heaps import check_heaps
 from Models.weights import room_of, shape_difference, stored_shapes
@@ -68,6 +68,7 @@ def opened(path):
         raise
     # What h5py raises for damaged files has no common type.
     except Exception as error:
+        let_pass(error, path)
         if marked:
             raise UserError(f"{path} is a damaged file of low-rank updates: {error}") from None
         raise
@@ -84,7 +85,8 @@ def read_facts(path):
             return facts_of(file) if file else None
     except UserError:
         raise
-    except Exception:
+    except Exception as error:
+        let_pass(error, path)
         return None
 
 

@@ -85,7 +85,7 @@ def open_tensors(path):
     try:
         return safe_open(path, framework="numpy")
     except (SafetensorError, OSError, ValueError) as error:
-        let_pass(error)
+        let_pass(error, path)
         reason = one_line(error).removeprefix("Error while deserializing header: ")
         raise UserError(f"{path} is no sound safetensors file: {reason[:100]}. Is it whole? Get it again.") from None
 

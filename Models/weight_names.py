@@ -61,11 +61,16 @@ def refuse_to_overwrite(folder, first, last, identity):
             f"{folder} holds the published epochs {', '.join(map(str, published[:10]))}, which this run would make again: use "
             "another --exp, or move them away."
         )
-    if there and identity is not None and not (begun.exists() and read_json(begun) == identity):
+    if there and identity is not None and not (begun.exists() and resolved(read_json(begun)) == resolved(identity)):
         raise UserError(
             f"{folder} holds the epochs {', '.join(map(str, [*there][:10]))} of another run, which would be overwritten. "
             "Use another --exp, or --restart to replace them."
         )
+
+
+def resolved(identity):
+    """An identity without the flag of the precision: the state says which is used."""
+    return {name: value for name, value in identity.items() if name != "--precision"}
 
 
 def earlier_history(folder, last):

@@ -76,7 +76,7 @@ def stored_following(path):
         raise
     # As in `refusing_misfits`.
     except Exception as error:
-        let_pass(error)
+        let_pass(error, path)
         raise UserError(f"{path} cannot be read: {error}") from None
     if found["numerics"] not in EPSILON or found["prediction_type"] not in PREDICTIONS:
         raise UserError(f"{path} follows {found}, which this version does not know.")
@@ -95,7 +95,7 @@ def refusing_misfits(model, path):
         raise
     # What h5py and Keras raise for damaged files has no common type: TypeError and SystemError among others.
     except Exception as error:
-        let_pass(error)
+        let_pass(error, path)
         raise UserError(f"{path} cannot be loaded into {model.name}: {error}") from None
 
 

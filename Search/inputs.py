@@ -67,6 +67,8 @@ def claim_study(study, args, known, precision):
     Raises:
         UserError: They differ; it shows both.
     """
+    if study.get_trials(deepcopy=False):
+        go_on_as_begun(args, known, study.user_attrs.get("settings", {}))
     removed = removed_epochs(study)
     last = max(map(int, {*known.hashes, *removed}))
     settings = {name: getattr(args, name) for name in SETTINGS} | {"last_epoch": last, "precision_used": precision}
@@ -101,6 +103,22 @@ def claim_study(study, args, known, precision):
             f"the study {study.study_name} in {masked(known.address)} has {shown}. "
             "Use another --exp, or --restart to search afresh."
         )
+
+
+def go_on_as_begun(args, known, before):
+    """Let a second search of an earlier version go on without the levers that it did not take from the first one.
+
+    Args:
+        args, known: Of this run; `args` are changed.
+        before: Settings of the study.
+    """
+    if "levers_1" in before:
+        return
+    for name, earlier in known.adopted.items():
+        if getattr(args, name) != earlier and before.get(name, earlier) == earlier:
+            log.warning("--best: the first search has chosen with %s %s; this study was begun by an earlier version without, and "
+                        "goes on so", name, getattr(args, name))  # fmt: skip
+            setattr(args, name, earlier)
 
 
 def as_identity(settings):

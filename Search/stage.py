@@ -49,8 +49,7 @@ def begin_study(args, known):
     """
     name, lock = known.experiment.study_name(args.train_model), known.folder.parent / "study"
     if args.restart:
-        known.best_file.unlink(missing_ok=True)  # first: it may not outlive its study
-        thrown_away = delete_study(known.address, name, lock)
+        thrown_away = delete_study(known.address, name, lock, known.best_file)
         log.info("throwing away the study %s with %d trials", name, thrown_away)
     study = open_study(known.address, name, args.seed, pruner(args.pruner, args.epochs), args.optimize, lock)
     claim_study(study, args, known, resolve_precision(args.precision))
@@ -81,10 +80,10 @@ def is_finished(args, known, study):
 def is_of(found, trial):
     """Whether the content of a best.json is of this trial: one of another study may have the same number.
 
-    Those of earlier versions do not say when their trial began.
+    Those of earlier versions do not name their trial's id.
     """
     steps, scale, epoch, _ = settings_of(trial)
-    now = {"trial": trial.number, "began": str(trial.datetime_start), "is": steps, "ugs": scale, "epoch": epoch}
+    now = {"trial": trial.number, "id": trial.user_attrs.get("id"), "is": steps, "ugs": scale, "epoch": epoch}
     return all(found.get(name, value) == value for name, value in now.items())
 
 
@@ -150,7 +149,7 @@ def measure_best(args, known, study, context, started):
         inputs = {**known.inputs, "epoch": known.hashes[str(epoch)]}
         found = {
             "trial": best.number,
-            "began": str(best.datetime_start),
+            "id": best.user_attrs.get("id"),
             "is": steps,
             "ugs": scale,
             "epoch": epoch,

@@ -212,25 +212,27 @@ def open_study(address, name, seed, study_pruner, create, lock_file):
                 raise UserError(f"the study {name} in {masked(address)} is damaged: {error}") from None
 
 
-def delete_study(address, name, lock_file):
-    """Delete a study, if it is there. Returns how many trials it had.
+def delete_study(address, name, lock_file, best_file=None):
+    """Delete a study, if it is there, and before it the file of its result. Returns how many trials it had.
 
     Raises:
         UserError: A worker of this machine is at it.
     """
     with locked(lock_file):
         storage = open_storage(address)
-        if name not in optuna.get_all_study_names(storage=storage):
-            return 0
-        study = optuna.load_study(study_name=name, storage=storage)
-        for trial in trials(study, TrialState.RUNNING):
+        there = name in optuna.get_all_study_names(storage=storage)
+        study = optuna.load_study(study_name=name, storage=storage) if there else None
+        for trial in trials(study, TrialState.RUNNING) if there else ():
             worker = trial.user_attrs.get("worker")
             if runs_here(worker):
                 raise UserError(
                     f"process {worker['pid']} is at trial {trial.number} of the study {name}: stop it first."
                 )
-        count = len(trials(study))
-        optuna.delete_study(study_name=name, storage=storage)
+        if best_file:
+            best_file.unlink(missing_ok=True)  # first: it may not outlive its study
+        count = len(trials(study)) if there else 0
+        if there:
+            optuna.delete_study(study_name=name, storage=storage)
         return count
 
 

@@ -3,6 +3,7 @@
 import argparse
 import logging
 import time
+import uuid
 from dataclasses import dataclass, field
 from statistics import median
 
@@ -186,6 +187,7 @@ def suggest(trial, context):
     """The `Settings` of a new trial."""
     suggest_settings(trial, context.args, max(context.epochs))
     trial.set_user_attr("saved_epoch", context.nearest_epoch(trial.params["epoch"]))
+    trial.set_user_attr("id", uuid.uuid4().hex)  # a trial of another study may have the same number and settings
     return settings_of(trial)
 
 

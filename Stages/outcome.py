@@ -5,11 +5,11 @@ import numpy as np
 from Data.loaders import load_splits
 from Data.pictures import read_images
 from Data.registry import class_names
-from Data.synthetic import find_synthetic, open_set
+from Data.synthetic import open_set
 from Experiment.files import read_json
 from Experiment.results import all_doubts
 from sheets import MAX_SHEET_ROWS, side_by_side
-from Stages.report import STEPS, write_report
+from Stages.report import STEPS, set_of, write_report
 from Stages.stages import common_flags
 
 COLUMNS = 8  # images of a class in the picture
@@ -38,17 +38,17 @@ def table(title, unit, rows, form):
     return [f"\n{title:{width}} {unit}", "-" * (width + 8), *(f"{name:{width}} {value:{form}}" for name, value in rows)]
 
 
-def real_beside_synthetic(experiment, spec, splits, wanted):
+def real_beside_synthetic(experiment, spec, splits, folder):
     """A picture of eight real training images of each class beside eight synthetic ones. Returns the file.
 
     Args:
         experiment: The `Experiment`.
         spec: The `DatasetSpec`.
         splits: The real `Splits` at the classifier's resolution.
-        wanted: Images of the synthetic set.
+        folder: Of the synthetic set.
     """
     train, side, classes = splits.train, spec.resolution, class_names(spec)
-    store = open_set(find_synthetic(experiment.synthetic_root, spec.num_classes, wanted), spec.num_classes)
+    store = open_set(folder, spec.num_classes)
     real, synthetic, labels = [], [], []
     for label, of_class in enumerate(store.names[:MAX_SHEET_ROWS]):
         here = np.flatnonzero(train.labels == label)[: min(COLUMNS, len(of_class))]
@@ -90,7 +90,7 @@ def outcome(args, spec, experiment, classifier, stages, seconds):
     """
     splits = load_splits(spec, args.data_dir, args.seed, spec.resolution, experiment)
     count = len(splits.test.labels)
-    drawn = real_beside_synthetic(experiment, spec, splits, args.sizes[0] * spec.unit)
+    drawn = real_beside_synthetic(experiment, spec, splits, set_of(experiment, spec, classifier, args.sizes[0]))
     common = common_flags(args)
     page = write_report(experiment, spec, splits, classifier, stages, seconds, args.sizes, drawn, common)
     title = f"accuracy on {count} real test images"

@@ -36,7 +36,7 @@ def light_recipe(args, spec):
 
     On the digits these are the values of the demo.
     """
-    images, trial_imgs = spec.train_size, args.num_imgs or max(300, 30 * spec.num_classes)
+    images, few = spec.train_size, max(300, 30 * spec.num_classes)
     how = SMALL_PICTURES if spec.resolution <= COARSE else LARGER_PICTURES
     enc_epochs = args.enc_epochs or max(round(ENC_IMAGES / images), min(12, round(2 * ENC_IMAGES / images)), 1)
     dif_epochs = args.dif_epochs or max(round(DIF_IMAGES / images), 1)
@@ -47,8 +47,8 @@ def light_recipe(args, spec):
         "enc": {"epochs": enc_epochs, "freq": max(1, enc_epochs // 3)},
         "dif": {"epochs": dif_epochs, "freq": max(1, dif_epochs // 8)},
         "search": {
-            "classifier": classifier, "batch_size": min(how["batch"], trial_imgs), "n_trials": args.n_trials or 5,
-            "num_imgs": trial_imgs, "test_imgs": args.test_imgs or max(trial_imgs, min(how["most_test_imgs"], spec.unit)),
+            "classifier": classifier, "batch_size": min(how["batch"], args.num_imgs or few), "n_trials": args.n_trials or 5,
+            "num_imgs": args.num_imgs or few, "test_imgs": args.test_imgs or max(few, min(how["most_test_imgs"], spec.unit)),
             "epochs": args.trial_epochs or how["epochs"], "optimizer": how["optimizer"], "solver": "dpmpp", "is_min": 5,
             "warm_start": True, "save_plots": True,
         },

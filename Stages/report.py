@@ -44,7 +44,7 @@ def write_report(experiment, spec, splits, classifier, stages, seconds, sizes, d
         The file.
     """
     entries = read_json(experiment.cas_file)[classifier][experiment.dataset]
-    sets = [find_synthetic(experiment.synthetic_root, spec.num_classes, take * spec.unit) for take in sizes]
+    sets = [set_of(experiment, spec, classifier, take) for take in sizes]
     parts = [
         glance(entries, sizes),
         data_part(spec, splits),
@@ -64,6 +64,15 @@ def write_report(experiment, spec, splits, classifier, stages, seconds, sizes, d
     lead = f"A diffusion model adapted to {spec.name}, a synthetic dataset made with it, and classifiers that have learnt from it"
     title = f"Experiment {experiment.exp} on {experiment.dataset}"
     return pages.write_page(experiment.report_page, pages.page(title, lead, filter(None, parts), FOOT))
+
+
+def set_of(experiment, spec, classifier, take):
+    """Folder of the set that the classifier of a size has learnt from: which of several is on record with its result."""
+    made = read_json(experiment.cas_file)[classifier][experiment.dataset][f"x{take}"].get("set")
+    folder = experiment.synthetic_root / str(made.get("folder")) if isinstance(made, dict) else None
+    if folder and folder.is_dir():
+        return folder
+    return find_synthetic(experiment.synthetic_root, spec.num_classes, take * spec.unit)
 
 
 def glance(entries, sizes):

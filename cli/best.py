@@ -7,6 +7,7 @@ from cli.sampling import SAMPLING, as_words
 from Experiment.errors import UserError
 from Experiment.files import read_json
 from Experiment.levers import OFF, levers_on
+from Models.noise_schedule import DEFAULT_SPACINGS
 from Models.weight_cards import weights_hashes
 from Models.weight_names import KIND, epoch_file
 
@@ -124,7 +125,11 @@ def take_first_levers(args, found):
     Args:
         args: Of the second search.
         found: What `search_result` returns for the first.
+
+    Returns:
+        What was taken over, {name: what earlier versions had in its place}.
     """
+    adopted = {}
     for name, key in (("solver", "solver"), ("guidance_interval", "interval")):
         first, given = found["levers"].get(name, OFF[name]), getattr(args, name)
         if getattr(args, f"search_{key}"):
@@ -132,17 +137,23 @@ def take_first_levers(args, found):
                 args.levers_1 = {**vars(args).get("levers_1", {}), key: first}
         elif given is None:
             setattr(args, name, first)
+            if first != OFF[name]:
+                adopted[name] = OFF[name]
         elif given != first:
             log.warning("--best: the first search has chosen with %s %s, this one is given %s: fine-tuning is measured with "
                         "that before the search too", name, first, given)  # fmt: skip
     if "autoguide" in found["levers"]:
         log.warning("--best: an earlier Class Encoder guided what the first search has chosen; this one goes without")
+    return adopted
 
 
 def take_spacing(args, found):
     """Take over the spacing of a search's timesteps too, unless another solver samples now."""
-    solver = found["levers"].get("solver", OFF["solver"])
-    if args.solver == solver and not vars(args).get("search_solver"):
+    solver, searched = found["levers"].get("solver", OFF["solver"]), vars(args).get("search_solver")
+    if searched and found["spacing"] not in (None, args.timestep_spacing or DEFAULT_SPACINGS[solver]):
+        log.warning("--best: the search has chosen with --timestep_spacing %s, which this one does without",
+                    found["spacing"])  # fmt: skip
+    if args.solver == solver and not searched:
         args.timestep_spacing = args.timestep_spacing or found["spacing"]
         if found["spacing"] not in (None, args.timestep_spacing):
             log.warning("--best: the search has chosen with --timestep_spacing %s, this run is given %s", found["spacing"],
@@ -159,7 +170,7 @@ def take_best(args, experiment, classes, part, names, levers=False):
         levers: Whether those of sampling are taken too; `first`: by a second search, see `take_first_levers`.
 
     Returns:
-        What `facts_of` does.
+        What `facts_of` does; of a second search `adopted` too, see `take_first_levers`.
     """
     facts = {}
     if vars(args).pop("best", False):
@@ -168,7 +179,9 @@ def take_best(args, experiment, classes, part, names, levers=False):
         for flag, key in names.items():
             setattr(args, flag, found[key])
         if levers == "first":
-            take_first_levers(args, found)
+            facts["adopted"] = take_first_levers(args, found)
+            if args.timestep_spacing is None and not args.search_solver:
+                facts["adopted"]["timestep_spacing"] = DEFAULT_SPACINGS[facts["adopted"].get("solver", args.solver)]
         elif levers:
             vars(args).update(found["levers"])
         take_spacing(args, found)

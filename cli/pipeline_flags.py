@@ -20,7 +20,7 @@ def add_pipeline_flags(parser):
     add(
         "--test_imgs",
         type=count,
-        help="images of each measurement on test (--num_imgs; mini, small: 1x, at most 1000, or 300 above 16 px, no fewer than in a trial)",
+        help="images of each measurement on test (--num_imgs; mini, small: 1x, at most 1000, or 300 above 16 px, no fewer than the default of a trial)",
     )
     add("--trial_epochs", type=count, help="most epochs of a trial's classifier (100; mini, small: 32, 16 above 16 px)")
     add(

@@ -122,6 +122,9 @@ def test_the_chain_asks_for_everything_before_it_submits(tmp_path):
     assert submit(**needed, SHARDS="1").returncode == 0
     lines = (tmp_path / "log").read_text().splitlines()
     assert len(lines) == 6 and lines[4].startswith("auto/1 ") and "--array=0-0" in lines[4]
+    assert submit(**needed, SHARDS="2").returncode == 0
+    lines = (tmp_path / "log").read_text().splitlines()[6:]
+    assert len(lines) == 7 and lines[5].startswith("1/1 ") and "--dependency=afterok:7 --array=0-0" in lines[5]
 
 
 CONFIGURATION = """

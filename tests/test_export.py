@@ -575,6 +575,11 @@ def test_a_card_has_no_audit_of_classifiers_that_were_trained_again(recorded, tm
         run = {"inputs": {"set": sha256, "classifiers": asked}, "arguments": {"classifier": "resnet20"}}
         write_json(folder.with_name(f"{folder.name}.audit") / "run.json", run)
     assert audit_tables(folder, sha256, experiment) == found["brief"]
+    if recorded != "beside":  # as versions before that one wrote it
+        record = folder.with_name(f"{folder.name}.audit") / "run.json"
+        for classifiers in ({}, of["classifiers"]):
+            write_json(record, run | {"inputs": {"set": sha256, "classifiers": classifiers}})
+            assert audit_tables(folder, sha256, experiment) == found["brief"]
     weights.write_text("second")
     assert audit_tables(folder, sha256, experiment) == []
     assert "is of other classifiers than those of now (real): it is left out" in caplog.text

@@ -627,7 +627,7 @@ def test_a_study_knows_its_pretrained_weights(tmp_path, before, now, foreign, di
     args = Namespace(**dict.fromkeys(inputs.SETTINGS), **dict.fromkeys(inputs.PLACES), train_model="enc")
     args.backbone, args.weights_dir = "sd1", tmp_path / "file.safetensors" if foreign else tmp_path
     nested = {"data": {"val": "v"}, "weights": {"unet": now}}
-    known = Namespace(hashes={"1": "h"}, inputs=nested, address="sqlite://")
+    known = Namespace(hashes={"1": "h"}, inputs=nested, address="sqlite://", adopted={})
     if differs:
         with pytest.raises(UserError, match="weights.unet"):
             inputs.claim_study(Study(), args, known, "float32")

@@ -305,12 +305,17 @@ def test_an_interrupted_training_goes_on_with_its_own_precision_alone(tiny, fold
         with pytest.raises(ZeroDivisionError):
             SD_adapting.adapt(args, known)
     other = {"mixed_bfloat16": "float32", "float32": "mixed_bfloat16"}[resolve_precision("auto")]
-    monkeypatch.setattr("Models.runtime.resolve_precision", lambda name: other)
     known, args = adapted(folder, tmp_path / "out", "--epochs", 1, "--precision", "auto")
-    with pytest.raises(UserError, match=rf"interrupted run with other inputs: precision_used \S+ .now {other}"):
-        SD_adapting.adapt(args, known)
+    with monkeypatch.context() as patch:
+        patch.setattr("Models.runtime.resolve_precision", lambda name: other)
+        with pytest.raises(UserError, match=rf"interrupted run with other inputs: precision_used \S+ .now {other}"):
+            SD_adapting.adapt(args, known)
     settings = known.identity | {"precision_used": "float32"}
     assert not differences(known.identity, settings)  # of an earlier version, which did not note it
+    assert differences(known.identity | {"--precision": "float32"}, settings)
+    # What the message asks for: the precision that was used, by its name.
+    known, args = adapted(folder, tmp_path / "out", "--epochs", 1, "--precision", resolve_precision("auto"))
+    SD_adapting.adapt(args, known)
 
 
 def test_published_epochs_are_not_made_again_under_another_name(tiny, folder, tmp_path):
@@ -488,7 +493,7 @@ def test_a_study_with_another_lever_is_refused(tmp_path, before, now):
     from Search.inputs import claim_study
 
     study = optuna.create_study()
-    known = Plan(inputs={"data": {"val": "v"}}, hashes={"1": "h"}, address="here")
+    known = Plan(inputs={"data": {"val": "v"}}, hashes={"1": "h"}, address="here", adopted={})
     args = [hyp_opt.parse_args(["--dataset", "digits", "--augment", name]) for name in (before, now)]
     claim_study(study, args[0], known, "float32")
     assert ("augment" in study.user_attrs["settings"]) == (before == "standard")

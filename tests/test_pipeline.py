@@ -154,7 +154,7 @@ def test_own_images_are_seen_no_larger_than_the_backbone_makes_them(tmp_path, ca
     (["--exp", "x", "--also", "classifier_training:real --classifier resnet20_16"], "kinds are not compared (resnet20, resnet20_16)"),
     (["--exp", "x", "--also", "classifier_training --test False"], "classifiers are tested"),
     (["--exp", "x", "--also", "classifier_training:synthetic --take 2"], "is said by --sizes"),
-    (["--exp", "x", "--also", "classifier_training:synthetic --synthetic_dir ."], "learn from the sets that it makes"),
+    (["--exp", "x", "--also", "classifier_training:synthetic --synthetic_dir ."], "must name a set of the experiment"),
 ])  # fmt: skip
 def test_wrong_flags_end_in_one_line_before_anything_runs(flags, message, tmp_path):
     done = run("pipeline.py", *flags, "--root", tmp_path)

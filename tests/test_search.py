@@ -21,11 +21,12 @@ from Experiment.files import read_json, write_json
 from Experiment.paths import Experiment
 from hyp_opt import parse_args
 from Models.weight_cards import write_card
-from Search import stage, trials
+from Search import stage, studies, trials
 from Search.inputs import claim_study, search_inputs
 from Search.repeats import chosen, missing_repeats, ranked, run_missing_repeats
 from Search.report import measure, trial_line, write_trials
 from Search.steps import note_steps, with_origin
+from Search.studies import delete_study, open_study, pruner
 from Search.trials import Context, Unusable, objective, warm_start
 from Search.workers import this_worker
 
@@ -235,6 +236,7 @@ def known_of(epochs, data=0, encoder=None, **more):
         inputs=inputs,
         hashes=hashes,
         doubts=told,
+        adopted={},
         address="there",
         **more,
     )
@@ -356,7 +358,7 @@ def study_of(*values):
     for i, value in enumerate(values):
         settings = {"is": 10 + i, "ugs": 1.0, "epoch": 3}
         study.add_trial(optuna.trial.create_trial(params=settings, distributions=ranges, value=value,
-                                                  user_attrs={"saved_epoch": 3}))  # fmt: skip
+                                                  user_attrs={"saved_epoch": 3, "id": f"{id(study)} {i}"}))  # fmt: skip
     return study
 
 
@@ -474,18 +476,27 @@ def test_the_result_of_a_study_that_is_gone_is_not_that_of_the_next(searched, go
     assert looks == [2, 2] and stage.is_finished(args, known, again) and not stage.is_finished(args, known, study)
 
 
-def test_a_restart_that_is_killed_leaves_no_result_without_a_study(searched, monkeypatch):
-    args, known, _, _ = searched(0.5, flags=("--restart",))
-    write_json(known.best_file, {"trial": 0})
-    known.address = f"sqlite:///{known.folder.parent / 'study.db'}"
+def test_a_restart_throws_the_result_away_before_the_study_and_not_when_it_is_refused(tmp_path, monkeypatch):
+    address, best = f"sqlite:///{tmp_path / 'study.db'}", tmp_path / "best.json"
+    study = open_study(address, "s", 1, pruner("none", 5), True, tmp_path / "study")
+    study.add_trial(optuna.trial.create_trial(state=TrialState.RUNNING, user_attrs={"worker": {"pid": 7}}))
+    best.write_text("{}")
+    monkeypatch.setattr(studies, "runs_here", lambda worker: True)
+    with pytest.raises(UserError, match="stop it first"):
+        delete_study(address, "s", tmp_path / "study", best)
+    assert best.exists()
+    monkeypatch.setattr(studies, "runs_here", lambda worker: False)
 
-    def killed(*where):
+    def killed(**which):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(stage, "delete_study", killed)
-    with pytest.raises(KeyboardInterrupt):
-        stage.begin_study(args, known)
-    assert not known.best_file.exists()
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(studies.optuna, "delete_study", killed)
+        delete_study(address, "s", tmp_path / "study", best)
+    assert not best.exists()
+    best.write_text("{}")  # of a study that is deleted by hand
+    assert delete_study(address, "s", tmp_path / "study", best) == 1
+    assert delete_study(address, "s", tmp_path / "study", best) == 0 and not best.exists()
 
 
 def test_a_search_that_an_earlier_version_has_finished_stays_so(searched):
@@ -542,6 +553,24 @@ def test_steps_of_other_test_images_or_of_an_encoder_that_is_gone_are_taken_out(
     search("enc", last, test="e" * 64, images=900)
     search("dif", last, test="e" * 64, images=300)
     assert "the two searches have learnt otherwise: images 300 and 900" in caplog.text
+
+
+def test_a_second_search_of_an_earlier_version_goes_on_without_the_levers_of_the_first(tmp_path, caplog):
+    flags = [*ARGS, "--train_model", "dif", "--is_1", "9", "--ugs_1", "2"]
+    known, args = known_of(epoch_files(tmp_path)), parse_args(flags)
+    study = claimed_study(args, known)
+    settings = {name: value for name, value in study.user_attrs["settings"].items() if name != "levers_1"}
+    study.set_user_attr("settings", settings)
+    now = parse_args([*flags, "--solver", "dpmpp"])
+    with pytest.raises(UserError, match="solver"):  # the user's own choice
+        claim_study(study, now, known, "float32")
+    known.adopted = {"solver": "ddim", "timestep_spacing": "leading"}
+    claim_study(study, now, known, "float32")
+    assert (now.solver, now.timestep_spacing) == ("ddim", "leading")
+    assert "chosen with solver dpmpp; this study was begun by an earlier version without" in caplog.text
+    study.set_user_attr("settings", settings | {"levers_1": {}})
+    with pytest.raises(UserError, match="solver"):
+        claim_study(study, parse_args([*flags, "--solver", "dpmpp"]), known, "float32")
 
 
 def test_steps_of_earlier_versions_stay(tmp_path):

@@ -31,4 +31,6 @@ submit enc "${SEARCH_FLAGS:-}" "$wide" search.sh
 submit dif "${DIF_FLAGS:-}" "" adapt.sh
 submit dif "${SECOND_SEARCH_FLAGS:-${SEARCH_FLAGS:-}}" "$wide" search.sh
 SHARD=auto/$shards submit "" "${GENERATE_FLAGS:-}" "0-$((shards - 1))" generate.sh
+# Of two shards that end together each may see the other's images too late to write the manifest.
+((shards > 1)) && SHARD=1/1 submit "" "${GENERATE_FLAGS:-}" 0-0 generate.sh
 submit "" "${CLASSIFY_FLAGS:-}" "0-${SIZES:-10}" classify.sh
