@@ -6,8 +6,6 @@ python hyp_opt.py --dataset cifar10 --exp 0001 --train_model dif --best
 
 import logging
 import time
-from dataclasses import dataclass
-from pathlib import Path
 
 from cli.best import BEST, add_best_flag, settle_best, take_best
 from cli.flags import (
@@ -31,13 +29,14 @@ from cli.sampling import (
     guide_parts,
 )  # fmt: skip
 from cli.search_flags import add_measurement_flags, add_search_flags
-from Data.loaders import Splits, load_splits
-from Data.registry import DatasetSpec, class_names, dataset_spec
+from Data.loaders import load_splits
+from Data.registry import class_names, dataset_spec
 from Experiment import presets
 from Experiment.errors import UserError
 from Experiment.files import read_json
 from Experiment.levers import OFF
 from Experiment.paths import Experiment
+from Experiment.plan import Plan
 from Experiment.results import PIPELINE_SCHEMA, read_results
 from Models.backbones import BACKBONES
 from Models.pretrained import pretrained_inputs
@@ -94,47 +93,15 @@ def complete_bounds(args):
     return None
 
 
-@dataclass
-class Plan:
-    """What is known of a search before anything heavy is loaded.
-
-    Attributes:
-        spec: The dataset's.
-        experiment: Where everything lies.
-        folder: Of the report; the study's database lies beside it.
-        splits: The real images, without those of training.
-        epochs: {epoch: file} of what is searched.
-        epoch_files: Files of the epochs that stay as they are.
-        inputs: What the search reads besides the epochs, by content.
-        hashes: {epoch as text: SHA-256} of what is searched.
-        address: Where the study lies.
-        doubts: Why accuracies on test may be too good, a list of text.
-        adopted: What was taken over from the first search, see `take_first_levers`.
-        guide: File of the epoch that guides, if one does; None: the pretrained UNet.
-        done: None: a search always reports.
-    """
-
-    spec: DatasetSpec
-    experiment: Experiment
-    folder: Path
-    splits: Splits
-    epochs: dict
-    epoch_files: dict
-    inputs: dict
-    hashes: dict
-    address: str
-    doubts: list
-    adopted: dict
-    guide: Path | None = None
-    done: None = None
-
-    @property
-    def best_file(self):
-        return self.folder / "best.json"
-
-
 def plan(args):
     """Look at what is there.
+
+    Returns:
+        A `Plan`: the dataset's `spec`, the `experiment`, the `folder` of the report and the `best_file` in it, the `address`
+        of the study, the real `splits` without training images, `epochs` {epoch: file} of what is searched, `epoch_files` of
+        those that stay as they are, and of the `guide`, None where none guides or it is the pretrained UNet; `inputs` by
+        content, and `hashes` {epoch as text: SHA-256} of what is searched; `doubts`, why accuracies on test may be too good;
+        and what was `adopted` from the first search, see `take_first_levers`.
 
     Raises:
         UserError: The search cannot begin: no weights, or those of other classes, or results or data that are broken.
@@ -172,19 +139,10 @@ def plan(args):
     inputs["weights"] |= base
     splits = splits._replace(train=None)  # memory: a search reads none of them
     return Plan(
-        spec,
-        experiment,
-        folder,
-        splits,
-        epochs,
-        epoch_files,
-        inputs,
-        hashes,
-        address,
-        told,
-        taken.get("adopted", {}),
-        guide,
-    )
+        spec=spec, experiment=experiment, folder=folder, best_file=folder / "best.json", address=address, splits=splits,
+        epochs=epochs, epoch_files=epoch_files, guide=guide, inputs=inputs, hashes=hashes, doubts=told,
+        adopted=taken.get("adopted", {}),
+    )  # fmt: skip
 
 
 def search(args, known=None):
