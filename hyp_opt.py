@@ -113,8 +113,7 @@ def plan(args):
     taken = take_best(args, experiment, class_names(spec), "enc", names, "first")
     if wrong := complete_bounds(args) or check_steps(args):
         raise UserError(wrong)
-    if not args.search_solver:
-        fill_in_spacing(args)
+    fill_in_spacing(args)
     folder, weights = experiment.search_dir(part), experiment.part_dir(part)
     epochs = saved_epochs(weights)
     if not epochs:

@@ -127,8 +127,7 @@ def plot_points(axis, results, score, label, **style):
         if interval := interval_of(results[f"x{size}"], score):
             axis.vlines(size, *interval, color=style["color"], alpha=0.45, linewidth=1.2)
     entries = [results[f"x{size}"] for size in sizes]
-    real = [results[key] for key in results if key == "real"]
-    recipes, label = curve_recipes(entries), label + epochs_along(entries, real)
+    recipes, label = curve_recipes(entries), label + epochs_along(entries, results.values())
     kinds = [recipe for i, recipe in enumerate(recipes) if recipe not in recipes[:i]]
     names = [f" ({name})" for name in told_apart(kinds)] if len(kinds) > 1 else [""] * len(kinds)
     for i, (kind, name) in enumerate(zip(kinds, names)):

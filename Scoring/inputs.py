@@ -50,6 +50,12 @@ def doubts_of(splits, data, set_folder, kept=()):
     return told
 
 
+def record_of(folder):
+    """The record of a trained classifier, {} where there is none."""
+    file = folder / "training.json"
+    return read_json(file) if file.exists() else {}
+
+
 def kept_of(folder, entry):
     """What goes on with a classifier that is tested again without its set, from its record: {"doubts": [...], "content": hash}.
 
@@ -57,7 +63,7 @@ def kept_of(folder, entry):
         folder: Of the classifier. Records of earlier versions hold no doubts.
         entry: Its earlier result, {} where there is none: a published one has neither.
     """
-    record = read_json(folder / "training.json") if (folder / "training.json").exists() else {}
+    record = record_of(folder)
     content = record.get("inputs", {}).get("set", {}).get("sha256")
     kept = {"doubts": record.get("doubts", entry.get("doubts", []))}
     return kept | ({"content": short(content)} if content else {})
@@ -74,7 +80,7 @@ def origin(args, folder, set_folder, trained):
     Of a classifier that is trained already it is what its record says; a published one has none.
     """
     if trained or not args.train:
-        record = read_json(folder / "training.json") if (folder / "training.json").exists() else {}
+        record = record_of(folder)
         return {key: record[key] for key in ("set", "training") if isinstance(record.get(key), dict)}
     training = {name: getattr(args, name) for name in ("seed", "epochs", "batch_size")}
     levers = levers_on(vars(args))

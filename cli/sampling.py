@@ -66,12 +66,14 @@ def finish_sampling_levers(parser, args, from_best=False):
     if from_best:
         for name in (name for name in SAMPLING if getattr(args, name) != OFF[name]):
             parser.error(f"argument --best: not allowed with --{name}")
-    elif not args.best and not getattr(args, "search_solver", False):
+    elif not args.best:
         fill_in_spacing(args)
 
 
 def fill_in_spacing(args):
-    args.timestep_spacing = args.timestep_spacing or DEFAULT_SPACINGS[args.solver]
+    """The solver's own spacing where none is given; where the solver is searched each trial has its own."""
+    if not vars(args).get("search_solver"):
+        args.timestep_spacing = args.timestep_spacing or DEFAULT_SPACINGS[args.solver]
 
 
 def trained_last(args):
