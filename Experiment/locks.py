@@ -128,7 +128,9 @@ def take(lock):
         holder = "another process"
         with contextlib.suppress(OSError):
             holder = holder_file(lock).read_text() or holder
-        raise PassingError(f"{holder} is writing in {lock.parent}: wait for it, or use another --exp.") from None
+        raise PassingError(
+            f"{holder} is writing in {lock.parent}: wait for it, or use another folder (another --exp)."
+        ) from None
     return held
 
 

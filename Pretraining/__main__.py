@@ -15,6 +15,7 @@ from pathlib import Path
 
 from cli.flags import integer
 from cli.process import run, writing_in
+from Experiment.locks import claimed, refuse_if_claimed
 from Experiment.plan import Plan
 from Pretraining.kinds import KINDS
 from Pretraining.parts import AUTOENCODER, DECODER, Pretraining, part_names
@@ -69,8 +70,9 @@ def plan(args):
     """What there is to make.
 
     Raises:
-        UserError: Photographs are missing or others, or --out holds something else.
+        UserError: Photographs are missing or others, or --out holds something else, or another process writes there.
     """
+    refuse_if_claimed(args.out)
     kind = KINDS[args.backbone]
     sources = source_hashes(args.photographs, args.other_photographs) if args.photographs else None
     record = Record(args.out, args.backbone, args.restart)
@@ -83,7 +85,7 @@ def plan(args):
 
 def pretrain(args, known):
     """Make what is missing."""
-    with writing_in(args.state) if args.state else contextlib.nullcontext():
+    with claimed(args.out), writing_in(args.state) if args.state else contextlib.nullcontext():
         if args.restart:
             known.work.throw_away()
         known.work.make(known.missing)

@@ -279,8 +279,9 @@ def warm_start(args, study, epochs, dataset):
     """Let the search begin with settings that the paper found, within the bounds of this search.
 
     They are the median of the paper's datasets. Those that it found for this very dataset are left out, for they were
-    chosen on its test images: with --select_on test, as published, they are taken instead. After fine-tuning, the first
-    search's settings are tried too: the final ones are then better than those, or they are those.
+    chosen on its test images: with --select_on test, as published, they are taken instead. The same settings are tried with
+    the last Class Encoder too: the paper's share of few epochs may be one that has hardly learned. After fine-tuning, the
+    first search's settings are tried instead: the final ones are then better than those, or they are those.
 
     Args:
         args: The script's arguments.
@@ -293,9 +294,8 @@ def warm_start(args, study, epochs, dataset):
         paper = known[dataset]
     else:
         paper = [median(values) for values in zip(*(known[name] for name in known if name != dataset))]
-    found = [(*paper, {})]
-    if args.train_model == "dif":
-        found.append((1, args.is_1, args.ugs_1, vars(args).get("levers_1", {})))
+    first = (args.is_1, args.ugs_1, vars(args).get("levers_1", {})) if args.train_model == "dif" else (*paper[1:], {})
+    found = [(*paper, {}), (1, *first)]
     for share, steps, scale, levers in found:
         settings = {
             "is": min(max(round(steps), args.is_min), args.is_max),

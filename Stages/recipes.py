@@ -7,13 +7,28 @@ FEWEST_IMAGES = 80  # for a classifier's batch of 64
 
 # Images that the trainings of light backbones see in all, over their epochs: about the same work for a small and a large dataset.
 ENC_IMAGES, DIF_IMAGES = 12_000, 64_000
-# Of classifiers: batch and epochs in a trial, most images of the measurement on test, images that a final one sees in all.
-# Where images have more than COARSE px a side a classifier takes most of the time: as many steps, of smaller batches. In so few
+# Of classifiers: batch, epochs and fewest images in a trial, most images of the measurement on test, images that a final one
+# sees in all. Where images have more than COARSE px a side a classifier takes most of the time: smaller batches. In so few
 # epochs the published rate of Adam hardly ever falls, and accuracies differ by points from seed to seed (Models/levers.md).
+# Photographs are harder to tell apart: of 300 a classifier learns so little that trials differ by chance.
 COARSE = 16
 LONGER = 3  # times as many epochs, at most, where images are augmented: on digits without them --augment lost 3 points
-SMALL_PICTURES = {"batch": 64, "epochs": 32, "most_test_imgs": 1000, "images": 125_000, "optimizer": None}
-LARGER_PICTURES = {"batch": 32, "epochs": 16, "most_test_imgs": 300, "images": 60_000, "optimizer": "adam_steps"}
+SMALL_PICTURES = {
+    "batch": 64,
+    "epochs": 32,
+    "trial_images": 300,
+    "most_test_imgs": 1000,
+    "images": 125_000,
+    "optimizer": None,
+}
+LARGER_PICTURES = {
+    "batch": 32,
+    "epochs": 16,
+    "trial_images": 600,
+    "most_test_imgs": 300,
+    "images": 60_000,
+    "optimizer": "adam_steps",
+}
 
 
 def paper_recipe(args, spec):
@@ -36,8 +51,8 @@ def light_recipe(args, spec):
 
     On the digits these are the values of the demo.
     """
-    images, few = spec.train_size, max(300, 30 * spec.num_classes)
     how = SMALL_PICTURES if spec.resolution <= COARSE else LARGER_PICTURES
+    images, few = spec.train_size, max(how["trial_images"], 30 * spec.num_classes)
     enc_epochs = args.enc_epochs or max(round(ENC_IMAGES / images), min(12, round(2 * ENC_IMAGES / images)), 1)
     dif_epochs = args.dif_epochs or max(round(DIF_IMAGES / images), 1)
     classifier_epochs = min(40, max(10, how["images"] // spec.unit)) * (LONGER if args.recipe == "best" else 1)

@@ -157,6 +157,9 @@ def test_the_spacing_of_the_timesteps_goes_with_the_steps(experiment, caplog, mo
         caplog.clear()
     dpm = planned(hyp_opt, experiment, [*SECOND, "--solver", "dpmpp"])
     assert dpm[0]["timestep_spacing"] == "linspace"  # of another solver: its own
+    searched = planned(hyp_opt, experiment, [*SECOND, "--search_solver"])
+    assert searched[0].get("timestep_spacing") is None  # each trial has its solver's own
+    assert "chosen with --timestep_spacing linspace, which this one does without" in caplog.text
 
 
 def test_more_steps_than_the_solver_of_the_first_search_takes_are_refused(experiment):

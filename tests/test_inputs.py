@@ -365,7 +365,7 @@ def test_a_unet_that_was_fine_tuned_with_another_class_encoder_is_told(tiny, fol
 def test_a_file_system_that_was_away_has_damaged_no_file(tmp_path, monkeypatch, number, raised):
     """What is told to be damaged is thrown away, or left out for good."""
     from Data import decoded, folders, pictures
-    from Models import tensor_files, weights
+    from Models import lora_files, tensor_files, weights
 
     def away(*args, **kwargs):
         raise OSError(number, "away")
@@ -394,7 +394,12 @@ def test_a_file_system_that_was_away_has_damaged_no_file(tmp_path, monkeypatch, 
         patch.setattr(folders.os, "scandir", away)
         folders.entries(tmp_path)
 
-    for work in (read, load, tensors, list_folder):
+    def updates(patch):  # a file of which nothing can be read is not one of theirs
+        patch.setattr(lora_files.h5py, "File", away)
+        if lora_files.read_facts(tmp_path / "epoch1.weights.h5") is None:
+            raise UserError
+
+    for work in (read, load, tensors, list_folder, updates):
         fails(work)
     monkeypatch.setattr(np, "load", away)
     if raised is OSError:

@@ -461,6 +461,19 @@ def test_the_page_of_an_experiment(tmp_path):
     assert 'href="../Data/Synthetic/Exp_x/digits/1kEnc3Dif4Is20Ugs1.5.audit.html"' in page
 
 
+def test_the_page_shows_the_set_that_a_classifier_has_learnt_from(tmp_path):
+    experiment, spec = Experiment(tmp_path, "x", "digits"), dataset_spec("digits")
+    first, second = (write_set(experiment.synthetic_root / name, total=1000, side=8)
+                     for name in ("1kEnc3Dif4Is20Ugs1.5", "1kEnc3Dif4Is20Ugs2"))  # fmt: skip
+    for entry, shown in (({"set": {"folder": second.name}}, second), ({"set": {"folder": first.name}}, first)):
+        write_json(experiment.cas_file, {"resnet20": {"digits": {"x1": entry}}})
+        assert report.set_of(experiment, spec, "resnet20", 1) == shown
+    for entry in ({}, {"set": {"folder": "gone"}}, {"set": "of an earlier version"}):
+        write_json(experiment.cas_file, {"resnet20": {"digits": {"x1": entry}}})
+        with pytest.raises(UserError, match="several synthetic datasets"):
+            report.set_of(experiment, spec, "resnet20", 1)
+
+
 def test_passwords_are_shown_nowhere(tmp_path):
     secret = "postgresql://opt:s3cret@host/optuna"
     flags = ["--dataset", "digits", "--exp", "x", "--root", str(tmp_path), "--also", f"hyp_opt --storage {secret}"]

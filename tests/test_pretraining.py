@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import keras
 import numpy as np
 import pytest
+from filelock import FileLock
 from keras import layers
 from PIL import Image
 
@@ -330,9 +331,15 @@ def test_parts_go_on_from_the_files_of_a_lost_machine(pretrain, whole, place):
         flags = {"unet_1": ["--unet_cycles", 1], "unet_2": []}.get(part, ["--until", part])
         assert list(pretrain("parts", *flags)["parts"]) == PARTS[:number]
     assert same(weights_in(place / "whole"), weights_in(place / "parts"))
-    assert {path.name for path in (place / "parts").iterdir()} == {
+    assert {path.name for path in (place / "parts").iterdir() if not path.name.startswith(".lock")} == {
         "training.json", "losses.png", "samples.png", "samples_photographs.png", *(f"{name}.weights.h5" for name in FILES)
     }  # fmt: skip
+
+
+def test_two_processes_do_not_write_in_one_folder(pretrain, place):
+    (place / "claimed").mkdir()
+    with FileLock(place / "claimed/.lock"), pytest.raises(UserError, match="is writing in .*claimed"):
+        pretrain("claimed")
 
 
 def test_the_record_has_every_figure(whole):

@@ -15,6 +15,7 @@ from Experiment.errors import UserError
 from Experiment.intervals import difference_interval, mcnemar
 from Experiment.predictions import Predictions, read_predictions, trained_otherwise, write_predictions
 from Experiment.randomness import repeat_seed
+from Experiment.records import fixed_arguments
 from Models import teacher as teachers
 from Models.classifiers import CLASSIFIERS
 from Models.weight_cards import teacher_hash
@@ -271,6 +272,13 @@ def test_real_images_stand_in_for_synthetic_ones(root, caplog):
 @pytest.fixture
 def quick_teacher(monkeypatch):
     monkeypatch.setattr(presets, "CLASSIFIER_EPOCHS", 3)
+
+
+@pytest.mark.parametrize("tf32", [False, True])
+def test_how_a_teacher_multiplies_is_on_its_record_where_it_is_asked_for(tf32, monkeypatch):
+    monkeypatch.setitem(teachers.CHOSEN, "tf32", tf32)
+    told = fixed_arguments(teachers.teacher_arguments("resnet20", 40), ())
+    assert told.get("tf32", False) is tf32
 
 
 def test_soft_labels_are_a_teachers_and_are_kept_beside_the_set(root, quick_teacher, monkeypatch, caplog):

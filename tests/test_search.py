@@ -183,11 +183,12 @@ def queued(*flags, epochs=(5, 10)):
 
 
 def test_warm_start():
-    assert queued("--dataset", "cifar10", "--select_on", "test") == [(31, 1.19, 6)]
-    assert queued() == [(40, 1.57, 6)]  # the median of the paper's
+    assert queued("--dataset", "cifar10", "--select_on", "test") == [(31, 1.19, 6), (31, 1.19, 10)]
+    assert queued() == [(40, 1.57, 6), (40, 1.57, 10)]  # the median of the paper's, and with the last Class Encoder
+    assert queued(epochs=(1,)) == [(40, 1.57, 1)]
     assert queued("--train_model", "dif", "--is_1", "20", "--ugs_1", "2.5") == [(20, 1.615, 10), (20, 2.5, 10)]
-    assert queued("--is_max", "12", "--ugs_max", "1") == [(12, 1.0, 6)]
-    assert queued("--ugs_max", "1.00006") == [(40, 1.00006, 6)]  # rounded, it would be beyond the range
+    assert queued("--is_max", "12", "--ugs_max", "1") == [(12, 1.0, 6), (12, 1.0, 10)]
+    assert queued("--ugs_max", "1.00006")[0] == (40, 1.00006, 6)  # rounded, it would be beyond the range
 
 
 @pytest.mark.parametrize("part", ["enc", "dif"])
