@@ -29,7 +29,7 @@ def test_batch_files_can_be_read_by_the_shell(path):
 
 
 KUBERNETES = REPOSITORY / "cluster/kubernetes"
-JOBS = [job for file in sorted(KUBERNETES.glob("[1-6]-*.yaml")) for job in yaml.safe_load_all(file.read_text())]
+JOBS = [job for file in sorted(KUBERNETES.glob("[1-7]-*.yaml")) for job in yaml.safe_load_all(file.read_text())]
 
 
 @pytest.mark.parametrize("job", JOBS, ids=lambda job: job["metadata"]["name"])
@@ -73,7 +73,7 @@ case $(grep -c -F -x -e "$*" {log}) in
     2) echo "1 " ;;
     *) case "$*" in
         *{failing}*) echo " FailureTarget Failed" ;;
-        *6-*) echo " Complete SuccessCriteriaMet Complete" ;;
+        *7-*) echo " Complete SuccessCriteriaMet Complete" ;;
         *) echo " SuccessCriteriaMet Complete" ;;
     esac ;;
 esac
@@ -81,7 +81,7 @@ esac
 
 
 @pytest.mark.parametrize(
-    "failing, last, before", [("nothing", 6, ""), ("3-adapt-unet", 3, " Complete"), ("nothing", 6, "1 ")]
+    "failing, last, before", [("nothing", 7, ""), ("3-adapt-unet", 3, " Complete"), ("nothing", 7, "1 ")]
 )
 def test_the_jobs_of_kubernetes_run_one_after_the_other(tmp_path, failing, last, before):
     """With a stand-in for kubectl. Jobs that have ended make room for new ones, those that run go on."""
@@ -94,7 +94,7 @@ def test_the_jobs_of_kubernetes_run_one_after_the_other(tmp_path, failing, last,
     assert ("3-adapt-unet.yaml has failed" in done.stderr) == (last == 3)
     lines = log.read_text().splitlines()
     assert all(line.startswith("--namespace=me ") for line in lines)
-    files = sorted(file.name for file in KUBERNETES.glob("[1-6]-*.yaml"))[:last]
+    files = sorted(file.name for file in KUBERNETES.glob("[1-7]-*.yaml"))[:last]
     assert [line.split()[-1] for line in lines if " apply " in line][1:] == files
     named = [
         f"job/{job['metadata']['name']}"

@@ -1,5 +1,5 @@
 #!/bin/bash
-# The six steps as jobs, one after the other; all arguments go to kubectl (--namespace=me).
+# The six steps as jobs (the fifth is two), one after the other; all arguments go to kubectl (--namespace=me).
 # What is finished says so and ends: after an error the same command goes on where it stood.
 set -euo pipefail
 cd "$(dirname "$0")"
@@ -9,7 +9,7 @@ state() { # of jobs: how many pods run, and which conditions hold; nothing where
 }
 
 kubectl "$@" apply -f experiment.yaml -f postgres.yaml
-for file in [1-6]-*.yaml; do
+for file in [1-7]-*.yaml; do
     jobs=$(sed -n 's/^  name: //p' "$file") complete=0
     for job in $jobs; do # one that has ended would stand in the way of a new one; one that runs goes on
         found=$(state "$@" get "job/$job")
