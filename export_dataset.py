@@ -13,15 +13,17 @@ from cli.flags import finish_args, new_parser
 from cli.process import run, telling_what_is_saved
 from Data.cards import CITATION, card, summary, title
 from Data.croissant import croissant
+from Data.doubts import doubts
 from Data.export import FORMATS
 from Data.export_images import SetToExport, only_set
 from Data.loaders import load_splits
 from Data.measured import audit_tables, cas_doubts, cas_rows
 from Data.registry import dataset_spec, origin
+from Data.report import data_identity
 from Experiment.disk import check_room, gigabytes
 from Experiment.errors import UserError
 from Experiment.files import atomic_folder, refuse_existing, write_json
-from Experiment.licences import OF_DATA, OF_OTHER_WEIGHTS, Licence
+from Experiment.licences import NOT_KNOWN, OF_DATA, OF_OTHER_WEIGHTS, Licence
 from Experiment.paths import Experiment
 from Experiment.plan import Plan
 from Experiment.progress import each
@@ -43,12 +45,15 @@ def parse_args(argv=None):
     )  # fmt: skip
     add("--with_real", action="store_true", help="npz: add the real val and test images, where their licence allows it")
     add("--license", metavar="ID", help="licence of your own data as Hugging Face calls it, such as cc-by-4.0")
+    add("--attribution", default="", metavar="TEXT", help="who is to be named for your own data, and how")
     args = finish_args(parser, argv)
     args.to = args.to.expanduser().resolve()
     if args.with_real and args.format != "npz":
         parser.error("argument --with_real: only with --format npz")
     if args.license and not re.fullmatch(r"[a-z0-9][a-z0-9.+-]{0,60}", args.license):
         parser.error(f"argument --license: must be small letters, digits, '.', '+' and '-', received {args.license!r}")
+    if args.attribution and not args.license:
+        parser.error("argument --attribution: only with --license, which asks for it")
     return args
 
 
@@ -56,8 +61,8 @@ def plan(args):
     """Look at what is there.
 
     Returns:
-        A `Plan`: the `source`, a `SetToExport`; the `experiment`; the `licences` of the real data and of the backbone; what
-        was `measured` with the set, and the figures of its `audit`.
+        A `Plan`: the `source`, a `SetToExport`; the `experiment`; the `licences` and `credits` of the real data and of the
+        backbone; what was `measured` with the set, why that may be too good, and the figures of its `audit`.
 
     Raises:
         UserError: The run cannot begin: a folder in the way, no set or not a whole one, broken results, no licence to pass
@@ -77,6 +82,7 @@ def plan(args):
     check_room(args.to.parent, source.bytes(), "the export")
     return Plan(
         source=source, experiment=experiment, licences=(licence, weights_licence(source.manifest)),
+        credits=(args.attribution, credit_of(source.manifest)),
         measured=cas_rows(experiment, source), doubts=cas_doubts(experiment, source), audit=audit_tables(folder, source.sha256, experiment),
     )  # fmt: skip
 
@@ -94,18 +100,24 @@ def data_licence(args, spec):
     if not args.license:
         return known.licence if known else None
     named = next((licence for licence in OF_DATA.values() if licence.id == args.license), None)
-    return named or Licence(args.license, args.license, "https://spdx.org/licenses/", "its terms be kept")
+    return named or Licence(args.license, args.license, "", "its terms be kept")
 
 
 def weights_licence(manifest):
     """The licence of the pretrained weights that a set was made with, None where it is not known or there is none."""
     backbone, weights = BACKBONES.get(manifest.get("backbone")), manifest.get("weights")
-    if not backbone or not backbone.licence:
+    if not backbone:
         return None
     weights = weights if isinstance(weights, dict) else {}
     # An earlier version recorded no decoder. A UNet from elsewhere follows other numerics, whatever decodes its latents.
     own = weights.get("decoder") in (None, backbone.files["decoder"].hash()) and not weights.get("numerics")
     return backbone.licence if own else OF_OTHER_WEIGHTS
+
+
+def credit_of(manifest):
+    """What the backbone of a set has learned from, where this project has trained it."""
+    backbone = BACKBONES.get(manifest.get("backbone"))
+    return backbone.credit if backbone else ""
 
 
 def export(args, known=None):
@@ -129,13 +141,17 @@ def export(args, known=None):
     if args.with_real:
         splits = load_splits(source.spec, args.data_dir, args.seed, source.spec.resolution, known.experiment)
         source.real = {name: getattr(splits, name) for name in REAL}
+        found = doubts(splits, data_identity(splits, source.spec), source.manifest.get("learned_from", []))
+        for text in found:
+            log.warning("accuracies on the real test images of this file may be too good: %s", text)
+        known.doubts = [*dict.fromkeys([*known.doubts, *found])]
     with (
         telling_what_is_saved(lambda: f"{args.to} is not made", "begins anew"),
         atomic_folder(args.to) as folder,
         contextlib.closing(each(source.images(), "image", source.total)) as images,
     ):
         layout = FORMATS[args.format](folder, source, images)
-        text = card(source, layout, known.licences, known.measured, known.doubts, known.audit)
+        text = card(source, layout, known.licences, known.credits, known.measured, known.doubts, known.audit)
         (folder / "README.md").write_text(text, encoding="utf-8")
         if layout.features:
             write_json(folder / "croissant.json", described(source, layout, known.licences))
@@ -145,7 +161,8 @@ def export(args, known=None):
 
 def described(source, layout, licences):
     """The Croissant description of the folder. It is dated as the set is, so that two exports have the same bytes."""
-    pages = [licence.page or licence.name for licence in licences if licence]
+    of_data, of_weights = licences
+    pages = [licence.page or licence.id for licence in (of_data or NOT_KNOWN, of_weights) if licence]
     day = time.strftime("%Y-%m-%d", time.gmtime(source.folder.stat().st_mtime))
     return croissant(source, layout, title(source), summary(source), pages, day, CITATION)
 

@@ -3,6 +3,7 @@
 import yaml
 
 from Data.registry import origin
+from Experiment.licences import NOT_KNOWN
 from Experiment.records import flattened
 from Experiment.text import markdown
 
@@ -45,13 +46,19 @@ def summary(source):
     )
 
 
-def card(source, layout, licences, measured, doubts, audit):
+def linked(licence):
+    """The name of a licence as Markdown, with its address where that is known."""
+    return f"[{licence.name}]({licence.page})" if licence.page else licence.name
+
+
+def card(source, layout, licences, credits, measured, doubts, audit):
     """The text of README.md.
 
     Args:
         source: The `SetToExport`.
         layout: The `Layout` of the folder.
         licences: (of the real data, of the backbone's weights), a `Licence` or None each.
+        credits: (authors of the user's own data, sources of what the backbone was trained on), text or empty each.
         measured: Rows of `Data.measured.cas_rows`.
         doubts: Why they may be too good, a list of text.
         audit: Tables of an audit, [{"header", "rows"}]; empty where there was none.
@@ -62,8 +69,8 @@ def card(source, layout, licences, measured, doubts, audit):
     parts = [
         f"# {title(source)}", f"**Generated images.** {summary(source)}", *classes_part(source, layout),
         "## Files", layout.files, *(soft if source.soft_labels is not None else []), f"```python\n{layout.reading}\n```",
-        "## How the images were made", *made_part(source, licences[1]),
-        "## What they were made from", *from_part(source, licences[0]),
+        "## How the images were made", *made_part(source, licences[1], credits[1]),
+        "## What they were made from", *from_part(source, licences[0], credits[0]),
         "## How good they are", *measured_part(source, measured, doubts), "## Audit", *audit_part(audit),
         "## Use and limits", USE, "## Mark of generated images", layout.mark,
         "## Licence", *licence_part(source, licences), "## Citation", f"```bibtex\n{CITATION}\n```",
@@ -73,8 +80,7 @@ def card(source, layout, licences, measured, doubts, audit):
 
 def metadata(source, layout, licences):
     """The YAML that Hugging Face reads at the top of a card."""
-    ids = [licence.id if licence else "unknown" for licence in licences[:1]]
-    ids += [licence.id for licence in licences[1:] if licence]
+    ids = [licence.id for licence in (licences[0] or NOT_KNOWN, licences[1]) if licence]
     content = {
         "pretty_name": title(source),
         "license": ids if len(ids) > 1 else ids[0],
@@ -113,7 +119,7 @@ def classes_part(source, layout):
     return [table(header, [[label, *row] for label, row in enumerate(zip(*columns))])]
 
 
-def made_part(source, licence):
+def made_part(source, licence, credit):
     told = (
         f"By the method of [{PAPER}]({PAPER_PAGE}): a Class Encoder takes the place of the text encoder, the UNet is fine-tuned, "
         "and images are sampled by class. The label of an image is the class that it was asked for; nobody has looked at it."
@@ -126,23 +132,27 @@ def made_part(source, licence):
         known |= {f"weights, {part}: SHA-256": value for part, value in flattened(weights).items()}
     known["images: SHA-256"] = source.sha256
     if licence and licence.page:
-        told += (
-            f" The pretrained weights of `{source.settings['backbone']}` are under [{licence.name}]({licence.page})."
-        )
+        told += f" The pretrained weights of `{source.settings['backbone']}` are under {linked(licence)}."
+    if credit and not licence:
+        told += f" The pretrained weights of `{source.settings['backbone']}` have learned from {credit}."
     return [told, table(["setting", "value"], [*known.items()])]
 
 
-def from_part(source, licence):
+def from_part(source, licence, credit):
     known = origin(source.spec)
     if not known:
-        return [f"The training images of `{source.spec.name}`, a dataset of whoever made this one."]
+        by = f": {markdown(credit)}." if credit else ", a dataset of whoever made this one."
+        return [
+            f"The training images of `{source.spec.name}`{by}" + (f" Licence: {linked(licence)}." if licence else "")
+        ]
     told = f"The training images of [{source.spec.name}]({known.page}): {known.citation}."
-    return [told + (f" Licence: [{licence.name}]({licence.page})." if licence else " Their authors state no licence.")]
+    return [told + (f" Licence: {linked(licence)}." if licence else " Their authors state no licence.")]
 
 
 def measured_part(source, measured, doubts):
+    doubtful = [f"**Accuracies on its real test images may be too good**: {text}." for text in doubts]
     if not measured:
-        return ["No accuracy was measured with it."]
+        return ["No accuracy was measured with it.", *doubtful]
     told = (
         f"Classification Accuracy Score: accuracy on the real test images of {source.spec.name} of a classifier that has seen "
         "generated images alone, unless a share of real ones is named, beside one that has seen the real training images. "
@@ -151,7 +161,7 @@ def measured_part(source, measured, doubts):
     return [
         told,
         table(["classifier", "trained on", "beyond the paper's recipe", "top-1", "95 % interval", "top-5"], measured),
-        *(f"**They may be too good**: {text}." for text in doubts),
+        *doubtful,
     ]
 
 
@@ -172,9 +182,7 @@ labelled with, and may resemble training images closely: they are not anonymous 
 def licence_part(source, licences):
     of_data, of_weights = licences
     if of_data:
-        parts = [
-            f"The licence of the real images is carried over: [{of_data.name}]({of_data.page}) asks that {of_data.duty}."
-        ]
+        parts = [f"The licence of the real images is carried over: {linked(of_data)} asks that {of_data.duty}."]
     else:
         parts = [
             f"No licence is known for the real images of {source.spec.name}: ask their authors before you use these."
@@ -182,5 +190,5 @@ def licence_part(source, licences):
     if of_weights and not of_weights.page:
         parts.append(f"The weights were not the backbone's own: {of_weights.duty}.")
     elif of_weights:
-        parts.append(f"Under [{of_weights.name}]({of_weights.page}), the licence of the backbone, {of_weights.duty}.")
+        parts.append(f"Under {linked(of_weights)}, the licence of the backbone, {of_weights.duty}.")
     return parts

@@ -193,8 +193,14 @@ def beside(scan, folder, names):
     """Files that lie where class folders should: images are not used, as little as the rest."""
     for name in names:
         file = os.path.join(folder, name)
-        seen = is_image(scan.path / file)
-        yield Unused(file, BESIDE if seen else NOT_AN_IMAGE, "" if seen else suffix(name))
+        try:
+            probe(scan.path / file)
+            yield Unused(file, BESIDE, "")
+        except NotAnImage:
+            yield Unused(file, NOT_AN_IMAGE, suffix(name))
+        except BROKEN_IMAGE as error:
+            let_pass(error, scan.path / file)
+            yield Unused(file, BROKEN, shown(error) or type(error).__name__)
 
 
 def suffix(name):

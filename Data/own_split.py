@@ -1,11 +1,13 @@
 """How an image folder without splits is divided: once for an experiment, and written down."""
 
 import contextlib
+import functools
 import hashlib
 import json
 import logging
 import math
 import os
+import unicodedata
 from typing import NamedTuple
 
 import numpy as np
@@ -199,12 +201,17 @@ def places_of(experiment, recorded, there):
     Raises:
         UserError: Files are gone or new; it says which, and what to do.
     """
-    place = {file: i for i, file in enumerate(there)}
-    gone = [file for of_split in recorded.values() for file in of_split.files if file not in place]
-    if gone or len(there) != sum(len(of_split.files) for of_split in recorded.values()):
-        before = {file for of_split in recorded.values() for file in of_split.files}
-        refuse_changes(experiment, {"gone": gone, "new": place.keys() - before})
-    return {split: np.array([place[file] for file in of_split.files], np.int64) for split, of_split in recorded.items()}
+    names = [file for of_split in recorded.values() for file in of_split.files]
+    # Systems store letters with accents in several Unicode forms, and copying may change it.
+    plain = functools.partial(unicodedata.normalize, "NFC")
+    if any(len({plain(file) for file in files}) < len(files) for files in (names, there)):
+        plain = str  # two files have one name but for the form
+    place = {plain(file): i for i, file in enumerate(there)}
+    known = {plain(file) for file in names}
+    if known != place.keys():
+        refuse_changes(experiment, {"gone": known - place.keys(), "new": place.keys() - known})
+    return {split: np.array([place[plain(file)] for file in of_split.files], np.int64)
+            for split, of_split in recorded.items()}  # fmt: skip
 
 
 def check_digests(experiment, recorded, read):

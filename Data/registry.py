@@ -3,6 +3,7 @@
 import contextlib
 import io
 import re
+import unicodedata
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -159,7 +160,8 @@ def dataset_spec(name, skip_broken=False, resolution=None, background="white"):
 
 def own_name(path):
     """A dataset name for the user's own data that cannot be mistaken for a published dataset's."""
-    name = "".join(c if c.isalnum() or c in "_-" else "_" for c in (path.name if path.is_dir() else path.stem))
+    name = unicodedata.normalize("NFC", path.name if path.is_dir() else path.stem)
+    name = "".join(c if c.isalnum() or c in "_-" else "_" for c in name)
     return f"{name}_own" if name.casefold() in DATASETS else name  # some systems ignore case
 
 
@@ -230,15 +232,16 @@ def augmentations(spec):
     """What `--augment standard` does to training images: `flip` (left and right), `crop`, `erase`, as names.
 
     Images are mirrored where that keeps their class. Of the user's own data the names of the classes decide: none says left
-    or right, and each is a word, for letters and numbers may name what is written in the image.
+    or right or holds a digit or a letter by itself, for letters and numbers may name what is written in the image.
     """
     names, flips = class_names(spec), spec.flips
     if flips is None:
         words = [
             re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", name) for name in names
         ]  # LeftEye, turnLeft
-        sided = re.compile(r"(?<![a-z])(left|right)(?![a-z])", re.IGNORECASE)
-        flips = not any(len(name) < 2 or name.isnumeric() or sided.search(name) for name in words)
+        letter = r"[^\W\d_]"
+        sided = re.compile(rf"(?<!{letter})({letter}|left|right)(?!{letter})", re.IGNORECASE)
+        flips = not any(re.search(r"\d", name) or sided.search(name) for name in words)
     return ("flip", "crop", "erase") if flips else ("crop", "erase")
 
 

@@ -59,7 +59,8 @@ class FolderSink:
     def put(self, number, png):
         """Store the bytes of an image. Returns whether they are what is there now."""
         path = self.writer.file(number)
-        partial = partial_path(path)
+        # Beside the class folders: what a killed process leaves there would be an image to those who read the folder.
+        partial = partial_path(self.writer.folder / f"{path.parent.name}-{path.name}")
         try:
             with open(partial, "wb") as file:
                 file.write(png)

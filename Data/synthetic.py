@@ -17,7 +17,7 @@ from Data.marking import marked
 from Data.numbering import Balanced
 from Data.set_hashes import class_hashes, combined, keep_hashes, set_hashes
 from Data.sinks import FolderSink, TarSink
-from Data.stores import FILES, TAR_PATTERN, TARS, class_folders, image_name, open_store
+from Data.stores import FILES, MEMBER, TAR_PATTERN, TARS, class_folders, image_name, open_store
 from Experiment.errors import UserError
 from Experiment.files import read_json, write_json
 from Experiment.levers import levers_on, without_off
@@ -157,6 +157,10 @@ def open_set(folder, num_classes):
     store = open_store(folder, num_classes, manifest)
     there = [len(of_class) for of_class in store.names]
     if manifest and manifest.get("counts") != there:
+        if others := [name for of_class in store.names for name in of_class if not MEMBER.fullmatch(name)]:
+            raise UserError(
+                f"{folder} holds images that its manifest does not count: {first_ten(others)}. Remove them."
+            )
         raise UserError(
             f"{Path(folder) / MANIFEST} counts {manifest.get('counts')} images a class, but there are {there}: the command "
             "that made the set makes what is missing."

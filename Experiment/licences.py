@@ -36,4 +36,5 @@ OPENRAIL_PLUS = Licence(
 OF_OTHER_WEIGHTS = Licence(
     "the licence of the weights", "other", "", "their licence, which is not known here, holds too"
 )
+NOT_KNOWN = Licence("no licence that is known", "unknown", "", "their authors be asked")
 OF_DATA = {licence.name: licence for licence in (CC_BY, CC_BY_NC)}

@@ -39,6 +39,7 @@ class Backbone:
         heads: Attention heads of its UNet at each resolution, if it has the structure of Stable Diffusion's: then it can
             be filled from diffusers' and the original's files too.
         licence: Of its own pretrained weights; None of those that this project has trained.
+        credit: What those have learned from, with authors and licences.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Backbone:
     prediction_type: str = "epsilon"
     heads: tuple = ()
     licence: Licence | None = None
+    credit: str = ""
 
     @property
     def latent_shape(self):
@@ -157,7 +159,14 @@ OWN_TRAINING = {
 }
 
 
-def own_backbone(name, context_shape, gflop):
+GLYPHS = "printed characters of the fonts that matplotlib carries"
+PHOTOGRAPHS = (  # more in small_weights/README.md
+    "photographs of Caltech-101 (Li, Andreeto, Ranzato, Perona 2022, CC BY 4.0), the Grocery Store Dataset (Klasson, Zhang, "
+    "Kjellström 2019, MIT) and TrashNet (Thung, Yang 2016, MIT)"
+)
+
+
+def own_backbone(name, context_shape, gflop, credit):
     """A backbone that this project has trained (`Pretraining/`) and ships: 32 px, light."""
     folder = Path(__file__).parent / f"{name}_weights"
     return Backbone(
@@ -173,6 +182,7 @@ def own_backbone(name, context_shape, gflop):
         training=OWN_TRAINING,
         light=True,
         gflop=gflop,
+        credit=credit,
     )
 
 
@@ -223,7 +233,7 @@ BACKBONES = {
             heads=(5, 10, 20, 20),
             licence=OPENRAIL_PLUS,
         ),
-        own_backbone("mini", context_shape=(8, 64), gflop=0.166),
-        own_backbone("small", context_shape=(8, 128), gflop=0.167),
+        own_backbone("mini", (8, 64), 0.166, GLYPHS),
+        own_backbone("small", (8, 128), 0.167, f"{GLYPHS}, and {PHOTOGRAPHS}"),
     ]
 }

@@ -443,6 +443,33 @@ def test_own_data_have_the_licence_that_is_named(tmp_path):
     folder = exported(tmp_path, "npz", *flags, "--license", "cc0-1.0", dataset=own)
     assert front_matter(folder)["license"] == "cc0-1.0"
     assert read_npz(folder / "own.npz")["test"][1].tolist() == [0, 1]
+    named = ["--license", "cc0-1.0", "--attribution", "A. Nobody, [2020]"]
+    text = (exported(tmp_path, "hf", *flags[:2], *named, to="hf", dataset=own) / "README.md").read_text()
+    assert "of `own`: A. Nobody, " in text and "Licence: cc0-1.0." in text and "may be too good" not in text
+    assert json.loads((tmp_path / "hf/croissant.json").read_text())["license"] == ["cc0-1.0"]
+
+
+def test_what_the_backbone_has_learned_from_is_named(tmp_path):
+    write_set(tmp_path / "set", "cifar10", settings=SETTINGS | {"backbone": "small"})
+    folder = exported(tmp_path, "hf", "--synthetic_dir", str(tmp_path / "set"), dataset="cifar10")
+    assert "Caltech-101" in (folder / "README.md").read_text()
+    assert json.loads((folder / "croissant.json").read_text())["license"] == ["unknown"]
+    write_set(tmp_path / "other", settings=SETTINGS | {"weights": {"decoder": "e" * 64}})
+    folder = exported(tmp_path, "folders", "--synthetic_dir", str(tmp_path / "other"), to="others")
+    assert front_matter(folder)["license"] == ["cc-by-4.0", "other"]  # of mini's shape, but not its own
+    assert "printed characters" not in (folder / "README.md").read_text()
+
+
+def test_real_test_images_that_the_generator_may_have_learned_from_are_told_of(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr("export_dataset.log.propagate", True)
+    learned = {"learned_from": [{"resolution": 8, "train": "0" * 64}]}
+    write_set(tmp_path / "set", settings=SETTINGS | learned)
+    flags = ["--synthetic_dir", str(tmp_path / "set")]
+    folder = exported(tmp_path, "npz", *flags, "--with_real")
+    told = "has learnt from other training images than those of today"
+    assert told in caplog.text and "may be too good" in (folder / "README.md").read_text()
+    folder = exported(tmp_path, "npz", *flags, to="without")  # which has no real images
+    assert told not in (folder / "README.md").read_text()
 
 
 # What the card says

@@ -184,6 +184,13 @@ def test_nothing_is_left_out_without_a_word(tmp_path):
     }  # fmt: skip
 
 
+def test_a_damaged_photograph_beside_the_class_folders_is_called_so(tmp_path):
+    image_folder(tmp_path, {"a": 2, "b": 2})
+    (tmp_path / "cut.jpg").write_bytes(b"\xff\xd8\xff\xe0cut")
+    ((file, reason, detail),) = scan_folder(tmp_path).unused
+    assert (file, reason) == ("cut.jpg", "broken") and detail
+
+
 def test_what_systems_leave_is_ignored(tmp_path):
     image_folder(
         tmp_path,

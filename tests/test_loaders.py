@@ -678,6 +678,14 @@ def test_a_copy_elsewhere_has_the_same_split(tmp_path, experiment):
     assert same(first, load_splits(dataset_spec(tmp_path / "moved"), "unused", 2, None, experiment))
 
 
+def test_a_copy_from_a_system_of_another_unicode_form_has_the_same_split(tmp_path, experiment):
+    folder = own_folder(tmp_path)
+    (folder / "ant").rename(folder / "k\N{LATIN SMALL LETTER A WITH DIAERESIS}fer")
+    first = load_splits(dataset_spec(folder), "unused", 1, None, experiment)
+    (folder / "k\N{LATIN SMALL LETTER A WITH DIAERESIS}fer").rename(folder / "ka\N{COMBINING DIAERESIS}fer")
+    assert same(first, load_splits(dataset_spec(folder), "unused", 2, None, experiment))
+
+
 @pytest.mark.parametrize("change, told", [
     (lambda folder: (folder / "ant/003.png").unlink(), r"1 gone \(ant/003.png\)"),
     (lambda folder: shutil.copy(folder / "ant/003.png", folder / "ant/x.png"), r"1 new \(ant/x.png\)"),

@@ -4,13 +4,14 @@ import json
 import os
 import shutil
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from Data import decoded
+from Data import decoded, sinks
 from Data.generation import sheet_file
 from Data.numbering import Balanced
 from Data.set_hashes import kept_file
@@ -79,6 +80,31 @@ def test_resuming_gives_the_same_manifest(tmp_path):
     assert write_dataset(tmp_path, [3, 2]) == [(0, 1), (1, 0)]  # only these
     assert (tmp_path / MANIFEST).read_text() == manifest
     assert write_dataset(tmp_path, [3, 2]) == []
+
+
+def test_a_killed_writer_leaves_no_image_in_a_class_folder(tmp_path, monkeypatch):
+    """What reads a class folder as it is (Keras does) takes every .png for an image."""
+    begun = []
+
+    def killed(source, target):
+        begun.append(Path(source))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sinks.os, "replace", killed)
+    monkeypatch.setattr(Path, "unlink", lambda *args, **kwargs: None)
+    writer = SyntheticWriter(tmp_path, [1])
+    writer.begin()
+    with pytest.raises(KeyboardInterrupt):
+        writer.sink.put(0, b"png")
+    writer.close()
+    assert begun[0].parent == tmp_path and list((tmp_path / "class_00").iterdir()) == []
+
+
+def test_images_that_the_manifest_does_not_count_are_named(tmp_path):
+    write_dataset(tmp_path, [3, 2])
+    shutil.copy(tmp_path / "class_00/img_1.png", tmp_path / "class_00/img_1 (copy).png")
+    with pytest.raises(UserError, match=r"does not count: class_00/img_1 \(copy\)\.png\. Remove them"):
+        synthetic_files(tmp_path, 2)
 
 
 def test_manifest_tells_other_images_apart(tmp_path):
