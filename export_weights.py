@@ -75,7 +75,7 @@ def plan(args):
     epochs = chosen_epochs(experiment, args.enc_epoch, args.dif_epoch)
     base = base_hashes(args, ("image_encoder", "decoder") if args.vae else ("decoder",), epochs["dif"])
     check_pretrained(epochs.values(), base, backbone.prediction_type, vae_too=True)
-    compare_encoders(epochs["enc"], epochs["dif"])
+    compare_encoders(epochs["enc"], args.seed, epochs["dif"])
     updates = read_facts(epochs["dif"]) if epochs["dif"] else None
     if args.lora == "separate" and not updates:
         held = f"{epochs['dif']} holds a whole UNet" if epochs["dif"] else "the pretrained UNet has none"

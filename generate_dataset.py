@@ -101,7 +101,7 @@ def plan(args):
     guide = guide_epoch(experiment, *sampling.trained_last(args), args.autoguide)
     hashes = base_hashes(args, ["decoder", *sampling.guide_parts(args, guide)], epochs["dif"])
     check_pretrained([*epochs.values(), guide], hashes, backbone.prediction_type)
-    compare_encoders(epochs["enc"], epochs["dif"])
+    compare_encoders(epochs["enc"], args.seed, epochs["dif"])
     hashes |= weights_hashes({**epochs, "guide": guide}, classes) | sets.filter_hash(args, spec, experiment, classes)
     numbering, prior = sets.numbering_of(args, spec, experiment, total, max(args.batch_size, backbone.block))
     settings = {

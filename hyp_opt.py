@@ -134,7 +134,7 @@ def plan(args):
     base = pretrained_inputs(backbone, sorted(pretrained), args.weights_dir)
     under = pretrained_inputs(backbone, ["unet"], args.weights_dir) if lora else {}
     check_pretrained([*epochs.values(), *epoch_files.values(), guide], base | under, backbone.prediction_type)
-    compare_encoders(epoch_files["enc"], *(epochs.values() if part == "dif" else ()))
+    compare_encoders(epoch_files["enc"], args.seed, *(epochs.values() if part == "dif" else ()))
     inputs["weights"] |= base
     splits = splits._replace(train=None)  # memory: a search reads none of them
     return Plan(

@@ -12,12 +12,13 @@ from Audit.shadows import ShadowRecipe, confidence_of, shadow_confidences
 from Data.latents import dataset_moments, moments_file
 from Experiment.errors import UserError
 from Experiment.files import atomic_path, plain_arrays, read_json
+from Experiment.levers import without_off
 from Experiment.randomness import random_stream
 from Models.adapter import load_diffusion
 from Models.backbones import BACKBONES
 from Models.classifier import Classifier
 from Models.moments import moments_encoder
-from Models.runtime import precision
+from Models.runtime import make_repeatable, precision, resolve_precision
 from Models.trained import load_best
 
 log = logging.getLogger("experiment")
@@ -33,12 +34,15 @@ def ask_model(args, known, found):
         return None
     if not known.epochs:
         return None  # the plan has said why
+    made_with = known.source.manifest.get("seed", args.seed)
     key = {
         "epochs": known.inputs["weights"],
         "data": known.inputs["data"],
         "seed": args.seed,
         "losses": args.losses,
-        "precision": args.precision,
+        "precision": resolve_precision(args.precision),
+        **without_off({"tf32": args.tf32}),
+        **({} if known.epochs["enc"] else {"fresh_encoder": made_with}),
     }
     kept = (
         known.experiment.seen_dir
@@ -49,6 +53,7 @@ def ask_model(args, known, found):
             return strength_of_losses(losses["train"], losses["val"])
     try:
         moments, labels = chosen_moments(args, known, BACKBONES[args.backbone])
+        make_repeatable(made_with)  # for a fresh Class Encoder
         with precision(args.precision):
             classes = len(known.inputs["classes"])
             diffusion = load_diffusion(

@@ -9,6 +9,7 @@ import time
 from tqdm import tqdm
 
 TO_PIPELINE = "PROGRESS_TO_PIPELINE"  # environment variable that the pipeline sets for its stages
+LIVE = "live"  # its value where the pipeline shows a bar; any other: messages, and plain lines too
 MARK = "\x02"  # begins a message to it on standard output; no other line does
 SHOWN_AFTER = 2.0  # s: what is over sooner is not shown
 EVERY_MESSAGE, EVERY_LINE = 0.5, 60.0  # s between messages, and between plain lines
@@ -18,7 +19,7 @@ open_parts = []  # of this process, outermost first
 
 def shown_live():
     """Whether somebody sees progress as it happens, so that lines which only tell of it can be left out."""
-    return TO_PIPELINE in os.environ or sys.stderr.isatty()
+    return os.environ.get(TO_PIPELINE, LIVE if sys.stderr.isatty() else "") == LIVE
 
 
 def duration(seconds):
@@ -40,13 +41,11 @@ class Part:
 
     def __init__(self, total, unit, done, lines):
         self.total, self.unit, self.done, self.begun_with, self.note = total, unit, done, done, ""
-        self.started, self.lines, self.bar = time.monotonic(), lines, None
-        self.due = self.started + SHOWN_AFTER
+        self.started, self.lines, self.bar = time.monotonic(), lines and not shown_live(), None
+        self.message_due, self.line_due = self.started + SHOWN_AFTER, self.started + EVERY_LINE
         if TO_PIPELINE not in os.environ and sys.stderr.isatty():
             self.bar = tqdm(total=total, initial=done, unit=unit, delay=SHOWN_AFTER, smoothing=0.05, leave=False,
                             dynamic_ncols=True, file=sys.stderr)  # fmt: skip
-        elif TO_PIPELINE not in os.environ:
-            self.due = self.started + EVERY_LINE
 
     def advance(self, count=1):
         self.reach(self.done + count)
@@ -60,24 +59,20 @@ class Part:
             if note is not None:
                 self.bar.set_postfix_str(note, refresh=False)
             self.bar.update(step)
-        elif time.monotonic() >= self.due:
-            self.tell()
-
-    def told(self):
-        """Another line has told of it: the next plain one is not due before a minute has passed."""
-        if not shown_live():
-            self.due = time.monotonic() + EVERY_LINE
-
-    def tell(self):
-        if TO_PIPELINE in os.environ:
-            self.due = time.monotonic() + EVERY_MESSAGE
+        now = time.monotonic()
+        if TO_PIPELINE in os.environ and now >= self.message_due:
+            self.message_due = now + EVERY_MESSAGE
             parts = [[part.unit, part.done, part.total, part.note] for part in open_parts]
             print(MARK + json.dumps(parts), flush=True)
-        elif self.lines:
-            self.due = time.monotonic() + EVERY_LINE
-            seconds, made = time.monotonic() - self.started, self.done - self.begun_with
+        if self.lines and now >= self.line_due:
+            self.told()
+            seconds, made = now - self.started, self.done - self.begun_with
             left = seconds / max(1, made) * (self.total - self.done)
             print(f"{self.unit} {self.done} of {self.total}, {duration(seconds)}, {duration(left)} left", flush=True)
+
+    def told(self):
+        """A line has told of it: the next plain one is not due before a minute has passed."""
+        self.line_due = time.monotonic() + EVERY_LINE
 
 
 @contextlib.contextmanager

@@ -159,12 +159,17 @@ def known_prediction(path, name):
 # In YAML, alone in its line or in braces; comments aside.
 SETTING = r"^[^#\n]*\b{}[\"']?\s*:\s*[\"']?([\w.+-]+)"
 SETTINGS = {"linear_start": 0.00085, "linear_end": 0.012, "timesteps": 1000, "scale_factor": LATENT_SCALE}
+SCHEDULE_OF_YAML = "beta_schedule", "linear"  # linear in the square roots, as in diffusers "scaled_linear"
 ZERO_SNR = ("zero_snr", "rescale_betas_zero_snr", "ztsnr")
 
 
 def refuse_other_settings(path, text):
     """Refuse a .yaml under which the original code computes with another schedule or scale of the latents (UserError)."""
-    found = {name: re.search(SETTING.format(name), text, re.MULTILINE) for name in (*SETTINGS, *ZERO_SNR)}
+    names = (*SETTINGS, *ZERO_SNR, SCHEDULE_OF_YAML[0])
+    found = {name: re.search(SETTING.format(name), text, re.MULTILINE) for name in names}
+    name, value = SCHEDULE_OF_YAML
+    if found[name] and found[name][1] != value:
+        raise UserError(f"{path} has {name} {found[name][1]}, where only {value} is computed here.")
     for name, value in SETTINGS.items():
         if found[name] and not same_number(found[name][1], value):
             raise UserError(f"{path} has {name} {found[name][1]}, where only {value:g} is computed here.")

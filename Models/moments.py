@@ -4,7 +4,7 @@ import numpy as np
 from keras import ops
 
 from Experiment.progress import each
-from Models.runtime import precision
+from Models.runtime import precision, without_tf32
 
 
 def encode_moments(image_encoder, images, side, batch_size=64):
@@ -32,6 +32,7 @@ def moments_encoder(backbone, weights_dir=None):
     def encode(images):
         with precision("float32"):
             image_encoder = backbone.image_encoder(weights_dir)
-        return encode_moments(image_encoder, images, backbone.image_size)
+        with without_tf32():  # runs with and without --tf32 share the moments
+            yield from encode_moments(image_encoder, images, backbone.image_size)
 
     return encode

@@ -81,6 +81,19 @@ def precision(name, trainable=False):
         keras.config.set_dtype_policy(before)
 
 
+@contextlib.contextmanager
+def without_tf32():
+    """What is computed in float32 within this block is not rounded, whatever --tf32 says."""
+    import tensorflow as tf
+
+    before = tf.config.experimental.tensor_float_32_execution_enabled()
+    tf.config.experimental.enable_tensor_float_32_execution(False)
+    try:
+        yield
+    finally:
+        tf.config.experimental.enable_tensor_float_32_execution(before)
+
+
 def make_repeatable(seed, deterministic=False):
     """Seed Keras and, if asked, take only operations whose results do not depend on timing.
 

@@ -72,11 +72,13 @@ class DPMSolver:
         multiples of T // (num_steps + 1), plus one. (Both as in the scheduler of diffusers.)
 
         Raises:
-            ValueError: num_steps outside 1..T-1, or an unknown spacing.
+            ValueError: num_steps outside 1..T-1 (`leading`: T/2 - 1, since from there on it would begin in the middle of the
+                noise), or an unknown spacing.
         """
         last = schedule.num_timesteps
-        if not 1 <= num_steps < last:
-            raise ValueError(f"The number of inference steps must be in 1..{last - 1}. Received: {num_steps}")
+        most = last // 2 - 1 if spacing == "leading" else last - 1
+        if not 1 <= num_steps <= most:
+            raise ValueError(f"The number of inference steps must be in 1..{most}. Received: {num_steps}")
         if spacing == "linspace":
             return np.linspace(0, last - 1, num_steps + 1).round().astype("int32")[:0:-1].copy()
         if spacing == "leading":

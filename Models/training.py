@@ -6,6 +6,7 @@ import numpy as np
 from Experiment.errors import UserError
 from Experiment.files import write_csv
 from Experiment.pictures import try_to_draw
+from Models.adapter import WholeNetwork
 from Models.denoising import denoising_model
 from Models.faster_layers import checkpoint_gradients
 from Models.feed import in_parts, noisy_batches, padded, with_targets
@@ -37,8 +38,8 @@ def compile_model(adapted, lr, steps, precision_name, gradient_checkpointing=Fal
             diffusion.unet, diffusion.encoder, backbone.latent_scale, side_by_side, backbone.schedule,
             backbone.prediction_type,
         )  # fmt: skip
-    # The encoder computes in float32 whatever the precision.
-    bfloat16 = adapted.part == "dif" and precision_name == "mixed_bfloat16"
+    # The encoder computes in float32 whatever the precision; gradients of low-rank updates are scaled in float32.
+    bfloat16 = isinstance(adapted, WholeNetwork) and adapted.part == "dif" and precision_name == "mixed_bfloat16"
     optimizer = paper_optimizer(lr, steps, "bfloat16" if bfloat16 else "float32", average_power)
     model.compile(optimizer, "mse", jit_compile=jit_compile())
     model.optimizer.build(model.trainable_variables)

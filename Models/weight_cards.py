@@ -149,17 +149,25 @@ def check_pretrained(files, now, usual="epsilon", vae_too=False):
             log.warning("%s was trained with another VAE than the one in use: is --weights that of its training?", path)
 
 
-def compare_encoders(encoder, *unets):
+def fresh_encoder(seed):
+    """What identifies a fresh Class Encoder, whose weights are a function of the seed."""
+    return f"fresh, of seed {seed}"
+
+
+def compare_encoders(encoder, seed, *unets):
     """Warn where UNets were fine-tuned with another Class Encoder than the one that is to give them contexts.
 
     Args:
         encoder: File of its epoch; None: a fresh one.
-        unets: Files of epochs, or None. Published ones, and those of earlier versions, do not say.
+        seed: Of a fresh one.
+        unets: Files of epochs, or None. Published ones, and those of earlier versions, do not say, or not of which seed a
+            fresh one was.
     """
-    now = read_card(encoder)["sha256"] if encoder else None
+    now = read_card(encoder)["sha256"] if encoder else fresh_encoder(seed)
     for path in filter(None, unets):
-        if read_card(path).get("class_encoder", now) != now:
-            log.warning("%s was fine-tuned with another Class Encoder than %s", path, encoder or "a fresh one")
+        then = read_card(path).get("class_encoder", now)
+        if then != now and (then is not None or encoder):
+            log.warning("%s was fine-tuned with another Class Encoder than %s", path, encoder or f"one that is {now}")
             return
 
 

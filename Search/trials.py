@@ -22,7 +22,7 @@ from Models.backbones import BACKBONES
 from Models.classifier import Classifier
 from Models.devices import start_devices
 from Models.recipes import Recipe
-from Models.runtime import precision
+from Models.runtime import make_repeatable, precision
 from Models.sampler import block_size, generate_images
 from Search.settings import as_params, settings_of, suggest_settings
 
@@ -162,6 +162,8 @@ def prepare(args, known):
     spec, backbone = known.spec, BACKBONES[args.backbone]
     recipe = Recipe(args.optimizer, args.epochs)
     classifier = Classifier(args.classifier, spec.resolution, spec.num_classes, recipe)
+    # A fresh Class Encoder is that of training and generation, which draw nothing before it.
+    make_repeatable(args.seed, args.deterministic)
     with precision(args.precision):
         diffusion = load_diffusion(backbone, spec.num_classes, args.weights_dir, **first_epochs(args, known))
         guide = None

@@ -25,7 +25,7 @@ class Display:
         work: {stage: GFLOP}, see `Stages.work`.
 
     Attributes:
-        live: Whether there is a bar, for which the stages send messages.
+        live: Whether there is a bar: then the stages leave out lines that only tell how far they are.
         runs: {stage: Running} of those that were begun.
     """
 
@@ -71,6 +71,15 @@ class Display:
             return run.first[0] - run.begun
         return time.monotonic() - run.begun if run.code is None else min(run.seconds, START_UP)
 
+    def worked(self, runs):
+        """Seconds in which at least one of these stages worked: they may run side by side."""
+        now, worked, until = time.monotonic(), 0.0, self.started
+        times = ((run.begun + self.idle(run), now if run.code is None else run.begun + run.seconds) for run in runs)
+        for begun, ended in sorted(times):
+            worked += max(0.0, ended - max(begun, until))
+            until = max(until, ended)
+        return worked
+
     def left(self):
         """Seconds that are left; None while too little has been done to tell."""
         runs = dict(self.runs)
@@ -79,7 +88,7 @@ class Display:
         done = sum(self.work[stage] * (share_of(run) - before[stage]) for stage, run in working.items())  # by this run
         if done <= LEAST_SHARE * sum(self.work.values()):
             return None
-        pace = max(0.0, time.monotonic() - self.started - sum(map(self.idle, runs.values()))) / done  # s a GFLOP
+        pace = self.worked(working.values()) / done  # s a GFLOP
         starts = [self.idle(run) for run in working.values() if run.first]
         start_up = sum(starts) / len(starts) if starts else START_UP
         missing = sum(work * (1 - share_of(runs.get(stage))) for stage, work in self.work.items())

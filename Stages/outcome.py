@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from Data.generation import sheet_file
 from Data.loaders import load_splits
 from Data.pictures import read_images
 from Data.registry import class_names
@@ -56,17 +57,16 @@ def real_beside_synthetic(experiment, spec, splits, folder):
         synthetic += of_class[: len(here)]
         labels += [label] * len(here)
     titles = (f"real, {side}x{side} px", "synthetic, as the classifier sees it")
-    file = experiment.images_dir / "real_beside_synthetic.png"
+    file = experiment.images_dir / f"exp{experiment.exp}_real_beside_synthetic.png"
     shown = read_images(synthetic, side, "bilinear", store)
     return side_by_side(np.stack(real), shown, np.array(labels), classes, file, titles)
 
 
-def pictures(experiment):
-    """Pictures that the stages have left."""
+def pictures(experiment, sets):
+    """Pictures that the stages have left, of these sets alone: sheets of others may outlive what they show."""
     exp, dataset = experiment.exp, experiment.dataset
-    found = []
+    found = [sheet for folder in dict.fromkeys(sets) if (sheet := sheet_file(folder)).is_file()]
     for pattern in (
-        f"Data/Synthetic/Exp_{exp}/{dataset}/*.samples.png",
         f"optimization_plots/{exp}/{dataset}/*/history.png",
         f"optimization_plots/{exp}/top_1.png",
         f"CAS Results/CAS_plots/exp{exp}/{dataset}.png",
@@ -90,15 +90,16 @@ def outcome(args, spec, experiment, classifier, stages, seconds):
     """
     splits = load_splits(spec, args.data_dir, args.seed, spec.resolution, experiment)
     count = len(splits.test.labels)
-    drawn = real_beside_synthetic(experiment, spec, splits, set_of(experiment, spec, classifier, args.sizes[0]))
+    sets = [set_of(experiment, spec, classifier, take) for take in args.sizes]
+    drawn = real_beside_synthetic(experiment, spec, splits, sets[0])
     common = common_flags(args)
-    page = write_report(experiment, spec, splits, classifier, stages, seconds, args.sizes, drawn, common)
+    page = write_report(experiment, spec, splits, classifier, stages, seconds, args.sizes, sets, drawn, common)
     title = f"accuracy on {count} real test images"
     return [
         *table(title, "top-1", accuracy_rows(experiment, classifier, args.sizes), ".3f"),
         *doubts(experiment, classifier),
-        *table("stage", "seconds", seconds.items(), "7.0f"),
+        *table("stage, time in this run", "seconds", seconds.items(), "7.0f"),
         f"\npage for a browser: {page}",
         "\npictures:",
-        *(f"  {path}" for path in [drawn, *pictures(experiment)]),
+        *(f"  {path}" for path in [drawn, *pictures(experiment, sets)]),
     ]

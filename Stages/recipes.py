@@ -7,7 +7,7 @@ FEWEST_IMAGES = 80  # for a classifier's batch of 64
 
 # Images that the trainings of light backbones see in all, over their epochs: about the same work for a small and a large dataset.
 ENC_IMAGES, DIF_IMAGES = 12_000, 64_000
-# Of classifiers: batch, epochs and fewest images in a trial, most images of the measurement on test, images that a final one
+# Of classifiers: batch, epochs and fewest images in a trial, most images of the measurement on test beyond those of a trial, images that a final one
 # sees in all. Where images have more than COARSE px a side a classifier takes most of the time: smaller batches. In so few
 # epochs the published rate of Adam hardly ever falls, and accuracies differ by points from seed to seed (Models/levers.md).
 # Photographs are harder to tell apart: of 300 a classifier learns so little that trials differ by chance.
@@ -25,7 +25,7 @@ LARGER_PICTURES = {
     "batch": 32,
     "epochs": 16,
     "trial_images": 600,
-    "most_test_imgs": 300,
+    "most_test_imgs": 600,
     "images": 60_000,
     "optimizer": "adam_steps",
 }

@@ -4,6 +4,7 @@ import os
 import shlex
 
 import pages
+from Data.generation import sheet_file
 from Data.measured import audit_file, audit_tables
 from Data.registry import class_names, origin
 from Data.report import data_identity
@@ -26,7 +27,7 @@ CURVES = {"enc": "Loss of transfer learning by epoch", "dif": "Loss of fine-tuni
 FOOT = "Made by pipeline.py. Formulas and sources: README.md of the project and the pages that it names."
 
 
-def write_report(experiment, spec, splits, classifier, stages, seconds, sizes, drawn, common):
+def write_report(experiment, spec, splits, classifier, stages, seconds, sizes, sets, drawn, common):
     """Write the page of an experiment whose stages are finished.
 
     Args:
@@ -37,6 +38,7 @@ def write_report(experiment, spec, splits, classifier, stages, seconds, sizes, d
         stages: A list of `Stage`.
         seconds: {stage: s} of this run of the pipeline.
         sizes: Synthetic sets, in real sizes.
+        sets: Their folders, see `set_of`.
         drawn: Picture of real images beside synthetic ones.
         common: Flags that every script of the experiment takes.
 
@@ -44,14 +46,13 @@ def write_report(experiment, spec, splits, classifier, stages, seconds, sizes, d
         The file.
     """
     entries = read_json(experiment.cas_file)[classifier][experiment.dataset]
-    sets = [set_of(experiment, spec, classifier, take) for take in sizes]
     parts = [
         glance(entries, sizes),
         data_part(spec, splits),
         pages.section(
             "Samples",
             pages.figure(drawn, "Real training images beside synthetic ones, one class a row"),
-            *collages(experiment),
+            samples(sets[0]),
         ),
         accuracy_part(experiment, entries, classifier, sizes, spec.num_classes),
         steps_part(experiment, spec.num_classes),
@@ -105,10 +106,9 @@ def data_part(spec, splits):
     return pages.section("The real images", pages.paragraph(told), pages.table(["split", "images", "content"], rows))
 
 
-def collages(experiment):
-    """The sheets of samples that generation has left."""
-    return [pages.figure(path, f"Samples of {path.name.removesuffix('.samples.png')}")
-            for path in sorted(experiment.synthetic_root.glob("*.samples.png"))[:1]]  # fmt: skip
+def samples(folder):
+    """The sheet of samples that generation has left beside a set."""
+    return pages.figure_if_there(sheet_file(folder), f"Samples of {folder.name}")
 
 
 def interval(entry, score="top_1_accuracy"):

@@ -13,7 +13,7 @@ from itertools import groupby
 
 from Experiment.errors import MAY_PASS, PassingError, UserError
 from Experiment.paths import REPOSITORY
-from Experiment.progress import MARK, TO_PIPELINE
+from Experiment.progress import LIVE, MARK, TO_PIPELINE
 from Stages.work import fraction
 
 KILLED = "was killed by signal {}: by somebody, or by the system where memory lacks"
@@ -22,10 +22,8 @@ REFRESH = 1.0  # s
 
 
 def start_process(command, live, preexec_fn=None):
-    """A script as a process whose output is read; `live`: it sends messages of its progress too."""
-    environment = {name: value for name, value in os.environ.items() if name != TO_PIPELINE}
-    if live:
-        environment[TO_PIPELINE] = "1"
+    """A script as a process whose output is read. It sends messages of its progress; unless `live`, lines that tell of it too."""
+    environment = os.environ | {TO_PIPELINE: LIVE if live else "with lines"}
     script, *flags = command
     return subprocess.Popen(
         [sys.executable, str(REPOSITORY / script), *flags], env=environment, stdin=subprocess.DEVNULL,

@@ -137,12 +137,16 @@ class Subject:
         return generate_dataset.plan(args).folder, passes(args, Settings(args.inf_steps, args.ugs, dif))
 
     def borrow_teachers(self, exp):
-        """Copy what another variant or seed has trained: a teacher depends on the real images alone."""
-        _, values, _ = self.planned
+        """Copy what another variant or seed has trained: a teacher depends on the real training and validation images alone.
+
+        A folder without validation images is divided by the seed.
+        """
+        spec, values, _ = self.planned
+        of = f"Exp_s{self.seed}[ac]*" if spec.scan and "val" not in spec.scan.splits else "*"
         experiment = Experiment(self.args.work, f"s{self.seed}{exp}", self.name)
         for augment in ("none", "standard"):
             mine = experiment.teacher_dir(values["classifier"]["classifier"], augment)
-            there = mine.parents[3].glob(str(Path("*", *mine.parts[-3:], "training.json")))
+            there = mine.parents[3].glob(str(Path(of, *mine.parts[-3:], "training.json")))
             finished = next(there, None)
             with self.once.guard:  # of variants at a time two may share an experiment
                 if finished and not mine.exists():

@@ -9,7 +9,7 @@ from Experiment.levers import OFF
 from Models.averages import WIDTHS, Averaged, power_of_width
 from Models.backbones import BACKBONES, PARTS
 from Models.feed import drop_labels
-from Models.weight_cards import learned_from, read_card
+from Models.weight_cards import fresh_encoder, learned_from, read_card
 
 log = logging.getLogger("experiment")
 
@@ -69,7 +69,7 @@ def set_up(args, known, diffusion, precision_name):
     facts = {"classes": class_names(known.spec), "dataset": known.spec.name, "pretrained": pretrained_of(args, known),
              "learned_from": before + [seen] * (seen not in before)}  # fmt: skip
     if args.train_model == "dif":
-        facts["class_encoder"] = known.inputs["weights"].get("enc")
+        facts["class_encoder"] = known.inputs["weights"].get("enc") or fresh_encoder(args.seed)
     adapted = adaptation(diffusion, args.train_model, facts, known.updates, args.seed, known.epochs["dif"])
     fit_levers, compiled, recorded = training_levers(args, diffusion.backbone)
     steps = -(-len(known.train.labels) // args.batch_size) * args.epochs

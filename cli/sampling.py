@@ -14,7 +14,7 @@ def add_sampling_levers(parser):
     )  # fmt: skip
     parser.add_argument(
         "--guidance_interval", nargs=2, type=number(0), metavar=("LO", "HI"),
-        help="guide only at noise levels LO < sigma / alpha <= HI, which go from 14.6 to 0.03: other steps are one pass",
+        help="guide only at noise levels LO < sigma / alpha <= HI, which go from 14.62 to 0.029: other steps are one pass",
     )  # fmt: skip
     parser.add_argument(
         "--autoguide", type=integer(0), metavar="EPOCH",
@@ -38,15 +38,16 @@ def check_search_levers(parser, args):
             parser.error(f"argument --{name}: not allowed with --search_{searched}, which chooses it")
 
 
-MOST_STEPS_DPM = STABLE_DIFFUSION.num_timesteps - 1
+MOST_STEPS_DPM = {"linspace": STABLE_DIFFUSION.num_timesteps - 1, "leading": STABLE_DIFFUSION.num_timesteps // 2 - 1}
 SAMPLING = ("solver", "guidance_interval", "autoguide")
 
 
 def check_steps(args):
     """What is wrong with the number of steps of a solver, or None."""
     steps = getattr(args, "inf_steps", None) or getattr(args, "is_max", None) or 1
-    if (args.solver == "dpmpp" or getattr(args, "search_solver", False)) and steps > MOST_STEPS_DPM:
-        return f"argument --solver: dpmpp takes at most {MOST_STEPS_DPM} steps, received {steps}"
+    spacing = args.timestep_spacing or DEFAULT_SPACINGS["dpmpp"]
+    if (args.solver == "dpmpp" or getattr(args, "search_solver", False)) and steps > MOST_STEPS_DPM[spacing]:
+        return f"argument --solver: dpmpp takes at most {MOST_STEPS_DPM[spacing]} steps, received {steps}"
     return None
 
 

@@ -139,6 +139,22 @@ def test_float32_is_float32_unless_tf32_is_asked_for(monkeypatch, gpu):
     assert asked == ([False, True] if gpu else [])  # a processor stays as it is
 
 
+def test_what_runs_share_is_computed_without_tf32(tiny):
+    import tensorflow as tf
+
+    from Models.moments import moments_encoder
+
+    enabled = tf.config.experimental.tensor_float_32_execution_enabled
+    before = enabled()
+    tf.config.experimental.enable_tensor_float_32_execution(True)
+    try:
+        batches = moments_encoder(tiny)(np.zeros((70, 8, 8, 3), np.uint8))
+        assert next(batches).shape == (64, 4, 4, 8) and not enabled()
+        assert len(list(batches)) == 1 and enabled()
+    finally:
+        tf.config.experimental.enable_tensor_float_32_execution(before)
+
+
 class Driver:
     """What the driver's library answers on a machine with one GPU."""
 

@@ -147,6 +147,7 @@ def test_kernels_of_one_pixel_and_matrices_are_each_others(backbone, models, ten
 
 @pytest.mark.parametrize("text, told", [
     ("linear_start: 0.00085\nlinear_end: 0.0120\ntimesteps: 1000\nscale_factor: 0.18215\nzero_snr: false", None),
+    ("beta_schedule: cosine", "has beta_schedule cosine, where only linear"), ("beta_schedule: linear", None),
     ("linear_end: 0.02", "has linear_end 0.02, where only 0.012"), ("{scale_factor: 0.13025}", "has scale_factor 0.13025"),
     ("timesteps: many", "has timesteps many"), ("rescale_betas_zero_snr: True", "rescale_betas_zero_snr: only the schedule"),
 ])  # fmt: skip

@@ -26,14 +26,16 @@ from Experiment.paths import Experiment
 from Experiment.plan import Plan
 from Experiment.records import changes, describe_run, finished_run, flattened, identity
 from Models import weight_cards
-from Models.adapter import Diffusion, WholeNetwork
+from Models.adapter import Diffusion, WholeNetwork, load_diffusion
 from Models.class_encoder import class_encoder
+from Models.devices import start_devices
 from Models.fit_state import differences
 from Models.runtime import resolve_precision
 from Models.training import bytes_needed
 from Models.weight_cards import card_path, check_pretrained, learned_from, read_card, weights_hashes, write_card
 from Models.weight_names import epoch_path
 from Models.weights import save_weights
+from Search.trials import prepare
 from tests.conftest import write_pets
 
 INPUTS = {"classes": ["cat", "dog"], "data": {"train": "a" * 64}, "weights": {"enc": "b" * 64}}
@@ -359,6 +361,23 @@ def test_a_unet_that_was_fine_tuned_with_another_class_encoder_is_told(tiny, fol
     card = card_path(epoch_path(Experiment(tmp_path / "out", "x", "pets").part_dir("dif"), 1))
     write_json(card, {name: value for name, value in read_json(card).items() if name != "class_encoder"})
     assert not warned(generate_dataset, *made)  # of an earlier version
+
+
+def test_a_fresh_class_encoder_is_the_same_in_every_stage_of_a_seed(tiny, folder, tmp_path, caplog):
+    known, args = adapted(folder, tmp_path / "out", "--epochs", 1, "--train_model", "dif")
+    SD_adapting.adapt(args, known)
+    common = ["--dataset", str(folder), "--exp", "x", "--backbone", "tiny", "--root", str(tmp_path / "out")]
+    args = hyp_opt.parse_args([*common, "--train_model", "dif", "--num_imgs", "8", "--batch_size", "8"])
+    searched = prepare(args, hyp_opt.plan(args)).adapted.diffusion.encoder.get_weights()
+    start_devices(args)
+    fresh = load_diffusion(tiny, len(known.inputs["classes"])).encoder.get_weights()
+    assert all(np.array_equal(one, other) for one, other in zip(searched, fresh, strict=True))
+
+    made = [*common, "--enc_epoch", "0", "--dif_epoch", "1", "--img_total", "4"]
+    for seed, warned in (("1234", False), ("7", True)):
+        caplog.clear()
+        generate_dataset.plan(generate_dataset.parse_args([*made, "--seed", seed]))
+        assert ("another Class Encoder than one that is fresh, of seed 7" in caplog.text) is warned
 
 
 @pytest.mark.parametrize("number, raised", [(errno.ESTALE, OSError), (errno.EIO, OSError), (errno.EINVAL, UserError)])

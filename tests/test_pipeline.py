@@ -436,7 +436,7 @@ def test_the_page_of_an_experiment(tmp_path):
     def written():
         splits = load_splits(spec, tmp_path)
         seconds, common = {"generation, 1x": 90.0}, ["--dataset", "digits", "--exp", "e", "--root", "some where"]
-        found = report.write_report(experiment, spec, splits, "resnet20", stages, seconds, [1], drawn, common)
+        found = report.write_report(experiment, spec, splits, "resnet20", stages, seconds, [1], [folder], drawn, common)
         return found.read_text(encoding="utf-8")
 
     page = written()
@@ -492,7 +492,7 @@ def test_the_whole_method_on_few_images_and_again(tmp_path):
     lines = done.stdout.splitlines()
     assert "[7/7 classifier, 1x] finished, " in done.stdout and "accuracy on 500 real test images   top-1" in lines
     shown = [line.strip() for line in lines[lines.index("pictures:") + 1 :]]
-    assert len(shown) == 10 and f"{tmp_path}/Images/digits/real_beside_synthetic.png" == shown[0]
+    assert len(shown) == 10 and f"{tmp_path}/Images/digits/expt_real_beside_synthetic.png" == shown[0]
     assert all(Image.open(file).format == "PNG" for file in shown)
     again = succeed("pipeline.py", *tiny).stdout
     assert again.count("an earlier run has finished it") == 7

@@ -8,7 +8,7 @@ import pytest
 
 from cli.process import TerminalHandler
 from Experiment import progress as module
-from Experiment.progress import MARK, TO_PIPELINE, duration, each, open_parts, progress, shown_live
+from Experiment.progress import LIVE, MARK, TO_PIPELINE, duration, each, open_parts, progress, shown_live
 
 
 class Terminal(io.StringIO):
@@ -38,7 +38,7 @@ def test_a_part_that_is_over_soon_says_nothing(capsys):
 
 
 def test_messages_to_the_pipeline_name_all_open_parts(at_once, monkeypatch, capsys):
-    monkeypatch.setenv(TO_PIPELINE, "1")
+    monkeypatch.setenv(TO_PIPELINE, LIVE)
     with progress(3, "trial", 1) as trials:
         assert list(each(["ab", "c"], "image", 3, len)) == ["ab", "c"]
         trials.reach(2, "best 0.5")
@@ -48,6 +48,14 @@ def test_messages_to_the_pipeline_name_all_open_parts(at_once, monkeypatch, caps
     assert [json.loads(line[1:]) for line in lines] == [
         [["trial", 1, 3, ""], ["image", 2, 3, ""]], [["trial", 1, 3, ""], ["image", 3, 3, ""]], [["trial", 2, 3, "best 0.5"]],
     ]  # fmt: skip
+
+
+def test_a_pipeline_without_a_terminal_gets_messages_and_lines(at_once, monkeypatch, capsys):
+    monkeypatch.setenv(TO_PIPELINE, "with lines")
+    with progress(4, "image", done=1, lines=True) as part:
+        part.advance()
+    assert not shown_live()
+    assert capsys.readouterr().out.splitlines() == [MARK + '[["image", 2, 4, ""]]', "image 2 of 4, 0 s, 0 s left"]
 
 
 def test_a_bar_on_a_terminal_and_lines_above_it(at_once, monkeypatch):
@@ -87,7 +95,7 @@ def few_images():
 
 
 def test_the_steps_of_a_fit_are_counted_over_epochs(monkeypatch, capsys, at_once):
-    monkeypatch.setenv(TO_PIPELINE, "1")
+    monkeypatch.setenv(TO_PIPELINE, LIVE)
     classifier, data = few_images()
     classifier.fit(data, data, epochs=2, batch_size=6, seed=1, patience=(5, 5))
     lines = capsys.readouterr().out.splitlines()

@@ -44,6 +44,14 @@ def test_timesteps_of_diffusers(dpm_golden, spacing):
         assert timesteps.tolist() == dpm_golden[f"timesteps_{spacing}_{num_steps}"].tolist()
 
 
+def test_steps_that_would_not_begin_in_the_noise_are_refused():
+    assert DPMSolver.timesteps(STABLE_DIFFUSION, 499, "leading")[0] == 999
+    assert DPMSolver.timesteps(STABLE_DIFFUSION, 999, "linspace")[0] == 999
+    for spacing, steps in (("leading", 500), ("linspace", 1000)):
+        with pytest.raises(ValueError, match=rf"must be in 1\.\.{steps - 1}"):
+            DPMSolver.timesteps(STABLE_DIFFUSION, steps, spacing)
+
+
 def test_first_and_last_step_are_of_first_order():
     timesteps = DPMSolver.timesteps(STABLE_DIFFUSION, 6, "linspace")
     change = DPMSolver.coefficients(STABLE_DIFFUSION, timesteps)["change"]
