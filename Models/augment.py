@@ -20,16 +20,17 @@ class Augment:
         names: Which of `flip`, `crop` and `erase` it does.
         count: Number of training images.
         seed: Of what the images get.
+        part: Number of a part of the training that counts its epochs by itself: each part draws anew.
     """
 
-    def __init__(self, names, count, seed):
-        self.names, self.count, self.seed = names, count, seed
+    def __init__(self, names, count, seed, part=0):
+        self.names, self.count, self.seed, self.part = names, count, seed, part
         self.epoch, self.drawn = None, None
 
     def draws(self, epoch, index):
         """Random numbers float32 (B, 8) of images `index` (B,) in an epoch."""
         if self.epoch != epoch:
-            stream = random_stream(self.seed, "augment", epoch)
+            stream = random_stream(self.seed, "augment", epoch, self.part)
             self.epoch, self.drawn = epoch, stream.random((self.count, 8), dtype="float32")
         return self.drawn[index]
 

@@ -135,7 +135,8 @@ class Context:
         """Train the classifier on synthetic images; returns its history, with the real validation accuracy."""
         how = {"epochs": self.args.epochs, "seed": self.args.seed, **how}
         if self.args.augment == "standard":
-            how["augment"] = Augment(augmentations(self.spec), len(images), how["seed"])
+            rung = how.get("first_epoch", 0)  # where it begins
+            how["augment"] = Augment(augmentations(self.spec), len(images), how["seed"], rung)
         history, _ = self.classifier.fit(
             (images, labels),
             self.chosen_on,

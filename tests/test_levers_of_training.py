@@ -37,6 +37,7 @@ def test_what_an_image_gets_is_a_function_of_seed_epoch_and_number():
     assert np.array_equal(again(IMAGES[index[::-1]], 2, index[::-1])[::-1], first)
     for seed, epoch in ((6, 2), (5, 3)):
         assert not np.array_equal(Augment(names, 40, seed)(IMAGES[index], epoch, index), first)
+    assert not np.array_equal(Augment(names, 40, 5, part=1)(IMAGES[index], 2, index), first)
     assert first.dtype == np.uint8 and first.shape == (3, 8, 8, 3)
 
 

@@ -346,6 +346,20 @@ def test_the_time_left_follows_the_work_that_is_left(monkeypatch):
     assert shown.left() is None
 
 
+def test_stages_that_start_side_by_side_do_not_shorten_the_time_left(monkeypatch):
+    stages = [Stage(str(i), "generate_dataset", (), 0) for i in range(3)]
+    shown = Display(stages, dict(zip(stages, (10.0, 10.0, 40.0))))
+    now = shown.started + 70.0
+    monkeypatch.setattr(display.time, "monotonic", lambda: now)
+    # Both were 20 s at starting; then they worked for 30 s, one of them for 20 s more.
+    short = Namespace(code=0, fraction=0.0, finished_before=False, seconds=50.0, begun=now - 70, first=(now - 50, 0.0))
+    long = Namespace(
+        code=None, fraction=0.25, finished_before=False, seconds=0.0, begun=now - 70, first=(now - 50, 0.0)
+    )
+    shown.runs = {stages[0]: short, stages[2]: long}
+    assert shown.left() == pytest.approx(50.0 / 20.0 * (30 + 10) + 20.0)
+
+
 def test_the_parts_of_a_search_have_their_shares():
     told = [[["trial", 1, 5, ""], ["image", 3, 4, ""]], [["trial", 5, 5, ""]], [["repeat", 0, 3, ""]],
             [["measurement", 1, 2, ""]]]  # fmt: skip
