@@ -320,10 +320,18 @@ def test_progress_of_a_stage_moves_the_bar_on_a_terminal(scripts, monkeypatch, c
     monkeypatch.setattr(running, "REFRESH", 0.01)
     runner = runner_of([scripts("reports")])
     runner.run()
-    assert "[1/1 reports] 1\n" in capfd.readouterr().out  # the stage is asked for messages, which are no lines
+    assert "[1/1 reports] live\n" in capfd.readouterr().out  # the stage is asked for messages, which are no lines
     assert MARK not in terminal.getvalue() and runner.runs[runner.stages[0]].fraction == 0.25
     assert "1/1 reports" in terminal.getvalue() and runner.display.bar is None
     assert runner.display.state(runner.runs[runner.stages[0]]) == "1/1 reports, step 1 of 4 (epoch 1)"
+
+
+def test_without_a_terminal_stages_send_messages_too(scripts, capfd):
+    """A stage that goes on counts from where it begins."""
+    runner = runner_of([scripts("reports")])
+    runner.run()
+    assert "[1/1 reports] with lines\n" in capfd.readouterr().out
+    assert runner.runs[runner.stages[0]].first[1] == 0.25
 
 
 # Estimates
