@@ -11,15 +11,20 @@ setup: $(READY)
 # The lock is complete, so nothing is resolved: medmnist declares PyTorch, which its tables do not need.
 $(READY): requirements.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] <= (3, 13) else "Python 3.11 to 3.13 is needed: make PYTHON=python3.11 ...")'
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv --clear $(VENV)
 	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps -r requirements.txt
-	touch $@
+	echo "$(CURDIR)" > $@
+
+# An environment holds the paths of its own place: of a checkout that was moved it is made anew.
+ifneq ($(shell cat $(READY) 2>/dev/null),$(CURDIR))
+.PHONY: $(READY)
+endif
 
 SEED ?= 1234
 DEMO_ROOT ?= demo
 LEVERS_ROOT ?= levers
 demo: setup
-	$(RUN) pipeline.py --dataset digits --exp demo --backbone mini --sizes 1 4 --seed $(SEED) --root $(DEMO_ROOT)
+	$(RUN) pipeline.py --dataset digits --exp demo --backbone mini --sizes 1 4 --seed $(SEED) --root "$(DEMO_ROOT)"
 
 # Two processes; the longest files begin first (tests/conftest.py), so that both are busy until the end.
 test: setup style
@@ -43,7 +48,7 @@ bench: setup
 
 # What each lever does to CAS, with mini on digits and RetinaMNIST: hours; goes on where it was stopped.
 levers: setup
-	$(RUN) -m bench.levers --work $(LEVERS_ROOT)
+	$(RUN) -m bench.levers --work "$(LEVERS_ROOT)"
 
 # Kills every stage 15 times at random moments and compares what comes out.
 chaos: setup
@@ -80,8 +85,8 @@ cluster-schemas: .venv-cluster/.installed
 ray: setup .venv-ray/.installed
 	.venv-ray/bin/python -m pytest -q -m "not slow" tests/test_ray.py
 
-.venv-ray/.installed: cluster/ray-requirements.txt
-	$(PYTHON) -m venv .venv-ray
+.venv-ray/.installed: cluster/ray-requirements.txt $(READY)
+	$(PYTHON) -m venv --clear .venv-ray
 	.venv-ray/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r cluster/ray-requirements.txt
 	$(RUN) -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > $$(.venv-ray/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/environment.pth
 	touch $@
@@ -90,8 +95,9 @@ ray: setup .venv-ray/.installed
 lock:
 	printf 'torch; sys_platform == "never"\ntorchvision; sys_platform == "never"\n' > .overrides.txt
 	uv pip compile --quiet --universal --python-version 3.11 --override .overrides.txt --no-annotate --no-header \
-		requirements.in | grep -v "sys_platform == 'never'" > requirements.txt
-	rm .overrides.txt
+		requirements.in > .lock.txt
+	grep -v "sys_platform == 'never'" .lock.txt > requirements.txt
+	rm .overrides.txt .lock.txt
 
 clean:
 	rm -rf $(VENV)

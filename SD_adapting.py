@@ -19,7 +19,7 @@ from Data.loaders import load_splits
 from Data.registry import class_names, dataset_spec
 from Data.report import data_identity
 from Experiment.disk import check_room, gigabytes
-from Experiment.files import write_json
+from Experiment.files import read_json, write_json
 from Experiment.locks import refuse_if_claimed
 from Experiment.machine import device_name
 from Experiment.paths import Experiment
@@ -94,7 +94,9 @@ def plan(args):
     known = Plan(spec=spec, experiment=experiment, folder=folder, record_file=record_file, offset=offset,
                  train=splits.train, epochs=epochs, updates=wanted_updates(args, epochs["dif"]), inputs=inputs,
                  identity=identity(args, FREE, inputs), taken=taken)  # fmt: skip
-    if finished_run(record_file, args, FREE, inputs) and not partly_replaced(record_file):
+    if finished_run(record_file, args, FREE + meant(record_file, args.precision), inputs) and not partly_replaced(
+        record_file
+    ):
         if is_of_run(folder / "state.npz", known.identity):
             (folder / "state.npz").unlink()  # killed between the record and this
         known.done = f"finished already: {folder} (--restart trains again)"
@@ -102,6 +104,12 @@ def plan(args):
         refuse_if_claimed(folder)
         refuse_to_overwrite(folder, offset + 1, offset + args.epochs, None if args.restart else known.identity)
     return known
+
+
+def meant(record_file, precision):
+    """("precision",) where a finished run has what is asked for, though by another name: `auto`, or what `auto` meant there."""
+    used = read_json(record_file).get("precision_used") if record_file.exists() else None
+    return ("precision",) if precision in ("auto", used) else ()
 
 
 def adapt(args, known=None):

@@ -11,7 +11,7 @@ from pathlib import Path
 from Audit.brief import brief
 from Audit.material import AuditedSet
 from Audit.report import figures, write_report
-from Audit.targets import classifier_entries, epochs_of, hashes_of, learnt, trained, usual_classifier
+from Audit.targets import classifier_entries, epochs_of, hashes_of, learnt, real_folder, trained, usual_classifier
 from cli.flags import add_model_flags, finish_args, integer, new_parser
 from cli.lora import base_hashes
 from cli.process import run, writing_in
@@ -97,7 +97,10 @@ def plan(args):
         epochs, hashes = None, {}
         missing.append(f"The denoising loss of the model that made the set: {error}")
     # As text: a record in which there are none says so, and is not that of a run that finds some.
-    inputs |= {"set": source.sha256, "classifiers": in_words(hashes_of(targets)), "weights": in_words(hashes)}
+    real = real_folder(experiment, args.classifier, inputs)
+    asked = {"extractor": real} if real else {}
+    inputs |= {"set": source.sha256, "classifiers": in_words(hashes_of(targets | asked)), "weights": in_words(hashes)}
+    inputs["accuracies"] = in_words({name: entry["top_1_accuracy"] for name, entry in entries.items()})
     place = (args.to.expanduser().resolve() if args.to else folder.parent) / f"{folder.name}.audit"
     known = Plan(
         spec=spec, experiment=experiment, source=source, splits=splits, native=native, entries=entries, targets=targets,

@@ -50,6 +50,8 @@ def parse_args(argv=None):
     check_score_flags(parser, args)
     if args.synthetic_dir and not args.synthetic:
         parser.error("argument --synthetic_dir: not allowed with --synthetic False")
+    if not args.synthetic:  # what only synthetic images have makes no other run of it
+        args.take, args.resize = parser.get_default("take"), parser.get_default("resize")
     return args
 
 

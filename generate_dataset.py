@@ -14,7 +14,7 @@ from cli.best import add_best_flag, epoch_or_best, settle_best, take_best
 from cli.flags import add_model_flags, add_spacing_flag, finish_args, integer, new_parser, number
 from cli.lora import base_hashes
 from cli.process import run, writing_in
-from Data.generation import begin_folder, check_folder, draw_pictures, finish_set, is_complete, lacks_mark, move_sheet
+from Data import generation
 from Data.registry import class_names, dataset_spec
 from Data.resizing import resize_images
 from Data.synthetic import SyntheticWriter
@@ -35,7 +35,6 @@ from Models.weight_names import chosen_epochs, guide_epoch
 log = logging.getLogger("experiment")
 
 MOST_IMAGES = 10_000_000
-BYTES_A_PIXEL, BYTES_A_FILE = 1.5, 2_000  # of a PNG, about: half of the raw pixels
 # Arguments that do not change the images; what the data are decides no more than the classes.
 FREE = (*DATA_FLAGS, "weights_dir", "batch_size", "img_class", "img_total", "shard")
 
@@ -54,6 +53,7 @@ def parse_args(argv=None):
     add("--ugs", type=number(0, 1000), help="unconditional guidance scale (7.5)")
     add_spacing_flag(parser)
     sampling.add_sampling_levers(parser)
+    parser.set_defaults(solver=None)  # with --best the search's
     sets.add_set_levers(parser)
     add("--image_size", type=integer(1, 4096), help="side of the stored images, px (the backbone's)")
     add_model_flags(parser)
@@ -64,6 +64,7 @@ def parse_args(argv=None):
     add("--no_mark", action="store_true", help="leave out the note in each PNG that a trained model has made it")
     add("--restart", action="store_true", help="throw away what an earlier run has left here")
     args = finish_args(parser, argv)
+    sampling.settle_solver(parser, args)
     settings = {"enc_epoch": epochs["enc"], "dif_epoch": epochs["dif"], "inf_steps": presets.STEPS_OF_SOLVER[args.solver],
                 "ugs": presets.GUIDANCE_SCALE}  # fmt: skip
     settle_best(parser, args, settings)
@@ -121,11 +122,11 @@ def plan(args):
         settings=settings, counts=numbering.counts(total), numbering=numbering, part=part, taken=taken,
     )  # fmt: skip
     if not args.restart:
-        if lacks_mark(folder):
+        if generation.lacks_mark(folder):
             del settings["no_mark"]
-        check_folder(folder, settings)
-        if is_complete(writer_of(args, known)):
-            move_sheet(folder)
+        generation.check_folder(folder, settings)
+        if generation.is_complete(writer_of(args, known)):
+            generation.move_sheet(folder)
             known.done = f"finished already: {folder} (--restart makes the images again)"
             return known
     refuse_if_claimed(folder, part)
@@ -156,16 +157,17 @@ def generate(args, known=None):
     folder, backbone, parts = known.folder, BACKBONES[args.backbone], args.shard[1]
     settings = known.settings | {"precision": resolve_precision(args.precision)}  # shards on other hardware are refused
     if not args.restart:
-        check_folder(folder, settings)
+        generation.check_folder(folder, settings)
     start_devices(args)  # a fresh encoder of --enc_epoch 0 is the same every time
     with precision(args.precision):
         diffusion = load_diffusion(backbone, len(known.classes), args.weights_dir, **known.epochs)
         guide = sampling.chosen_guide(args, backbone, sampling.trained_last(args)[0], known.guide, len(known.classes))
     writer = writer_of(args, known)
     there, whole = writer.progress(args.shard)
-    check_room(folder, 0 if args.restart else bytes_of(known, whole - there), "what is missing of the set")
+    needed = 0 if args.restart else generation.room_of(whole - there, settings["image_size"])
+    check_room(folder, needed, "what is missing of the set")
     with writing_in(folder, known.part, saved=lambda: "{} of {} images are saved".format(*writer.progress(args.shard))):
-        begin_folder(folder, settings, args.restart)
+        generation.begin_folder(folder, settings, args.restart)
         writer.begin()
         made = write_images(args, known, settings["precision"], diffusion, guide, writer)
         others = [f"{i}/{parts}" for i in range(1, parts + 1) if not writer.is_whole((i, parts))]
@@ -173,11 +175,11 @@ def generate(args, known=None):
             log.info("%d images in %.0f s -> %s; shards that are not complete: %s", made, time.time() - started, folder,
                      ", ".join(others))  # fmt: skip
             return folder
-        title = f"{known.name}, {folder.name}"
-        sheet = try_to_draw("the set", draw_pictures, folder, known.classes, title, known.experiment.images_dir)
+        title, images = f"{known.name}, {folder.name}", known.experiment.images_dir
+        sheet = try_to_draw("the set", generation.draw_pictures, folder, known.classes, title, images)
         write_json(folder / "run.json", describe_run(args, started, {"weights": settings["weights"]}, **known.taken))
         facts = known.taken | sets.facts_of_set(args, known)
-        finish_set(writer, settings | facts)  # last: what has a manifest is complete
+        generation.finish_set(writer, settings | facts)  # last: what has a manifest is complete
         log.info("%d images in %.0f s -> %s, samples %s", made, time.time() - started, folder, sheet or "none")
     return folder
 
@@ -186,11 +188,6 @@ def writer_of(args, known):
     """What writes the set. A filter numbers candidates; what it keeps is numbered as if classes were balanced."""
     numbering, mark = known.numbering if args.filter is None else None, not known.settings.get("no_mark", True)
     return SyntheticWriter(known.folder, known.counts, BACKBONES[args.backbone].block, numbering, mark, args.store)
-
-
-def bytes_of(known, count):
-    """About how many bytes a number of images takes on the disk."""
-    return count * (BYTES_A_PIXEL * known.settings["image_size"] ** 2 + BYTES_A_FILE)
 
 
 def write_images(args, known, precision, diffusion, guide, writer):
@@ -202,7 +199,7 @@ def write_images(args, known, precision, diffusion, guide, writer):
     log.info(
         "%d images of %s with %s, %d there, %d inference steps, guidance scale %g%s, %s, seed %d, about %s on disk, %s -> %s",
         whole, known.name, diffusion.backbone.name, there, args.inf_steps, args.ugs, sampling.said_sampling(args),
-        precision, args.seed, gigabytes(bytes_of(known, whole - there)), device_name(), known.folder,
+        precision, args.seed, gigabytes(generation.room_of(whole - there, side)), device_name(), known.folder,
     )  # fmt: skip
     if "no_mark" not in known.settings:
         log.info("an earlier version has begun the set, without a mark of generated images: it goes on without one")

@@ -69,6 +69,10 @@ def parse_args(argv=None):
         args.solver = args.solver or OFF["solver"]
     if args.train_model == "enc" and (args.best or args.enc_epoch == BEST):
         parser.error(f"argument {'--best' if args.best else '--enc_epoch best'}: is for --train_model dif")
+    for name in (
+        name for name, off in FIRST_SEARCH.items() if args.train_model == "enc" and getattr(args, name) != off
+    ):
+        parser.error(f"argument --{name}: is for --train_model dif, the second search")
     args.n_trials = args.n_trials or presets.TRIALS[args.train_model]
     args.test_imgs = args.test_imgs or args.num_imgs
     args.repeats = presets.REPEATS[args.select_on] if args.repeats is None else args.repeats
@@ -80,6 +84,13 @@ def parse_args(argv=None):
     finish_sampling_levers(parser, args)
     args.optimize &= not args.prune
     return args
+
+
+def sqlite_address(file):
+    """The address of a study in a file of SQLite, in which a % of its name, say, is a code."""
+    import sqlalchemy
+
+    return sqlalchemy.URL.create("sqlite", database=str(file)).render_as_string()
 
 
 def complete_bounds(args):
@@ -122,7 +133,7 @@ def plan(args):
     epoch_files = chosen_epochs(experiment, args.enc_epoch if part == "dif" else 0, 0)
     if args.optimize and experiment.pipeline_file.exists():
         read_results(experiment.pipeline_file, PIPELINE_SCHEMA)  # reject a broken file before days of search
-    address = args.storage or f"sqlite:///{folder.parent / 'study.db'}"
+    address = args.storage or sqlite_address(folder.parent / "study.db")
     splits = load_splits(spec, args.data_dir, args.seed, spec.resolution, experiment)
     guide = guide_epoch(experiment, part, None, args.autoguide)
     epochs = {epoch: file for epoch, file in epochs.items() if epoch > (args.autoguide or 0)}
@@ -152,7 +163,7 @@ def search(args, known=None):
         known: What `plan` has found, if it was asked before.
 
     Returns:
-        The content of best.json; None where the time was over before the budget of trials was.
+        The content of best.json; None where only a report was asked for and there is none.
     """
     import optuna
 
@@ -179,8 +190,7 @@ def search(args, known=None):
             elif args.optimize:
                 stage.check_epochs(known, study)
                 context = ready or prepare(args, known)
-                if not stage.run_budget(args, known, study, context):
-                    return None
+                stage.run_budget(args, known, study, context)
                 stage.measure_best(args, known, study, context, started)
             stage.report(args, known, study, started)
             return read_json(known.best_file) if known.best_file.exists() else None

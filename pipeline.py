@@ -68,6 +68,10 @@ def plan(args):
     parsed = {stage: SCRIPTS[stage.script].parse_args(stage.flags) for stage in stages}
     experiment = Experiment(args.root, args.exp, spec.name)
     check_classifiers(args, experiment, [parsed[stage] for stage in stages if stage.script == "classifier_training"])
+    if any(getattr(each, "repeat", None) or getattr(each, "shard", (1, 1))[1] > 1 for each in parsed.values()):
+        raise UserError(
+            "--also: a stage is done as a whole: no --shard I/N and no --repeats I/N (--ray divides them itself)."
+        )
     first_search = next(args for args in parsed.values() if hasattr(args, "n_trials"))
     steps = (first_search.is_min + first_search.is_max) / 2
     known = Plan(
@@ -97,7 +101,9 @@ def check_classifiers(args, experiment, stages):
         )
     if not all(stage.test for stage in stages):
         raise UserError("--also: the pipeline ends with the accuracies on test, so classifiers are tested.")
-    if any(stage.synthetic_dir and stage.synthetic_dir.parent != experiment.synthetic_root for stage in stages):
+    if any(
+        stage.synthetic_dir and stage.synthetic_dir.parent != experiment.synthetic_root.resolve() for stage in stages
+    ):
         raise UserError(f"--also: --synthetic_dir must name a set of the experiment, in {experiment.synthetic_root}.")
     if [stage.take for stage in stages if stage.synthetic] != args.sizes:
         raise UserError("--also: how large the synthetic sets are is said by --sizes.")

@@ -1,7 +1,7 @@
 """How well an attack tells images that were trained on from others: AUC, true positives, and the likelihood-ratio attack."""
 
 import numpy as np
-from scipy.stats import rankdata
+from scipy.stats import nhypergeom, rankdata
 
 from Experiment.intervals import CONFIDENCE, percentiles
 from Experiment.randomness import random_stream
@@ -32,12 +32,23 @@ def chance_of(others, rate=FALSE_POSITIVES):
     return (int(rate * others) + 1) / (others + 1)
 
 
+def by_chance(members, others, rate=FALSE_POSITIVES):
+    """The probability that scores of pure chance find as many members as these do, or more.
+
+    In descending order of scores, the members before the (k + 1)th of the others follow a negative hypergeometric
+    distribution. Of an extreme score like this threshold a bootstrap tells too little: resamples seldom lack it.
+    """
+    found = round(true_positives(members, others, rate) * len(members))
+    law = nhypergeom(len(members) + len(others), len(members), int(rate * len(others)) + 1)
+    return float(law.sf(found - 1))
+
+
 def strength(members, others):
     """An attack's success from its scores of members (N,) and of others (M,), with 95 % intervals over images.
 
     Returns:
-        {"auc", "auc_interval", "tpr", "tpr_interval", "chance", "members", "others"}; `tpr` is at 1 % false positives, and
-        `chance` what scores of pure chance have in its place.
+        {"auc", "auc_interval", "tpr", "tpr_interval", "chance", "p", "members", "others"}; `tpr` is at 1 % false positives,
+        `chance` what scores of pure chance have in its place, and `p` how often they have as much or more.
     """
     stream = random_stream(0, "bootstrap", BOOTSTRAP)
     drawn = ([side[stream.integers(len(side), size=len(side))] for side in (members, others)] for _ in range(RESAMPLES))
@@ -45,7 +56,7 @@ def strength(members, others):
     return {
         "auc": area(members, others), "auc_interval": list(percentiles(found[:, 0], CONFIDENCE)),
         "tpr": true_positives(members, others), "tpr_interval": list(percentiles(found[:, 1], CONFIDENCE)),
-        "chance": chance_of(len(others)), "members": len(members), "others": len(others),
+        "chance": chance_of(len(others)), "p": by_chance(members, others), "members": len(members), "others": len(others),
     }  # fmt: skip
 
 

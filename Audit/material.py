@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 
 from Data.export_images import SetToExport
-from Data.pictures import Files, readable_images
+from Data.pictures import WHITE, Files, readable_images
 from Data.registry import class_names
 from Data.report import image_hashes
 from Data.set_hashes import class_hashes
 from Data.stores import number_in
 from Data.synthetic import MANIFEST, RECORD, recipe
 from Experiment.disk import check_room
-from Experiment.errors import UserError
+from Experiment.errors import UserError, let_pass
 from Experiment.files import read_json, reserve, write_json
 from Experiment.locks import locked
 from Experiment.progress import progress
@@ -45,6 +45,7 @@ class AuditedSet:
         files: What gives their bytes, see `readable_images`.
         labels: int32 (N,).
         manifest, recipe, sha256: As of a `SetToExport`.
+        reading: How its files become images: the mode of `Data.resizing.resize`, and the colour behind transparent pixels.
 
     Raises:
         UserError: It is of other classes, not complete, or without images.
@@ -61,10 +62,15 @@ class AuditedSet:
             found = SetToExport(self.folder, spec)
             of_classes, self.files = found.names, found.store
             self.manifest, self.recipe, self.sha256 = found.manifest, found.recipe, found.sha256
+            self.reading = "bilinear", WHITE
         else:
             self.files = Files(self.folder)
-            hashes = class_hashes(of_classes, self.files.read)
+            hashes = class_hashes(of_classes, self.content)
             self.manifest, self.recipe = {}, recipe(self.folder)
+            self.reading = (
+                "antialias",
+                spec.background,
+            )  # as the user's own real images: copies of these are to be found
             self.sha256 = hashlib.sha256("\n".join(hashes).encode()).hexdigest()
         self.names = [name for names in of_classes for name in names]
         self.labels = np.repeat(np.arange(len(classes), dtype=np.int32), [len(names) for names in of_classes])
@@ -75,10 +81,18 @@ class AuditedSet:
     def total(self):
         return len(self.names)
 
+    def content(self, name):
+        """The bytes of a file, or why it cannot be read: then it is left out later, with its name."""
+        try:
+            return self.files.read(name)
+        except OSError as error:
+            let_pass(error, self.files.where(name))
+            return str(error.strerror).encode()
+
     def read(self, rows):
         """Images uint8 (n, H, H, 3) as a classifier sees them, and {place among the rows: why one cannot be read}."""
         names = [self.names[row] for row in rows]
-        return readable_images(names, self.spec.resolution, "bilinear", files=self.files)
+        return readable_images(names, self.spec.resolution, *self.reading, files=self.files)
 
 
 def names_by_class(folder, classes):

@@ -95,7 +95,8 @@ def ask_classifiers(args, known, real, found):
     if not args.shadows:
         found["missing"].append("The attack on classifiers: left out by --shadows 0")
         return {}
-    targets = known.targets if "real" in known.targets else {"teacher": real, **known.targets}
+    of_real = "real" if real.name == "real" else "teacher"
+    targets = known.targets if "real" in known.targets else {of_real: real, **known.targets}
     if len(targets) == 1:
         found["missing"].append(
             "An attack on a classifier that has learnt from the set: classifier_training.py has trained none"

@@ -8,6 +8,7 @@ from Audit import copies
 from Audit.material import CLASS_SAMPLE, SAMPLE, Seen, see
 from Audit.pictures import COLUMNS, ROWS, nearest_sheet
 from Audit.quality import quality
+from Audit.targets import real_folder
 from Experiment.progress import each
 from Models.classifier import Classifier
 from Models.runtime import make_repeatable
@@ -34,14 +35,14 @@ def real_classifier(name, spec, splits, inputs, experiment):
         The `Classifier`, and its folder.
     """
     make_repeatable(0)
-    folder = experiment.classifier_dir(name, "real")
-    trained = (folder / "best_model.weights.h5").exists()
-    if trained and not other_inputs(folder, inputs, ("resolution", "train", "val")):
+    if folder := real_folder(experiment, name, inputs):
         classifier = Classifier(name, spec.resolution, spec.num_classes)
         load_best(classifier, folder)
         return classifier, folder
-    folder = experiment.teacher_dir(name)
-    data = {key: inputs["data"][key] for key in ("resolution", "train", "val")}
+    folder, seen = experiment.teacher_dir(name), ("resolution", "train", "val")
+    if (folder / "training.json").exists() and other_inputs(folder, inputs, seen):  # that one stays
+        folder = folder.with_name(f"{folder.name}_{spec.resolution}px_{inputs['data']['train'][:8]}")
+    data = {key: inputs["data"][key] for key in seen}
     classifier, _ = teacher(name, spec, splits, {"classes": inputs["classes"], "data": data}, folder)
     return classifier, folder
 
@@ -63,19 +64,23 @@ class Views:
 
     def __init__(self, source, splits, extractors, folder, inputs):
         key = "_".join(extractor.identity[:12] for extractor in extractors.values())
+        mode, background = source.reading
+        seen_as = source.sha256[:12] + (
+            "" if mode == "bilinear" else "_{}_{:02x}{:02x}{:02x}".format(mode, *background)
+        )
         self.source, self.splits, self.extractors, self.read = source, splits, extractors, {}
 
         def view(name, what, labels, read):
-            path = folder / f"{source.spec.name}_{name}_{what[:12]}_{source.spec.resolution}_{key}.npy"
+            path = folder / f"{source.spec.name}_{name}_{what}_{source.spec.resolution}_{key}.npy"
             log.info("looking at %d images: %s", len(labels), name)
             self.read[name] = lambda rows: read(rows)[0]
             return see(path, labels, read, extractors)
 
-        self.fake = view("set", source.sha256, source.labels, source.read)
+        self.fake = view("set", seen_as, source.labels, source.read)
         for name in ("train", "val", "test"):
             split = getattr(splits, name)
             read = lambda rows, split=split: (split.images[rows], {})  # noqa: E731
-            setattr(self, name, view(name, inputs["data"][name], split.labels, read))
+            setattr(self, name, view(name, inputs["data"][name][:12], split.labels, read))
         both = [np.concatenate(pair) for pair in zip(splits.val, splits.test)]
         self.held_out = Seen(np.concatenate([self.val.rows, self.test.rows]), both[1], extractors)
         self.read["held_out"] = lambda rows: both[0][rows]

@@ -38,6 +38,7 @@ def figures(found):
         told[f"membership, {name}, true positives at 1 % false ones"] = rounded(attack["tpr"])
         told[f"membership, {name}, true positives at 1 % false ones, 95 % interval"] = rounded(*attack["tpr_interval"])
         told[f"membership, {name}, true positives at 1 % false ones, by chance"] = rounded(attack["chance"])
+        told[f"membership, {name}, probability of so many true positives by chance"] = rounded(attack["p"])
     return told | ({"not done": found["missing"]} if found["missing"] else {})
 
 
@@ -59,7 +60,8 @@ def rounded(*values):
 
 def class_rows(found, classes):
     """Quality of each class, a row for each extractor."""
-    empty = dict.fromkeys(("kid", "kid_spread", "kid_subset", *METRICS, "missing"), "")
+    fid = ["fid"] if found["fid"] else []
+    empty = dict.fromkeys(("kid", "kid_spread", "kid_subset", *METRICS, *fid, "missing"), "")
     return [
         {"extractor": part["name"], "class": name, **empty, **of_class}
         for part in found["quality"].values() for name, of_class in zip(classes, part["classes"])
@@ -80,7 +82,7 @@ def points(found, entries):
             told.append({
                 "name": words, "real": name == "real", "accuracy": entry["top_1_accuracy"], "auc": attack["auc"],
                 "accuracy_interval": entry.get("interval", {}).get("top_1_accuracy"), "auc_interval": attack["auc_interval"],
-                "score": combined(entry["top_1_accuracy"], attack["auc"]),
+                "score": combined(entry["top_1_accuracy"], attack["auc"]), "repeats": entry.get("repeats", 1),
             })  # fmt: skip
     return told
 
@@ -227,18 +229,22 @@ def copies_part(found):
 def attack_row(name, of):
     return [name, f"{of['members']:,} / {of['others']:,}", f"{of['auc']:.3f}", "{:.3f} to {:.3f}".format(*of["auc_interval"]),
             f"{100 * of['tpr']:.1f} %", "{:.1f} to {:.1f} %".format(*(100 * end for end in of["tpr_interval"])),
-            f"{100 * of['chance']:.1f} %"]  # fmt: skip
+            f"{100 * of['chance']:.1f} %", f"{of['p']:.3f}"]  # fmt: skip
 
 
 def membership_part(found):
     header = ["attack", "members / others", "AUC", "95 % interval", "found at 1 % false alarms", "95 % interval",
-              "by chance"]  # fmt: skip
+              "by chance", "p"]  # fmt: skip
     rows = [attack_row(name, of) for name, of in attacks(found).items()]
     told = [
         "Members are real training images. Others are validation images for the diffusion model, and test images for classifiers.",
         "Of a classifier that has seen generated images alone, members are the images that the generator has learnt from.",
         "An AUC of 0.5 is chance. What counts for a patient is the share that is found for certain, at 1 % false alarms. By chance it is "
-        "1 % of many others; of fewer than 100 no false alarm is allowed at all, and chance finds more: the last column says how much.",
+        "1 % of many others; of fewer than 100 no false alarm is allowed at all, and chance finds more: the last but one column says how much.",
+        "p is the exact probability that scores of pure chance find as many, or more: that, and not whether the interval beside it holds "
+        "the chance, says whether so many mean anything. Of several attacks one may have a small p by luck.",
+        "Where training and test images come from different places, a classifier attack may tell the places apart: its AUC is then above "
+        "0.5 though nothing was memorised.",
         "These attacks are what this page tries. A stronger one may find more: a low figure shows no privacy, a high one shows its lack.",
         "The attack needs the model or the classifier. From the images alone less may be found, or more: that was not tried.",
     ]
@@ -251,7 +257,10 @@ def trade_part(found, known):
     told = points(found, known.entries)
     if not told:
         return ""
-    rows = [[p["name"], f"{p['accuracy']:.3f}", f"{p['auc']:.3f}", f"{p['score']:.3f}"] for p in told]
+    of = [
+        p["name"] + (f" (accuracy: mean of {p['repeats']}; AUC of the first)" if p["repeats"] > 1 else "") for p in told
+    ]
+    rows = [[name, f"{p['accuracy']:.3f}", f"{p['auc']:.3f}", f"{p['score']:.3f}"] for name, p in zip(of, told)]
     picture = trade_off(told, known.folder / "accuracy_and_privacy.png")
     return pages.section(
         "Accuracy against privacy",

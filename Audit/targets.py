@@ -6,6 +6,7 @@ from Data.report import data_identity
 from Experiment.errors import UserError
 from Experiment.files import read_json
 from Experiment.levers import in_words, levers_on
+from Experiment.records import short
 from Models.backbones import BACKBONES
 from Models.weight_cards import other_inputs, read_card, weights_hashes
 from Models.weight_names import chosen_epochs
@@ -33,9 +34,15 @@ def trained(experiment, entries, inputs, source):
     """Folders of those that can be asked, {name: folder}, and why others cannot, [text].
 
     Members are the training images of today: a classifier, or a generator, that has learnt from others would look private.
+    Entries of classifiers that were tested on other images than those of today are taken out.
     """
     found, lacking, other_members = {}, [], others(source.manifest.get("learned_from", []), inputs["data"])
-    for name, entry in entries.items():
+    test = short(inputs["data"]["test"])
+    for name, entry in list(entries.items()):
+        if entry.get("test", test) != test:
+            lacking.append(f"the classifier {name}: it was tested on other images, and its accuracy is left out too")
+            del entries[name]
+            continue
         if share := levers_on(entry.get("training", {})).get("real_share"):
             lacking.append(f"the classifier {name}: it has learnt from real images too (--real_share {share:g})")
             continue
@@ -52,6 +59,13 @@ def trained(experiment, entries, inputs, source):
         else:
             found[name] = folder
     return found, lacking
+
+
+def real_folder(experiment, name, inputs):
+    """Folder of the experiment's classifier that has learnt from the real images of today; None where there is none."""
+    folder = experiment.classifier_dir(name, REAL)
+    there = (folder / "best_model.weights.h5").exists()
+    return folder if there and not other_inputs(folder, inputs, ("resolution", "train", "val")) else None
 
 
 def hashes_of(folders):

@@ -22,6 +22,12 @@ log = logging.getLogger("experiment")
 
 OWN_FILES = (".lock", "log.txt", ".partial", ".generation")  # what is there before the images are begun
 SHEET_COLUMNS = 8
+BYTES_A_PIXEL, BYTES_A_FILE = 1.5, 2_000  # of a PNG, about: half of the raw pixels
+
+
+def room_of(count, side):
+    """About how many bytes a number of images takes on the disk."""
+    return count * (BYTES_A_PIXEL * side**2 + BYTES_A_FILE)
 
 
 def sheet_file(folder):

@@ -38,11 +38,11 @@ def kept_file(folder):
 
 
 def stamp(store):
-    """How many files hold the images, and a hash of their sizes and of when they were last written, moved or replaced.
+    """How many files hold the images, and a hash of their places, sizes and when they were last written, moved or replaced.
 
     A copy has another one, since the time of the last change cannot be set: what a copied manifest says is not believed.
     """
-    found = sorted((file.st_size, file.st_mtime_ns, file.st_ctime_ns) for file in store.stats())
+    found = sorted((place, file.st_size, file.st_mtime_ns, file.st_ctime_ns) for place, file in store.stats())
     return [len(found), hashlib.sha256(repr(found).encode()).hexdigest()]
 
 

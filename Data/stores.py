@@ -94,10 +94,10 @@ class FolderStore(Files):
         return os.stat(os.path.join(self.folder, name)).st_size
 
     def stats(self):
-        """`os.stat_result` of everything that holds images."""
+        """Name of the place and `os.stat_result` of everything that holds images: class folders may be moved, too."""
         for folder in self.class_folders:
             with os.scandir(folder) as files:
-                yield from (file.stat() for file in files)
+                yield from ((folder.name, file.stat()) for file in files)
 
 
 class TarStore:
@@ -181,7 +181,7 @@ class TarStore:
         return self.place(name)[2]
 
     def stats(self):
-        return (path.stat() for path in self.tars)
+        return ((path.name, path.stat()) for path in self.tars)
 
 
 def open_store(folder, num_classes, manifest=None):

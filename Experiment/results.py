@@ -14,6 +14,8 @@ CAS_SCHEMA = (r"real|x[1-9]\d{0,3}", ("top_1_accuracy", "top_5_accuracy"))  # cl
 PIPELINE_SCHEMA = (r"no_opt|opt", ("top_1", "top_5"))  # dataset, stage, before or after the search
 # Of a search: how its classifiers learn.
 STEP_TRAINING = "classifier", "epochs", "batch_size", "resize", "augment", "optimizer"
+# In a best.json: the budget of trials of a search that goes on, of which this is not the result yet.
+EXTENDED = "extended_to"
 CHOSEN_ON_TEST = "the generator's settings were chosen on the test images"
 TESTED = "class_accuracies.csv"  # in a classifier's folder: written last of all that a test leaves
 

@@ -60,7 +60,7 @@ class PublishedFile:
         Raises:
             UserError: It is not there, cannot be downloaded, or its hash is wrong.
         """
-        folder = weights_dir or Path(os.environ.get("KERAS_HOME", Path.home() / ".keras")) / "models"
+        folder = weights_dir or Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras") / "models"
         path = folder / self.name
         if weights_dir:
             self.refuse_other_folders(weights_dir)

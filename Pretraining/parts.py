@@ -17,6 +17,7 @@ from Experiment.pictures import try_to_draw
 from Experiment.records import installed_versions
 from Pretraining.corpus import Recipe, corpus
 from Pretraining.photographs import SOURCES
+from Pretraining.record import PENDING
 
 log = logging.getLogger("experiment")
 
@@ -85,6 +86,7 @@ class Pretraining:
         """Remove what earlier runs have left."""
         for name in (self.record.path.name, ENCODER_FILE, DECODER_FILE, UNET_FILE, TEXT_FILE):
             (self.args.out / name).unlink(missing_ok=True)
+            (self.args.out / f"{PENDING}{name}").unlink(missing_ok=True)
         for part in part_names("unet", self.args.unet_cycles) if self.args.state else ():
             self.remove_state(part)
 
@@ -106,7 +108,7 @@ class Pretraining:
         from Pretraining.half import save_half
 
         for name, network in networks.items():
-            save_half(network, self.args.out / name)
+            save_half(network, self.args.out / f"{PENDING}{name}")
         facts |= {
             "parameters": {name: network.count_params() for name, network in networks.items()},
             "precision": self.precision,

@@ -4,10 +4,13 @@
  "parts": {part: {"inputs": flat, "files": {name: SHA-256}, figures}}}
 """
 
+import os
+
 from Experiment.errors import UserError
 from Experiment.files import file_hash, read_json, write_json
 from Experiment.records import changes
 
+PENDING = ".pending-"  # begins the names of files of a part that is not on record yet
 INSTEAD = "name another --out, or --restart to make all of it again"
 
 
@@ -37,7 +40,8 @@ class Record:
             if there.get("backbone") != backbone or not isinstance(there.get("parts"), dict):
                 raise UserError(f"{self.path} is not the record of such a run of {backbone}: {INSTEAD}.")
             self.content = there
-        elif files := sorted(path.name for path in folder.glob("*.weights.h5")):
+            self.take_pending()
+        elif files := sorted(path.name for path in folder.glob("[!.]*.weights.h5")):
             raise UserError(f"{folder} holds {', '.join(files)} without training.json: {INSTEAD}.")
 
     @property
@@ -90,11 +94,20 @@ class Record:
 
         Args:
             part, settings, files: As in `is_done`.
-            made: Names of the files that it has left.
+            made: Names of the files that it has left, which lie there as pending.
             facts: Its figures.
         """
         inputs = self.inputs(settings, files)
-        hashes = {name: file_hash(self.folder / name) for name in made}
+        hashes = {name: file_hash(self.folder / f"{PENDING}{name}") for name in made}
         self.made |= hashes
         self.parts[part] = {"inputs": inputs, "files": hashes, **facts}
         write_json(self.path, self.content)
+        self.take_pending()
+
+    def take_pending(self):
+        """Give the files of the last part their names. One that stops before it is on record has changed nothing."""
+        now = {name: expected for part in self.parts.values() for name, expected in part["files"].items()}
+        for name, expected in now.items():
+            pending = self.folder / f"{PENDING}{name}"
+            if pending.is_file() and file_hash(pending) == expected:
+                os.replace(pending, self.folder / name)

@@ -6,13 +6,14 @@ from statistics import mean
 
 from optuna.trial import TrialState
 
-from Experiment.errors import UserError
+from Experiment.errors import PassingError, UserError
 from Experiment.files import read_json, write_json
 from Experiment.locks import claimed, locked
 from Experiment.machine import device_name
 from Experiment.pictures import try_to_draw
 from Experiment.progress import progress
 from Experiment.records import describe_run
+from Experiment.results import EXTENDED
 from Models.runtime import resolve_precision
 from Models.weight_cards import weights_hashes
 from Models.weight_names import enc_epochs_in_use, own_epochs, remove_files, saved_epochs
@@ -72,6 +73,8 @@ def is_finished(args, known, study):
     if len(trials(study, *FINISHED)) < args.n_trials or not known.best_file.exists():
         return False
     found, repeats = read_json(known.best_file), wanted_repeats(study, args)
+    if EXTENDED in found:
+        return False
     if "repeats" not in found:  # of an earlier version, which repeated nothing
         return any(is_of(found, trial) for trial in trials(study, TrialState.COMPLETE))
     return not missing_repeats(study, repeats) and is_of(found, chosen(study, repeats)[0])
@@ -97,25 +100,28 @@ def check_epochs(known, study):
 
 
 def run_budget(args, known, study, context):
-    """Run the trials that are missing. Returns whether the budget is complete.
+    """Run the trials that are missing.
 
     Raises:
+        PassingError: The time was over before the budget was complete: nothing may take this for a finished search.
         UserError: No trial was completed.
     """
     if args.warm_start and not trials(study):
         warm_start(args, study, known.epochs, known.spec.name)
+    finished = len(trials(study, *FINISHED))
+    if finished < args.n_trials and known.best_file.exists():
+        with locked(known.best_file):  # what it holds is not the result of this search
+            write_json(known.best_file, read_json(known.best_file) | {EXTENDED: args.n_trials})
     with progress(args.n_trials, "trial", len(trials(study, *FINISHED))) as part:
         lines = progress_lines(study, args.n_trials, part)
         complete = run_trials(study, lambda trial: objective(trial, context), args.n_trials, args.timeout, lines)
     if not complete:
         finished, budget = len(trials(study, *FINISHED)), args.n_trials
-        log.info(
-            "%g s are over: %d of %d trials are finished, the same command goes on", args.timeout, finished, budget
+        raise PassingError(
+            f"{args.timeout:g} s are over: {finished} of {budget} trials are finished, the same command goes on."
         )
-        return False
     if not trials(study, TrialState.COMPLETE):
         raise UserError(f"none of the {args.n_trials} trials was completed: all were pruned. Raise --n_trials.")
-    return True
 
 
 def measure_best(args, known, study, context, started):
@@ -131,7 +137,7 @@ def measure_best(args, known, study, context, started):
         runs = {str(trial.number): recorded(study, trial)[:repeats] for trial, _ in ranked(study, repeats) if repeats}
         earlier = read_json(known.best_file) if known.best_file.exists() else {}
         earlier = earlier if is_of(earlier, best) else {}
-        if earlier and earlier.get("repeats", {}) == runs:
+        if earlier and earlier.get("repeats", {}) == runs and EXTENDED not in earlier:
             return
         results = earlier.get("test")
         if not results:

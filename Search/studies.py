@@ -13,6 +13,7 @@ import sqlalchemy.exc
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.samplers import BaseSampler, TPESampler
 from optuna.storages import journal
+from optuna.storages._heartbeat import is_heartbeat_enabled
 from optuna.trial import TrialState
 
 from Experiment.errors import PassingError, UserError
@@ -139,9 +140,19 @@ def check_address(address, create):
         except sqlalchemy.exc.ArgumentError as error:
             said = without_password(error, address)
             raise UserError(f"--storage {masked(address)} cannot be opened: {said}") from None
-    file = re.match(r"(?:journal:|sqlite:///)(.+)", address)
-    if file and not create and not Path(file[1]).expanduser().exists():
-        raise UserError(f"there is no study to report, for there is no file {file[1]}: run with --optimize.")
+    file = study_file(address)
+    if file and not create and not file.exists():
+        raise UserError(f"there is no study to report, for there is no file {file}: run with --optimize.")
+
+
+def study_file(address):
+    """The file that an address names; None where it names a server, or the memory."""
+    if address.startswith("journal:"):
+        return Path(address.removeprefix("journal:")).expanduser().resolve()
+    url = sqlalchemy.make_url(address)
+    if url.get_backend_name() != "sqlite" or url.database in (None, "", ":memory:"):
+        return None
+    return Path(url.database).expanduser().absolute()
 
 
 def open_storage(address):
@@ -151,16 +162,19 @@ def open_storage(address):
         UserError: It cannot be opened (`DatabaseError`: perhaps it can be soon).
     """
     if address.startswith("journal:"):
-        file = Path(address.removeprefix("journal:")).expanduser().resolve()
+        file = study_file(address)
         file.parent.mkdir(parents=True, exist_ok=True)
         # Symbolic links, which lock on old NFS too, are not for everybody to make on Windows.
         lock = journal.JournalFileOpenLock if sys.platform == "win32" else journal.JournalFileSymlinkLock
         return optuna.storages.JournalStorage(WholeLines(file, lock(str(file))))
-    if address.startswith("sqlite:///"):
-        Path(address.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    where = address
+    if file := study_file(address):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        where = sqlalchemy.make_url(address).set(database=str(file)).render_as_string()
+        where = where.replace("{", "{{").replace("}", "}}")  # Optuna fills in what stands in braces
     try:
         return optuna.storages.RDBStorage(
-            address,
+            where,
             engine_kwargs={"connect_args": {"timeout": 60}} if address.startswith("sqlite") else {},
             heartbeat_interval=HEARTBEAT,
             grace_period=GRACE,
@@ -216,17 +230,23 @@ def delete_study(address, name, lock_file, best_file=None):
     """Delete a study, if it is there, and before it the file of its result. Returns how many trials it had.
 
     Raises:
-        UserError: A worker of this machine is at it.
+        UserError: A worker is at it.
     """
     with locked(lock_file):
         storage = open_storage(address)
         there = name in optuna.get_all_study_names(storage=storage)
         study = optuna.load_study(study_name=name, storage=storage) if there else None
+        beats = there and is_heartbeat_enabled(study._storage)
+        if beats:
+            optuna.storages.fail_stale_trials(study)
         for trial in trials(study, TrialState.RUNNING) if there else ():
-            worker = trial.user_attrs.get("worker")
-            if runs_here(worker):
+            worker = trial.user_attrs.get("worker") or {}
+            here = runs_here(worker)
+            if here or (here is None and beats and worker.get("started") is not None):
+                where = "" if here else f" of {worker['host']}"
+                wait = "" if here else f", or, if it was killed, wait {GRACE // 60} minutes"
                 raise UserError(
-                    f"process {worker['pid']} is at trial {trial.number} of the study {name}: stop it first."
+                    f"process {worker['pid']}{where} is at trial {trial.number} of the study {name}: stop it first{wait}."
                 )
         if best_file:
             best_file.unlink(missing_ok=True)  # first: it may not outlive its study
@@ -289,6 +309,11 @@ def run_one_trial(study, objective, callbacks):
 
     try:
         study.optimize(noted, n_trials=1, catch=(SurplusTrial,), callbacks=callbacks)
+    except KeyboardInterrupt:
+        # Its settings are tried when the search goes on: they may be those that a search begins with.
+        if number is not None and study.trials[number].state is TrialState.FAIL:
+            retry(study, study.trials[number], most=None)
+        raise
     except (ValueError, AssertionError, UpdateFinishedTrialError) as error:
         # Optuna 5.0.0 raises any of these when it is to tell the result of a trial that has failed already.
         if error is raised or number is None or study.trials[number].state is not TrialState.FAIL:

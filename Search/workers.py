@@ -81,11 +81,11 @@ def signing(study, trial):
         thread.join()
 
 
-def retry(study, trial):
-    """Queue a failed trial again, with its settings and without what its worker noted of itself."""
+def retry(study, trial, most=RETRIES):
+    """Queue a failed trial again, with its settings and without what its worker noted of itself; not more than `most` times."""
     trial = copy.deepcopy(trial)
     trial.user_attrs = {k: v for k, v in trial.user_attrs.items() if k not in ("worker", "alive", "seconds")}
-    optuna.storages.RetryHeartbeatStaleTrialCallback(max_retry=RETRIES)(study, trial)
+    optuna.storages.RetryHeartbeatStaleTrialCallback(max_retry=most)(study, trial)
 
 
 def sweep_stale_trials(study, seen, clock=time.monotonic):

@@ -7,6 +7,7 @@ from cli.sampling import SAMPLING, as_words
 from Experiment.errors import UserError
 from Experiment.files import read_json
 from Experiment.levers import OFF, levers_on
+from Experiment.results import EXTENDED
 from Models.noise_schedule import DEFAULT_SPACINGS
 from Models.weight_cards import weights_hashes
 from Models.weight_names import KIND, epoch_file
@@ -68,6 +69,11 @@ def search_result(experiment, part, classes, flag, select_on=None):
             f"run hyp_opt.py --train_model {part} first."
         )
     best = read_json(file)
+    if EXTENDED in best:
+        raise UserError(
+            f"{flag}: the search among the epochs of the {KIND[part]} goes on, to {best[EXTENDED]} trials, and is not finished: "
+            f"run hyp_opt.py --train_model {part} --n_trials {best[EXTENDED]} again."
+        )
     try:
         run = best.get("run", {})
         found = {"epoch": int(best["epoch"]), "is": int(best["is"]), "ugs": float(best["ugs"])}

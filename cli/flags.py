@@ -73,7 +73,7 @@ def experiment_name(text):
 
 def dataset_name(text):
     """An argparse type: a name of the registry, or the path of an image folder or npz file."""
-    if text in DATASETS or (text and Path(text).exists()):
+    if text in DATASETS or (text and Path(text).expanduser().exists()):
         return text
     near = difflib.get_close_matches(text, DATASETS, n=1)
     hint = f" (did you mean {near[0]}?)" if near else ""

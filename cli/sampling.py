@@ -51,6 +51,13 @@ def check_steps(args):
     return None
 
 
+def settle_solver(parser, args):
+    """Give --solver its default; with --best, which brings the search's, none may be given, not even that."""
+    if args.best and args.solver:
+        parser.error("argument --best: not allowed with --solver")
+    args.solver = args.solver or OFF["solver"]
+
+
 def finish_sampling_levers(parser, args, from_best=False):
     """Check these flags, and fill in the spacing that is the solver's own.
 

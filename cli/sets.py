@@ -44,6 +44,8 @@ def add_set_levers(parser):
 
 def finish_set_levers(parser, args):
     """Check these flags."""
+    if args.class_prior != OFF["class_prior"] and args.img_class:
+        parser.error("argument --class_prior: not allowed with --img_class, by which all classes are as frequent")
     if args.filter is None:
         if args.filter_classifier:
             parser.error("argument --filter_classifier: needs --filter")

@@ -23,6 +23,7 @@ from Pretraining.crops import all_words, caption, crops
 from Pretraining.half import save_half
 from Pretraining.kinds import KINDS, Kind
 from Pretraining.photographs import SOURCES, listed_photographs, read_photographs, source_hashes
+from Pretraining.record import Record
 from tests.conftest import Stopped
 
 CATEGORIES = ("caltech101/ant", "caltech101/tick", "trash/glass")
@@ -334,6 +335,27 @@ def test_parts_go_on_from_the_files_of_a_lost_machine(pretrain, whole, place):
     assert {path.name for path in (place / "parts").iterdir() if not path.name.startswith(".lock")} == {
         "training.json", "losses.png", "samples.png", "samples_photographs.png", *(f"{name}.weights.h5" for name in FILES)
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("step", ["add", "take_pending"])
+def test_a_run_that_is_stopped_as_a_part_ends_goes_on(pretrain, whole, place, monkeypatch, step):
+    """Before the part is on record, and before its files have their names."""
+    work, left = getattr(Record, step), list(PARTS)
+
+    def stop_once_a_part(record, *args):
+        begun = len(record.parts) + (step == "add") - 1
+        if left and PARTS[begun] == left[0] and (step == "add" or any(record.folder.glob(".pending-*"))):
+            del left[0]
+            raise Stopped
+        return work(record, *args)
+
+    monkeypatch.setattr(Record, step, stop_once_a_part)
+    for _ in PARTS:
+        with pytest.raises(Stopped):
+            pretrain(step, "--state", place / f"{step}_state")
+    monkeypatch.undo()
+    pretrain(step, "--state", place / f"{step}_state")
+    assert not left and same(weights_in(place / "whole"), weights_in(place / step))
 
 
 def test_two_processes_do_not_write_in_one_folder(pretrain, place):
