@@ -1,8 +1,10 @@
 """The audit: metrics against plain formulas, attacks on numbers whose answer is known, and the script on a tiny set."""
 
 import csv
+import errno
 import json
 import re
+import shutil
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -13,20 +15,21 @@ from PIL import Image
 
 import audit_dataset
 from Audit import copies
-from Audit.attacks import area, chance_of, confidence, likelihood_ratio, strength, true_positives
+from Audit.attacks import area, by_chance, chance_of, confidence, likelihood_ratio, strength, true_positives
 from Audit.extractors import PixelFeatures
 from Audit.material import AuditedSet, see
 from Audit.neighbours import nearest, squared_radii
 from Audit.quality import frechet_distance, kid, manifold_metrics, quality, squared_mmd
-from Audit.report import combined
+from Audit.report import METRICS, class_rows, combined
 from Audit.shadows import half
 from Audit.targets import learnt, trained
 from Data.loaders import load_splits
 from Data.measured import audit_file
+from Data.pictures import Files
 from Data.registry import class_names, dataset_spec
 from Data.report import data_identity
 from Experiment.errors import UserError
-from Experiment.files import read_json, write_json
+from Experiment.files import read_json, write_csv, write_json
 from Experiment.paths import REPOSITORY, Experiment
 from Experiment.records import flattened
 from tests.test_export import write_set
@@ -125,6 +128,17 @@ def test_area_and_true_positives_by_hand():
     others = np.arange(100.0)
     assert true_positives(np.array([98.5, 99.5, 97.0, 50.0]), others) == 0.5  # one false alarm is allowed: 99
     assert true_positives(np.array([98.0, 98.5, 99.5]), others[:99]) == 2 / 3  # of 99 others none
+
+
+def test_how_often_chance_finds_as_many_is_exact():
+    """Of one other, c of m members are above it by chance with probability (m - c + 1) / (m + 1)."""
+    for found in range(4):
+        members = np.array([2.0] * found + [0.0] * (3 - found))
+        assert by_chance(members, np.array([1.0])) == pytest.approx((4 - found) / 4)
+    # Of chance alone a small p is as rare as it says.
+    rng = np.random.default_rng(7)
+    p = np.array([by_chance(rng.standard_normal(200), rng.standard_normal(40)) for _ in range(2000)])
+    assert (p <= 0.05).mean() <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 2000) and (p <= 0.3).mean() > 0.15
 
 
 def test_strength_of_scores_that_say_nothing_holds_a_half():
@@ -506,6 +520,54 @@ def test_folders_named_after_the_classes_and_unreadable_files(tmp_path, quick_te
     assert figure(figures_of(tmp_path / "pages/theirs"), "with the pixels of another one, the set and val") == 23
 
 
+def test_copies_of_large_photographs_are_found_in_a_foreign_folder(tmp_path):
+    """They are read as the user's own real images are: by another filter the very files would give other pixels."""
+    images = RNG.integers(0, 255, (24, 40, 40, 4), np.uint8)
+    images[..., 3] = np.where(np.arange(40) % 3, 255, 0)
+    real = write_images(tmp_path / "real", images, np.arange(24) % 2)
+    spec = dataset_spec(str(real), resolution=8, background="black")
+    source = AuditedSet(shutil.copytree(real, tmp_path / "copied"), spec)
+    seen, broken = source.read(range(source.total))
+    ours = np.concatenate([split.images for split in load_splits(spec, tmp_path, 1)])
+    assert not broken and {image.tobytes() for image in seen} == {image.tobytes() for image in ours}
+
+
+def test_a_file_without_permission_is_named_and_the_rest_is_done(tmp_path, monkeypatch):
+    real = write_images(tmp_path / "real", RNG.integers(0, 255, (8, 8, 8, 3), np.uint8), np.arange(8) % 2)
+    read = Files.read
+
+    def forbidden(files, name):
+        if name.endswith("img_3.png"):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return read(files, name)
+
+    monkeypatch.setattr(Files, "read", forbidden)
+    source = AuditedSet(real, dataset_spec(str(real)))
+    _, broken = source.read(range(source.total))
+    assert len(broken) == 1 and "Permission denied" in next(iter(broken.values()))
+
+
+def test_fid_of_a_class_that_is_too_small_is_left_empty(tmp_path):
+    of = dict.fromkeys(("kid", "kid_spread", "kid_subset", "generated", *METRICS), 0.5)
+    found = {
+        "fid": True,
+        "quality": {
+            "pixels": {"name": "pixels", "classes": [{"missing": "3 images", "generated": 3}, of | {"fid": 0.1}]}
+        },
+    }
+    write_csv(tmp_path / "classes.csv", class_rows(found, ["a", "b"]))
+    rows = list(csv.DictReader((tmp_path / "classes.csv").open()))
+    assert [row["fid"] for row in rows] == ["", "0.1"]
+
+
+def test_accuracies_on_other_test_images_than_those_of_today_are_left_out(tmp_path):
+    entries = {"x1": {"top_1_accuracy": 0.9, "test": "0" * 8}, "x2": {"top_1_accuracy": 0.8, "test": "t" * 8}}
+    found, lacking = trained(
+        Experiment(tmp_path, "e", "own"), entries, {"data": {"test": "t" * 8}}, SimpleNamespace(manifest={})
+    )
+    assert list(entries) == ["x2"] and "the classifier x1: it was tested on other images" in lacking[0]
+
+
 def test_a_set_of_ours_is_known_where_the_real_classes_have_its_names(tmp_path):
     real = write_images(tmp_path / "real", RNG.integers(0, 255, (40, 8, 8, 3), np.uint8), np.arange(40) % 2)
     folder = write_set(tmp_path / "60Enc3Dif4Is20Ugs1.5", str(real), 60, 8)
@@ -520,7 +582,7 @@ def test_classifiers_that_have_seen_real_images_too_are_not_attacked_as_if_not(t
         "training": {"epochs": 3, "real_share": 0.5, "labels": "soft"},
     }
     found, lacking = trained(
-        Experiment(tmp_path, "e", "own"), {"x1": entry}, {"data": {}}, SimpleNamespace(manifest={})
+        Experiment(tmp_path, "e", "own"), {"x1": entry}, {"data": {"test": "t"}}, SimpleNamespace(manifest={})
     )
     assert not found and lacking == ["the classifier x1: it has learnt from real images too (--real_share 0.5)"]
     assert learnt("x1", entry) == "1x generated images (real_share 0.5, labels soft)"

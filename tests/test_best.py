@@ -76,6 +76,16 @@ def test_what_is_taken_by_name_is_what_is_typed(script, flags, best, typed, expe
     assert planned(script, experiment, [*flags, *best]) == planned(script, experiment, [*flags, *typed])
 
 
+def test_a_search_that_goes_on_has_no_result_yet(experiment):
+    searches_with(experiment, extended_to=50)
+    for script, flags in ((hyp_opt, SECOND), (SD_adapting, ["--train_model", "dif", "--enc_epoch", "best"])):
+        with pytest.raises(
+            UserError,
+            match="goes on, to 50 trials, and is not finished: run hyp_opt.py --train_model enc --n_trials 50",
+        ):
+            planned(script, experiment, flags)
+
+
 def test_the_first_search_bounds_the_second(experiment):
     arguments, _ = planned(hyp_opt, experiment, ["--train_model", "dif", "--best"])
     assert (arguments["is_max"], arguments["ugs_max"]) == (9, 2 * SCALE) and "best" not in arguments
@@ -196,6 +206,7 @@ def test_a_search_that_is_not_finished_is_one_line(script, flags, flag, part, ex
 @pytest.mark.parametrize("script, flags, message", [
     (hyp_opt, ["--best"], "argument --best: is for --train_model dif"),
     (hyp_opt, ["--enc_epoch", "best"], "argument --enc_epoch best: is for --train_model dif"),
+    (hyp_opt, ["--is_1", "20"], "argument --is_1: is for --train_model dif"),
     (hyp_opt, ["--train_model", "dif", "--best", "--is_1", "50"], "argument --best: not allowed with --is_1"),
     (generate_dataset, ["--img_total", "1", "--best", "--ugs", "7.5"], "argument --best: not allowed with --ugs"),
     (SD_adapting, ["--exp", "x", "--enc_epoch", "bestt"], "argument --enc_epoch: invalid whole number or best value"),

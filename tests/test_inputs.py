@@ -320,6 +320,17 @@ def test_an_interrupted_training_goes_on_with_its_own_precision_alone(tiny, fold
     SD_adapting.adapt(args, known)
 
 
+def test_a_finished_training_is_known_by_the_precision_that_auto_meant(tiny, folder, tmp_path):
+    known, args = adapted(folder, tmp_path / "out", "--epochs", 1, "--precision", "auto")
+    SD_adapting.adapt(args, known)
+    used = resolve_precision("auto")
+    for precision in ("auto", used):
+        assert "finished already" in adapted(folder, tmp_path / "out", "--epochs", 1, "--precision", precision)[0].done
+    other = {"mixed_bfloat16": "float32", "float32": "mixed_bfloat16"}[used]
+    with pytest.raises(UserError, match=f"--precision auto .now {other}"):
+        adapted(folder, tmp_path / "out", "--epochs", 1, "--precision", other)
+
+
 def test_published_epochs_are_not_made_again_under_another_name(tiny, folder, tmp_path):
     known, args = adapted(folder, tmp_path / "out", "--epochs", 2)
     known.folder.mkdir(parents=True)

@@ -153,6 +153,8 @@ def test_own_images_are_seen_no_larger_than_the_backbone_makes_them(tmp_path, ca
     (["--exp", "x", "--num_imgs", "10", "--also", "hyp_opt --batch_size 64"], "--batch_size: 64 is more than the 10"),
     (["--exp", "x", "--also", "classifier_training:real --classifier resnet20_16"], "kinds are not compared (resnet20, resnet20_16)"),
     (["--exp", "x", "--also", "classifier_training --test False"], "classifiers are tested"),
+    (["--exp", "x", "--also", "classifier_training --repeats 1/3"], "a stage is done as a whole"),
+    (["--exp", "x", "--also", "generate_dataset --shard 1/2"], "a stage is done as a whole"),
     (["--exp", "x", "--also", "classifier_training:synthetic --take 2"], "is said by --sizes"),
     (["--exp", "x", "--also", "classifier_training:synthetic --synthetic_dir ."], "must name a set of the experiment"),
 ])  # fmt: skip

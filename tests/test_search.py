@@ -16,7 +16,7 @@ from optuna.trial import TrialState
 from Data.loaders import Split, Splits
 from Data.registry import DatasetSpec
 from Experiment import presets
-from Experiment.errors import UserError
+from Experiment.errors import PassingError, UserError
 from Experiment.files import read_json, write_json
 from Experiment.paths import Experiment
 from hyp_opt import parse_args
@@ -498,6 +498,22 @@ def test_a_restart_throws_the_result_away_before_the_study_and_not_when_it_is_re
     best.write_text("{}")  # of a study that is deleted by hand
     assert delete_study(address, "s", tmp_path / "study", best) == 1
     assert delete_study(address, "s", tmp_path / "study", best) == 0 and not best.exists()
+
+
+def test_a_search_that_is_extended_is_not_finished_until_it_is(searched, monkeypatch):
+    args, known, study, _ = searched(0.5, 0.9, 0.8)
+    stage.measure_best(args, known, study, Lucky(args, REPEATS), 0.0)
+    assert stage.is_finished(args, known, study)
+    before = read_json(known.best_file)
+    args.n_trials += 2
+    args.timeout = 0.0
+    with pytest.raises(PassingError, match="0 s are over: 3 of 5 trials are finished"):
+        stage.run_budget(args, known, study, None)
+    assert read_json(known.best_file) == before | {"extended_to": 5}
+    args.n_trials = 3
+    assert not stage.is_finished(args, known, study)  # whichever budget it is asked for next
+    stage.measure_best(args, known, study, Lucky(args, REPEATS), 0.0)
+    assert "extended_to" not in read_json(known.best_file) and stage.is_finished(args, known, study)
 
 
 def test_a_search_that_an_earlier_version_has_finished_stays_so(searched):

@@ -254,10 +254,17 @@ def test_a_filter_without_its_classifier_names_the_command(tiny_experiment):
     (["--filter", "--shard", "1/2"], "argument --shard: not allowed with --filter"),
     (["--filter", "1"], "at most 0.999"),
     (["--filter_classifier", "resnet20"], "needs --filter"),
+    (["--best", "--solver", "ddim"], "argument --best: not allowed with --solver"),
+    (["--class_prior", "real"], None),
+    (["--class_prior", "real", "--img_class", "4"], "argument --class_prior: not allowed with --img_class"),
 ])  # fmt: skip
 def test_flags_that_do_not_go_together(flags, said, capsys):
+    total = [] if "--img_class" in flags else ["--img_total", "40"]
+    if said is None:
+        assert generate_dataset.parse_args([*total, *flags]).solver == "ddim"
+        return
     with pytest.raises(SystemExit):
-        generate_dataset.parse_args(["--img_total", "40", *flags])
+        generate_dataset.parse_args([*total, *flags])
     assert said in capsys.readouterr().err
 
 

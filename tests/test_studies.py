@@ -16,6 +16,7 @@ import pytest
 import sqlalchemy.exc
 from optuna.trial import TrialState
 
+import hyp_opt
 from Experiment.errors import UserError
 from Experiment.locks import machine
 from Experiment.paths import Experiment
@@ -33,6 +34,7 @@ from Search.studies import (
     open_study,
     pruner,
     run_trials,
+    study_file,
     trials,
 )  # fmt: skip
 from Search.workers import GRACE, retry, runs_here, signing, sweep_stale_trials, this_worker
@@ -77,7 +79,6 @@ def worker(address, tmp_path, budget, seconds):
 @pytest.mark.parametrize("autoguide", [[], ["--autoguide", "0"]])
 def test_a_study_follows_the_backbones_own_files(tiny, tmp_path, autoguide):
     """Other files in the place of the tiny backbone's: the decoder of both searches, the UNet where it is read."""
-    import hyp_opt
     from Models.weight_cards import write_card
 
     common = ["--dataset", "digits", "--exp", "x", "--root", str(tmp_path), "--backbone", "tiny", "--n_trials", "1"]
@@ -139,6 +140,49 @@ def test_failed_trials_are_beyond_the_budget_and_pruned_ones_within(address, tmp
     assert run_trials(study, moody, 4)
     states = [t.state.name for t in trials(study)]
     assert states == ["PRUNED", "FAIL", "COMPLETE", "PRUNED", "COMPLETE"]
+
+
+def test_a_stopped_trial_is_tried_again(address, tmp_path):
+    """However often it is stopped: its settings may be those that a search begins with."""
+    study = new_study(address, tmp_path)
+    study.enqueue_trial({"x": 0.25, "y": 3})
+
+    def stopped(trial):
+        square(trial)
+        raise KeyboardInterrupt
+
+    for _ in range(5):
+        with pytest.raises(KeyboardInterrupt):
+            run_trials(study, stopped, 2)
+    assert run_trials(study, square, 2)
+    done = trials(study, TrialState.COMPLETE)
+    assert done[0].params == {"x": 0.25, "y": 3} and done[1].params != done[0].params
+    assert not trials(study, TrialState.WAITING)
+
+
+@pytest.mark.parametrize("name", ["a%20b", "{x}", "what?", "a b", "#1"])
+def test_a_study_lies_where_its_folder_is_whatever_its_name(tmp_path, name):
+    (tmp_path / name).mkdir()
+    address = hyp_opt.sqlite_address(tmp_path / name / "study.db")
+    assert study_file(address) == tmp_path / name / "study.db"
+    run_trials(new_study(address, tmp_path), square, 1)
+    assert sorted(path.name for path in tmp_path.rglob("*.db")) == ["study.db"]
+    assert (tmp_path / name / "study.db").exists()
+
+
+def test_home_is_understood_in_addresses(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert study_file("sqlite:///~/s.db?mode=rw") == study_file("journal:~/s.db") == tmp_path / "s.db"
+    assert study_file("sqlite://") is study_file("postgresql://x/y") is None
+
+
+def test_a_study_that_another_machine_is_at_is_not_deleted(tmp_path):
+    study = new_study(f"sqlite:///{tmp_path}/study.db", tmp_path)
+    study.ask().set_user_attr("worker", this_worker() | {"host": "another"})
+    with pytest.raises(
+        UserError, match=r"process \d+ of another is at trial 0 of the study s: stop it first, or, if it was"
+    ):
+        delete_study(f"sqlite:///{tmp_path}/study.db", "s", tmp_path / "study")
 
 
 def test_timeout(tmp_path):

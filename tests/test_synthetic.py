@@ -100,6 +100,16 @@ def test_a_killed_writer_leaves_no_image_in_a_class_folder(tmp_path, monkeypatch
     assert begun[0].parent == tmp_path and list((tmp_path / "class_00").iterdir()) == []
 
 
+def test_class_folders_that_change_places_have_another_content(tmp_path):
+    """Moving a folder changes nothing of its files, neither sizes nor times."""
+    write_dataset(tmp_path / "set", [3, 3])
+    before = set_identity(tmp_path / "set", ("a", "b"))["sha256"]
+    (tmp_path / "set/class_00").rename(tmp_path / "set/x")
+    (tmp_path / "set/class_01").rename(tmp_path / "set/class_00")
+    (tmp_path / "set/x").rename(tmp_path / "set/class_01")
+    assert set_identity(tmp_path / "set", ("a", "b"))["sha256"] != before
+
+
 def test_images_that_the_manifest_does_not_count_are_named(tmp_path):
     write_dataset(tmp_path, [3, 2])
     shutil.copy(tmp_path / "class_00/img_1.png", tmp_path / "class_00/img_1 (copy).png")
