@@ -98,8 +98,8 @@ def plan(args):
         missing.append(f"The denoising loss of the model that made the set: {error}")
     # As text: a record in which there are none says so, and is not that of a run that finds some.
     real = real_folder(experiment, args.classifier, inputs)
-    asked = {"extractor": real} if real else {}
-    inputs |= {"set": source.sha256, "classifiers": in_words(hashes_of(targets | asked)), "weights": in_words(hashes)}
+    inputs |= {"set": source.sha256, "classifiers": in_words(hashes_of(targets)), "weights": in_words(hashes)}
+    inputs["extractor"] = in_words(hashes_of({"real": real} if real else {}))
     inputs["accuracies"] = in_words({name: entry["top_1_accuracy"] for name, entry in entries.items()})
     place = (args.to.expanduser().resolve() if args.to else folder.parent) / f"{folder.name}.audit"
     known = Plan(

@@ -149,7 +149,10 @@ def study_file(address):
     """The file that an address names; None where it names a server, or the memory."""
     if address.startswith("journal:"):
         return Path(address.removeprefix("journal:")).expanduser().resolve()
-    url = sqlalchemy.make_url(address)
+    try:
+        url = sqlalchemy.make_url(address)
+    except sqlalchemy.exc.ArgumentError:
+        return None  # it is no address: who opens it says so
     if url.get_backend_name() != "sqlite" or url.database in (None, "", ":memory:"):
         return None
     return Path(url.database).expanduser().absolute()

@@ -485,7 +485,8 @@ def test_the_command_line_makes_a_page_and_figures(tmp_path):
     assert [row[1] for row in copies] == ["0", "0"] and membership[0][0].startswith("likelihood ratio") and missing
     assert all(len(row) == len(table["header"]) for table in brief for row in table["rows"])
     assert "there is no Class Encoder of that epoch" in found["not done"][0]
-    assert 0 <= figure(found, "likelihood ratio", "(the teacher), AUC", "interval")[0] <= 1
+    assert not any("(the teacher)" in name for name in found)
+    assert 0 <= figure(found, "likelihood ratio", "learnt the real images, AUC", "interval")[0] <= 1
     assert figure(found, "FID, generated", "pixel") > 0
     page = folder.with_name(f"{folder.name}.audit.html").read_text()
     assert not re.search(r'<script|(src|href)="(?!data:)|url\(|@import', page)
