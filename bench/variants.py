@@ -35,7 +35,6 @@ VARIANTS = {
     # Of the light backbones fine-tuning begins with 8e-4.
     "rate_half": Variant(dif="--lr 4e-4", made="--solver dpmpp --inf_steps 8"),
     "rate_double": Variant(dif="--lr 1.6e-3", made="--solver dpmpp --inf_steps 8"),
-    "rate_4x": Variant(dif="--lr 3.2e-3", made="--solver dpmpp --inf_steps 8"),
     "unguided": Variant(made="--ugs 1"),
     "autoguide": Variant(made="--autoguide {early}"),
     "class_prior": Variant(made="--class_prior real"),
