@@ -16,7 +16,7 @@ $(READY): requirements.txt
 	echo "$(CURDIR)" > $@
 
 # An environment holds the paths of its own place: of a checkout that was moved it is made anew.
-ifneq ($(shell cat $(READY) 2>/dev/null),$(CURDIR))
+ifneq "$(shell cat $(READY) 2>/dev/null)" "$(CURDIR)"
 .PHONY: $(READY)
 endif
 

@@ -94,9 +94,8 @@ def plan(args):
     known = Plan(spec=spec, experiment=experiment, folder=folder, record_file=record_file, offset=offset,
                  train=splits.train, epochs=epochs, updates=wanted_updates(args, epochs["dif"]), inputs=inputs,
                  identity=identity(args, FREE, inputs), taken=taken)  # fmt: skip
-    if finished_run(record_file, args, FREE + meant(record_file, args.precision), inputs) and not partly_replaced(
-        record_file
-    ):
+    free = FREE + meant(record_file, args.precision)
+    if finished_run(record_file, args, free, inputs) and not partly_replaced(record_file):
         if is_of_run(folder / "state.npz", known.identity):
             (folder / "state.npz").unlink()  # killed between the record and this
         known.done = f"finished already: {folder} (--restart trains again)"

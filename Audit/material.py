@@ -67,10 +67,8 @@ class AuditedSet:
             self.files = Files(self.folder)
             hashes = class_hashes(of_classes, self.content)
             self.manifest, self.recipe = {}, recipe(self.folder)
-            self.reading = (
-                "antialias",
-                spec.background,
-            )  # as the user's own real images: copies of these are to be found
+            # As the user's own real images, so that copies of these are found.
+            self.reading = "antialias", spec.background
             self.sha256 = hashlib.sha256("\n".join(hashes).encode()).hexdigest()
         self.names = [name for names in of_classes for name in names]
         self.labels = np.repeat(np.arange(len(classes), dtype=np.int32), [len(names) for names in of_classes])

@@ -7,9 +7,10 @@ FEWEST_IMAGES = 80  # for a classifier's batch of 64
 
 # Images that the trainings of light backbones see in all, over their epochs: about the same work for a small and a large dataset.
 ENC_IMAGES, DIF_IMAGES = 12_000, 64_000
-# Of classifiers: batch, epochs and fewest images in a trial, most images of the measurement on test beyond those of a trial, images that a final one
-# sees in all. Where images have more than COARSE px a side a classifier takes most of the time: smaller batches. In so few
-# epochs the published rate of Adam hardly ever falls, and accuracies differ by points from seed to seed (Models/levers.md).
+# Of classifiers: batch, epochs and fewest images in a trial, most images of the measurement on test (or as many as in a
+# trial), images that a final one sees in all. Where images have more than COARSE px a side a classifier takes most of the
+# time: smaller batches. In so few epochs the published rate of Adam hardly ever falls, and accuracies differ by points from
+# seed to seed (Models/levers.md).
 # Photographs are harder to tell apart: of 300 a classifier learns so little that trials differ by chance.
 COARSE = 16
 LONGER = 3  # times as many epochs, at most, where images are augmented: on digits without them --augment lost 3 points
