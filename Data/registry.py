@@ -232,7 +232,7 @@ def augmentations(spec):
     """What `--augment standard` does to training images: `flip` (left and right), `crop`, `erase`, as names.
 
     Images are mirrored where that keeps their class. Of the user's own data the names of the classes decide: none says left
-    or right or holds a digit or a letter by itself, for letters and numbers may name what is written in the image.
+    or right, holds a digit, or ends in a letter by itself: letters and numbers may name what is written in the image.
     """
     names, flips = class_names(spec), spec.flips
     if flips is None:
@@ -240,7 +240,7 @@ def augmentations(spec):
             re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", name) for name in names
         ]  # LeftEye, turnLeft
         letter = r"[^\W\d_]"
-        sided = re.compile(rf"(?<!{letter})({letter}|left|right)(?!{letter})", re.IGNORECASE)
+        sided = re.compile(rf"(?<!{letter})({letter}$|[lr]|left|right)(?!{letter})", re.IGNORECASE)
         flips = not any(re.search(r"\d", name) or sided.search(name) for name in words)
     return ("flip", "crop", "erase") if flips else ("crop", "erase")
 

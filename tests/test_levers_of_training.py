@@ -72,8 +72,10 @@ def test_erase_paints_a_rectangle_with_the_mean_colour_in_half_of_the_images():
 @pytest.mark.parametrize("names, flips", [
     (("cat", "dog"), True), (("0", "1"), False), (("10", "11"), False), (("A", "B"), False), (("left", "up"), False),
     (("turn Left", "no"), False), (("lung-right", "heart"), False), (("bright", "dark"), True),
-    (("Sample001", "Sample002"), False), (("lower_b", "lower_d"), False), (("hand L", "hand R"), False), (("Käfer", "Öl"), True),
-    (("\N{CJK UNIFIED IDEOGRAPH-732B}", "dog"), False), (("LeftEye", "other"), False), (("turnLeft", "no"), False), (("CTLeft", "no"), False), (("Leftover", "Bright"), True),
+    (("Sample001", "Sample002"), False), (("lower_b", "lower_d"), False), (("t-shirt", "dress"), True),
+    (("L_eye", "R_eye"), False), (("hand L", "hand R"), False), (("Käfer", "Öl"), True),
+    (("\N{CJK UNIFIED IDEOGRAPH-732B}", "dog"), False), (("LeftEye", "other"), False),
+    (("turnLeft", "no"), False), (("CTLeft", "no"), False), (("Leftover", "Bright"), True),
 ])  # fmt: skip
 def test_own_data_is_mirrored_where_the_names_of_its_classes_allow_it(names, flips):
     spec = DatasetSpec("mine", "folder", len(names), 8, 10, 10, names)
