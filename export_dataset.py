@@ -110,7 +110,7 @@ def weights_licence(manifest):
         return None
     weights = weights if isinstance(weights, dict) else {}
     # An earlier version recorded no decoder. A UNet from elsewhere follows other numerics, whatever decodes its latents.
-    own = weights.get("decoder") in (None, backbone.files["decoder"].hash()) and not weights.get("numerics")
+    own = weights.get("decoder") in (None, backbone.weights_hash("decoder")) and not weights.get("numerics")
     return backbone.licence if own else OF_OTHER_WEIGHTS
 
 

@@ -26,13 +26,18 @@ def encode_moments(image_encoder, images, side, batch_size=64):
         yield np.asarray(image_encoder.predict_on_batch(resized / 127.5 - 1.0))[: len(batch)].astype("float32")
 
 
+def exact(batches):
+    """The batches, computed without TF32: runs with and without --tf32 share them."""
+    with without_tf32():
+        yield from batches
+
+
 def moments_encoder(backbone, weights_dir=None):
     """What `Data.latents.dataset_moments` encodes images with: the backbone's encoder, in float32, built when it is needed."""
 
     def encode(images):
         with precision("float32"):
             image_encoder = backbone.image_encoder(weights_dir)
-        with without_tf32():  # runs with and without --tf32 share the moments
-            yield from encode_moments(image_encoder, images, backbone.image_size)
+        return exact(encode_moments(image_encoder, images, backbone.image_size))
 
     return encode

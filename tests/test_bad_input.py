@@ -238,7 +238,7 @@ WEIGHTS = [("text", "unet.weights.h5"), ("void", "unet.weights.h5"), ("cut", "un
 STATES = [
     *[("adapt", ["--exp", "foreign", "--enc_epoch", epoch, *ADAPT], f"epoch{epoch}.weights.h5 does not fit") for epoch in ("3", "7")],
     ("search", ["--exp", "foreign", *SEARCH], "epoch3.weights.h5 does not fit"),
-    ("search", ["--exp", "there", "--no-optimize", "--storage", "journal:nowhere"], "no file nowhere"),
+    ("search", ["--exp", "there", "--no-optimize", "--storage", "journal:nowhere"], "/nowhere: run with --optimize"),
     ("classify", ["--exp", "lack"], "Missing or too many: class_09"), ("classify", ["--exp", "lies"], "counts [100, 100"),
     ("classify", ["--exp", "small"], "has 1000 images. There: 0.5kEnc1Dif1Is5Ugs1 (10 images)"),
     ("classify", ["--exp", "new"], "There: none"), ("classify", ["--exp", "new", "--train", "False"], "no trained classifier"),
