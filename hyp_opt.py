@@ -168,7 +168,8 @@ def search(args, known=None):
     import optuna
 
     from Search import stage
-    from Search.studies import FINISHED, check_address, database_errors, trials
+    from Search.storages import check_address, database_errors
+    from Search.studies import FINISHED, trials
     from Search.trials import prepare
 
     started = time.time()

@@ -112,7 +112,7 @@ def run_budget(args, known, study, context):
     if finished < args.n_trials and known.best_file.exists():
         with locked(known.best_file):  # what it holds is not the result of this search
             write_json(known.best_file, read_json(known.best_file) | {EXTENDED: args.n_trials})
-    with progress(args.n_trials, "trial", len(trials(study, *FINISHED))) as part:
+    with progress(args.n_trials, "trial", finished) as part:
         lines = progress_lines(study, args.n_trials, part)
         complete = run_trials(study, lambda trial: objective(trial, context), args.n_trials, args.timeout, lines)
     if not complete:

@@ -24,19 +24,8 @@ from Experiment.records import masked
 from Search import studies, workers
 from Search.inputs import claim_study
 from Search.journal import end_of_lines
-from Search.studies import (
-    RANDOM_TRIALS,
-    DatabaseError,
-    check_address,
-    database_errors,
-    delete_study,
-    open_storage,
-    open_study,
-    pruner,
-    run_trials,
-    study_file,
-    trials,
-)  # fmt: skip
+from Search.storages import DatabaseError, check_address, database_errors, open_storage, study_file
+from Search.studies import RANDOM_TRIALS, delete_study, open_study, pruner, run_trials, trials
 from Search.workers import GRACE, retry, runs_here, signing, sweep_stale_trials, this_worker
 
 REPOSITORY = Path(__file__).resolve().parent.parent
