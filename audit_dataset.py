@@ -26,6 +26,7 @@ from Experiment.locks import refuse_if_claimed
 from Experiment.paths import Experiment
 from Experiment.plan import Plan
 from Experiment.records import DATA_FLAGS, describe_run, finished_run, flattened
+from Experiment.results import all_doubts
 from Models.backbones import BACKBONES
 from Models.classifiers import CLASSIFIERS
 from Models.weight_cards import check_pretrained
@@ -101,6 +102,8 @@ def plan(args):
     inputs |= {"set": source.sha256, "classifiers": in_words(hashes_of(targets)), "weights": in_words(hashes)}
     inputs["extractor"] = in_words(hashes_of({"real": real} if real else {}))
     inputs["accuracies"] = in_words({name: entry["top_1_accuracy"] for name, entry in entries.items()})
+    if doubtful := all_doubts(entries.values()):
+        inputs["doubts"] = "; ".join(doubtful)
     place = (args.to.expanduser().resolve() if args.to else folder.parent) / f"{folder.name}.audit"
     known = Plan(
         spec=spec, experiment=experiment, source=source, splits=splits, native=native, entries=entries, targets=targets,
@@ -122,7 +125,8 @@ def base_of(args, source, epochs):
         UserError: They are not those with which the set was made.
     """
     base, made = base_hashes(args, ["image_encoder"], epochs["dif"]), source.manifest.get("weights", {})
-    check_pretrained(epochs.values(), base, BACKBONES[args.backbone].prediction_type)
+    # With another VAE the model would be asked of latents that it has not learnt from.
+    check_pretrained(epochs.values(), base, BACKBONES[args.backbone].prediction_type, vae_too=True)
     if "unet" in base and made.get("unet", base["unet"]) != base["unet"]:
         raise UserError("the set was made with another pretrained UNet: give the --weights of its generation")
     return base

@@ -12,7 +12,7 @@ from cli.levers import add_classifier_levers, add_score_flags, check_score_flags
 from cli.process import run, writing_in
 from cli.tasks import size
 from Data.loaders import load_splits
-from Data.registry import dataset_spec
+from Data.registry import dataset_spec, tell_augmentations
 from Data.report import data_identity
 from Data.synthetic import find_synthetic
 from Experiment import presets
@@ -95,7 +95,7 @@ def plan(args):
         check_trained(known.folders, inputs)
         kept = kept_of(folder, results.get(cardinality, {}))
     known.trained = trained_repeats(args, known, FREE)
-    known.origin = origin(args, folder, set_folder, known.trained[0])
+    known.origin = origin(args, folder, set_folder, known.trained[0], data)
     known.content = kept.get("content")
     known.doubts = doubts_of(splits, data, set_folder, kept.get("doubts", []))
     if not learns_from_real(args):
@@ -145,6 +145,8 @@ def train_classifier(args, known=None):
     start_devices(args)
     if missing:
         check_batch_size(args, presets.CLASSIFIER_BATCH, known.wanted // (args.take if args.recycle else 1))
+        if args.augment == "standard":
+            tell_augmentations(spec)
         taught = ask_teacher(args, known)
         if taught:
             known.inputs["teacher"] = taught[1]

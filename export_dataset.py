@@ -17,7 +17,7 @@ from Data.doubts import doubts
 from Data.export import FORMATS
 from Data.export_images import SetToExport, only_set
 from Data.loaders import load_splits
-from Data.measured import audit_tables, cas_doubts, cas_rows
+from Data.measured import audit_file, audit_tables, cas_doubts, cas_rows
 from Data.registry import dataset_spec, origin
 from Data.report import data_identity
 from Experiment.disk import check_room, gigabytes
@@ -84,6 +84,7 @@ def plan(args):
         source=source, experiment=experiment, licences=(licence, weights_licence(source.manifest)),
         credits=(args.attribution, credit_of(source.manifest)),
         measured=cas_rows(experiment, source), doubts=cas_doubts(experiment, source), audit=audit_tables(folder, source.sha256, experiment),
+        audited=audit_file(folder).exists(),
     )  # fmt: skip
 
 
@@ -151,7 +152,8 @@ def export(args, known=None):
         contextlib.closing(each(source.images(), "image", source.total)) as images,
     ):
         layout = FORMATS[args.format](folder, source, images)
-        text = card(source, layout, known.licences, known.credits, known.measured, known.doubts, known.audit)
+        text = card(source, layout, known.licences, known.credits, known.measured, known.doubts, known.audit,
+                    known.audited)  # fmt: skip
         (folder / "README.md").write_text(text, encoding="utf-8")
         if layout.features:
             write_json(folder / "croissant.json", described(source, layout, known.licences))

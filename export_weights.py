@@ -190,6 +190,8 @@ def write_card(args, known, numerics):
         "UNet": f"epoch {args.dif_epoch}" if args.dif_epoch else "as pretrained",
         **({"low-rank updates": known.updates} if separate else {}),
         "inference steps, guidance scale": f"{args.inf_steps}, {args.ugs:g}",
+        "sampler": "DDIM, leading timesteps, one guidance scale: settings found with another solver, spacing, guidance interval or "
+                   "guiding epoch give other images here",
         **({"the UNet predicts": weights["prediction_type"]} if "prediction_type" in weights else {}),
         **{f"SHA-256 of {part}": value for part, value in weights.items() if part not in ("numerics", "prediction_type")},
     }  # fmt: skip

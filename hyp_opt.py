@@ -18,7 +18,7 @@ from cli.flags import (
 )  # fmt: skip
 from cli.levers import add_classifier_levers
 from cli.lora import updates_fit
-from cli.process import logging_to, run, telling_what_is_saved
+from cli.process import logging_to, run, tell_software, telling_what_is_saved
 from cli.sampling import (
     add_sampling_levers,
     add_search_levers,
@@ -35,6 +35,7 @@ from Experiment import presets
 from Experiment.errors import UserError
 from Experiment.files import read_json
 from Experiment.levers import OFF
+from Experiment.locks import refuse_if_claimed
 from Experiment.paths import Experiment
 from Experiment.plan import Plan
 from Experiment.results import PIPELINE_SCHEMA, read_results
@@ -129,6 +130,11 @@ def plan(args):
     epochs = saved_epochs(weights)
     if not epochs:
         raise UserError(f"there are no weights in {weights}: run SD_adapting.py --train_model {part} first.")
+    if args.optimize:
+        refuse_if_claimed(weights)
+        if (weights / "state.npz").exists():
+            log.warning("the training in %s is not finished: this search sees its epochs of now, %d to %d, and none that follow",
+                        weights, min(epochs), max(epochs))  # fmt: skip
     lora = updates_fit(args, *epochs.values())  # refuses low-rank updates of another UNet
     epoch_files = chosen_epochs(experiment, args.enc_epoch if part == "dif" else 0, 0)
     if args.optimize and experiment.pipeline_file.exists():
@@ -183,6 +189,7 @@ def search(args, known=None):
         study = stage.begin_study(args, known)
         saved = lambda: f"{len(trials(study, *FINISHED))} of {args.n_trials} trials are finished"  # noqa: E731
         with logging_to(known.folder), telling_what_is_saved(saved):
+            tell_software(known.folder)
             stage.announce(args, known, study)
             if args.prune:
                 stage.remove_unchosen(args, known, study)

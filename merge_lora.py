@@ -40,7 +40,8 @@ def plan(args):
     """Look at what is there (UserError where the updates cannot be merged, or something would be overwritten)."""
     if args.epoch.suffix == ".safetensors":
         raise UserError(
-            f"{args.epoch}: updates of others are not read: merge them into their UNet with diffusers first."
+            f"{args.epoch}: updates of others are not read: merge them into their UNet with diffusers first "
+            "(load_lora_weights, fuse_lora, unload_lora_weights, save_pretrained)."
         )
     check_hdf5(args.epoch)
     updates = read_facts(args.epoch)

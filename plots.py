@@ -103,6 +103,12 @@ def epochs_along(entries, others):
     return f", in at most {min(epochs)} epochs" if epochs and epochs_of(others) - epochs else ""
 
 
+def levers_along(entries):
+    """What the legend says of the levers of a line's classifiers, where all have the same: else its parts are told apart."""
+    found = {in_words(recorded_training(entry)) for entry in entries}
+    return f" ({levers})" if len(found) == 1 and (levers := found.pop()) else ""
+
+
 def levers_beside(results):
     """What the legend says of the levers of the training on real images, where one of the others had other levers."""
     trainings = {size: training for size, entry in results.items() if (training := recorded_training(entry))}
@@ -127,7 +133,7 @@ def plot_points(axis, results, score, label, **style):
         if interval := interval_of(results[f"x{size}"], score):
             axis.vlines(size, *interval, color=style["color"], alpha=0.45, linewidth=1.2)
     entries = [results[f"x{size}"] for size in sizes]
-    recipes, label = curve_recipes(entries), label + epochs_along(entries, results.values())
+    recipes, label = curve_recipes(entries), label + levers_along(entries) + epochs_along(entries, results.values())
     kinds = [recipe for i, recipe in enumerate(recipes) if recipe not in recipes[:i]]
     names = [f" ({name})" for name in told_apart(kinds)] if len(kinds) > 1 else [""] * len(kinds)
     for i, (kind, name) in enumerate(zip(kinds, names)):

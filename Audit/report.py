@@ -6,7 +6,9 @@ import pages
 from Audit.quality import SUBSETS, K
 from Experiment.files import write_csv
 from Experiment.paths import REPOSITORY
+from Experiment.predictions import no_better_than_largest
 from Experiment.records import short
+from Experiment.results import all_doubts
 
 METRICS = ("precision", "recall", "density", "coverage")
 FOOT = "Made by audit_dataset.py. Formulas, sources and what the numbers cannot say: Audit/README.md."
@@ -101,6 +103,7 @@ def write_report(path, args, known, found, numbers, record):
     source, spec = known.source, known.spec
     parts = [
         glance(found, known),
+        doubts_part(known),
         missing_part(found),
         set_part(found, known),
         quality_part(found, known.inputs["classes"]),
@@ -119,7 +122,11 @@ def glance(found, known):
     told = {"generated images": f"{known.source.total:,}"}
     for size, entry in known.entries.items():
         if size != "real":
-            told[f"accuracy of a classifier that has learnt {found['learnt'][size]}"] = f"{entry['top_1_accuracy']:.3f}"
+            ends = entry.get("interval", {}).get("top_1_accuracy")
+            sure = f" ({ends[0]:.3f} to {ends[1]:.3f})" if ends else ""
+            told[f"accuracy of a classifier that has learnt {found['learnt'][size]}{sure}"] = (
+                f"{entry['top_1_accuracy']:.3f}"
+            )
     if "missing" not in quality:
         told["coverage: share of real images with a generated one near by (pixels)"] = f"{quality['coverage']:.2f}"
         told["precision: share of generated images among the real ones (pixels)"] = f"{quality['precision']:.2f}"
@@ -132,6 +139,13 @@ def glance(found, known):
         of = "AUC of telling training images by the model's denoising loss; 0.5 is chance"
         told[of] = f"{found['denoising']['auc']:.2f}"
     return pages.cards([(value, of) for of, value in told.items()])
+
+
+def doubts_part(known):
+    """Why the accuracies on this page may be too good, or say nothing."""
+    lines = [f"The accuracies may be too good: {text}." for text in all_doubts(known.entries.values())]
+    lines += [f"{size}: {words}." for size, words in no_better_than_largest(known.entries)]
+    return pages.box(*lines, warning=True) if lines else ""
 
 
 def missing_part(found):
@@ -291,6 +305,7 @@ def again_part(args, known, record):
         "shadows",
         "shadow_epochs",
         "seed",
+        "to",
     )
     given = {name: getattr(args, name) for name in names}
     words = [f"--{name} {shlex.quote(str(value))}" for name, value in given.items() if value not in (None, REPOSITORY)]

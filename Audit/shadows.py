@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from Audit.attacks import confidence
-from Data.registry import augmentations
+from Data.registry import augmentations, tell_augmentations
 from Experiment import presets
 from Experiment.errors import UserError
 from Experiment.files import atomic_path, plain_arrays
@@ -82,6 +82,8 @@ def shadow_confidences(recipe, count, spec, splits, folder):
                 if classifier is None:
                     how = Recipe(recipe.optimizer, recipe.epochs)
                     classifier = Classifier(recipe.classifier, spec.resolution, spec.num_classes, how)
+                    if recipe.augment == "standard":
+                        tell_augmentations(spec)
                 train_shadow(classifier, recipe, spec, (images, labels), inside[shadow], splits.val, file, shadow)
             found[shadow] = kept(file, recipe.settings(), len(labels))
             part.reach(shadow + 1)

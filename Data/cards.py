@@ -51,7 +51,7 @@ def linked(licence):
     return f"[{licence.name}]({licence.page})" if licence.page else licence.name
 
 
-def card(source, layout, licences, credits, measured, doubts, audit):
+def card(source, layout, licences, credits, measured, doubts, audit, audited=False):
     """The text of README.md.
 
     Args:
@@ -62,6 +62,7 @@ def card(source, layout, licences, credits, measured, doubts, audit):
         measured: Rows of `Data.measured.cas_rows`.
         doubts: Why they may be too good, a list of text.
         audit: Tables of an audit, [{"header", "rows"}]; empty where there was none.
+        audited: Whether there was one, of these images or of others.
     """
     soft = [
         "In `hf` and `webdataset` each image has a soft label, what a classifier trained on the real images says of it."
@@ -71,7 +72,7 @@ def card(source, layout, licences, credits, measured, doubts, audit):
         "## Files", layout.files, *(soft if source.soft_labels is not None else []), f"```python\n{layout.reading}\n```",
         "## How the images were made", *made_part(source, licences[1], credits[1]),
         "## What they were made from", *from_part(source, licences[0], credits[0]),
-        "## How good they are", *measured_part(source, measured, doubts), "## Audit", *audit_part(audit),
+        "## How good they are", *measured_part(source, measured, doubts), "## Audit", *audit_part(audit, audited),
         "## Use and limits", USE, "## Mark of generated images", layout.mark,
         "## Licence", *licence_part(source, licences), "## Citation", f"```bibtex\n{CITATION}\n```",
     ]  # fmt: skip
@@ -160,14 +161,18 @@ def measured_part(source, measured, doubts):
     )
     return [
         told,
-        table(["classifier", "trained on", "beyond the paper's recipe", "top-1", "95 % interval", "top-5"], measured),
+        table(
+            ["classifier", "trained on", "beyond the paper's recipe", "top-1", "95 % interval", "top-5", "balanced"],
+            measured,
+        ),
         *doubtful,
     ]
 
 
-def audit_part(audit):
+def audit_part(audit, audited):
     if not audit:
-        return ["None was made: how near these images come to single training images is not known."]
+        there = "One was made of other images or classifiers than those of now" if audited else "None was made"
+        return [f"{there}: how near these images come to single training images is not known."]
     told = "In brief: the audit's own file and page have every figure with what it depends on. None of them is a measure of privacy."
     return [*(table(each["header"], each["rows"]) for each in audit), told]
 

@@ -1,8 +1,9 @@
 """What makes an accuracy too good, in words that go with it into results, pages and cards."""
 
-from Data.report import SPLITS, count_between, repeated_images, split_hash
+from Data.report import SPLITS, copies_within, count_between, repeated_images, split_hash
 from Data.resizing import resize_images
 
+FEW = 0.01  # of the test images: copies so few do not change an interval
 OTHER_IMAGES = (
     "the generator has learnt from other training images than those of today, and these test images may be among them"
 )
@@ -21,6 +22,10 @@ def doubts(splits, data, learned_from=()):
     for other in SPLITS[:2]:
         if found := count_between(pairs, "test", other):
             told.append(f"{found} of the {count} test images have the pixels of one in {other}")
+    if (copies := copies_within(splits.test)) > FEW * count:
+        told.append(
+            f"{copies} of the {count} test images are copies of other test images and count once more: intervals are too narrow"
+        )
     return told + ([OTHER_IMAGES] if others(learned_from, data) else [])
 
 

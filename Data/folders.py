@@ -190,9 +190,15 @@ def scan_folder(path):
 
 
 def beside(scan, folder, names):
-    """Files that lie where class folders should: images are not used, as little as the rest."""
+    """Files that lie where class folders should: images are not used, as little as the rest.
+
+    Raises:
+        UserError: One is a link to nothing: a class or a split that is not mounted would be missing without a word.
+    """
     for name in names:
         file = os.path.join(folder, name)
+        if os.path.islink(scan.path / file) and not os.path.exists(scan.path / file):
+            raise UserError(f"{shown(scan.path / file)} is a link to nothing: mount what it leads to, or remove it.")
         try:
             probe(scan.path / file)
             yield Unused(file, BESIDE, "")
@@ -245,7 +251,7 @@ def scan_split(scan, split, folder):
         labels += [label] * len(images)
         if not images:
             why += [IN_SUBFOLDER] * bool(below)
-            reasons = [f"{count} {reason}" if count > 1 else reason for reason, count in Counter(why).items()]
+            reasons = [f"{count} {reason}" if count > 1 else reason for reason, count in Counter(why).most_common(3)]
             empty.append(shown(name) + (f" ({', '.join(reasons)})" if why else ""))
     if empty:
         raise UserError(f"{shown(scan.path / folder)}: these class folders hold no images: {first_ten(empty, ', ')}")
@@ -273,7 +279,7 @@ def images_among(scan, files):
             why.append(f"{suffix(files[i])}: {NOT_AN_IMAGE}")
         else:
             scan.broken[files[i]] = reason
-            why.append(BROKEN)
+            why.append(f"{BROKEN}: {reason}")
     scan.unused += [Unused(files[i], LATER_PAGES, str(counts[i] - 1)) for i in np.flatnonzero(counts > 1)]
     scan.sides.append(sides[sides > 0])
     return [file for i, file in enumerate(files) if i not in odd], why

@@ -5,6 +5,7 @@ import logging
 from Experiment.files import file_hash, read_json
 from Experiment.levers import in_words, levers_on
 from Experiment.paths import size_from_name
+from Experiment.predictions import AGAINST_LARGEST
 from Experiment.records import flattened, short
 from Experiment.results import CAS_SCHEMA, all_doubts, read_results, recorded_training, top_5_in_words
 
@@ -12,18 +13,19 @@ log = logging.getLogger("experiment")
 
 
 def cas_rows(experiment, source):
-    """The accuracies on real test images: [classifier, what it was trained on, levers, top-1, interval, top-5], as text.
+    """The accuracies on real test images: [classifier, what it was trained on, levers, top-1, interval, top-5, balanced], as text.
 
     Those of this set, and of others of the same recipe that are not larger, since a larger set begins with the images of a
     smaller one. A result of fewer images than its set has is of a random part of it. Beside them those of the real training
-    images.
+    images, and what the answer has right that everything is of the largest class.
 
     Args:
         experiment: The `Experiment` with the results.
         source: The `SetToExport`.
     """
-    rows = []
+    rows, shares = [], set()
     for classifier, size, entry in entries_of(experiment, source):
+        shares |= {entry[AGAINST_LARGEST]["share"]} if AGAINST_LARGEST in entry else set()
         learned = "the real training images"
         if size != "real":
             count, share = images_of(entry, size, source), levers_on(recorded_training(entry)).get("real_share", 0)
@@ -31,7 +33,11 @@ def cas_rows(experiment, source):
                 f" and {round(share * count):,} real ones" if share else ""
             )
         rows.append([classifier, learned, *scores(entry, source.spec.num_classes)])
-    return rows
+    balanced = f"{1 / source.spec.num_classes:.4f}"
+    return rows + [
+        ["none", "nothing: always the largest class", "nothing", f"{share:.4f}", "", "", balanced]
+        for share in sorted(shares)
+    ]
 
 
 def cas_doubts(experiment, source):
@@ -79,11 +85,13 @@ def is_of(entry, size, source):
 
 
 def scores(entry, num_classes):
-    """The levers of a result's training, its accuracies, and the 95 % interval of the first."""
+    """The levers of a result's training, its accuracies, and the 95 % interval of the first; balanced is the mean over classes."""
     interval = entry.get("interval", {}).get("top_1_accuracy")
     told = in_words(recorded_training(entry)) or "nothing"
     within = f"{interval[0]:.4f} to {interval[1]:.4f}" if interval else "not measured"
-    return [told, f"{entry['top_1_accuracy']:.4f}", within, top_5_in_words(entry["top_5_accuracy"], num_classes)]
+    balanced = f"{entry['balanced_accuracy']:.4f}" if "balanced_accuracy" in entry else "not measured"
+    top_5 = top_5_in_words(entry["top_5_accuracy"], num_classes)
+    return [told, f"{entry['top_1_accuracy']:.4f}", within, top_5, balanced]
 
 
 def recorded_audit(folder):

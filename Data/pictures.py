@@ -23,13 +23,15 @@ BROKEN_IMAGE = (OSError, ValueError, SyntaxError, EOFError, TypeError, LookupErr
                 MemoryError, AttributeError, struct.error, Image.DecompressionBombError)  # fmt: skip
 WHITE = (255, 255, 255)
 RAW_SUFFIXES = {".dng", ".nef", ".cr2", ".arw", ".orf", ".rw2", ".pef", ".srw"}
+HEIC_SUFFIXES = {".heic", ".heif", ".hif"}
+HEIC_BRANDS = (b"hei", b"hev")  # beginnings; of brand mif1 the name of the file tells HEIC from AVIF
 HEADER = 32  # bytes that tell the format
 # (offset, bytes, Pillow's name). Formats without a signature are tried by suffix; EPS and WMF are programs, not images.
 SIGNATURES = (
     (0, SIGNATURE, "PNG"), (0, b"\xff\xd8\xff", "JPEG"), (0, b"GIF87a", "GIF"), (0, b"GIF89a", "GIF"),
     (0, b"II*\0", "TIFF"), (0, b"MM\0*", "TIFF"), (0, b"II+\0", "TIFF"), (0, b"MM\0+", "TIFF"), (8, b"WEBP", "WEBP"),
     (0, b"\xff\x4f\xff\x51", "JPEG2000"), (0, b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG2000"), (4, b"ftypavi", "AVIF"),
-    (4, b"ftypmif1avi", "AVIF"), (0, b"8BPS", "PSD"), (0, b"DDS ", "DDS"), (0, b"\x01\xda", "SGI"), (0, b"qoif", "QOI"),
+    (4, b"ftypmif1", "AVIF"), (0, b"8BPS", "PSD"), (0, b"DDS ", "DDS"), (0, b"\x01\xda", "SGI"), (0, b"qoif", "QOI"),
     (0, b"\0\0\1\0", "ICO"), (0, b"BM", "BMP"), (0, b"\x59\xa6\x6a\x95", "SUN"),
     *((0, b"P%c%c" % (kind, space), "PPM") for kind in b"123456Ff" for space in b"\n \r\t"),
 )  # fmt: skip
@@ -37,7 +39,7 @@ WEAK = {"BMP", "PPM", "SGI", "ICO"}  # whose signatures other files begin with a
 FORMAT_OF_SUFFIX = {".tga": "TGA", ".pcx": "PCX", ".xbm": "XBM"}
 # A file of these suffixes that cannot be opened is a broken image; any other one is no image.
 IMAGE_SUFFIXES = set(
-    ".png .apng .jpg .jpeg .jpe .jfif .bmp .gif .webp .tif .tiff .ppm .pgm .pbm .pnm .jp2 .j2k .tga .qoi".split()
+    ".png .apng .jpg .jpeg .jpe .jfif .bmp .gif .webp .avif .tif .tiff .ppm .pgm .pbm .pnm .jp2 .j2k .tga .qoi".split()
 )
 PAGED = (
     "GIF",
@@ -124,6 +126,8 @@ def formats_of(header, path):
     """
     found = [name for offset, magic, name in SIGNATURES if header[offset : offset + len(magic)] == magic]
     suffix = os.path.splitext(path)[1].lower()
+    if suffix in HEIC_SUFFIXES or header[4:8] == b"ftyp" and header[8:11] in HEIC_BRANDS:
+        raise ValueError("it is a HEIC photograph, which is not read here: convert it to JPEG or PNG first")
     if suffix in RAW_SUFFIXES:
         raise ValueError("it is a camera's raw file, which is read as its preview: develop it first")
     if suffix in FORMAT_OF_SUFFIX:
@@ -258,16 +262,22 @@ def readable_images(paths, side, mode="antialias", background=WHITE, files=HERE,
         digests: Zeros uint8 (N, 32), which become the SHA-256 of every file that can be opened.
     """
     images = np.empty((len(paths), side, side, 3), np.uint8)
-    broken = {}
+    broken, large = {}, []
 
-    def read(i):
+    def read(i, alone=False):
         try:
             images[i] = read_image(paths[i], side, mode, background, digests, i, files)
         except (NotAnImage, *BROKEN_IMAGE) as error:
+            if isinstance(error, MemoryError) and not alone:
+                large.append(i)
+                return
             let_pass(error, files.where(paths[i]))
-            broken[i] = f"{shown(files.where(paths[i]))} ({shown(error) or 'not an image'})"
+            why = "not enough memory" if isinstance(error, MemoryError) else shown(error) or "not an image"
+            broken[i] = f"{shown(files.where(paths[i]))} ({why})"
 
     in_chunks(read, len(paths))
+    for i in large:  # what is too large beside others may fit by itself
+        read(i, alone=True)
     return images, dict(sorted(broken.items()))
 
 

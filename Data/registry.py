@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import logging
 import re
 import unicodedata
 from dataclasses import dataclass, field, replace
@@ -16,9 +17,20 @@ from Experiment.files import file_hash
 from Experiment.licences import CC_BY, OF_DATA, Licence
 from Experiment.text import shown
 
+log = logging.getLogger("experiment")
+
 MAX_CLASSES = 1000
 MAX_SIDE = 128  # of the user's own images: larger ones show a classifier nothing that the backbones can make
 MEDMNIST_SIDES = (28, 64, 128, 224)  # px, a file each
+# Words in the name of a class that a mirrored image may belie.
+SIDES_AND_NUMBERS = (
+    "gauche|droite?|links|rechts|linke[rs]?|rechte[rs]?|sinistr[ao]|destr[ao]|izquierd[ao]|derech[ao]|esquerd[ao]|direit[ao]|"
+    "east|west|clockwise|counterclockwise|anticlockwise|zero|one|two|three|four|five|six|seven|eight|nine"
+)
+MIRRORED = {
+    True: "none says left or right, or is a number or a letter",
+    False: "one says left or right, or is a number or a letter",
+}
 
 # fmt: off
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -232,7 +244,7 @@ def augmentations(spec):
     """What `--augment standard` does to training images: `flip` (left and right), `crop`, `erase`, as names.
 
     Images are mirrored where that keeps their class. Of the user's own data the names of the classes decide: none says left
-    or right, holds a digit, or ends in a letter by itself: letters and numbers may name what is written in the image.
+    or right, is a number, or ends in a letter by itself: letters and numbers may name what is written in the image.
     """
     names, flips = class_names(spec), spec.flips
     if flips is None:
@@ -240,9 +252,23 @@ def augmentations(spec):
             re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", name) for name in names
         ]  # LeftEye, turnLeft
         letter = r"[^\W\d_]"
-        sided = re.compile(rf"(?<!{letter})({letter}$|[lr]|left|right)(?!{letter})", re.IGNORECASE)
+        sided = re.compile(
+            rf"left|(?<!b)right|(?<!{letter})({letter}$|[lr]|{SIDES_AND_NUMBERS})(?!{letter})", re.IGNORECASE
+        )
         flips = not any(re.search(r"\d", name) or sided.search(name) for name in words)
     return ("flip", "crop", "erase") if flips else ("crop", "erase")
+
+
+def tell_augmentations(spec):
+    """Log what `--augment standard` does to these images, and that names have decided it where they have."""
+    names = augmentations(spec)
+    told = "mirrored left and right, " if "flip" in names else "not mirrored, "
+    why = (
+        ""
+        if spec.flips is not None
+        else f": of your own data the names of the classes decide ({MIRRORED['flip' in names]})"
+    )
+    log.info("--augment standard: training images are %scut and partly erased%s", told, why)
 
 
 def channels(spec):

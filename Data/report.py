@@ -26,6 +26,11 @@ def image_hashes(images):
     return hashes
 
 
+def copies_within(split):
+    """How many images of a split have the pixels of one before them in it."""
+    return len(split.images) - len(np.unique(image_hashes(split.images)))
+
+
 def repeated_images(splits):
     """Images with the pixels of another one: [(split, index, other split, other index, labels differ)].
 

@@ -5,7 +5,7 @@ import errno
 MAY_PASS = 75  # exit code: EX_TEMPFAIL of sysexits.h
 # Of a network, or of a file system that is on one.
 PASSING = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EBUSY, errno.ECONNREFUSED, errno.ECONNRESET,
-           errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENOTCONN}  # fmt: skip
+           errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENOTCONN, errno.ENOLCK}  # fmt: skip
 
 
 class UserError(Exception):

@@ -1,11 +1,13 @@
 """Which process may write where, and what killed processes leave behind.
 
-Locks are the operating system's, by way of filelock: they end with their process, however it ends.
+Locks are the operating system's, by way of filelock: they end with their process, however it ends. On a file system without
+them (Lustre without `-o flock`) filelock makes a file in their place: that of a process of another host that was killed stays.
 """
 
 import contextlib
 import functools
 import hashlib
+import logging
 import os
 import platform
 import uuid
@@ -16,7 +18,10 @@ from filelock import FileLock, Timeout
 
 from Experiment.errors import PassingError, UserError
 
+log = logging.getLogger("experiment")
+
 CLAIMED = {}  # {lock file: held lock} of `claim`
+PATIENCE = 30  # s: of a wait for a lock, before a line tells of it
 CLAIMING = 60  # s: longest wait for another process that is just claiming the same folder; it takes milliseconds
 
 
@@ -68,12 +73,46 @@ def writer_is_gone(partial):
 
 
 @contextlib.contextmanager
-def locked(path):
-    """Hold a lock that belongs to `path` (in a file beside it), waiting for whoever else holds it."""
+def locked(path, wait=True):
+    """Hold a lock that belongs to `path` (in a file beside it), waiting for whoever else holds it.
+
+    Raises:
+        Timeout: Another process holds it, and it is not to be waited for.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_name(f".{path.name}.lock"), poll_interval=0.02):
+    lock = FileLock(path.with_name(f".{path.name}.lock"), poll_interval=0.02)
+    try:
+        lock.acquire(timeout=PATIENCE if wait else 0)
+    except Timeout:
+        if not wait:
+            raise
+        log.info("waiting for another process, which holds %s (if none runs: cluster/README.md, locks)", lock.lock_file)
+        lock.acquire()
+    try:
         yield
+    finally:
+        lock.release()
+
+
+@contextlib.contextmanager
+def guarded(folder):
+    """Be the only one that claims in a folder, for a block.
+
+    Raises:
+        PassingError: Another process has been at it for long.
+    """
+    guard = FileLock(folder / ".lock.guard", timeout=CLAIMING)
+    try:
+        guard.acquire()
+    except Timeout:
+        raise PassingError(
+            f"{guard.lock_file} is held by another process: wait for it (cluster/README.md, locks)."
+        ) from None
+    try:
+        yield
+    finally:
+        guard.release()
 
 
 def claim(folder, part="", create=True):
@@ -100,7 +139,7 @@ def claim(folder, part="", create=True):
         return False
     folder.mkdir(parents=True, exist_ok=True)
     # Claims of one folder are made one after the other, so that each sees those before it.
-    with FileLock(folder / ".lock.guard", timeout=CLAIMING):
+    with guarded(folder):
         parts = sorted(lock for lock in folder.glob(".lock?*") if lock.suffix not in (".guard", ".holder"))
         for lock in [whole] if part else parts:
             take(lock).release()

@@ -15,6 +15,7 @@ log = logging.getLogger("experiment")
 
 FILE = "test_predictions.npz"
 COMPARED = "against_real"  # an entry of the results
+AGAINST_LARGEST = "against_largest_class"  # another one
 
 
 class Predictions(NamedTuple):
@@ -108,24 +109,56 @@ def comparison(ours, real):
     return said
 
 
-def trained_otherwise(entry, real):
-    """How the real classifier's training differs in levers and epochs, {"trained_otherwise": {name: [ours, real]}}, or {}.
+def against_largest_class(predictions):
+    """How far a result is above what needs no classifier: the answer that every test image is of the largest class of test.
 
-    {} also where one of them, a published result for one, does not say how it was trained.
+    Args:
+        predictions: A list of `Predictions`, one of each repeat.
+
+    Returns:
+        {"share": what that answer has right, 0..1, "difference", "interval", "verdict", "words"}
     """
-    sides = [training_of(entry), training_of(real)]
-    if not all(sides):
-        return {}
-    ours, theirs = (filled_in(side, other) for side, other in zip(sides, reversed(sides)))
-    differing = {name: [value, theirs[name]] for name, value in ours.items() if theirs.get(name, value) != value}
+    labels = predictions[0].labels
+    largest = labels == np.bincount(labels).argmax()
+    ours, theirs = np.stack([each.hits() for each in predictions]), np.stack([largest] * len(predictions))
+    difference, interval = float(ours.mean() - theirs.mean()), difference_interval(ours, theirs)
+    return {
+        "share": float(largest.mean()),
+        "difference": difference,
+        "interval": list(interval),
+        "verdict": verdict(interval),
+        "words": in_words(difference, interval, "always naming the largest class"),
+    }
+
+
+def no_better_than_largest(entries):
+    """[(size, in words)] of results {size: entry} that are not shown to be better than always naming the largest class."""
+    compared = {size: entry[AGAINST_LARGEST] for size, entry in entries.items() if AGAINST_LARGEST in entry}
+    return [(size, of["words"]) for size, of in compared.items() if of["verdict"] != "better"]
+
+
+def trained_otherwise(entry, real):
+    """How the real classifier's training differs in levers, epochs and training images, {"trained_otherwise": {name: [ours, real]}}.
+
+    {} where it does not, or where one of them, a published result for one, does not say how it was trained. The training images
+    of a synthetic set are those that its generator has learnt from.
+    """
+    sides, images = [training_of(entry), training_of(real)], [entry.get("learned_from"), real.get("learned_from")]
+    differing = {"training images": images} if all(images) and images[0] != images[1] else {}
+    if all(sides):
+        ours, theirs = (filled_in(side, other) for side, other in zip(sides, reversed(sides)))
+        differing |= {name: [value, theirs[name]] for name, value in ours.items() if theirs.get(name, value) != value}
     return {"trained_otherwise": differing} if differing else {}
 
 
-def otherwise_in_words(compared):
-    """How the two trainings of a comparison differ, as the end of a sentence; empty where they do not."""
+def compared_in_words(compared):
+    """A comparison as a sentence: the difference, what it is not sure of, and how the two trainings differ."""
+    alone = ""
+    if "mcnemar_p" in compared:  # of single trainings
+        alone = f" (McNemar's p {compared['mcnemar_p']:.2g}; of this one training each, not of another one)"
     differing = compared.get("trained_otherwise", {})
     told = ", ".join(f"{name} {ours} (real: {real})" for name, (ours, real) in differing.items())
-    return f"; trained otherwise: {told}" if told else ""
+    return compared["words"] + alone + (f"; trained otherwise: {told}" if told else "")
 
 
 def training_of(entry):

@@ -13,6 +13,8 @@ TEST_IMAGES = {
     "cifar10": 10_000, "cifar100": 10_000, "pathmnist": 7_180, "dermamnist": 2_005, "bloodmnist": 3_421,
     "retinamnist": 400,
 }  # fmt: skip
+# Of the largest class, in the datasets where that is more than a fifth: grade 0 and melanocytic nevi (the official files).
+LARGEST_CLASS = {"dermamnist": 1_341, "retinamnist": 174}
 SIZES = [f"x{size}" for size in range(1, 11)]
 # What the paper says each step brings, as pairs of (stage, search) before and after.
 STEPS = [
@@ -68,6 +70,20 @@ def against_real(curve, images):
     }  # fmt: skip
 
 
+def against_largest(curve, images, largest):
+    """How far results are above the answer that all test images are of the largest class: {claim: (difference, (low, high))}.
+
+    Args:
+        curve: {"real" | "x1" ... "x10": entry}.
+        images, largest: Number of test images, in all and of the largest class.
+    """
+    accuracy, found = {size: entry["top_1_accuracy"] for size, entry in curve.items()}, {}
+    for claim, size in {"1x": "x1", "2x": "x2", "real": "real"}.items():
+        low, high = binomial_interval(accuracy[size], images)
+        found[claim] = accuracy[size] - largest / images, (low - largest / images, high - largest / images)
+    return found
+
+
 def steps(results, images):
     """What each step of the adaptation brought: {step: (difference, (low, high))} of a published dataset."""
     found = {}
@@ -93,8 +109,13 @@ def page():
     curves = next(iter(read_results(PUBLISHED_CAS, CAS_SCHEMA).values()))
     pipeline = read_results(PUBLISHED_PIPELINE, PIPELINE_SCHEMA)
     real = {dataset: against_real(curve, TEST_IMAGES[dataset]) for dataset, curve in curves.items()}
+    constant = {
+        dataset: against_largest(curves[dataset], TEST_IMAGES[dataset], count)
+        for dataset, count in LARGEST_CLASS.items()
+    }
     brought = {dataset: steps(found, TEST_IMAGES[dataset]) for dataset, found in pipeline.items()}
-    lines = [*HEAD.strip().split("\n"), "", *rows("synthetic against real", real), "", *BETWEEN.strip().split("\n"), "",
+    lines = [*HEAD.strip().split("\n"), "", *rows("synthetic against real", real), "", *LARGEST.strip().split("\n"), "",
+             *rows("against the largest class", constant), "", *BETWEEN.strip().split("\n"), "",
              *rows("step", brought)]  # fmt: skip
     return "\n".join(lines) + "\n"
 
@@ -110,6 +131,11 @@ best by chance too; its interval is widened for that (Bonferroni: 99.5 % instead
 
 `better`, `worse`: the interval excludes 0. The paper's claim that synthetic data beat real data in a third of cases rests on
 the two datasets whose best of ten lies above real.
+"""
+
+LARGEST = """
+In two of the datasets most test images, or nearly half, are of one class: to call all of them so is right in 0.669 (dermamnist)
+and 0.435 (retinamnist) of cases. What is not shown to be better than that says little.
 """
 
 BETWEEN = """

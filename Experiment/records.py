@@ -1,5 +1,7 @@
 """The record of a run: its arguments, versions and time, and whether an earlier run has finished."""
 
+import functools
+import hashlib
 import platform
 import re
 import time
@@ -7,9 +9,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from Experiment.errors import UserError
-from Experiment.files import read_json
+from Experiment.files import file_hash, read_json
 from Experiment.levers import HOW, filled_in, without_off
 from Experiment.machine import describe_machine
+from Experiment.paths import REPOSITORY
 
 # Flags that say where the data lie and how they are read: what they are is an input, known by its content.
 DATA_FLAGS = ("root", "data_dir", "dataset", "skip_broken", "background", "resolution")
@@ -39,6 +42,17 @@ def installed_versions():
         except PackageNotFoundError:
             found[name] = None
     return found
+
+
+@functools.cache
+def software():
+    """What decides results beside arguments and inputs, as text: the code of this checkout, and the versions of what computes."""
+    folders = [REPOSITORY, *(path for path in REPOSITORY.iterdir() if path.is_dir() and not path.name.startswith("."))]
+    code = hashlib.sha256()
+    for file in sorted(file for folder in folders for file in folder.glob("*.py")):
+        code.update(f"{file.relative_to(REPOSITORY)} {file_hash(file)}\n".encode())
+    versions = [f"{name} {version}" for name, version in installed_versions().items()]
+    return ", ".join([f"code {code.hexdigest()[:12]}", *versions])
 
 
 def finished_run(record_file, args, free, inputs=None, instead="use another --exp, or --restart to replace it"):

@@ -59,7 +59,7 @@ def fits_additions(entry):
         and all(isinstance(ends, list) and len(ends) == 2 and all(map(is_share, ends)) for ends in interval.values())
         and isinstance(repeats, int)
         and repeats > 0
-        and all(isinstance(entry.get(name, ""), str) for name in ("predictions", "test", "content"))
+        and all(isinstance(entry.get(name, ""), str) for name in ("predictions", "test", "content", "learned_from"))
         and isinstance(entry.get("unit", 1), int)
         and isinstance(told := entry.get("doubts", []), list)
         and all(isinstance(text, str) for text in told)

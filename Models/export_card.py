@@ -54,6 +54,12 @@ MEASURED = (
     "with random full-size weights a pass of the UNet differs by up to 3e-4 where its numbers are of order 1, and after five "
     "steps 0.15 % of the pixel values by one grey level; with trained weights it has not been measured"
 )
+PIPELINE_NOTE = """\
+A pipeline of diffusers is given no text encoder: `StableDiffusionPipeline.from_pretrained(".", text_encoder=None,
+tokenizer=None)`, and rows of the table as `prompt_embeds` and `negative_prompt_embeds`. It sets its own timesteps, one fewer
+than the example at steps that do not divide 1,000{without}.
+"""
+WITHOUT_LINES = ", and lacks the five lines"
 VAE_NOTE = """\
 The VAE is that of the model that was adapted: put the folder of a Stable Diffusion in diffusers' layout in the place of \
 `a-stable-diffusion`.
@@ -97,7 +103,7 @@ guidance. There is no text: prompts mean nothing to it. Images are of {size} px.
 ```python
 {example}```
 
-{difference}{unet_note}{vae_note}
+{difference}{pipeline_note}{unet_note}{vae_note}
 The images are synthetic. They follow the training images, whose rights and biases they may carry, and the licence of the model
 that was adapted.
 """
@@ -144,6 +150,7 @@ def card(backbone, numerics, classes, dataset, *, vae_here, foreign, steps, scal
         facts="\n".join(f"| {name} | {markdown(value)} |" for name, value in facts.items()),
         example=example(kerascv, vae_here, steps, scale, backbone.latent_shape[0], backbone.latent_scale, bool(base)),
         difference=DIFFERENCE.format(networks=" and ".join(kerascv), measured=MEASURED) if kerascv else "",
+        pipeline_note=PIPELINE_NOTE.format(without=WITHOUT_LINES if kerascv else "") if vae_here and not base else "",
         more=" peft" if base else "", unet_note=UNET_NOTE.format(base=base) if base else "",
         vae_note="" if vae_here else VAE_NOTE,
     )  # fmt: skip

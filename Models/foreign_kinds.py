@@ -16,6 +16,7 @@ CHANNELS_OF = {
 
 # Parts of tensors' names that only one kind of file has, in the order in which they are looked for.
 MARKS = {
+    r"\.base_layer\.": "a model whose LoRA is still attached (call unload_lora_weights() after fuse_lora(), and save it again)",
     r"lora_(up|down|A|B)\b|\blora_linear_layer\.|lora\.(up|down)\b|\bhada_w|\blokr_": "a LoRA, changes of a model and not one",
     r"\bcontrol_model\.|controlnet_cond_embedding|\binput_hint_block\.": "a ControlNet",
     r"\b(double_blocks|single_transformer_blocks)\.": "a Flux model",
@@ -159,6 +160,12 @@ def known_prediction(path, name):
 # In YAML, alone in its line or in braces; comments aside.
 SETTING = r"^[^#\n]*\b{}[\"']?\s*:\s*[\"']?([\w.+-]+)"
 SETTINGS = {"linear_start": 0.00085, "linear_end": 0.012, "timesteps": 1000, "scale_factor": LATENT_SCALE}
+# The original code of 1.x and 2.x predicts the noise unless its .yaml says otherwise; that of Stability's later repository names
+# a scaling.
+ORIGINAL_CODE = r"^[^#\n]*\bldm\.models\.diffusion\b"
+SCALING, SCALINGS = r"^[^#\n]*\bdenoiser_scaling\.(\w+)", {"EpsScaling": "epsilon", "VScaling": "v"}
+TOLD_BY = ("modelspec.prediction_type", "modelspec.predict_key")  # the latter is ComfyUI's
+V_MARK, ZERO_SNR_MARK = "v_pred", "ztsnr"  # empty tensors of ComfyUI's
 SCHEDULE_OF_YAML = "beta_schedule", "linear"  # linear in the square roots, as in diffusers "scaled_linear"
 ZERO_SNR = ("zero_snr", "rescale_betas_zero_snr", "ztsnr")
 
@@ -185,8 +192,8 @@ def same_number(text, value):
         return False
 
 
-def prediction_of_file(path, metadata, width):
-    """What the UNet of a single file predicts: from its metadata, or a .yaml of the same name beside it.
+def prediction_of_file(path, metadata, width, v_marked=False):
+    """What the UNet of a single file predicts: from its metadata, a mark in it, or a .yaml of the same name beside it.
 
     Without either a 1.x is taken to predict the noise, as all published ones do; of 2.x there are both kinds.
 
@@ -194,6 +201,7 @@ def prediction_of_file(path, metadata, width):
         path: The file.
         metadata: Its metadata.
         width: Of its context.
+        v_marked: Whether it holds ComfyUI's mark of a UNet that predicts v.
 
     Raises:
         UserError: It cannot be told.
@@ -201,12 +209,16 @@ def prediction_of_file(path, metadata, width):
     config = path.with_suffix(".yaml")
     text = config.read_text(errors="replace") if config.is_file() else None
     refuse_other_settings(config, text or "")
-    if "modelspec.prediction_type" in metadata:
-        return known_prediction(path, metadata["modelspec.prediction_type"])
+    if told := [metadata[name] for name in TOLD_BY if name in metadata]:
+        return known_prediction(path, told[0])
+    if v_marked:
+        return known_prediction(path, "v")
     if text is not None:
-        found = re.search(SETTING.format("parameterization"), text, re.MULTILINE)
-        return known_prediction(config, found[1]) if found else "epsilon"
-    if width == 768:
+        if found := re.search(SETTING.format("parameterization"), text, re.MULTILINE):
+            return known_prediction(config, found[1])
+        if found := re.search(SCALING, text, re.MULTILINE):
+            return known_prediction(config, SCALINGS.get(found[1], found[1]))
+    if width == 768 or text and re.search(ORIGINAL_CODE, text, re.MULTILINE):
         return "epsilon"
     raise UserError(
         f"{path} does not say whether its UNet predicts noise (2.x-base) or v (2.x at 768 px): put the model's .yaml beside "
@@ -216,8 +228,9 @@ def prediction_of_file(path, metadata, width):
 
 def refuse_other_scale(path, scale):
     """Refuse a single file whose latents were scaled by another factor, its buffer () (UserError)."""
-    if abs(float(scale) - LATENT_SCALE) > ROUNDING:
-        raise UserError(f"{path} scales latents by {float(scale):g}, where only {LATENT_SCALE} is computed here.")
+    if scale.size != 1 or abs(scale.item() - LATENT_SCALE) > ROUNDING:
+        shown = ", ".join(f"{value:g}" for value in scale.reshape(-1)[:4].tolist()) or "no number"
+        raise UserError(f"{path} scales latents by {shown}, where only {LATENT_SCALE} is computed here.")
 
 
 def refuse_other_schedule(path, alphas_cumprod):

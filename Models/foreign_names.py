@@ -215,7 +215,9 @@ def foreign_shapes(shape):
     if len(shape) == 4:
         rows, columns, inputs, outputs = shape
         return [(outputs, inputs, rows, columns)] + ([(outputs, inputs)] if rows == columns == 1 else [])
-    return [(shape[1], shape[0]), (shape[1], shape[0], 1, 1)] if len(shape) == 2 else [tuple(shape)]
+    if len(shape) == 2:
+        return [(shape[1], shape[0]), (shape[1], shape[0], 1, 1)]
+    return [tuple(shape), (*shape, 1, 1)]  # a converter of diffusers wrote biases so in December 2023
 
 
 def from_foreign(array, shape):

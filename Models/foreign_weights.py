@@ -26,6 +26,7 @@ LEFT_OUT = re.compile(
     r"(model_ema|cond_stage_model|conditioner|denoiser|embedding_manager|model\.decay|model\.num_updates)(\.|$)"
     r"|(alphas_cumprod|betas|sqrt_|log_one_minus|posterior_|lvlb_weights|logvar|scale_factor)"
     r"|first_stage_model\.(loss|model_ema)\."
+    rf"|{foreign_kinds.V_MARK}$"
 )
 
 
@@ -185,6 +186,8 @@ class OriginalFile(ForeignWeights):
         first = tensors.shapes.get(f"{UNET}input_blocks.0.0.weight")
         foreign_kinds.refuse_other_shapes(self.path, self.backbone, first, None)
         foreign_kinds.refuse_other_files(self.path, tensors.shapes, UNET)
+        if foreign_kinds.ZERO_SNR_MARK in tensors.shapes:
+            raise UserError(f"{self.path} is marked ztsnr: only the schedule of Stable Diffusion is computed.")
         if unknown := [n for n in tensors.shapes if not n.startswith((UNET, VAE)) and not LEFT_OUT.match(n)]:
             shown = ", ".join(sorted(unknown)[:3])
             raise UserError(
@@ -205,7 +208,8 @@ class OriginalFile(ForeignWeights):
 
     def prediction_type(self):
         tensors = Tensors([self.path])
-        return foreign_kinds.prediction_of_file(self.path, tensors.metadata, self.backbone.context_shape[1])
+        v_marked = foreign_kinds.V_MARK in tensors.shapes
+        return foreign_kinds.prediction_of_file(self.path, tensors.metadata, self.backbone.context_shape[1], v_marked)
 
 
 def with_new_names(name):

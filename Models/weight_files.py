@@ -105,7 +105,8 @@ def what_else_is_in(folder):
         return " (it looks like a part of diffusers' folder: give the one that holds unet/ and vae/)"
     if found := [name for name in names if name.endswith(SUFFIX)]:
         if "lora" in found[0].lower():
-            return f" ({found[0]} looks like a LoRA, which is not read: merge it into its UNet with diffusers first)"
+            how = "load_lora_weights, fuse_lora, unload_lora_weights, save_pretrained"
+            return f" ({found[0]} looks like a LoRA, which is not read: merge it into its UNet with diffusers first: {how})"
         return f" (to use {found[0]}, give its path)"
     if found := [name for name in names if name.endswith(PICKLES)]:
         return f" ({found[0]} is a pickle by its name, and none is read: convert it to {SUFFIX}, or get it so)"

@@ -74,17 +74,28 @@ def unit_of(args, spec):
     return {"unit": spec.unit} if args.synthetic else {}
 
 
-def origin(args, folder, set_folder, trained):
-    """What a result says of where it comes from: {"set": {setting: value}, "training": {setting: value}}, or less.
+def origin(args, folder, set_folder, trained, data):
+    """What a result says of where it comes from: {"set": {setting: value}, "training": {setting: value}, "learned_from": hash}, or less.
 
     Of a classifier that is trained already it is what its record says; a published one has none.
+
+    Args:
+        args: The script's arguments.
+        folder: Of the classifier.
+        set_folder: Of the synthetic set, or None.
+        trained: Whether it is trained already.
+        data: The `data_identity` of the real images.
     """
     if trained or not args.train:
         record = record_of(folder)
-        return {key: record[key] for key in ("set", "training") if isinstance(record.get(key), dict)}
+        kinds = {"set": dict, "training": dict, "learned_from": str}
+        return {key: record[key] for key, kind in kinds.items() if isinstance(record.get(key), kind)}
     training = {name: getattr(args, name) for name in ("seed", "epochs", "batch_size")}
     levers = levers_on(vars(args))
     if not set_folder:
-        return {"training": training | levers}
+        return {"training": training | levers, "learned_from": short(data["train"])}
     made = {"folder": set_folder.name, **recipe(set_folder)}
-    return {"set": made, "training": {**training, "resize": args.resize, **levers}}
+    seen = (read_manifest(set_folder) or {}).get("learned_from", [])
+    seen = sorted(short(each["train"]) for each in seen if each["resolution"] == data["resolution"])
+    return {"set": made, "training": {**training, "resize": args.resize, **levers},
+            **({"learned_from": ", ".join(seen)} if seen else {})}  # fmt: skip

@@ -10,7 +10,13 @@ from Experiment.files import merge_json, write_json
 from Experiment.intervals import accuracy_interval
 from Experiment.paths import repeat_folder
 from Experiment.pictures import try_to_draw
-from Experiment.predictions import compare_with_real, otherwise_in_words
+from Experiment.predictions import (
+    AGAINST_LARGEST,
+    against_largest_class,
+    compare_with_real,
+    compared_in_words,
+    no_better_than_largest,
+)
 from Experiment.randomness import repeat_seed
 from Experiment.records import describe_run, identity, short
 from Experiment.results import top_5_in_words
@@ -104,7 +110,7 @@ def score(args, known, classifier):
 
 
 def summary(results, predictions):
-    """Means of the scores, their single values, and 95 % intervals of the published ones."""
+    """Means of the scores, their single values, 95 % intervals of the published ones, and what needs no classifier."""
     values = {name: [result[name] for result in results] for name in SCORES}
     firsts = {"top_1_accuracy": 1, "top_5_accuracy": predictions[0].ranking.shape[1]}
     hits = {name: np.stack([p.hits(first) for p in predictions]) for name, first in firsts.items()}
@@ -114,6 +120,7 @@ def summary(results, predictions):
         "test_images": len(predictions[0].labels),
         "values": values,
         "interval": {name: list(accuracy_interval(of_score)) for name, of_score in hits.items()},
+        AGAINST_LARGEST: against_largest_class(predictions),
     }
 
 
@@ -130,13 +137,13 @@ def tell(known, results, entry, picture):
                  ", ".join(f"{value:.4f}" for value in entry["values"]["top_1_accuracy"]))  # fmt: skip
     low, high = entry["interval"]["top_1_accuracy"]
     auc = "none" if entry["auc"] is None else f"{entry['auc']:.4f}"
-    log.info("top-1, 95 %% interval %.4f to %.4f on %d test images; balanced accuracy %.4f, AUC %s", low, high,
-             entry["test_images"], entry["balanced_accuracy"], auc)  # fmt: skip
+    log.info("top-1, 95 %% interval %.4f to %.4f on %d test images; balanced accuracy %.4f, AUC %s; always naming the largest "
+             "class: %.4f", low, high, entry["test_images"], entry["balanced_accuracy"], auc,
+             entry[AGAINST_LARGEST]["share"])  # fmt: skip
+    for size, words in no_better_than_largest({known.cardinality: entry}):
+        log.warning("%s is %s", size, words)
 
 
 def tell_comparison(size, comparison):
     """Log how a synthetic result compares with the real one."""
-    line = f"{size} is {comparison['words']}"
-    if comparison["repeats"] == [1, 1]:
-        line += f" (McNemar's p {comparison['mcnemar_p']:.2g}; of this one training each, not of another one)"
-    log.info(line + otherwise_in_words(comparison))
+    log.info("%s is %s", size, compared_in_words(comparison))

@@ -1,5 +1,6 @@
 """A study in a file of one line an event, where file systems lock badly or no database is at hand."""
 
+import contextlib
 import json
 import os
 
@@ -24,19 +25,22 @@ class WholeLines(JournalFileBackend):
         lines = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs).encode()
         self.lock.acquire()
         try:
-            with open(self.file, "r+b", buffering=0) as file:
-                whole = end_of_lines(file)
-                file.truncate(whole)
-                file.seek(whole)
+            with open(self.file, "a+b", buffering=0) as file:  # at its end, wherever that is by then
+                size, whole = file.seek(0, os.SEEK_END), end_of_lines(file)
+                if whole < size:
+                    file.truncate(whole)
+                written = 0
                 try:
-                    while lines:  # a disk that is about to be full takes a part
-                        lines = lines[file.write(lines) :]
+                    while written < len(lines):  # a disk that is about to be full takes a part
+                        written += file.write(lines[written:])
                     os.fsync(file.fileno())
                 except OSError:
-                    file.truncate(whole)
+                    if file.seek(0, os.SEEK_END) == whole + written:  # nobody else has written since
+                        file.truncate(whole)
                     raise
         finally:
-            self.lock.release()
+            with contextlib.suppress(RuntimeError):  # after a long silence another process has taken the lock away
+                self.lock.release()
 
 
 def end_of_lines(file, piece=65536):

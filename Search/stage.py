@@ -53,7 +53,10 @@ def begin_study(args, known):
         thrown_away = delete_study(known.address, name, lock, known.best_file)
         log.info("throwing away the study %s with %d trials", name, thrown_away)
     study = open_study(known.address, name, args.seed, pruner(args.pruner, args.epochs), args.optimize, lock)
-    claim_study(study, args, known, resolve_precision(args.precision))
+    with locked(lock):  # workers that begin together: the first one names the settings, and what is tried first
+        claim_study(study, args, known, resolve_precision(args.precision))
+        if args.optimize and args.warm_start and not trials(study):
+            warm_start(args, study, known.epochs, known.spec.name)
     return study
 
 
@@ -106,15 +109,19 @@ def run_budget(args, known, study, context):
         PassingError: The time was over before the budget was complete: nothing may take this for a finished search.
         UserError: No trial was completed.
     """
-    if args.warm_start and not trials(study):
-        warm_start(args, study, known.epochs, known.spec.name)
+
+    def tried(trial):
+        # Before there was a trial a worker that began at the same moment may have named other settings.
+        claim_study(study, args, known, resolve_precision(args.precision))
+        return objective(trial, context)
+
     finished = len(trials(study, *FINISHED))
     if finished < args.n_trials and known.best_file.exists():
         with locked(known.best_file):  # what it holds is not the result of this search
             write_json(known.best_file, read_json(known.best_file) | {EXTENDED: args.n_trials})
     with progress(args.n_trials, "trial", finished) as part:
         lines = progress_lines(study, args.n_trials, part)
-        complete = run_trials(study, lambda trial: objective(trial, context), args.n_trials, args.timeout, lines)
+        complete = run_trials(study, tried, args.n_trials, args.timeout, lines)
     if not complete:
         finished, budget = len(trials(study, *FINISHED)), args.n_trials
         raise PassingError(

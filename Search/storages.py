@@ -1,6 +1,7 @@
 """Where studies lie: addresses of databases and files, and what these raise, in one line and without passwords."""
 
 import contextlib
+import logging
 import re
 import sys
 from pathlib import Path
@@ -14,6 +15,8 @@ from Experiment.errors import PassingError, UserError
 from Experiment.records import PASSWORD, masked
 from Search.journal import WholeLines
 from Search.workers import GRACE, HEARTBEAT, retry
+
+log = logging.getLogger("experiment")
 
 
 class DatabaseError(PassingError):
@@ -89,6 +92,16 @@ def study_file(address):
     return Path(url.database).expanduser().absolute()
 
 
+class Database(optuna.storages.RDBStorage):
+    """Optuna's, whose heart goes on beating after a moment in which the database did not answer."""
+
+    def record_heartbeat(self, trial_id):
+        try:
+            super().record_heartbeat(trial_id)
+        except Exception:  # it would end the thread that beats, and after GRACE the trial would count as dead
+            log.debug("trial %d: no heartbeat", trial_id, exc_info=True)
+
+
 def open_storage(address):
     """The storage of `sqlite:///FILE`, `journal:FILE`, `postgresql://...` or any other address of SQLAlchemy.
 
@@ -107,9 +120,12 @@ def open_storage(address):
         where = sqlalchemy.make_url(address).set(database=str(file)).render_as_string()
         where = where.replace("{", "{{").replace("}", "}}")  # Optuna fills in what stands in braces
     try:
-        return optuna.storages.RDBStorage(
+        # A server may be started anew within a trial: its old connections are tried before use.
+        return Database(
             where,
-            engine_kwargs={"connect_args": {"timeout": 60}} if address.startswith("sqlite") else {},
+            engine_kwargs={"connect_args": {"timeout": 60}}
+            if address.startswith("sqlite")
+            else {"pool_pre_ping": True},
             heartbeat_interval=HEARTBEAT,
             grace_period=GRACE,
             heartbeat_stale_trial_callback=retry,

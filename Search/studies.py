@@ -5,6 +5,7 @@ import logging
 import time
 
 import optuna
+from filelock import Timeout
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.samplers import BaseSampler, TPESampler
 from optuna.storages._heartbeat import is_heartbeat_enabled
@@ -113,13 +114,31 @@ def open_study(address, name, seed, study_pruner, create, lock_file):
                 raise UserError(f"the study {name} in {masked(address)} is damaged: {error}") from None
 
 
+@contextlib.contextmanager
+def nobody_measures(best_file):
+    """Hold the lock of a search's result, in which the best trials are repeated and measured, for a block.
+
+    Raises:
+        UserError: A worker holds it. What it notes afterwards would go into the study that takes the place of this one.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            if best_file:
+                stack.enter_context(locked(best_file, wait=False))
+        except Timeout:
+            raise UserError(
+                f"a worker repeats or measures the best trials of this search ({best_file}): stop it first."
+            ) from None
+        yield
+
+
 def delete_study(address, name, lock_file, best_file=None):
     """Delete a study, if it is there, and before it the file of its result. Returns how many trials it had.
 
     Raises:
         UserError: A worker is at it.
     """
-    with locked(lock_file):
+    with locked(lock_file), nobody_measures(best_file):
         storage = open_storage(address)
         there = name in optuna.get_all_study_names(storage=storage)
         study = optuna.load_study(study_name=name, storage=storage) if there else None
@@ -197,14 +216,26 @@ def run_one_trial(study, objective, callbacks):
     try:
         study.optimize(noted, n_trials=1, catch=(SurplusTrial,), callbacks=callbacks)
     except KeyboardInterrupt:
-        # Its settings are tried when the search goes on: they may be those that a search begins with.
-        if number is not None and study.trials[number].state is TrialState.FAIL:
-            retry(study, study.trials[number], most=None)
+        try_again(study, number, most=None)
         raise
     except (ValueError, AssertionError, UpdateFinishedTrialError) as error:
         # Optuna 5.0.0 raises any of these when it is to tell the result of a trial that has failed already.
+        if error is raised and not isinstance(error, UpdateFinishedTrialError):
+            try_again(study, number)
         if error is raised or number is None or study.trials[number].state is not TrialState.FAIL:
             raise
         if not isinstance(raised, (UpdateFinishedTrialError, optuna.TrialPruned, SurplusTrial, type(None))):
             raise raised from None
         log.warning("trial %d was silent for too long and has been given to another worker", number)
+    except Exception as error:
+        if error is raised:
+            try_again(study, number)
+        raise
+
+
+def try_again(study, number, **most):
+    """Queue the settings of a trial that an interruption or an error has ended: they may be those that a search begins with."""
+    with contextlib.suppress(Exception):  # a database that is gone: what has ended the trial is told
+        given_away = any(number in trial.system_attrs.get("retry_history", ()) for trial in trials(study))
+        if number is not None and study.trials[number].state is TrialState.FAIL and not given_away:
+            retry(study, study.trials[number], **most)

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import optuna
 
-from Data.registry import DatasetSpec, augmentations
+from Data.registry import DatasetSpec, augmentations, tell_augmentations
 from Data.resizing import resize_images
 from Experiment import presets
 from Experiment.errors import UserError
@@ -161,6 +161,8 @@ def prepare(args, known):
     """
     start_devices(args)
     spec, backbone = known.spec, BACKBONES[args.backbone]
+    if args.augment == "standard":
+        tell_augmentations(spec)
     recipe = Recipe(args.optimizer, args.epochs)
     classifier = Classifier(args.classifier, spec.resolution, spec.num_classes, recipe)
     # A fresh Class Encoder is that of training and generation, which draw nothing before it.

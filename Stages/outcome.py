@@ -8,21 +8,28 @@ from Data.pictures import read_images
 from Data.registry import class_names
 from Data.synthetic import open_set
 from Experiment.files import read_json
+from Experiment.predictions import no_better_than_largest
 from Experiment.results import all_doubts
 from sheets import MAX_SHEET_ROWS, side_by_side
-from Stages.report import STEPS, set_of, write_report
-from Stages.stages import common_flags
+from Stages.report import STEPS, set_of, trained_on, write_report
+from Stages.stages import MODEL, as_flags, changed, common_flags
 
 COLUMNS = 8  # images of a class in the picture
 
 
 def accuracy_rows(experiment, classifier, sizes):
-    """[(what, top-1 accuracy)] of an experiment, as its result files have them."""
+    """[(what, top-1 accuracy with its 95 % interval)] of an experiment, as its result files have them, text."""
     steps = read_json(experiment.pipeline_file)[experiment.dataset]
     cas = read_json(experiment.cas_file)[classifier][experiment.dataset]
-    rows = [(name, steps[stage][key]["top_1"]) for name, stage, key in STEPS]
-    rows.append(("trained on real images", cas["real"]["top_1_accuracy"]))
-    return rows + [(f"trained on synthetic, {take}x", cas[f"x{take}"]["top_1_accuracy"]) for take in sizes]
+    rows = [(name, sure(steps[stage][key], "top_1")) for name, stage, key in STEPS]
+    return rows + [(f"trained on {trained_on(size, cas[size])}", sure(cas[size], "top_1_accuracy"))
+                   for size in ("real", *(f"x{take}" for take in sizes))]  # fmt: skip
+
+
+def sure(entry, score):
+    """An accuracy and, where it was measured, its interval."""
+    ends = entry.get("interval", {}).get(score)
+    return f"{entry[score]:.3f}" + (f"  {ends[0]:.3f} to {ends[1]:.3f}" if ends else "")
 
 
 def doubts(experiment, classifier):
@@ -33,10 +40,17 @@ def doubts(experiment, classifier):
     return [f"may be too good{which}: {text}" for which, entries in of for text in all_doubts(entries)]
 
 
-def table(title, unit, rows, form):
-    """Lines of a table of two columns."""
-    width = max(34, len(title))
-    return [f"\n{title:{width}} {unit}", "-" * (width + 8), *(f"{name:{width}} {value:{form}}" for name, value in rows)]
+def no_better(experiment, classifier):
+    """Lines that name the results which are not shown to be better than always naming the largest class."""
+    entries = read_json(experiment.cas_file)[classifier][experiment.dataset]
+    return [f"{trained_on(size, entries[size])}: {words}" for size, words in no_better_than_largest(entries)]
+
+
+def table(title, unit, rows):
+    """Lines of a table of two columns of text."""
+    width = max(len(title), *(len(name) for name, _ in rows))
+    ruler = "-" * (width + 1 + max(len(unit), *(len(value) for _, value in rows)))
+    return [f"\n{title:{width}} {unit}", ruler, *(f"{name:{width}} {value}" for name, value in rows)]
 
 
 def real_beside_synthetic(experiment, spec, splits, folder):
@@ -92,13 +106,16 @@ def outcome(args, spec, experiment, classifier, stages, seconds):
     count = len(splits.test.labels)
     sets = [set_of(experiment, spec, classifier, take) for take in args.sizes]
     drawn = real_beside_synthetic(experiment, spec, splits, sets[0])
-    common = common_flags(args)
+    common = common_flags(args) + as_flags(changed(args, MODEL))  # of the page's command for an audit
     page = write_report(experiment, spec, splits, classifier, stages, seconds, args.sizes, sets, drawn, common)
     title = f"accuracy on {count} real test images"
+    largest = ("always naming the largest class", f"{np.bincount(splits.test.labels).max() / count:.3f}")
+    took = [(stage, f"{spent:7.0f}") for stage, spent in seconds.items()]
     return [
-        *table(title, "top-1", accuracy_rows(experiment, classifier, args.sizes), ".3f"),
+        *table(title, "top-1  95 % interval", [*accuracy_rows(experiment, classifier, args.sizes), largest]),
+        *no_better(experiment, classifier),
         *doubts(experiment, classifier),
-        *table("stage, time in this run", "seconds", seconds.items(), "7.0f"),
+        *table("stage, time in this run", "seconds", took),
         f"\npage for a browser: {page}",
         "\npictures:",
         *(f"  {path}" for path in [drawn, *pictures(experiment, sets)]),

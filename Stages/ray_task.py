@@ -2,8 +2,6 @@
 
 import contextlib
 import ctypes
-import functools
-import hashlib
 import logging
 import signal
 import socket
@@ -13,9 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from Experiment.errors import MAY_PASS
-from Experiment.files import file_hash
-from Experiment.paths import REPOSITORY
-from Experiment.records import installed_versions
+from Experiment.records import software
 from Stages.copies import Copy, again, is_refused, reason
 from Stages.running import start_process
 
@@ -29,17 +25,6 @@ def die_with_parent():
     """Let Linux kill this process when the task that began it is gone: it would go on writing beside its successor."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-@functools.cache
-def software():
-    """What must be the same on all nodes, as text: the code of this checkout, and the versions of what computes."""
-    folders = [REPOSITORY, *(path for path in REPOSITORY.iterdir() if path.is_dir() and not path.name.startswith("."))]
-    code = hashlib.sha256()
-    for file in sorted(file for folder in folders for file in folder.glob("*.py")):
-        code.update(f"{file.relative_to(REPOSITORY)} {file_hash(file)}\n".encode())
-    versions = [f"{name} {version}" for name, version in installed_versions().items()]
-    return ", ".join([f"code {code.hexdigest()[:12]}", *versions])
 
 
 def absent(paths):

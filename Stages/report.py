@@ -10,8 +10,8 @@ from Data.registry import class_names, origin
 from Data.report import data_identity
 from Data.synthetic import find_synthetic, read_manifest, set_identity
 from Experiment.files import read_json
-from Experiment.levers import levers_on
-from Experiment.predictions import otherwise_in_words
+from Experiment.levers import in_words, levers_on
+from Experiment.predictions import AGAINST_LARGEST, COMPARED, compared_in_words, no_better_than_largest
 from Experiment.progress import duration
 from Experiment.records import short
 from Experiment.results import all_doubts, steps_trained_otherwise, top_5_in_words
@@ -48,7 +48,7 @@ def write_report(experiment, spec, splits, classifier, stages, seconds, sizes, s
     entries = read_json(experiment.cas_file)[classifier][experiment.dataset]
     parts = [
         glance(entries, sizes),
-        data_part(spec, splits),
+        data_part(spec, splits, experiment.split_file),
         pages.section(
             "Samples",
             pages.figure(drawn, "Real training images beside synthetic ones, one class a row"),
@@ -97,10 +97,13 @@ def beside(entry):
     return f"{taught} a classifier that has learnt from the real ones" if taught else " alone"
 
 
-def data_part(spec, splits):
+def data_part(spec, splits, split_file):
     known, identity = origin(spec), data_identity(splits, spec)
     rows = [[name, f"{len(split.labels):,}", identity[name][:16]] for name, split in splits._asdict().items()]
     told = f"{spec.num_classes} classes: {', '.join(class_names(spec)[:20])}{' ...' if spec.num_classes > 20 else ''}. Classifiers see {spec.resolution} px."
+    if split_file.exists():
+        told += (" They were divided here, at random by image: photographs of one object, person or burst may stand on both sides, "
+                 "and accuracies are then too good.")  # fmt: skip
     if known:
         told += f" {known.citation}. Licence: {known.licence.name if known.licence else 'stated by nobody'}."
     return pages.section("The real images", pages.paragraph(told), pages.table(["split", "images", "content"], rows))
@@ -122,14 +125,20 @@ def accuracy_part(experiment, entries, classifier, sizes, num_classes):
         entry = entries[size]
         top_5 = top_5_in_words(entry["top_5_accuracy"], num_classes, 3)
         balanced = f"{entry['balanced_accuracy']:.3f}" if "balanced_accuracy" in entry else ""
-        rows.append([trained_on(size), f"{entry['top_1_accuracy']:.3f}", interval(entry), top_5, balanced])
-        if "against_real" in entry:
-            compared = entry["against_real"]
-            against.append(f"{trained_on(size)}: {compared['words']}{otherwise_in_words(compared)}")
+        learned = trained_on(size, entry)
+        rows.append([learned, f"{entry['top_1_accuracy']:.3f}", interval(entry), top_5, balanced])
+        if COMPARED in entry:
+            against.append(f"{learned}: {compared_in_words(entry[COMPARED])}")
+    if AGAINST_LARGEST in entries["real"]:
+        share, balanced = entries["real"][AGAINST_LARGEST]["share"], 1 / num_classes
+        rows.append(["nothing: always the largest class", f"{share:.3f}", "", "", f"{balanced:.3f}"])
     header = ["trained on", "top-1", "95 % interval", "top-5", "balanced"]
     count = entries["real"].get("test_images")
-    told = f"Classification Accuracy Score of {classifier}" + (f" on {count:,} real test images" if count else "")
+    mixed = any(levers_on(entry.get("training", {})).get("real_share") for entry in entries.values())
+    told = f"{'Accuracy' if mixed else 'Classification Accuracy Score'} of {classifier}"
+    told += f" on {count:,} real test images" if count else ""
     words = "Accuracy by the size of the synthetic training set; dashed: trained on real images"
+    against += [f"{trained_on(size, entries[size])}: {words}" for size, words in no_better_than_largest(entries)]
     differences = pages.items(against) if against else ""
     picture = pages.figure_if_there(experiment.cas_plot, words)
     return pages.section(
@@ -141,8 +150,10 @@ def doubts_part(entries):
     return "".join(pages.paragraph(f"They may be too good: {text}.") for text in all_doubts(entries))
 
 
-def trained_on(size):
-    return "real images" if size == "real" else f"synthetic images, {size[1:]}x"
+def trained_on(size, entry):
+    """What the classifier of a result has learnt from, with the levers of its training."""
+    levers = in_words(entry.get("training", {}))
+    return ("real images" if size == "real" else f"synthetic images, {size[1:]}x") + (f" ({levers})" if levers else "")
 
 
 def steps_part(experiment, num_classes):
@@ -184,7 +195,7 @@ def searches_part(experiment):
 
 def confusion_part(experiment, entries):
     found = [
-        pages.figure_if_there(experiment.root / entry["predictions"] / "confusion_matrix.png", f"Trained on {trained_on(size)}")
+        pages.figure_if_there(experiment.root / entry["predictions"] / "confusion_matrix.png", f"Trained on {trained_on(size, entry)}")
         for size, entry in entries.items() if "predictions" in entry
     ]  # fmt: skip
     return pages.section("Confusion", *found) if any(found) else ""

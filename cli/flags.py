@@ -275,7 +275,7 @@ def finish_args(parser, argv=None):
                 *2 * [args.dataset],
             )
     else:
-        args.dataset = str(Path(args.dataset).expanduser().resolve())
+        args.dataset = os.path.abspath(os.path.expanduser(args.dataset))  # a link keeps its name, and is read anew
     if hasattr(args, "weights_dir"):
         check_weights_flag(parser, args)
     if getattr(args, "synthetic_dir", None):

@@ -16,11 +16,15 @@ def add_pipeline_flags(parser):
     add("--enc_epochs", type=count, help="epochs of transfer learning (50; mini, small: by the number of images)")
     add("--dif_epochs", type=count, help="epochs of fine-tuning (10; mini, small: by the number of images)")
     add("--n_trials", type=count, help="finished trials of each search (50, 40; mini, small: 5)")
-    add("--num_imgs", type=count, help="images of a trial (4000; mini, small: 30 of each class, at least 300)")
+    add(
+        "--num_imgs",
+        type=count,
+        help="images of a trial (4000; mini, small: 30 of each class, at least 300, or 600 above 16 px)",
+    )
     add(
         "--test_imgs",
         type=count,
-        help="images of each measurement on test (--num_imgs; mini, small: 1x, at most 1000, or 300 above 16 px, no fewer than the default of a trial)",
+        help="images of each measurement on test (--num_imgs; mini, small: 1x, at most 1000, or 600 above 16 px, no fewer than the default of a trial)",
     )
     add("--trial_epochs", type=count, help="most epochs of a trial's classifier (100; mini, small: 32, 16 above 16 px)")
     add(

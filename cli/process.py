@@ -5,6 +5,7 @@ import contextlib
 import logging
 import logging.handlers
 import math
+import re
 import signal
 import sys
 import tempfile
@@ -16,6 +17,7 @@ from cli.startup import import_keras
 from Experiment.errors import UserError, exit_code
 from Experiment.locks import claimed
 from Experiment.progress import close_bars, write_above_bars
+from Experiment.records import software
 from Experiment.text import one_line
 
 log = logging.getLogger("experiment")
@@ -85,7 +87,21 @@ def telling_what_is_saved(saved, again="goes on from there"):
 def writing_in(folder, part="", saved=lambda: "nothing is lost that was saved before"):
     """Claim the run's folder, or a part of it, and log there. To be entered when all input has been found good."""
     with claimed(folder, part), logging_to(folder), telling_what_is_saved(saved):
+        tell_software(folder)
         yield
+
+
+def tell_software(folder):
+    """Note in the log of a run's folder which code and packages it is of; warn where those of the run before it were others.
+
+    What that one has left half done goes on, and is then of both.
+    """
+    said = (folder / "log.txt").read_text(encoding="utf-8", errors="replace")
+    before, now = re.findall(r" software: (.*)$", said, re.MULTILINE), software()
+    if before and before[-1] != now:
+        log.warning("the run before this one in %s was of other code or packages: %s (now %s)", folder, before[-1], now)
+    if before[-1:] != [now]:
+        log.debug("software: %s", now)  # to log.txt alone
 
 
 class Terminated(KeyboardInterrupt):

@@ -313,7 +313,10 @@ def test_a_set_that_was_edited_is_another_one(root, caplog):
     train(root)
     source = SetToExport(folder, dataset_spec(str(root / "two.npz")))
     experiment = Experiment(root, "0001", "two")
-    (row,) = cas_rows(experiment, source)
+    row, largest = cas_rows(experiment, source)
+    assert largest[:2] == ["none", "nothing: always the largest class"] and largest[-1] == "0.5000"
+    share = results(root)["x1"]["against_largest_class"]["share"]
+    assert largest[3] == f"{share:.4f}" and len(row) == len(largest) == 7
     assert row[1] == "20 generated images" and not caplog.text.count("manifest speaks of")
     image = folder / "class_00/img_0.png"
     shutil.copy(folder / "class_00/img_1.png", image)

@@ -16,6 +16,7 @@ from cli import flags, process, startup
 from cli.flags import boolean, dataset_name, experiment_name, finish_args, integer, new_parser, number
 from Experiment.errors import PassingError, UserError
 from Experiment.paths import REPOSITORY
+from Experiment.records import software
 
 
 def run(stage, parse_args=lambda: None):
@@ -275,8 +276,20 @@ def test_logging_to_terminal_and_file(tmp_path, capsys):
     assert capsys.readouterr().out == "reading first\nepoch 3\nreading second\nepoch 3\nafterwards\n"
     lines = [(tmp_path / folder / "log.txt").read_text().splitlines() for folder in ("first", "second")]
     assert [[line[20:] for line in file] for file in lines] == [
-        [f"reading {folder}", "epoch 3", "a detail"] for folder in ("first", "second")
+        [f"reading {folder}", f"software: {software()}", "epoch 3", "a detail"] for folder in ("first", "second")
     ]
+
+
+def test_a_run_that_goes_on_with_other_code_or_packages_says_so(tmp_path, monkeypatch):
+    for code in ("a", "a", "b", "b"):
+        monkeypatch.setattr(process, "software", lambda code=code: f"code {code}, numpy 2")
+        process.start_logging()
+        with process.writing_in(tmp_path):
+            pass
+    told = f"the run before this one in {tmp_path} was of other code or packages: code a, numpy 2 (now code b, numpy 2)"
+    assert [line[20:] for line in (tmp_path / "log.txt").read_text().splitlines()] == [
+        "software: code a, numpy 2", told, "software: code b, numpy 2"
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("fails", [False, True])

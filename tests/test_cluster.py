@@ -104,6 +104,19 @@ def test_the_jobs_of_kubernetes_run_one_after_the_other(tmp_path, failing, last,
     assert [line.split()[-1] for line in lines if " delete " in line] == ([] if before == "1 " else named)
 
 
+@pytest.mark.parametrize("starts, expected", [(0, ["--epochs", "3", "--restart"]), (2, ["--epochs", "3"])])
+def test_a_job_that_is_queued_again_goes_on(tmp_path, starts, expected):
+    """With a stand-in for srun: --restart would throw away at each start what the one before has done."""
+    (tmp_path / "srun").write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/log\n')
+    (tmp_path / "srun").chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "DATASET": "digits", "EXP": "s", "SLURM_JOB_ID": "1",
+                   "SLURM_SUBMIT_DIR": str(REPOSITORY), "SLURM_RESTART_COUNT": str(starts)}  # fmt: skip
+    text = f"source {REPOSITORY}/cluster/slurm/stage.sh; stage SD_adapting.py --epochs 3 --restart"
+    assert subprocess.run(["bash", "-c", text], env=environment).returncode == 0
+    words = (tmp_path / "log").read_text().split()
+    assert words[words.index(str(REPOSITORY)) + 1 :] == expected
+
+
 def test_the_chain_asks_for_everything_before_it_submits(tmp_path):
     """With a stand-in for sbatch: what only the last jobs need would else be missed days later."""
     sbatch = tmp_path / "sbatch"

@@ -514,7 +514,8 @@ def test_the_card_shows_accuracies_of_its_recipe_alone(root):
     entry = {"top_1_accuracy": 0.9, "top_5_accuracy": 0.99, "set": {"folder": made.name, **recipe(made)}}
     entry |= {"interval": {"top_1_accuracy": [0.87, 0.92]}, "training": {"epochs": 9, "labels": "soft"}}
     other = {**entry, "top_1_accuracy": 0.1, "set": {**entry["set"], "seed": 6}}
-    real = {"top_1_accuracy": 0.97, "top_5_accuracy": 1.0, "test": "a" * 8}
+    real = {"top_1_accuracy": 0.97, "top_5_accuracy": 1.0, "test": "a" * 8, "balanced_accuracy": 0.95}
+    real |= {"against_largest_class": {"share": 0.125}}
     mixed = entry | {"training": {"epochs": 9, "real_share": 0.3}, "test": "b" * 8}
     results = {"resnet20": {"digits": {"x1": entry, "x4": entry, "real": real}, "cifar10": {"x1": entry}},
                "resnet20_16": {"digits": {"x1": other, "real": real}},
@@ -526,10 +527,19 @@ def test_the_card_shows_accuracies_of_its_recipe_alone(root):
     write_json(audit_file(made), {"brief": tables, "figures": {"coverage, generated, pixels, n 9, k 5": 0.1234}})
     text = (exported(root, "folders", "--synthetic_dir", str(made)) / "README.md").read_text()
     rows = [line for line in text.splitlines() if line.startswith("| resnet")]
-    assert rows == ["| resnet20 | 1,000 generated images | labels soft | 0.9000 | 0.8700 to 0.9200 | 0.9900 |",
-                    "| resnet20 | the real training images | nothing | 0.9700 | not measured | 1.0000 |",
+    assert rows == ["| resnet20 | 1,000 generated images | labels soft | 0.9000 | 0.8700 to 0.9200 | 0.9900 | not measured |",
+                    "| resnet20 | the real training images | nothing | 0.9700 | not measured | 1.0000 | 0.9500 |",
                     "| resnet56 | 700 generated images and 300 real ones | real_share 0.3 | 0.9000 | 0.8700 to 0.9200 | "
-                    "0.9900 |"]  # fmt: skip
+                    "0.9900 | not measured |"]  # fmt: skip
+    assert "| none | nothing: always the largest class | nothing | 0.1250 |  |  | 0.1000 |" in text
+    assert "None was made" not in text
+    write_json(audit_file(made), {"brief": tables, "figures": {}, "of": {"set": "f" * 64}})
+    shutil.rmtree(root / "out")
+    text = (exported(root, "folders", "--synthetic_dir", str(made)) / "README.md").read_text()
+    assert "One was made of other images or classifiers than those of now" in text
+    write_json(audit_file(made), {"brief": tables, "figures": {"coverage, generated, pixels, n 9, k 5": 0.1234}})
+    shutil.rmtree(root / "out")
+    text = (exported(root, "folders", "--synthetic_dir", str(made)) / "README.md").read_text()
     assert "| coverage | 0.123 | 0.987 |" in text and "0.1234" not in text
     write_json(
         audit_file(made), {"copies": {"nearer than held-out": 0.1234}, "extractor": "pixels"}

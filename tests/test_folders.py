@@ -168,7 +168,7 @@ def test_nothing_is_left_out_without_a_word(tmp_path):
     image_folder(tmp_path, {"a": 2, "b": 2})
     image_folder(tmp_path / "a", {"more/deep": 2, ".thumbs": 3})
     (tmp_path / "a/notes.TXT").write_text("text")
-    (tmp_path / "a/a.heic").write_bytes(b"\0\0\0\x18ftypheic")
+    (tmp_path / "a/a.mov").write_bytes(b"\0\0\0\x18ftypqt  ")
     (tmp_path / "b/no_suffix").write_text("text")
     (tmp_path / "labels.csv").write_text("a")
     Image.new("RGB", (4, 4)).save(tmp_path / "beside.png")
@@ -178,7 +178,7 @@ def test_nothing_is_left_out_without_a_word(tmp_path):
     assert names(scan) == {"all": ["a/0.png", "a/1.png", "b/0.png", "b/1.png", "b/film.gif"]}
     assert set(scan.unused) == {
         Unused("a/more/deep/0.png", "in a sub-folder", "a/more"), Unused("a/more/deep/1.png", "in a sub-folder", "a/more"),
-        Unused("a/notes.TXT", "not an image", ".txt"), Unused("a/a.heic", "not an image", ".heic"),
+        Unused("a/notes.TXT", "not an image", ".txt"), Unused("a/a.mov", "not an image", ".mov"),
         Unused("b/no_suffix", "not an image", "no suffix"), Unused("labels.csv", "not an image", ".csv"),
         Unused("beside.png", "beside the class folders"), Unused("b/film.gif", "later pages", "2"),
     }  # fmt: skip
@@ -205,7 +205,8 @@ def test_what_systems_leave_is_ignored(tmp_path):
 
 
 @pytest.mark.parametrize("file, content, why", [
-    ("photo.heic", b"\0\0\0\x18ftypheic", ".heic: not an image"), ("photo.jpg", b"", "broken"), ("sub/a.png", b"", "in a sub-folder"),
+    ("photo.mov", b"\0\0\0\x18ftypqt  ", ".mov: not an image"), ("photo.jpg", b"", "broken: it is empty"), ("sub/a.png", b"", "in a sub-folder"),
+    ("photo.heic", b"\0\0\0\x18ftypheic", "broken: it is a HEIC photograph, .*convert it to JPEG or PNG first"),
 ])  # fmt: skip
 def test_a_class_that_has_lost_all_its_files_says_why(tmp_path, file, content, why):
     image_folder(tmp_path, {"a": 1, "b": 0})
@@ -225,6 +226,16 @@ def test_broken_images_are_told_from_what_is_none(tmp_path):
         "all": ["a/0.png", "b/0.png"]
     }
     assert "empty" in scan.broken["a/empty.png"] and "no image" in scan.broken["a/html.jpg"]
+
+
+@pytest.mark.parametrize("link", ["dogs", "train/dogs", "val"])
+def test_a_class_or_split_that_is_not_mounted_is_missed(link, tmp_path):
+    splits = [""] if link == "dogs" else ["train", "test"]
+    for split in splits:
+        image_folder(tmp_path / split, {"a": 3, "b": 3})
+    (tmp_path / link).symlink_to("/mnt/not/mounted")
+    with pytest.raises(UserError, match=f"{link} is a link to nothing: mount what it leads to, or remove it"):
+        scan_folder(tmp_path)
 
 
 def test_links_are_followed_once(tmp_path):

@@ -161,10 +161,16 @@ def test_a_yaml_of_another_schedule_is_refused(text, told, backbone, tensors, tm
         source.prediction_type()
 
 
+LDM = "model:\n  target: ldm.models.diffusion.ddpm.LatentDiffusion\n"
+
+
 @pytest.mark.parametrize("metadata, yaml, expected", [
-    (None, 'model: {params: {"parameterization": "v"}}', "v_prediction"), (None, '# parameterization: "v"', "epsilon"),
+    (None, 'model: {params: {"parameterization": "v"}}', "v_prediction"), (None, f'# parameterization: "v"\n{LDM}', "epsilon"),
     ({"modelspec.prediction_type": "v"}, None, "v_prediction"), (METADATA, 'parameterization: "v"', "epsilon"),
-    (None, 'model:\n  params:\n    parameterization: "v"\n', "v_prediction"), (None, "model:\n  params: {}\n", "epsilon"),
+    (None, 'model:\n  params:\n    parameterization: "v"\n', "v_prediction"), (None, f"{LDM}  params: {{}}\n", "epsilon"),
+    (None, "target: sgm.modules.diffusionmodules.denoiser_scaling.VScaling", "v_prediction"),
+    (None, "target: sgm.modules.diffusionmodules.denoiser_scaling.EpsScaling", "epsilon"),
+    ({"modelspec.predict_key": "v"}, None, "v_prediction"), ({"modelspec.predict_key": "epsilon"}, None, "epsilon"),
 ])  # fmt: skip
 def test_what_a_single_file_predicts_is_read(metadata, yaml, expected, backbone, tensors, tmp_path):
     place = write_original(tmp_path / SINGLE, tensors, metadata=metadata)
@@ -438,7 +444,10 @@ FILES = [
     ({f"{UNET}input_blocks.0.0.weight": (32, 9, 3, 3)}, "is a model for inpainting: its UNet takes 9 channels"),
     ({f"{UNET}input_blocks.0.0.weight": (32, 5, 3, 3)}, "is a model for depth"),
     ({f"{UNET}input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight": (32, 768)}, r"is Stable Diffusion 1.x \(context width 768\), not --backbone small"),
-    ({f"{UNET}time_embed.0.weight": (2, 2), "v_pred": ()}, r"has 1 tensors that Stable Diffusion does not \(v_pred\)"),
+    ({f"{UNET}time_embed.0.weight": (2, 2), "v_pred": (), "mark": ()}, r"has 1 tensors that Stable Diffusion does not \(mark\)"),
+    ({f"{UNET}time_embed.0.weight": (2, 2), "v_pred": (), "ztsnr": ()}, "is marked ztsnr: only the schedule of Stable Diffusion"),
+    ({"unet.x.base_layer.weight": (4, 8), "unet.x.lora_A.default_0.weight": (4, 8)}, "whose LoRA is still attached .call unload_lora_weights"),
+    ({f"{UNET}time_embed.0.weight": (2, 2), "scale_factor": (3,)}, "scales latents by 1, 1, 1, where only 0.18215"),
 ]  # fmt: skip
 
 

@@ -75,7 +75,9 @@ def test_erase_paints_a_rectangle_with_the_mean_colour_in_half_of_the_images():
     (("Sample001", "Sample002"), False), (("lower_b", "lower_d"), False), (("t-shirt", "dress"), True),
     (("L_eye", "R_eye"), False), (("hand L", "hand R"), False), (("Käfer", "Öl"), True),
     (("\N{CJK UNIFIED IDEOGRAPH-732B}", "dog"), False), (("LeftEye", "other"), False),
-    (("turnLeft", "no"), False), (("CTLeft", "no"), False), (("Leftover", "Bright"), True),
+    (("turnLeft", "no"), False), (("CTLeft", "no"), False), (("Leftover", "dress"), False), (("Bright", "brighter"), True),
+    (("lefteye", "righteye"), False), (("gauche", "droite"), False), (("links", "rechts"), False), (("two", "dogs"), False),
+    (("wheat east", "wheat"), False), (("stone", "feast"), True),
 ])  # fmt: skip
 def test_own_data_is_mirrored_where_the_names_of_its_classes_allow_it(names, flips):
     spec = DatasetSpec("mine", "folder", len(names), 8, 10, 10, names)

@@ -486,7 +486,7 @@ def test_one_line_says_what_is_used_and_what_is_not(tmp_path, caplog, experiment
     caplog.set_level("INFO")
     numbered_images(tmp_path / "own", {"ant": 30, "cat": 20})
     (tmp_path / "own/ant/notes.txt").write_text("text")
-    (tmp_path / "own/ant/b.heic").write_text("text")
+    (tmp_path / "own/ant/b.doc").write_text("text")
     numbered_images(tmp_path / "own/cat", {"more": 3})
     Image.new("RGB", (9, 9)).save(tmp_path / "own/beside.png")
     frames = [Image.new("RGB", (9, 9), (1, 200 + i, 0)) for i in range(3)]
@@ -496,7 +496,7 @@ def test_one_line_says_what_is_used_and_what_is_not(tmp_path, caplog, experiment
     assert "train 35 images (ant 21, cat 14); val 5 images" in line and "test 11 images (ant 6, cat 5)" in line
     assert "9 px (as they are)" in line and str(experiment.unused_file) in line
     assert (
-        "not used: 2 not an image (.heic 1, .txt 1), 3 in a sub-folder (cat/more 3), 1 beside the class folders, "
+        "not used: 2 not an image (.doc 1, .txt 1), 3 in a sub-folder (cat/more 3), 1 beside the class folders, "
         in line
     )
     assert "2 later pages of 1 files (cat/film.gif)" in line

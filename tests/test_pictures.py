@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from Data import pictures
 from Data.parallel import in_chunks
 from Data.pictures import (
     BROKEN_IMAGE,
@@ -230,7 +231,7 @@ def test_the_content_decides_what_is_an_image(tmp_path, name, kind):
 @pytest.mark.parametrize("name, content", [
     ("notes.txt", b"text"), ("labels.csv", b"P,6,7"), ("empty", b""), ("BM.txt", b"BM is how this text begins, for long enough" * 9),
     ("a.svg", b"<svg xmlns='http://www.w3.org/2000/svg'/>"), ("a.eps", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"),
-    ("a.heic", b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"), ("a.wmf", b"\xd7\xcd\xc6\x9a" + bytes(40)), ("a.mp4", b"\0\0\0\x18ftypmp42" + bytes(40)),
+    ("a.wmf", b"\xd7\xcd\xc6\x9a" + bytes(40)), ("a.mp4", b"\0\0\0\x18ftypmp42" + bytes(40)),
     ("a.npy", b"\x93NUMPY\x01\0"), ("a.zip", b"PK\x03\x04"), ("a.wav", b"RIFF\x24\0\0\0WAVEfmt "), ("P3.md", b"P3 is a section\n"),
 ])  # fmt: skip
 def test_what_is_no_image(tmp_path, name, content):
@@ -247,12 +248,40 @@ def test_a_pipe_is_no_image_and_does_not_block(tmp_path):
 
 @pytest.mark.parametrize("name, content", [
     ("a.png", b""), ("a.jpg", b"<html>404</html>"), ("a.jpeg", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"),
-    ("a", b"\x89PNG\r\n\x1a\ncut"), ("a.tif", b"II*\0"), ("a.webp", b"RIFF\x24\0\0\0WEBPVP8 "),
+    ("a", b"\x89PNG\r\n\x1a\ncut"), ("a.tif", b"II*\0"), ("a.webp", b"RIFF\x24\0\0\0WEBPVP8 "), ("a.avif", b""),
+    ("a", b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"), ("a.HEIC", b"\0\0\0\x18ftypmif1\0\0\0\0heic"), ("a.heif", b""),
+    ("a.avif", b"\0\0\0\x18ftypmif1\0\0\0\0avif"),
 ])  # fmt: skip
 def test_a_broken_image_is_not_merely_none(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     with pytest.raises((OSError, ValueError, SyntaxError)):
         probe(tmp_path / name)
+
+
+@pytest.mark.parametrize("brand", [b"ftypmif1", b"ftypavif"])
+def test_avif_of_either_brand_is_an_image(brand, tmp_path):
+    Image.new("RGB", (16, 18), RED).save(tmp_path / "a.avif")
+    raw = (tmp_path / "a.avif").read_bytes()
+    (tmp_path / "a.avif").write_bytes(raw[:4] + brand + raw[12:])
+    assert probe(tmp_path / "a.avif") == (16, 1)
+
+
+def test_an_image_too_large_beside_others_is_read_by_itself(tmp_path, monkeypatch):
+    names = [f"{i}.png" for i in range(4)]
+    for name in names:
+        Image.new("RGB", (4, 4), RED).save(tmp_path / name)
+    asked = []
+
+    def short_of_memory(path, *args):
+        asked.append(path)
+        if path == "2.png" and asked.count(path) < 2 or path == "3.png":
+            raise MemoryError
+        return np.zeros((4, 4, 3), np.uint8)
+
+    monkeypatch.setattr(pictures, "read_image", short_of_memory)
+    _, broken = pictures.readable_images(names, 4, files=pictures.Files(tmp_path))
+    assert sorted(asked) == ["0.png", "1.png", "2.png", "2.png", "3.png", "3.png"]
+    assert list(broken) == [3] and "not enough memory" in broken[3]
 
 
 def test_a_link_to_nothing_is_broken(tmp_path):

@@ -405,19 +405,32 @@ def test_work_grows_with_what_is_to_be_done():
 def test_the_table_of_accuracies(tmp_path):
     experiment = Experiment(tmp_path, "x", "digits")
     write_json(experiment.pipeline_file, {"digits": {
-        "After Transfer Learning": {"no_opt": {"top_1": 0.1, "top_5": 0.5}, "opt": {"top_1": 0.2, "top_5": 0.5}},
+        "After Transfer Learning": {"no_opt": {"top_1": 0.1, "top_5": 0.5},
+                                    "opt": {"top_1": 0.2, "top_5": 0.5, "interval": {"top_1": [0.15, 0.26]}}},
         "After Fine-Tuning": {"no_opt": {"top_1": 0.3, "top_5": 0.5}, "opt": {"top_1": 0.4, "top_5": 0.5}},
     }})  # fmt: skip
     write_json(experiment.cas_file, {"resnet20": {"digits": {
         name: {"top_1_accuracy": value, "top_5_accuracy": 1.0} for name, value in (("real", 0.9), ("x1", 0.7), ("x4", 0.8))
     }}})  # fmt: skip
+    cas = read_json(experiment.cas_file)
+    entries = cas["resnet20"]["digits"]
+    entries["x1"] |= {
+        "interval": {"top_1_accuracy": [0.65, 0.75]},
+        "against_largest_class": {"verdict": "better", "words": "fine"},
+    }
+    entries["x4"] |= {
+        "training": {"labels": "soft"},
+        "against_largest_class": {"verdict": "worse", "words": "it is worse"},
+    }
+    write_json(experiment.cas_file, cas)
     rows = outcome.accuracy_rows(experiment, "resnet20", [1, 4])
     assert rows == [
-        ("1 after transfer learning", 0.1), ("2 after the first search", 0.2), ("3 after fine-tuning", 0.3),
-        ("4 after the final search", 0.4), ("trained on real images", 0.9), ("trained on synthetic, 1x", 0.7),
-        ("trained on synthetic, 4x", 0.8),
+        ("1 after transfer learning", "0.100"), ("2 after the first search", "0.200  0.150 to 0.260"),
+        ("3 after fine-tuning", "0.300"), ("4 after the final search", "0.400"), ("trained on real images", "0.900"),
+        ("trained on synthetic images, 1x", "0.700  0.650 to 0.750"), ("trained on synthetic images, 4x (labels soft)", "0.800"),
     ]  # fmt: skip
     assert outcome.doubts(experiment, "resnet20") == []
+    assert outcome.no_better(experiment, "resnet20") == ["synthetic images, 4x (labels soft): it is worse"]
     cas, steps = read_json(experiment.cas_file), read_json(experiment.pipeline_file)
     cas["resnet20"]["digits"]["x4"]["doubts"] = ["some of test is in train"]
     steps["digits"]["After Fine-Tuning"]["opt"]["select_on"] = "test"
@@ -426,8 +439,9 @@ def test_the_table_of_accuracies(tmp_path):
     assert outcome.doubts(experiment, "resnet20") == [
         f"may be too good, of the steps: {CHOSEN_ON_TEST}", "may be too good: some of test is in train"
     ]  # fmt: skip
-    lines = outcome.table("accuracy", "top-1", rows[:1], ".3f")
-    assert lines == [f"\n{'accuracy':34} top-1", "-" * 42, f"{'1 after transfer learning':34} 0.100"]
+    lines = outcome.table("accuracy", "top-1", rows[:2])
+    assert lines == ["\naccuracy                  top-1", "-" * 47, "1 after transfer learning 0.100",
+                     "2 after the first search  0.200  0.150 to 0.260"]  # fmt: skip
 
 
 def test_the_page_of_an_experiment(tmp_path):
@@ -514,7 +528,9 @@ def test_the_whole_method_on_few_images_and_again(tmp_path):
             "--also", "hyp_opt --repeats 0 --rungs 1 --is_min 2 --is_max 3"]  # fmt: skip
     done = succeed("pipeline.py", *tiny)
     lines = done.stdout.splitlines()
-    assert "[7/7 classifier, 1x] finished, " in done.stdout and "accuracy on 500 real test images   top-1" in lines
+    assert "[7/7 classifier, 1x] finished, " in done.stdout and any(
+        line.startswith("accuracy on 500 real test images") for line in lines
+    )
     shown = [line.strip() for line in lines[lines.index("pictures:") + 1 :]]
     assert len(shown) == 10 and f"{tmp_path}/Images/digits/expt_real_beside_synthetic.png" == shown[0]
     assert all(Image.open(file).format == "PNG" for file in shown)

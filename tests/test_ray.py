@@ -20,11 +20,11 @@ import pytest
 from Experiment.errors import UserError
 from Experiment.files import read_json
 from Experiment.paths import REPOSITORY
+from Experiment.records import software
 from Stages import ray_running
 from Stages.carried import Root
 from Stages.display import Display
 from Stages.ray_running import Cluster, divided, slots_of
-from Stages.ray_task import software
 from Stages.running import Runner
 from Stages.stages import Stage
 from tests.test_scripts import succeed, tree

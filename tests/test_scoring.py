@@ -10,10 +10,19 @@ import numpy as np
 import pytest
 
 import classifier_training
+from Data.synthetic import MANIFEST
 from Experiment import presets
 from Experiment.errors import UserError
 from Experiment.intervals import difference_interval, mcnemar
-from Experiment.predictions import Predictions, read_predictions, trained_otherwise, write_predictions
+from Experiment.predictions import (
+    Predictions,
+    against_largest_class,
+    compared_in_words,
+    no_better_than_largest,
+    read_predictions,
+    trained_otherwise,
+    write_predictions,
+)
 from Experiment.randomness import repeat_seed
 from Experiment.records import fixed_arguments
 from Models import teacher as teachers
@@ -170,6 +179,58 @@ def test_a_synthetic_result_is_compared_with_the_real_one(root, caplog):
     train(root, "--restart")
     one = results(root)["x1"]["against_real"]
     assert one["mcnemar_p"] == mcnemar(ours[0], real[0]) and "against_real" not in results(root)["real"]
+    assert (
+        f"(McNemar's p {one['mcnemar_p']:.2g}; of this one training each, not of another one); trained otherwise"
+        in compared_in_words(one)
+    )
+
+
+def test_a_result_is_compared_with_always_naming_the_largest_class(root, caplog):
+    labels = np.repeat([0, 1], [70, 30]).astype(np.int16)
+    right, largest = labels[:, None], np.zeros((100, 1), np.int16)
+    better, same, mixed = (
+        against_largest_class([Predictions(ranking, labels, "t") for ranking in rankings])
+        for rankings in ([right], [largest], [right, largest])
+    )
+    assert better["share"] == same["share"] == 0.7 and better["difference"] == pytest.approx(0.3)
+    assert (better["verdict"], same["verdict"], mixed["verdict"]) == (
+        "better",
+        "no difference shown",
+        "no difference shown",
+    )
+    assert (
+        same["words"].startswith("equal to always naming the largest class, 95 % interval") and same["interval"][0] < 0
+    )
+    # What it names is the same in every training: only ours vary.
+    ours = np.stack([labels == 0, np.ones(100, bool)])
+    assert mixed["interval"] == pytest.approx(difference_interval(ours, np.stack([labels == 0] * 2)))
+    told = no_better_than_largest(
+        {"real": {"against_largest_class": better}, "x1": {"against_largest_class": same}, "x2": {}}
+    )
+    assert told == [("x1", same["words"])]
+    train(root)
+    entry = results(root)["x1"]["against_largest_class"]
+    assert entry["share"] == 0.5 and (entry["verdict"] == "better") == ("x1 is" not in caplog.text)
+
+
+def test_real_images_that_the_generator_has_not_seen_are_told(root):
+    """Of a result whose generator has learnt from other training images than the real classifier."""
+    made, real = ({"training": {"epochs": 9}, "learned_from": images} for images in ("a", "b"))
+    assert trained_otherwise(made, real) == {"trained_otherwise": {"training images": ["a", "b"]}}
+    assert (
+        trained_otherwise(made, real | {"learned_from": "a"})
+        == trained_otherwise({"training": {"epochs": 9}}, real)
+        == {}
+    )
+    train(root, "--synthetic", "False")
+    before = results(root)["real"]["learned_from"]
+    train(root, "--synthetic", "False", "--train", "False")
+    assert results(root)["real"]["learned_from"] == before
+    manifest = sets(root) / "60Enc1Dif2Is5Ugs1.5" / MANIFEST
+    seen = [{"resolution": 8, "train": "c" * 64}, {"resolution": 28, "train": "d" * 64}]
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"learned_from": seen}))
+    train(root)
+    assert results(root)["x1"]["against_real"]["trained_otherwise"]["training images"] == ["c" * 8, before]
 
 
 def test_what_is_not_on_record_is_no_difference_and_a_lever_that_is_off_has_its_value():

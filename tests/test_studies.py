@@ -2,6 +2,7 @@
 
 import errno
 import io
+import json
 import os
 import sqlite3
 import subprocess
@@ -9,21 +10,24 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import optuna
 import psutil
 import pytest
 import sqlalchemy.exc
+from filelock import FileLock
 from optuna.trial import TrialState
 
 import hyp_opt
-from Experiment.errors import UserError
-from Experiment.locks import machine
+from Experiment.errors import PassingError, UserError
+from Experiment.locks import locked, machine
 from Experiment.paths import Experiment
 from Experiment.records import masked
+from Search import journal as search_journal
 from Search import studies, workers
 from Search.inputs import claim_study
-from Search.journal import end_of_lines
+from Search.journal import WholeLines, end_of_lines
 from Search.storages import DatabaseError, check_address, database_errors, open_storage, study_file
 from Search.studies import RANDOM_TRIALS, delete_study, open_study, pruner, run_trials, trials
 from Search.workers import GRACE, retry, runs_here, signing, sweep_stale_trials, this_worker
@@ -95,6 +99,56 @@ def test_a_study_follows_the_backbones_own_files(tiny, tmp_path, autoguide):
         claim_study(study, args, hyp_opt.plan(args), "float32")
 
 
+def test_a_search_beside_a_training_is_refused_and_over_an_unfinished_one_says_so(tiny, tmp_path, caplog):
+    from Models.weight_cards import write_card
+
+    common = [
+        "--dataset",
+        "digits",
+        "--exp",
+        "x",
+        "--root",
+        str(tmp_path),
+        "--backbone",
+        "tiny",
+        "--train_model",
+        "enc",
+    ]
+    folder = Experiment(tmp_path, "x", "digits").part_dir("enc")
+    folder.mkdir(parents=True)
+    for epoch in (1, 4):
+        (folder / f"epoch{epoch}.weights.h5").write_text("w")
+        write_card(folder / f"epoch{epoch}.weights.h5", {})
+    hyp_opt.plan(hyp_opt.parse_args(common))
+    assert "is not finished" not in caplog.text
+    (folder / "state.npz").touch()
+    hyp_opt.plan(hyp_opt.parse_args(common))
+    assert f"the training in {folder} is not finished: this search sees its epochs of now, 1 to 4" in caplog.text
+    with FileLock(folder / ".lock"):
+        with pytest.raises(PassingError, match="is writing in"):
+            hyp_opt.plan(hyp_opt.parse_args(common))
+        hyp_opt.plan(hyp_opt.parse_args([*common, "--no-optimize"]))
+
+
+def test_workers_that_begin_together_name_one_study(tiny, tmp_path):
+    """The settings are those of the first; another one's are refused before its first trial is of them."""
+    from Search import stage
+
+    args = hyp_opt.parse_args(["--dataset", "digits", "--exp", "x", "--root", str(tmp_path), "--backbone", "tiny",
+                               "--train_model", "enc", "--warm_start", "--storage", f"sqlite:///{tmp_path}/s.db"])  # fmt: skip
+    experiment = Experiment(tmp_path, "x", "digits")
+    known = SimpleNamespace(
+        experiment=experiment, folder=experiment.search_dir("enc"), address=args.storage, inputs={"classes": ["a"]},
+        hashes={"1": "a"}, epochs={1: None, 9: None}, spec=SimpleNamespace(name="digits"), adopted={},
+    )  # fmt: skip
+    first = stage.begin_study(args, known)
+    second = stage.begin_study(args, known)
+    assert len(trials(first, TrialState.WAITING)) == len(trials(second, TrialState.WAITING)) == 2
+    args.num_imgs += 1
+    with pytest.raises(UserError, match="other arguments: --num_imgs"):
+        stage.begin_study(args, known)
+
+
 def test_the_budget_is_a_total(address, tmp_path):
     for budget in (3, 5, 5):
         study = new_study(address, tmp_path)
@@ -147,6 +201,76 @@ def test_a_stopped_trial_is_tried_again(address, tmp_path):
     done = trials(study, TrialState.COMPLETE)
     assert done[0].params == {"x": 0.25, "y": 3} and done[1].params != done[0].params
     assert not trials(study, TrialState.WAITING)
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ESTALE, "stale"), UserError("out of memory"), ValueError("odd")])
+def test_a_trial_that_an_error_has_ended_is_tried_again_a_few_times(error, address, tmp_path):
+    """It may pass, and the settings may be those that a search begins with; settings that never work drop out."""
+    study = new_study(address, tmp_path)
+    study.enqueue_trial({"x": 0.25, "y": 3})
+
+    def failing(trial):
+        square(trial)
+        raise error
+
+    with pytest.raises(type(error)):
+        run_trials(study, failing, 1)
+    assert run_trials(study, square, 1)
+    assert trials(study, TrialState.COMPLETE)[0].params == {"x": 0.25, "y": 3}
+    study.enqueue_trial({"x": 0.5, "y": 2})
+    for _ in range(5):
+        with pytest.raises(type(error)):
+            run_trials(study, failing, 2)
+    assert [t.params["x"] for t in trials(study, TrialState.FAIL)].count(0.5) == 4
+
+
+def test_a_heart_beats_on_after_the_database_was_away(tmp_path, monkeypatch):
+    storage = open_storage(f"sqlite:///{tmp_path}/study.db")
+    beats = []
+
+    def away(self, trial_id):
+        beats.append(trial_id)
+        raise optuna.exceptions.StorageInternalError("gone for a moment")
+
+    monkeypatch.setattr(optuna.storages.RDBStorage, "record_heartbeat", away)
+    storage.record_heartbeat(7)
+    assert beats == [7]
+
+
+def test_a_restart_is_refused_while_a_worker_measures(tmp_path):
+    address, best = f"sqlite:///{tmp_path}/study.db", tmp_path / "best.json"
+    run_trials(new_study(address, tmp_path), square, 1)
+    best.write_text("{}")
+    with locked(best), pytest.raises(UserError, match="a worker repeats or measures the best trials of this search"):
+        delete_study(address, "s", tmp_path / "study", best)
+    assert best.exists() and delete_study(address, "s", tmp_path / "study", best) == 1
+
+
+def test_a_journal_whose_lock_was_taken_away_loses_no_line(tmp_path):
+    """A writer that was silent for long: another one has written meanwhile."""
+    file = tmp_path / "study.log"
+    file.write_text('{"n":0}\n')
+
+    class TakenAway:
+        def acquire(self):
+            return True
+
+        def release(self):
+            raise RuntimeError("did not possess lock")
+
+    journal = WholeLines(file, TakenAway())
+    look = search_journal.end_of_lines
+
+    def slow(opened):
+        end = look(opened)
+        with open(file, "ab") as other:
+            other.write(b'{"n":1}\n')
+        return end
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(search_journal, "end_of_lines", slow)
+        journal.append_logs([{"n": 2}])
+    assert [line["n"] for line in map(json.loads, file.read_text().splitlines())] == [0, 1, 2]
 
 
 @pytest.mark.parametrize("name", ["a%20b", "{x}", "what?", "a b", "#1"])

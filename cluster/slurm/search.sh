@@ -14,6 +14,10 @@ if [[ ${SLURM_ARRAY_TASK_COUNT:-1} -gt 1 && -z ${STORAGE:-} ]]; then
     echo "several workers need STORAGE, a database that all nodes reach" >&2
     exit 2
 fi
+if [[ ${SLURM_ARRAY_TASK_COUNT:-1} -gt 1 && " ${FLAGS:-} " == *" --restart "* ]]; then
+    echo "--restart is for one worker: each of several would throw away what the others have begun" >&2
+    exit 2
+fi
 # shellcheck disable=SC2086
 if [[ ${PART:-enc} == enc ]]; then
     stage hyp_opt.py $MODEL --train_model enc --save_plots ${STORAGE:+--storage "$STORAGE"} ${FLAGS:-}

@@ -17,13 +17,17 @@ JOB=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}}
 JOB=${JOB:-$SLURM_JOB_ID}
 
 stage() {
-    local script=$1 code
+    local script=$1 code given=() flag
     shift
+    # What was queued again goes on: --restart would throw away at each start what the one before has done.
+    for flag in "$@"; do
+        [[ $flag == --restart ]] && ((${SLURM_RESTART_COUNT:-0} > 0)) || given+=("$flag")
+    done
     # A step of its own: SLURM's signal before the end of the time goes to it, and srun hands its exit code on.
     # Since SLURM 22.05 a step takes the cores of its job only if it is told to.
     # shellcheck disable=SC2086  # COMMON holds several flags
     srun --ntasks=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" "$REPOSITORY/.venv/bin/python" "$REPOSITORY/$script" \
-        --dataset "$DATASET" --exp "$EXP" --root "${ROOT:-$REPOSITORY}" ${COMMON:-} "$@"
+        --dataset "$DATASET" --exp "$EXP" --root "${ROOT:-$REPOSITORY}" ${COMMON:-} "${given[@]}"
     code=$?
     if ((code > 128 || code == 75)) && ((${SLURM_RESTART_COUNT:-0} < 20)); then # 143: stopped in time; 137 and others: killed
         echo "$script ended with code $code: job $JOB is queued again" >&2
