@@ -24,7 +24,7 @@ def doubts(splits, data, learned_from=()):
             told.append(f"{found} of the {count} test images have the pixels of one in {other}")
     if (copies := copies_within(splits.test)) > FEW * count:
         told.append(
-            f"{copies} of the {count} test images are copies of other test images and count once more: intervals are too narrow"
+            f"{copies} of the {count} test images are copies of other ones, and what is measured on them is less sure than its interval says"
         )
     return told + ([OTHER_IMAGES] if others(learned_from, data) else [])
 

@@ -249,17 +249,21 @@ def write_folders(folder, source, images):
     for name, count in zip(names, source.counts):
         if count:
             (train / name).mkdir(parents=True)
+    side = 0
     for image in images:
         (train / names[image.label] / f"{image.name}.png").write_bytes(image.png)
+        side = len(image.pixels)
     told = (
         "`train/` holds a folder of PNGs a class. Readers of folders number the classes by the order of the folders' names, "
         "so the last column is the label that they give."
     )
     if changed := [name for name, of_class in zip(names, source.classes) if name != of_class]:
         told += f" {len(changed)} folders could not be named exactly as their class, or not alone: see the table."
-    return Layout(
-        told, 'import keras\n\ntrain = keras.utils.image_dataset_from_directory("FOLDER/train")', folders=tuple(names)
+    # Keras takes 256 px where nothing is said.
+    reading = (
+        f'import keras\n\ntrain = keras.utils.image_dataset_from_directory("FOLDER/train", image_size=({side}, {side}))'
     )
+    return Layout(told, reading, folders=tuple(names))
 
 
 def folder_names(classes):

@@ -22,7 +22,22 @@ from Experiment.text import first_ten, shown
 BROKEN_IMAGE = (OSError, ValueError, SyntaxError, EOFError, TypeError, LookupError, ArithmeticError, RuntimeError,
                 MemoryError, AttributeError, struct.error, Image.DecompressionBombError)  # fmt: skip
 WHITE = (255, 255, 255)
-RAW_SUFFIXES = {".dng", ".nef", ".cr2", ".arw", ".orf", ".rw2", ".pef", ".srw"}
+RAW_SUFFIXES = {
+    ".dng",
+    ".nef",
+    ".cr2",
+    ".cr3",
+    ".crw",
+    ".arw",
+    ".orf",
+    ".raf",
+    ".rw2",
+    ".pef",
+    ".srw",
+    ".x3f",
+    ".3fr",
+    ".iiq",
+}
 HEIC_SUFFIXES = {".heic", ".heif", ".hif"}
 HEIC_BRANDS = (b"hei", b"hev")  # beginnings; of brand mif1 the name of the file tells HEIC from AVIF
 HEADER = 32  # bytes that tell the format

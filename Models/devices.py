@@ -5,6 +5,7 @@ import logging
 from functools import cache
 
 from Experiment.errors import UserError
+from Experiment.machine import used_gpus
 from Models.runtime import make_repeatable, on_gpu, use_hardware
 
 log = logging.getLogger("experiment")
@@ -18,6 +19,11 @@ def start_devices(args):
     """
     make_repeatable(args.seed, args.deterministic)
     use_hardware("off" if args.deterministic else args.xla, args.tf32)  # XLA does not promise to repeat itself
+    if (there := len(used_gpus())) > 1 and getattr(args, "devices", 1) == 1:
+        log.info(
+            "this run computes on the first of %d GPUs: CUDA_VISIBLE_DEVICES=1 before the command takes the second",
+            there,
+        )
     if args.deterministic and on_gpu():
         log.info(
             "--deterministic switches off: XLA, the choice of the fastest algorithm for each convolution, and all algorithms "

@@ -10,7 +10,7 @@ from Experiment.progress import progress, shown_live
 class ShowSteps(keras.callbacks.Callback):
     """Tells a part of a run, counted in steps, how far a fit is.
 
-    It looks at the beginning of a step: at its end Keras would wait for the losses.
+    It looks at the beginning of a step, when the one before it is done: Keras waits for the losses of each.
     """
 
     def __init__(self, part, steps):

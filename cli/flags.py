@@ -266,6 +266,10 @@ def finish_args(parser, argv=None):
     args = parse_by_recipe(parser, argv)
     if args.deterministic and args.xla == "on":
         parser.error("argument --xla: on is not allowed with --deterministic, which switches it off")
+    if args.xla == "on" and getattr(args, "devices", 1) != 1:  # Keras would compile the step of all devices as one
+        parser.error(
+            "argument --xla: on is not allowed with --devices, whose training TensorFlow does not compile by XLA"
+        )
     args.root = args.root.expanduser().resolve()
     args.data_dir = (args.data_dir or args.root / "Data" / "Real").expanduser().resolve()
     if args.dataset in DATASETS:

@@ -147,6 +147,8 @@ def chaos(stage, kills, seed, folder):
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(wait)
             if process.poll() is not None:
+                if process.returncode:
+                    sys.exit(f"{stage} failed after kill {killed}:\n{Path(log.name).read_text()[-3000:]}")
                 break
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()

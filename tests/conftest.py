@@ -6,6 +6,7 @@ import os
 import sys
 
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")  # tests are of a processor, also where there is a GPU
 
 from pathlib import Path
 

@@ -354,13 +354,16 @@ def test_gradient_checkpoints_change_no_gradient(learns):
             rng = np.random.default_rng(1)
             model.set_weights([rng.normal(0.05, 0.2, w.shape) for w in model.get_weights()])
         part = unet if learns == "unet" else encoder
-        encoder.trainable, unet.trainable, before = part is encoder, part is unet, part.get_weights()[-1]
+        encoder.trainable, unet.trainable, before = part is encoder, part is unet, part.get_weights()
         if checkpointed:
             checkpoint_gradients(unet)
         model = denoising_model(unet, encoder, 1.0)
         model.compile(keras.optimizers.SGD(1.0), "mse")
         moments = np.random.default_rng(2).standard_normal((6, 4, 4, 8)).astype("float32")
-        model.fit(with_targets(noisy_batches(moments, np.arange(6) % 4, 4, 3, 0, 0)), steps_per_epoch=2, verbose=0)
-        results.append(part.get_weights()[-1])
-    plain, again = results
-    assert np.abs(plain - again).max() < 1e-3 * np.abs(plain - before).max()
+        model.fit(with_targets(noisy_batches(moments, np.arange(6) % 4, 4, 3, 0, 0)), steps_per_epoch=1, verbose=0)
+        results.append(part.get_weights())
+    steps = [np.abs(plain - start).max() for plain, start in zip(results[0], before)]
+    # A normalisation takes away what some biases add: their gradients are rounding alone.
+    for plain, again, step in zip(*results, steps):
+        assert np.abs(plain - again).max() <= max(1e-3 * step, 1e-5 * max(steps))
+    assert sum(step > 1e-2 * max(steps) for step in steps) > len(steps) / 2

@@ -161,7 +161,11 @@ def test_levers_are_resumed_exactly_and_recorded(common, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"--label_dropout 0.2 \(now 0.0\), --ema 0.1 \(now None\)"):
         SD_adapting.plan(SD_adapting.parse_args([*common, "--min_snr", "5"]))
     plain = SD_adapting.adapt(SD_adapting.parse_args([*common, "--restart"]))
+    without = files(plain)["epoch3.weights.h5"]
     assert all(files(plain)[name] != whole[name] for name in whole)
+    for lever in (["--label_dropout", "0.5"], ["--ema"], ["--min_snr", "5"]):  # each of them alone does something
+        SD_adapting.adapt(SD_adapting.parse_args([*common, *lever, "--restart"]))
+        assert files(folder)["epoch3.weights.h5"] != without, lever
 
     drop, calls = training.SaveEpochs.drop_early_epochs, []
 

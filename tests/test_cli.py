@@ -366,7 +366,8 @@ def test_sparing_memory_begins_the_same_process_again_once(monkeypatch, set_by_u
 
 
 KEEPING = """
-import resource
+import ctypes, resource
+ctypes.CDLL(None).prctl(41, 1, 0, 0, 0)  # PR_SET_THP_DISABLE: pages of 2 MB, where a system gives them always, fault less often
 from cli.startup import keep_memory
 keep_memory()
 for _ in range(3):

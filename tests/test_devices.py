@@ -101,10 +101,12 @@ def test_records_and_banners_name_the_device(monkeypatch):
 
 
 def test_how_it_is_computed_is_on_record_and_makes_no_other_run():
-    plain, how = (SD_adapting.parse_args(["--exp", "x", *flags]) for flags in ([], ["--xla", "on", "--devices", "all"]))
+    plain, how = (
+        SD_adapting.parse_args(["--exp", "x", *flags]) for flags in ([], ["--xla", "off", "--devices", "all"])
+    )
     assert fixed_arguments(plain, ()) == fixed_arguments(how, ())
     assert not set(HOW) & set(describe_run(plain, 0)["arguments"])
-    assert describe_run(how, 0)["arguments"].items() >= {"xla": "on", "devices": "all"}.items()
+    assert describe_run(how, 0)["arguments"].items() >= {"xla": "off", "devices": "all"}.items()
     assert fixed_arguments(SD_adapting.parse_args(["--exp", "x", "--tf32"]), ())["tf32"] is True
 
 
@@ -112,6 +114,21 @@ def test_xla_and_deterministic_exclude_each_other(capsys):
     with pytest.raises(SystemExit):
         SD_adapting.parse_args(["--exp", "x", "--xla", "on", "--deterministic"])
     assert "--xla: on is not allowed with --deterministic" in capsys.readouterr().err
+    for number in ("2", "all"):
+        with pytest.raises(SystemExit):
+            SD_adapting.parse_args(["--exp", "x", "--xla", "on", "--devices", number])
+        assert "--xla: on is not allowed with --devices" in capsys.readouterr().err
+
+
+def test_one_of_several_gpus_is_told(monkeypatch, caplog):
+    caplog.set_level("INFO", logger="experiment")
+    monkeypatch.setattr(devices, "used_gpus", lambda: [{}] * 8)
+    for name in ("make_repeatable", "use_hardware"):
+        monkeypatch.setattr(devices, name, lambda *how: None)
+    monkeypatch.setattr(devices.log, "propagate", True)
+    for flags in (["--devices", "8"], []):
+        devices.start_devices(SD_adapting.parse_args(["--exp", "x", *flags]))
+    assert caplog.text.count("this run computes on the first of 8 GPUs: CUDA_VISIBLE_DEVICES=1") == 1
 
 
 @pytest.mark.parametrize("deterministic", [False, True])
@@ -209,3 +226,12 @@ def test_a_gpu_that_is_not_used_is_a_warning_with_the_way_out(driver, monkeypatc
     monkeypatch.setattr(startup, "used_gpus", lambda: [H100])
     startup.warn_of_idle_gpus()
     assert not caplog.text
+
+
+def test_a_batch_that_devices_cannot_share_is_refused(monkeypatch):
+    from Models.classifier import Classifier
+
+    monkeypatch.setattr("Models.classifier.devices_of", lambda model: 2)
+    data = np.zeros((21, 8, 8, 3), np.uint8), np.arange(21) % 3
+    with pytest.raises(UserError, match="7 is not a multiple of the 2 devices"):
+        Classifier("resnet20_16", 8, 3).fit(data, data, epochs=1, batch_size=7, seed=1, patience=(9, 9), verbose=0)

@@ -3,8 +3,10 @@
 import csv
 import json
 
+import numpy as np
 import optuna
 import pytest
+from PIL import Image
 
 import audit_dataset
 import classifier_training
@@ -58,6 +60,12 @@ def test_a_lever_that_a_record_does_not_name_is_off(before, now, said):
 # Sets
 
 
+def images_of(*flags):
+    """The pixels of a set that is generated with these flags, int (N, H, W, 3)."""
+    folder = generate_dataset.generate(generate_dataset.parse_args([*flags]))
+    return np.stack([np.asarray(Image.open(file)) for file in sorted(folder.glob("class_*/*.png"))]).astype(int)
+
+
 def test_sets_of_other_levers_have_other_names_and_are_not_mixed(tiny_experiment, tmp_path):
     flags = [*tiny_experiment, *GENERATE]
     plain = generate_dataset.generate(generate_dataset.parse_args(flags))
@@ -70,6 +78,9 @@ def test_sets_of_other_levers_have_other_names_and_are_not_mixed(tiny_experiment
     assert not set(OFF) & set(read_json(plain / "manifest.json"))
     assert (folder / "class_00/img_0.png").read_bytes() != (plain / "class_00/img_0.png").read_bytes()
     assert generate_dataset.plan(generate_dataset.parse_args([*flags, *on])).done
+    outside = images_of(*flags, "--guidance_interval", "50", "100")  # no step lies there
+    unguided = images_of(*flags[:-1], "1")
+    assert (outside != images_of(*flags)).any() and np.abs(outside - unguided).max() <= 1
     # Were the folder's name no help, its record would be.
     record = read_json(folder / "generation.json")
     del record["solver"]
@@ -89,6 +100,7 @@ def test_a_set_guided_by_an_earlier_epoch_says_by_which_weights(tiny_experiment,
     made = generate_dataset.generate(generate_dataset.parse_args(flags))
     manifest = read_json(made / "manifest.json")
     assert made.name.endswith("Ag4") and manifest["autoguide"] == 4 and len(manifest["weights"]["guide"]) == 64
+    assert (images_of(*flags[:-2]) != images_of(*flags)).any()
     BACKBONES["mini"].unet().save_weights(folder / "epoch4.weights.h5")  # other random weights
     with pytest.raises(UserError, match="weights.guide"):
         generate_dataset.plan(generate_dataset.parse_args(flags))

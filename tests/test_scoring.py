@@ -293,6 +293,10 @@ def test_a_lever_is_recorded_and_its_run_is_another_one(root, flags, recorded, m
         UserError, match=rf"finished run with other arguments: --{name} .* \(now (none|adam|0.0|False)\)"
     ):
         classifier_training.plan(parse(root, *plain))
+    folder = root / FOLDER / size.replace("x1", "20").replace("x3", "60")
+    with_lever = outcome(folder)[0]
+    train(root, *plain, "--restart")
+    assert outcome(folder)[0] != with_lever
 
 
 def test_a_run_of_before_is_not_finished_with_a_lever(root):

@@ -20,6 +20,7 @@ from Experiment.errors import PassingError, UserError
 from Experiment.files import read_json, write_json
 from Experiment.paths import Experiment
 from hyp_opt import parse_args
+from Models.augment import Augment
 from Models.weight_cards import write_card
 from Search import stage, studies, trials
 from Search.inputs import claim_study, search_inputs
@@ -56,6 +57,23 @@ class Scripted(Context):
         for epoch in range(first_epoch, epochs):
             callbacks[0].on_epoch_end(epoch, {"loss": self.loss, "val_accuracy": self.accuracies[epoch]})
         return {"val_accuracy": self.accuracies[first_epoch:epochs]}
+
+
+def test_trials_learn_from_augmented_images(monkeypatch):
+    asked = []
+
+    class Classifier:
+        def fit(self, train, val, **how):
+            asked.append(how.get("augment"))
+            return {}, None
+
+    spec = DatasetSpec("mine", "folder", 2, 8, 10, 10, ("cat", "dog"))
+    for flags in ([], ["--augment", "standard"]):
+        args = parse_args([*ARGS, *flags])
+        Context(args, spec, None, None, 1, Classifier(), {}, None).train(
+            np.zeros((9, 8, 8, 3), np.uint8), np.zeros(9, int)
+        )
+    assert asked[0] is None and asked[1].__class__ is Augment
 
 
 def run(context, **options):
@@ -655,7 +673,7 @@ def test_flags_are_not_abbreviated(capsys):
 
 
 def test_the_time_of_a_trial_is_that_of_no_wall_clock(tmp_path, monkeypatch):
-    monkeypatch.setenv("TZ", "Europe/Berlin")
+    monkeypatch.setenv("TZ", "CET-1CEST,M3.5.0,M10.5.0/3")  # by rule: not every machine knows the names of zones
     time.tzset()
     address = f"sqlite:///{tmp_path}/s.db"
     study = optuna.create_study(storage=address, study_name="a")
