@@ -25,6 +25,7 @@ from Experiment.files import write_json
 from Experiment.locks import refuse_if_claimed
 from Experiment.paths import Experiment
 from Experiment.plan import Plan
+from Experiment.predictions import no_better_than_largest
 from Experiment.records import DATA_FLAGS, describe_run, finished_run, flattened
 from Experiment.results import all_doubts
 from Models.backbones import BACKBONES
@@ -102,8 +103,11 @@ def plan(args):
     inputs |= {"set": source.sha256, "classifiers": in_words(hashes_of(targets)), "weights": in_words(hashes)}
     inputs["extractor"] = in_words(hashes_of({"real": real} if real else {}))
     inputs["accuracies"] = in_words({name: entry["top_1_accuracy"] for name, entry in entries.items()})
-    if doubtful := all_doubts(entries.values()):
-        inputs["doubts"] = "; ".join(doubtful)
+    of_results = [
+        *all_doubts(entries.values()),
+        *(f"{size}: {words}" for size, words in no_better_than_largest(entries)),
+    ]
+    inputs["doubts"] = "; ".join(of_results) or "none"
     place = (args.to.expanduser().resolve() if args.to else folder.parent) / f"{folder.name}.audit"
     known = Plan(
         spec=spec, experiment=experiment, source=source, splits=splits, native=native, entries=entries, targets=targets,

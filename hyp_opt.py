@@ -35,7 +35,7 @@ from Experiment import presets
 from Experiment.errors import UserError
 from Experiment.files import read_json
 from Experiment.levers import OFF
-from Experiment.locks import refuse_if_claimed
+from Experiment.locks import refuse_if_written
 from Experiment.paths import Experiment
 from Experiment.plan import Plan
 from Experiment.results import PIPELINE_SCHEMA, read_results
@@ -131,7 +131,7 @@ def plan(args):
     if not epochs:
         raise UserError(f"there are no weights in {weights}: run SD_adapting.py --train_model {part} first.")
     if args.optimize:
-        refuse_if_claimed(weights)
+        refuse_if_written(weights)
         if (weights / "state.npz").exists():
             log.warning("the training in %s is not finished: this search sees its epochs of now, %d to %d, and none that follow",
                         weights, min(epochs), max(epochs))  # fmt: skip

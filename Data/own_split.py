@@ -191,8 +191,9 @@ def record_split(experiment, made, seed):
                         file.write(f'{"," * (j > 0)}\n  {json.dumps(name)}: "{digest.tobytes().hex()}"')
                     file.write("\n}")
                 file.write("\n}}\n")
-            log.info("divided at random by image (of one object, person or burst, photographs may stand on both sides: make the "
-                     "splits yourself if there are such), and kept in %s for all stages of this experiment",
+            what = "test and validation images" if "test" in made else "validation images"
+            log.info("%s were taken at random (photographs of one object, person or burst may stand on both sides: make the splits "
+                     "yourself if there are such); the split is kept in %s for all stages of this experiment", what,
                      experiment.split_file)  # fmt: skip
     return before
 

@@ -141,7 +141,8 @@ def formats_of(header, path):
     """
     found = [name for offset, magic, name in SIGNATURES if header[offset : offset + len(magic)] == magic]
     suffix = os.path.splitext(path)[1].lower()
-    if suffix in HEIC_SUFFIXES or header[4:8] == b"ftyp" and header[8:11] in HEIC_BRANDS:
+    heic = header[4:8] == b"ftyp" and header[8:11] in HEIC_BRANDS
+    if heic or suffix in HEIC_SUFFIXES and set(found) <= {"AVIF"}:
         raise ValueError("it is a HEIC photograph, which is not read here: convert it to JPEG or PNG first")
     if suffix in RAW_SUFFIXES:
         raise ValueError("it is a camera's raw file, which is read as its preview: develop it first")

@@ -27,10 +27,6 @@ SIDES_AND_NUMBERS = (
     "gauche|droite?|links|rechts|linke[rs]?|rechte[rs]?|sinistr[ao]|destr[ao]|izquierd[ao]|derech[ao]|esquerd[ao]|direit[ao]|"
     "east|west|clockwise|counterclockwise|anticlockwise|zero|one|two|three|four|five|six|seven|eight|nine"
 )
-MIRRORED = {
-    True: "none says left or right, or is a number or a letter",
-    False: "one says left or right, or is a number or a letter",
-}
 
 # fmt: off
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -246,28 +242,32 @@ def augmentations(spec):
     Images are mirrored where that keeps their class. Of the user's own data the names of the classes decide: none says left
     or right, is a number, or ends in a letter by itself: letters and numbers may name what is written in the image.
     """
-    names, flips = class_names(spec), spec.flips
-    if flips is None:
-        words = [
-            re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", name) for name in names
-        ]  # LeftEye, turnLeft
-        letter = r"[^\W\d_]"
-        sided = re.compile(
-            rf"left|(?<!b)right|(?<!{letter})({letter}$|[lr]|{SIDES_AND_NUMBERS})(?!{letter})", re.IGNORECASE
-        )
-        flips = not any(re.search(r"\d", name) or sided.search(name) for name in words)
+    flips = belied_by_mirroring(class_names(spec)) is None if spec.flips is None else spec.flips
     return ("flip", "crop", "erase") if flips else ("crop", "erase")
 
 
-def tell_augmentations(spec):
-    """Log what `--augment standard` does to these images, and that names have decided it where they have."""
-    names = augmentations(spec)
-    told = "mirrored left and right, " if "flip" in names else "not mirrored, "
-    why = (
-        ""
-        if spec.flips is not None
-        else f": of your own data the names of the classes decide ({MIRRORED['flip' in names]})"
+def belied_by_mirroring(names):
+    """The first of the names of classes that a mirrored image may belie; None if none may."""
+    letter = r"[^\W\d_]"
+    sided = re.compile(
+        rf"\d|left|(?<!b)right|(?<!{letter})({letter}$|[lr]|{SIDES_AND_NUMBERS})(?!{letter})", re.IGNORECASE
     )
+    for name in names:
+        if sided.search(re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", name)):  # LeftEye, turnLeft
+            return name
+    return None
+
+
+def tell_augmentations(spec):
+    """Log what `--augment standard` does to these images, and which name of a class has decided it where one has."""
+    told, why = "mirrored left and right, " if "flip" in augmentations(spec) else "not mirrored, ", ""
+    if spec.flips is None:
+        name = belied_by_mirroring(class_names(spec))
+        why = (
+            f"; because of the class {shown(name)}"
+            if name
+            else "; no name of a class says left or right, a number or a letter"
+        )
     log.info("--augment standard: training images are %scut and partly erased%s", told, why)
 
 

@@ -200,6 +200,18 @@ def refuse_if_claimed(folder, part=""):
         release(folder, part)
 
 
+def refuse_if_written(folder):
+    """Report that another process writes in a folder which this one is to read (PassingError). Nothing is claimed or removed.
+
+    Those who only look may do so at the same moment.
+    """
+    locks = sorted(lock for lock in folder.glob(".lock*") if lock.suffix not in (".guard", ".holder"))
+    if locks and os.access(folder, os.W_OK):  # else nobody here writes in it
+        with guarded(folder):
+            for lock in locks:
+                take(lock).release()
+
+
 def check_claims(path):
     """Raise a UserError if `path` is to be written in a claimed folder that somebody has deleted or replaced since."""
     for lock in CLAIMED:

@@ -47,10 +47,11 @@ def installed_versions():
 @functools.cache
 def software():
     """What decides results beside arguments and inputs, as text: the code of this checkout, and the versions of what computes."""
-    folders = [REPOSITORY, *(path for path in REPOSITORY.iterdir() if path.is_dir() and not path.name.startswith("."))]
+    folders = [path for path in REPOSITORY.iterdir() if path.is_dir() and path.name not in ("tests", "bench", "parity")]
     code = hashlib.sha256()
-    for file in sorted(file for folder in folders for file in folder.glob("*.py")):
-        code.update(f"{file.relative_to(REPOSITORY)} {file_hash(file)}\n".encode())
+    for file in sorted(file for folder in [REPOSITORY, *folders] for file in folder.glob("[!.]*.py")):
+        if not any(part.startswith(".") for part in file.relative_to(REPOSITORY).parts) and file.is_file():
+            code.update(f"{file.relative_to(REPOSITORY)} {file_hash(file)}\n".encode())
     versions = [f"{name} {version}" for name, version in installed_versions().items()]
     return ", ".join([f"code {code.hexdigest()[:12]}", *versions])
 

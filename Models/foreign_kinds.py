@@ -220,10 +220,10 @@ def prediction_of_file(path, metadata, width, v_marked=False):
             return known_prediction(config, SCALINGS.get(found[1], found[1]))
     if width == 768 or text and re.search(ORIGINAL_CODE, text, re.MULTILINE):
         return "epsilon"
-    raise UserError(
-        f"{path} does not say whether its UNet predicts noise (2.x-base) or v (2.x at 768 px): put the model's .yaml beside "
-        f"it as {config.name}, or give diffusers' folder."
-    )
+    how = f"put the model's .yaml beside it as {config.name}, or give diffusers' folder"
+    if text is not None:
+        how = f"nor does {config.name}: add a line parameterization: eps, or parameterization: v"
+    raise UserError(f"{path} does not say whether its UNet predicts noise (2.x-base) or v (2.x at 768 px): {how}.")
 
 
 def refuse_other_scale(path, scale):

@@ -101,7 +101,7 @@ def data_part(spec, splits, split_file):
     known, identity = origin(spec), data_identity(splits, spec)
     rows = [[name, f"{len(split.labels):,}", identity[name][:16]] for name, split in splits._asdict().items()]
     told = f"{spec.num_classes} classes: {', '.join(class_names(spec)[:20])}{' ...' if spec.num_classes > 20 else ''}. Classifiers see {spec.resolution} px."
-    if split_file.exists():
+    if split_file.exists() and "test" in read_json(split_file).get("files", {}):
         told += (" They were divided here, at random by image: photographs of one object, person or burst may stand on both sides, "
                  "and accuracies are then too good.")  # fmt: skip
     if known:

@@ -10,11 +10,11 @@ from pathlib import Path
 
 from cli.recipe import add_recipe_flag, parse_by_recipe
 from Data.pictures import colour
-from Data.registry import DATASETS
+from Data.registry import DATASETS, own_name
 from Experiment import presets
 from Experiment.errors import UserError
 from Experiment.levers import HOW
-from Experiment.paths import REPOSITORY
+from Experiment.paths import REPOSITORY, Experiment
 from Experiment.records import masked
 from Models.backbones import BACKBONES
 from Models.classifiers import CLASSIFIERS
@@ -261,6 +261,24 @@ def add_classifier_flags(parser):
     )
 
 
+def named_path(args):
+    """The path of the user's own data as text. A link keeps its name, and what it leads to may change, as a hub's cache has it.
+
+    Earlier versions named the data after what the link leads to: what has been begun so goes on so.
+    """
+    path, target = (Path(turn(os.path.expanduser(args.dataset))) for turn in (os.path.abspath, os.path.realpath))
+    if path.name != target.name and target.exists():
+        linked, earlier = (
+            Experiment(args.root, args.exp, own_name(each)).part_dir("enc").parent for each in (path, target)
+        )
+        if earlier.exists() and not linked.exists():
+            log.warning(
+                "--dataset %s is a link: the experiment goes on under the name of what it leads to, %s", path, target
+            )
+            return str(target)
+    return str(path)
+
+
 def finish_args(parser, argv=None):
     """Parse, fill in what depends on other flags, and check what can be checked before anything heavy is loaded."""
     args = parse_by_recipe(parser, argv)
@@ -279,7 +297,7 @@ def finish_args(parser, argv=None):
                 *2 * [args.dataset],
             )
     else:
-        args.dataset = os.path.abspath(os.path.expanduser(args.dataset))  # a link keeps its name, and is read anew
+        args.dataset = named_path(args)
     if hasattr(args, "weights_dir"):
         check_weights_flag(parser, args)
     if getattr(args, "synthetic_dir", None):

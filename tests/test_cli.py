@@ -12,10 +12,12 @@ from types import SimpleNamespace
 
 import pytest
 
+import SD_adapting
 from cli import flags, process, startup
 from cli.flags import boolean, dataset_name, experiment_name, finish_args, integer, new_parser, number
+from Experiment import records
 from Experiment.errors import PassingError, UserError
-from Experiment.paths import REPOSITORY
+from Experiment.paths import REPOSITORY, Experiment
 from Experiment.records import software
 
 
@@ -278,6 +280,32 @@ def test_logging_to_terminal_and_file(tmp_path, capsys):
     assert [[line[20:] for line in file] for file in lines] == [
         [f"reading {folder}", f"software: {software()}", "epoch 3", "a detail"] for folder in ("first", "second")
     ]
+
+
+def test_the_code_is_what_computes(tmp_path, monkeypatch):
+    monkeypatch.setattr(records, "REPOSITORY", tmp_path)
+    for name in ("a.py", "Models/b.py", "tests/c.py", ".venv/d.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("1")
+    before = software.__wrapped__()
+    (tmp_path / ".#a.py").symlink_to("nobody@host")  # of an editor
+    (tmp_path / "gone.py").symlink_to("nowhere")
+    (tmp_path / "tests/c.py").write_text("2")
+    assert software.__wrapped__() == before
+    (tmp_path / "Models/b.py").write_text("2")
+    assert software.__wrapped__() != before
+
+
+def test_a_dataset_by_a_link_has_the_name_of_the_link(tmp_path, caplog):
+    (tmp_path / "v3").mkdir()
+    (tmp_path / "flowers").symlink_to(tmp_path / "v3")
+    given = ["--dataset", str(tmp_path / "flowers"), "--exp", "x", "--root", str(tmp_path / "out")]
+    assert SD_adapting.parse_args(given).dataset == str(tmp_path / "flowers")
+    Experiment(tmp_path / "out", "x", "v3").part_dir("enc").mkdir(parents=True)  # of an earlier version
+    assert SD_adapting.parse_args(given).dataset == str(tmp_path / "v3")
+    assert "goes on under the name of what it leads to" in caplog.text
+    Experiment(tmp_path / "out", "x", "flowers").part_dir("enc").mkdir(parents=True)
+    assert SD_adapting.parse_args(given).dataset == str(tmp_path / "flowers")
 
 
 def test_a_run_that_goes_on_with_other_code_or_packages_says_so(tmp_path, monkeypatch):

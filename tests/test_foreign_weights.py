@@ -180,6 +180,15 @@ def test_what_a_single_file_predicts_is_read(metadata, yaml, expected, backbone,
     assert foreign_weights(backbone, place).following("decoder").prediction_type == "epsilon"
 
 
+def test_a_yaml_of_something_else_says_nothing_of_what_is_predicted(backbone, tensors, tmp_path):
+    place = write_original(tmp_path / SINGLE, tensors)
+    (tmp_path / "model.yaml").write_text("train:\n  lr: 1\n")
+    with pytest.raises(
+        UserError, match="does not say whether .*: nor does model.yaml: add a line parameterization: eps"
+    ):
+        foreign_weights(backbone, place).check("unet")
+
+
 def test_1x_without_a_word_predicts_noise(backbone, tensors, tmp_path):
     from dataclasses import replace
 

@@ -219,7 +219,7 @@ def test_a_damaged_tag_is_none(tmp_path, exif):
 # What is an image
 
 
-@pytest.mark.parametrize("name, kind", [("a", "PNG"), ("a.jpg_large", "JPEG"), ("a.jfif", "JPEG"), ("a.png", "JPEG"), ("a.txt", "GIF"),
+@pytest.mark.parametrize("name, kind", [("a", "PNG"), ("a.jpg_large", "JPEG"), ("a.jfif", "JPEG"), ("a.png", "JPEG"), ("a.HEIC", "JPEG"), ("a.txt", "GIF"),
                                         ("a.jpg", "WEBP"), ("a.ppm", "PPM"), ("a.avif", "AVIF"), ("a.jp2", "JPEG2000"),
                                         ("a.tga", "TGA"), ("a.ico", "ICO"), ("a.pcx", "PCX"), ("a.qoi", "QOI"), ("a.BMP", "BMP")])  # fmt: skip
 def test_the_content_decides_what_is_an_image(tmp_path, name, kind):

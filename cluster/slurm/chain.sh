@@ -13,6 +13,10 @@ if ((workers > 1)) && [[ -z ${STORAGE:-} ]]; then
     echo "SEARCH_WORKERS=$workers needs STORAGE, a database that all nodes reach" >&2
     exit 2
 fi
+if ((workers > 1)) && [[ " ${SEARCH_FLAGS:-} ${SECOND_SEARCH_FLAGS:-} " == *" --restart "* ]]; then
+    echo "--restart is for a search of one worker: each of several would throw away what the others have begun" >&2
+    exit 2
+fi
 cd "$(dirname "$0")/../.."
 here=cluster/slurm after=
 

@@ -21,7 +21,11 @@ stage() {
     shift
     # What was queued again goes on: --restart would throw away at each start what the one before has done.
     for flag in "$@"; do
-        [[ $flag == --restart ]] && ((${SLURM_RESTART_COUNT:-0} > 0)) || given+=("$flag")
+        if [[ $flag == --restart ]] && ((${SLURM_RESTART_COUNT:-0} > 0)); then
+            echo "$script: --restart is left out, since job $JOB was queued again: it goes on" >&2
+        else
+            given+=("$flag")
+        fi
     done
     # A step of its own: SLURM's signal before the end of the time goes to it, and srun hands its exit code on.
     # Since SLURM 22.05 a step takes the cores of its job only if it is told to.
