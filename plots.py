@@ -14,6 +14,7 @@ from Experiment.results import (
     PIPELINE_SCHEMA,
     all_doubts,
     curve_recipes,
+    interval_of,
     read_results,
     recorded_training,
     steps_trained_otherwise,
@@ -78,11 +79,6 @@ def accuracy_limits(values, least=0.04):
     high = low + widened
     margin = 0.06 * (high - low)  # keeps markers off the frame
     return low - margin, high + margin
-
-
-def interval_of(entry, score):
-    """The 95 % interval (low, high) of an accuracy, where its entry has one."""
-    return entry.get("interval", {}).get(score)
 
 
 def heights(entries, score):

@@ -8,7 +8,7 @@ from Experiment.files import write_csv
 from Experiment.paths import REPOSITORY
 from Experiment.predictions import no_better_than_largest
 from Experiment.records import short
-from Experiment.results import all_doubts
+from Experiment.results import all_doubts, interval_of
 
 METRICS = ("precision", "recall", "density", "coverage")
 FOOT = "Made by audit_dataset.py. Formulas, sources and what the numbers cannot say: Audit/README.md."
@@ -83,7 +83,7 @@ def points(found, entries):
             words = "real" if name == "real" else f"synthetic {name[1:]}x"
             told.append({
                 "name": words, "real": name == "real", "accuracy": entry["top_1_accuracy"], "auc": attack["auc"],
-                "accuracy_interval": entry.get("interval", {}).get("top_1_accuracy"), "auc_interval": attack["auc_interval"],
+                "accuracy_interval": interval_of(entry, "top_1_accuracy"), "auc_interval": attack["auc_interval"],
                 "score": combined(entry["top_1_accuracy"], attack["auc"]), "repeats": entry.get("repeats", 1),
             })  # fmt: skip
     return told
@@ -122,7 +122,7 @@ def glance(found, known):
     told = {"generated images": f"{known.source.total:,}"}
     for size, entry in known.entries.items():
         if size != "real":
-            ends = entry.get("interval", {}).get("top_1_accuracy")
+            ends = interval_of(entry, "top_1_accuracy")
             sure = f" ({ends[0]:.3f} to {ends[1]:.3f})" if ends else ""
             told[f"accuracy of a classifier that has learnt {found['learnt'][size]}{sure}"] = (
                 f"{entry['top_1_accuracy']:.3f}"

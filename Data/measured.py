@@ -7,7 +7,7 @@ from Experiment.levers import in_words, levers_on
 from Experiment.paths import size_from_name
 from Experiment.predictions import AGAINST_LARGEST
 from Experiment.records import flattened, short
-from Experiment.results import CAS_SCHEMA, all_doubts, read_results, recorded_training, top_5_in_words
+from Experiment.results import CAS_SCHEMA, all_doubts, interval_of, read_results, recorded_training, top_5_in_words
 
 log = logging.getLogger("experiment")
 
@@ -86,7 +86,7 @@ def is_of(entry, size, source):
 
 def scores(entry, num_classes):
     """The levers of a result's training, its accuracies, and the 95 % interval of the first; balanced is the mean over classes."""
-    interval = entry.get("interval", {}).get("top_1_accuracy")
+    interval = interval_of(entry, "top_1_accuracy")
     told = in_words(recorded_training(entry)) or "nothing"
     within = f"{interval[0]:.4f} to {interval[1]:.4f}" if interval else "not measured"
     balanced = f"{entry['balanced_accuracy']:.4f}" if "balanced_accuracy" in entry else "not measured"

@@ -66,6 +66,11 @@ def fits_additions(entry):
     )
 
 
+def interval_of(entry, score):
+    """The 95 % interval (low, high) of an accuracy, where its entry has one."""
+    return entry.get("interval", {}).get(score)
+
+
 def recorded_training(entry):
     """How the classifier behind a CAS result has learnt, {flag: value}; empty where it is not recorded."""
     training = entry.get("training")

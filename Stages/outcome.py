@@ -9,7 +9,7 @@ from Data.registry import class_names
 from Data.synthetic import open_set
 from Experiment.files import read_json
 from Experiment.predictions import no_better_than_largest
-from Experiment.results import all_doubts
+from Experiment.results import all_doubts, interval_of
 from sheets import MAX_SHEET_ROWS, side_by_side
 from Stages.report import STEPS, set_of, trained_on, write_report
 from Stages.stages import MODEL, as_flags, changed, common_flags
@@ -28,7 +28,7 @@ def accuracy_rows(experiment, classifier, sizes):
 
 def sure(entry, score):
     """An accuracy and, where it was measured, its interval."""
-    ends = entry.get("interval", {}).get(score)
+    ends = interval_of(entry, score)
     return f"{entry[score]:.3f}" + (f"  {ends[0]:.3f} to {ends[1]:.3f}" if ends else "")
 
 

@@ -14,7 +14,7 @@ from Experiment.levers import in_words, levers_on
 from Experiment.predictions import AGAINST_LARGEST, COMPARED, compared_in_words, no_better_than_largest
 from Experiment.progress import duration
 from Experiment.records import short
-from Experiment.results import all_doubts, steps_trained_otherwise, top_5_in_words
+from Experiment.results import all_doubts, interval_of, steps_trained_otherwise, top_5_in_words
 
 STEPS = [
     ("1 after transfer learning", "After Transfer Learning", "no_opt"),
@@ -115,7 +115,7 @@ def samples(folder):
 
 
 def interval(entry, score="top_1_accuracy"):
-    ends = entry.get("interval", {}).get(score)
+    ends = interval_of(entry, score)
     return "not measured" if not ends else f"{ends[0]:.3f} to {ends[1]:.3f}"
 
 
