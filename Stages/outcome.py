@@ -17,10 +17,14 @@ from Stages.stages import MODEL, as_flags, changed, common_flags
 COLUMNS = 8  # images of a class in the picture
 
 
-def accuracy_rows(experiment, classifier, sizes):
-    """[(what, top-1 accuracy with its 95 % interval)] of an experiment, as its result files have them, text."""
-    steps = read_json(experiment.pipeline_file)[experiment.dataset]
-    cas = read_json(experiment.cas_file)[classifier][experiment.dataset]
+def measured(experiment, classifier):
+    """What an experiment's result files hold of its dataset: the four steps, and the entries by size of the training set."""
+    steps, cas = read_json(experiment.pipeline_file), read_json(experiment.cas_file)
+    return steps[experiment.dataset], cas[classifier][experiment.dataset]
+
+
+def accuracy_rows(steps, cas, sizes):
+    """[(what, top-1 accuracy with its 95 % interval)] of what was `measured`, text."""
     rows = [(name, sure(steps[stage][key], "top_1")) for name, stage, key in STEPS]
     return rows + [(f"trained on {trained_on(size, cas[size])}", sure(cas[size], "top_1_accuracy"))
                    for size in ("real", *(f"x{take}" for take in sizes))]  # fmt: skip
@@ -32,18 +36,15 @@ def sure(entry, score):
     return f"{entry[score]:.3f}" + (f"  {ends[0]:.3f} to {ends[1]:.3f}" if ends else "")
 
 
-def doubts(experiment, classifier):
-    """Lines that say why these accuracies may be too good; none where nothing is known."""
-    steps = read_json(experiment.pipeline_file)[experiment.dataset]
-    cas = read_json(experiment.cas_file)[classifier][experiment.dataset]
+def doubts(steps, cas):
+    """Lines that say why accuracies that were `measured` may be too good; none where nothing is known."""
     of = [(", of the steps", [entry for stage in steps.values() for entry in stage.values()]), ("", cas.values())]
     return [f"may be too good{which}: {text}" for which, entries in of for text in all_doubts(entries)]
 
 
-def no_better(experiment, classifier):
+def no_better(cas):
     """Lines that name the results which are not shown to be better than always naming the largest class."""
-    entries = read_json(experiment.cas_file)[classifier][experiment.dataset]
-    return [f"{trained_on(size, entries[size])}: {words}" for size, words in no_better_than_largest(entries)]
+    return [f"{trained_on(size, cas[size])}: {words}" for size, words in no_better_than_largest(cas)]
 
 
 def table(title, unit, rows):
@@ -108,13 +109,14 @@ def outcome(args, spec, experiment, classifier, stages, seconds):
     drawn = real_beside_synthetic(experiment, spec, splits, sets[0])
     common = common_flags(args) + as_flags(changed(args, MODEL))  # of the page's command for an audit
     page = write_report(experiment, spec, splits, classifier, stages, seconds, args.sizes, sets, drawn, common)
+    steps, cas = measured(experiment, classifier)
     title = f"accuracy on {count} real test images"
     largest = ("always naming the largest class", f"{np.bincount(splits.test.labels).max() / count:.3f}")
     took = [(stage, f"{spent:7.0f}") for stage, spent in seconds.items()]
     return [
-        *table(title, "top-1  95 % interval", [*accuracy_rows(experiment, classifier, args.sizes), largest]),
-        *no_better(experiment, classifier),
-        *doubts(experiment, classifier),
+        *table(title, "top-1  95 % interval", [*accuracy_rows(steps, cas, args.sizes), largest]),
+        *no_better(cas),
+        *doubts(steps, cas),
         *table("stage, time in this run", "seconds", took),
         f"\npage for a browser: {page}",
         "\npictures:",

@@ -423,20 +423,21 @@ def test_the_table_of_accuracies(tmp_path):
         "against_largest_class": {"verdict": "worse", "words": "it is worse"},
     }
     write_json(experiment.cas_file, cas)
-    rows = outcome.accuracy_rows(experiment, "resnet20", [1, 4])
+    found = outcome.measured(experiment, "resnet20")
+    rows = outcome.accuracy_rows(*found, [1, 4])
     assert rows == [
         ("1 after transfer learning", "0.100"), ("2 after the first search", "0.200  0.150 to 0.260"),
         ("3 after fine-tuning", "0.300"), ("4 after the final search", "0.400"), ("trained on real images", "0.900"),
         ("trained on synthetic images, 1x", "0.700  0.650 to 0.750"), ("trained on synthetic images, 4x (labels soft)", "0.800"),
     ]  # fmt: skip
-    assert outcome.doubts(experiment, "resnet20") == []
-    assert outcome.no_better(experiment, "resnet20") == ["synthetic images, 4x (labels soft): it is worse"]
+    assert outcome.doubts(*found) == []
+    assert outcome.no_better(found[1]) == ["synthetic images, 4x (labels soft): it is worse"]
     cas, steps = read_json(experiment.cas_file), read_json(experiment.pipeline_file)
     cas["resnet20"]["digits"]["x4"]["doubts"] = ["some of test is in train"]
     steps["digits"]["After Fine-Tuning"]["opt"]["select_on"] = "test"
     write_json(experiment.cas_file, cas)
     write_json(experiment.pipeline_file, steps)
-    assert outcome.doubts(experiment, "resnet20") == [
+    assert outcome.doubts(*outcome.measured(experiment, "resnet20")) == [
         f"may be too good, of the steps: {CHOSEN_ON_TEST}", "may be too good: some of test is in train"
     ]  # fmt: skip
     lines = outcome.table("accuracy", "top-1", rows[:2])
