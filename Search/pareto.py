@@ -9,7 +9,7 @@ from Models.backbones import BACKBONES
 from Models.guidance import guided_steps
 from Models.solvers import SOLVERS
 from Search.pictures import accuracy_against_cost
-from Search.settings import as_flags, levers_used, settings_of
+from Search.settings import as_flags, settings_of
 from Search.workers import trials
 
 log = logging.getLogger("experiment")
@@ -54,10 +54,7 @@ def report_pareto(args, study, folder):
     costs, accuracies = [passes(args, s) for s in settings], [trial.value for trial in completed]
     best, rows = front(costs, accuracies), []
     for i in best:
-        steps, scale, epoch, levers = settings[i]
-        seconds = completed[i].user_attrs.get("seconds_an_image")
-        flags = f"--inf_steps {steps} --ugs {scale:g} --{args.train_model}_epoch {epoch}"
-        flags += as_flags(levers_used(args, levers))
+        seconds, flags = completed[i].user_attrs.get("seconds_an_image"), as_flags(args, settings[i])
         said = "" if seconds is None else f", {seconds:.3g} s an image"
         log.info("%3d passes%s: accuracy %.4f, trial %d, %s", costs[i], said, accuracies[i], completed[i].number, flags)
         rows.append(

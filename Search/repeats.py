@@ -72,9 +72,9 @@ def ranked(study, repeats):
     The mean decides, as soon as no repeat is missing. A trial of which a repeat gave no accuracy comes last.
     """
     runs = [(trial, [trial.value, *recorded(study, trial)[:repeats]]) for trial in best_trials(study)]
-    if missing_repeats(study, repeats):
-        return runs
-    return sorted(runs, key=lambda run: float("inf") if None in run[1] else -mean(run[1]))
+    if not missing_repeats(study, repeats):
+        runs.sort(key=lambda run: 0 if None in run[1] else -mean(run[1]))
+    return sorted(runs, key=lambda run: None in run[1])
 
 
 def chosen(study, repeats):

@@ -102,20 +102,20 @@ def measure(args, context, test, best):
 def contact_sheet(context, study, best, folder):
     """Samples of the best and of the worst trial, one row a class, bad images too. Returns the file."""
 
-    def last_value(trial):
-        return -1.0 if trial.value is None else trial.value  # of a pruned trial: the last it reported
+    def gave(trial):
+        if trial.value is None:
+            return trial.user_attrs.get("pruned_because", "pruned before it had an accuracy")
+        return f"{trial.value:.3f}{' when pruned' * (trial.state.name == 'PRUNED')}"
 
-    worst = min(trials(study, *FINISHED), key=last_value)
+    ended = trials(study, *FINISHED)
+    worst = min(ended, key=lambda trial: -1 if trial.value is None else trial.value)  # of a pruned trial: its last
     numbers, labels = first_of_each_class(context.spec.num_classes, SHEET_COLUMNS, MAX_SHEET_ROWS)
     sheets, titles = [], []
     for kind, trial in (("best", best), ("worst", worst)):
         steps, scale, epoch, levers = settings_of(trial)
         context.load(epoch)
         sheets.append(context.images(steps, scale, numbers, bad_too=True, **levers))
-        titles.append(
-            f"{kind}: trial {trial.number}, {steps} steps, scale {scale:.2f}, epoch {epoch}: "
-            f"{last_value(trial):.3f}{' when pruned' * (trial.state.name == 'PRUNED')}"
-        )
+        titles.append(f"{kind}: trial {trial.number}, {steps} steps, scale {scale:.2f}, epoch {epoch}: {gave(trial)}")
     return side_by_side(*sheets, labels, class_names(context.spec), folder / "best_and_worst.png", titles)
 
 

@@ -68,9 +68,23 @@ def levers_used(args, levers):
     return used | ({} if args.autoguide is None else {"autoguide": args.autoguide})
 
 
-def as_flags(used):
-    """What `levers_used` returns, as a command line says it: empty, or begins with a space."""
-    texts = {
-        name: " ".join(f"{v:g}" for v in value) if isinstance(value, list) else value for name, value in used.items()
+def as_flags(args, settings):
+    """A command line's flags by which generate_dataset.py makes the images of a trial.
+
+    Args:
+        args: The arguments of hyp_opt.py.
+        settings: `Settings` of the trial.
+    """
+    steps, scale, epoch, levers = settings
+    epochs = {"enc": (epoch, 0), "dif": (args.enc_epoch, epoch)}[args.train_model]
+    used = {
+        "enc_epoch": epochs[0],
+        "dif_epoch": epochs[1],
+        "inf_steps": steps,
+        "ugs": scale,
+        **levers_used(args, levers),
     }
-    return "".join(f" --{name} {text}" for name, text in texts.items())
+    if args.timestep_spacing not in (None, DEFAULT_SPACINGS[used.get("solver", "ddim")]):
+        used["timestep_spacing"] = args.timestep_spacing
+    texts = {name: " ".join(map(str, value)) if isinstance(value, list) else value for name, value in used.items()}
+    return " ".join(f"--{name} {text}" for name, text in texts.items())

@@ -200,11 +200,9 @@ def report(args, known, study, started):
     log.info("all trials -> %s", table)
     if args.objective == "pareto":
         report_pareto(args, study, known.folder)
-    steps, scale, epoch, levers = settings_of(best)
     log.info(
-        "best of %d trials: --inf_steps %d --ugs %g --%s_epoch %d%s, %s accuracy %.4f%s, by which it was chosen, %.0f s -> %s",
-        len(trials(study, *FINISHED)), steps, scale, args.train_model, epoch,
-        as_flags(levers_used(args, levers)), SELECTED[args.select_on], mean(values),
+        "best of %d trials: %s, %s accuracy %.4f%s, by which it was chosen, %.0f s -> %s",
+        len(trials(study, *FINISHED)), as_flags(args, settings_of(best)), SELECTED[args.select_on], mean(values),
         f" (mean of {len(values)} runs)" if len(values) > 1 else "", time.time() - started, known.best_file,
     )  # fmt: skip
 

@@ -4,7 +4,6 @@ import contextlib
 import logging
 import re
 import sys
-from pathlib import Path
 from urllib.parse import unquote
 
 import optuna
@@ -12,6 +11,7 @@ import sqlalchemy.exc
 from optuna.storages import journal
 
 from Experiment.errors import PassingError, UserError
+from Experiment.paths import home
 from Experiment.records import PASSWORD, masked
 from Search.journal import WholeLines
 from Search.workers import GRACE, HEARTBEAT, retry
@@ -82,14 +82,14 @@ def check_address(address, create):
 def study_file(address):
     """The file that an address names; None where it names a server, or the memory."""
     if address.startswith("journal:"):
-        return Path(address.removeprefix("journal:")).expanduser().resolve()
+        return home(address.removeprefix("journal:")).resolve()
     try:
         url = sqlalchemy.make_url(address)
     except sqlalchemy.exc.ArgumentError:
         return None  # it is no address: who opens it says so
     if url.get_backend_name() != "sqlite" or url.database in (None, "", ":memory:"):
         return None
-    return Path(url.database).expanduser().absolute()
+    return home(url.database).absolute()
 
 
 class Database(optuna.storages.RDBStorage):

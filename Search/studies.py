@@ -8,14 +8,13 @@ import optuna
 from filelock import Timeout
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.samplers import BaseSampler, TPESampler
-from optuna.storages._heartbeat import is_heartbeat_enabled
 from optuna.trial import TrialState
 
 from Experiment.errors import UserError
 from Experiment.locks import locked
 from Experiment.records import masked
 from Search.storages import DatabaseError, open_storage
-from Search.workers import GRACE, retry, runs_here, signing, sweep_stale_trials, this_worker, trials
+from Search.workers import GRACE, retry, signing, sweep_stale_trials, this_worker, trial_at_work, trials
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 RANDOM_TRIALS = 10  # that a search begins with
@@ -41,7 +40,9 @@ class AddressedTPESampler(BaseSampler):
 
     def of(self, study, trial):
         if trial.number != self.number:
-            begun = sum(t.number < trial.number for t in trials(study, *FINISHED, TrialState.RUNNING))
+            # Not by `trials`: Hyperband hands on a study that shows the trials of one bracket alone.
+            begun = study._get_trials(deepcopy=False, states=(*FINISHED, TrialState.RUNNING))
+            begun = sum(t.number < trial.number for t in begun)
             self.sampler = TPESampler(
                 seed=(self.seed + 1000003 * trial.number) % 2**32,
                 n_startup_trials=RANDOM_TRIALS if begun < RANDOM_TRIALS else 1,
@@ -142,18 +143,14 @@ def delete_study(address, name, lock_file, best_file=None):
         storage = open_storage(address)
         there = name in optuna.get_all_study_names(storage=storage)
         study = optuna.load_study(study_name=name, storage=storage) if there else None
-        beats = there and is_heartbeat_enabled(study._storage)
-        if beats:
-            optuna.storages.fail_stale_trials(study)
-        for trial in trials(study, TrialState.RUNNING) if there else ():
-            worker = trial.user_attrs.get("worker") or {}
-            here = runs_here(worker)
-            if here or (here is None and beats and worker.get("started") is not None):
-                where = "" if here else f" of {worker['host']}"
-                wait = "" if here else f", or, if it was killed, wait {GRACE // 60} minutes"
-                raise UserError(
-                    f"process {worker['pid']}{where} is at trial {trial.number} of the study {name}: stop it first{wait}."
-                )
+        if there and (found := trial_at_work(study)):
+            trial, here = found
+            worker = trial.user_attrs["worker"]
+            where = "" if here else f" of {worker['host']}"
+            wait = "" if here else f", or, if it was killed, wait {GRACE // 60} minutes"
+            raise UserError(
+                f"process {worker['pid']}{where} is at trial {trial.number} of the study {name}: stop it first{wait}."
+            )
         if best_file:
             best_file.unlink(missing_ok=True)  # first: it may not outlive its study
         count = len(trials(study)) if there else 0

@@ -88,6 +88,32 @@ def retry(study, trial, most=RETRIES):
     optuna.storages.RetryHeartbeatStaleTrialCallback(max_retry=most)(study, trial)
 
 
+def trial_at_work(study):
+    """A running trial whose worker lives, or may, and whether that runs here; None where there is none.
+
+    Without heartbeats the workers of other machines are watched for a while, if there are any that have ever signed.
+    """
+    beats = is_heartbeat_enabled(study._storage)
+    if beats:
+        optuna.storages.fail_stale_trials(study)
+    running = [trial for trial in trials(study, TrialState.RUNNING) if trial.user_attrs.get("worker")]
+    lives = [runs_here(trial.user_attrs["worker"]) for trial in running]
+    if True in lives:
+        return running[lives.index(True)], True
+    elsewhere = [trial for trial, here in zip(running, lives) if here is None]
+    if beats:
+        found = [trial for trial in elsewhere if trial.user_attrs["worker"].get("started") is not None]
+        return (found[0], False) if found else None
+    signs = {trial.number: trial.user_attrs["alive"] for trial in elsewhere if "alive" in trial.user_attrs}
+    if not signs:
+        return None
+    log.info("looking for %d s whether workers of other machines are still at this search", 2 * HEARTBEAT)
+    time.sleep(2 * HEARTBEAT)
+    later = [trial for trial in trials(study, TrialState.RUNNING) if trial.user_attrs.get("worker")]
+    signed = [trial for trial in later if signs.get(trial.number) != trial.user_attrs.get("alive")]
+    return (signed[0], False) if signed else None
+
+
 def sweep_stale_trials(study, seen, clock=time.monotonic):
     """Requeue trials whose worker died: they fail, and are repeated with the same settings.
 

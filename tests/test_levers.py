@@ -144,9 +144,21 @@ def test_searched_levers_are_settings_of_a_trial():
     searched, published = map(settings_of, study.trials)
     assert searched == (7, 1.5, 4, {"solver": "dpmpp", "interval": [0.5, 2.0]})
     assert published.levers == {"solver": "ddim", "interval": list(NOISE_LEVELS)}
-    assert as_flags(levers_used(args, searched.levers)) == " --solver dpmpp --guidance_interval 0.5 2"
+    told = "--enc_epoch 4 --dif_epoch 0 --inf_steps 7 --ugs 1.5 --solver dpmpp --guidance_interval 0.5 2.0"
+    assert as_flags(args, searched) == told
     plain = hyp_opt.parse_args(["--dataset", "digits"])
     assert levers_used(plain, {}) == {} and as_params(plain, {}) == {}
+
+
+@pytest.mark.parametrize("flags, epochs", [([], "--enc_epoch 4 --dif_epoch 0"),
+                                           (["--train_model", "dif", "--enc_epoch", "9"], "--enc_epoch 9 --dif_epoch 4")])  # fmt: skip
+def test_what_a_search_reports_is_a_command_line_that_makes_the_same_images(flags, epochs):
+    args = hyp_opt.parse_args(["--dataset", "digits", *flags, "--timestep_spacing", "linspace"])
+    settings = Settings(7, 1.2345678901234, 4)
+    told = as_flags(args, settings)
+    assert told == f"{epochs} --inf_steps 7 --ugs 1.2345678901234 --timestep_spacing linspace"
+    made = generate_dataset.parse_args(["--dataset", "digits", "--img_total", "10", *told.split()])
+    assert (made.inf_steps, made.ugs, made.timestep_spacing) == (7, settings.scale, "linspace")
 
 
 @pytest.mark.parametrize("flags, said", [

@@ -14,7 +14,7 @@ from optuna.distributions import FloatDistribution
 from optuna.trial import TrialState
 
 from Data.loaders import Split, Splits
-from Data.registry import DatasetSpec
+from Data.registry import DatasetSpec, dataset_spec
 from Experiment import presets
 from Experiment.errors import PassingError, UserError
 from Experiment.files import read_json, write_json
@@ -22,10 +22,11 @@ from Experiment.paths import Experiment
 from hyp_opt import parse_args
 from Models.augment import Augment
 from Models.weight_cards import write_card
-from Search import stage, studies, trials
+from Search import report as search_report
+from Search import stage, studies, trials, workers
 from Search.inputs import claim_study, search_inputs
 from Search.repeats import chosen, missing_repeats, ranked, run_missing_repeats
-from Search.report import measure, trial_line, write_trials
+from Search.report import contact_sheet, measure, trial_line, write_trials
 from Search.steps import note_steps, with_origin
 from Search.studies import delete_study, open_study, pruner
 from Search.trials import Context, Unusable, objective, warm_start
@@ -416,6 +417,25 @@ def test_a_trial_without_accuracy_in_a_repeat_is_not_chosen():
         chosen(nothing, 1)
 
 
+def test_a_trial_without_accuracy_in_a_repeat_is_last_while_others_are_still_to_be_repeated():
+    study = study_of(0.7, 0.8, 0.9)
+    study.set_user_attr("repeat 2.1", None)
+    assert [trial.number for trial, _ in ranked(study, 2)] == [1, 0, 2] and chosen(study, 2)[0].number == 1
+
+
+def test_a_sheet_says_of_a_trial_without_accuracy_why(tmp_path, monkeypatch):
+    study = study_of(0.9, 0.5)
+    unusable = {"state": TrialState.PRUNED, "params": {"is": 9, "ugs": 2.0, "epoch": 1}}
+    unusable |= {"distributions": study.trials[0].distributions}
+    study.add_trial(optuna.trial.create_trial(**unusable, user_attrs={"saved_epoch": 1, "pruned_because": "all black"}))
+    context = Scripted(parse_args(ARGS), [])
+    context.load, context.spec = lambda epoch: None, dataset_spec("digits")
+    context.images = lambda *args, **how: np.zeros((80, 8, 8, 3), np.uint8)
+    monkeypatch.setattr(search_report, "side_by_side", lambda *args: args[-1])
+    best, worst = contact_sheet(context, study, study.trials[0], tmp_path)
+    assert best.endswith("epoch 3: 0.900") and worst == "worst: trial 2, 9 steps, scale 2.00, epoch 1: all black"
+
+
 def test_without_repeats_the_best_single_value_counts():
     study, context = study_of(0.5, 0.9, 0.7), Lucky(parse_args(ARGS), {})
     run_missing_repeats(study, context, 0)
@@ -500,11 +520,11 @@ def test_a_restart_throws_the_result_away_before_the_study_and_not_when_it_is_re
     study = open_study(address, "s", 1, pruner("none", 5), True, tmp_path / "study")
     study.add_trial(optuna.trial.create_trial(state=TrialState.RUNNING, user_attrs={"worker": {"pid": 7}}))
     best.write_text("{}")
-    monkeypatch.setattr(studies, "runs_here", lambda worker: True)
+    monkeypatch.setattr(workers, "runs_here", lambda worker: True)
     with pytest.raises(UserError, match="stop it first"):
         delete_study(address, "s", tmp_path / "study", best)
     assert best.exists()
-    monkeypatch.setattr(studies, "runs_here", lambda worker: False)
+    monkeypatch.setattr(workers, "runs_here", lambda worker: False)
 
     def killed(**which):
         raise KeyboardInterrupt

@@ -610,6 +610,27 @@ def test_a_study_is_deleted_unless_someone_is_at_it(address, tmp_path):
     assert delete_study(address, "s", tmp_path / "study") == 1
 
 
+@pytest.mark.parametrize("lives", [True, False])
+def test_a_journal_that_another_machine_writes_to_is_not_deleted(lives, tmp_path, monkeypatch):
+    """It has no heartbeats: the signatures of the workers are watched."""
+    address = f"journal:{tmp_path}/study.log"
+    trial = new_study(address, tmp_path).ask()
+    trial.set_user_attr("worker", this_worker() | {"host": "node7"})
+    workers.sign_of_life(trial)
+
+    def waited(seconds):
+        assert seconds > workers.HEARTBEAT
+        if lives:
+            workers.sign_of_life(trial)
+
+    monkeypatch.setattr(workers.time, "sleep", waited)
+    if lives:
+        with pytest.raises(UserError, match=r"process \d+ of node7 is at trial 0 of the study s: stop it first"):
+            delete_study(address, "s", tmp_path / "study")
+    else:
+        assert delete_study(address, "s", tmp_path / "study") == 1
+
+
 def test_errors_of_the_database_are_told_from_others():
     lost = sqlalchemy.exc.OperationalError("SELECT 1", {}, Exception("server closed the connection"))
     with (
@@ -672,6 +693,7 @@ def test_trials_that_run_side_by_side_are_random_ten_times_at_most_too(address, 
     for _ in range(24):  # as four workers have them
         trial = study.ask()
         trial.suggest_float("x", 0, 1)
+        trial.should_prune()  # Hyperband has brackets from then on
         running.append(trial)
         if len(running) == 4:
             study.tell(running.pop(0), 0.5)
