@@ -60,9 +60,14 @@ class StockAdam(AveragingAdam):
         if self.replicas > 1:
             grads = summed_over_replicas(grads)
             norm = keras.ops.sqrt(sum(keras.ops.sum(keras.ops.square(g)) for g in grads))
-            factor = self.clip / keras.ops.maximum(norm, self.clip) / self.replicas  # Keras sums them once more
+            (factor,) = summed_over_replicas([self.clip / keras.ops.maximum(norm, self.clip)])
+            factor /= self.replicas  # the very same on all: else their weights would drift apart
             grads = [g * factor for g in grads]
         super().apply(grads, trainable_variables)
+
+    def _all_reduce_sum_gradients(self, grads_and_vars):
+        """Keras sums gradients here; of several devices `apply` has."""
+        return grads_and_vars if self.replicas > 1 else super()._all_reduce_sum_gradients(grads_and_vars)
 
     def update_step(self, gradient, variable, learning_rate):
         super().update_step(gradient, variable, learning_rate)

@@ -7,6 +7,7 @@ import keras
 from Experiment.machine import computes_bfloat16
 
 CHOSEN = {"xla": "auto", "tf32": False}  # by the user, see `use_hardware`
+PACK = 64 * 2**20  # bytes of gradients that devices exchange at a time
 
 
 def on_gpu():
@@ -45,7 +46,7 @@ def jit_compile(sampling=False):
     """Whether XLA compiles a model: stated for every model, since Keras would decide by the devices that it finds.
 
     By default it compiles the sampler on a GPU, whose many small operations it joins. In training it stays off: it ignores
-    the order that keeps memory low (`ordered_after`), and it compiles again for every shape of a batch.
+    the order that keeps memory low (`ordered_after`), and what it gains there has not been measured.
     """
     return CHOSEN["xla"] == "on" or (CHOSEN["xla"] == "auto" and sampling and on_gpu())
 
@@ -135,7 +136,9 @@ def summed_over_replicas(gradients):
     """Gradients of the whole batch, from those of the part that a device has."""
     import tensorflow as tf
 
-    return tf.distribute.get_replica_context().all_reduce("SUM", gradients)
+    # In packs: the first is on its way while later gradients are computed.
+    options = tf.distribute.experimental.CommunicationOptions(bytes_per_pack=PACK)
+    return tf.distribute.get_replica_context().all_reduce("SUM", gradients, options)
 
 
 def one_by_one(function, parts, shape):

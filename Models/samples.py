@@ -4,6 +4,7 @@ import logging
 
 import numpy as np
 
+from Models.runtime import jit_compile
 from Models.sampler import block_size, first_of_each_class, generate_images
 from sheets import MAX_SHEET_ROWS, sample_sheet
 
@@ -24,6 +25,7 @@ def sheet_writer(diffusion, names, seed, folder, title):
         title: Format of the title, with a place for the number.
     """
     sampler, block = diffusion.sampler(SOLVER), block_size(diffusion.backbone, diffusion.backbone.block)
+    sampler.jit_compile = jit_compile()  # as in training: to compile it by XLA takes longer than a few sheets
     columns = COLUMNS if len(names) <= MANY_CLASSES else FEW_COLUMNS
     numbers, labels = first_of_each_class(len(names), columns, MAX_SHEET_ROWS)
 

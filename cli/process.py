@@ -137,10 +137,14 @@ class Stops:
             signal.signal(signum, handler)
 
 
-def batch_flags(args):
-    """The flags of a script that say how much is computed at a time, as a message names them."""
+def memory_flags(args):
+    """The flags of a script that make it take less memory, as a message names them."""
     names = [name for name in ("gen_batch_size", "batch_size") if hasattr(args, name)]
-    return " or ".join(f"--{name}" for name in names or ["batch_size"])
+    said = "a smaller " + " or ".join(f"--{name}" for name in names or ["batch_size"])
+    if getattr(args, "train_model", None) == "dif":  # weights, gradients and Adam take the most, whatever the batch
+        savers = {"lora_rank": "--lora_rank 4", "gradient_checkpointing": "--gradient_checkpointing"}
+        said = ", ".join([*(flag for name, flag in savers.items() if getattr(args, name, True) in (None, False)), said])
+    return said
 
 
 def write_traceback(error):
@@ -188,7 +192,7 @@ def run(stage, parse_args, plan, starts_keras=True):
         if not isinstance(error, (UserError, OSError)) and not lacking:
             raise
         close_bars()
-        message = f"out of memory: try a smaller {batch_flags(args)}" if lacking else one_line(error)
+        message = f"out of memory: try {memory_flags(args)}" if lacking else one_line(error)
         if not (isinstance(error, UserError) or lacking or hasattr(error, "logged")):
             message += write_traceback(error)
         print(f"{name}: error: {message}", file=sys.stderr)

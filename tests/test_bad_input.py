@@ -367,14 +367,20 @@ def test_what_is_there(script, argv, message, root, capsys, monkeypatch, float32
     assert message in refused(script, argv, capsys, monkeypatch, root)
 
 
-@pytest.mark.parametrize("script, named", [("adapt", "--batch_size"), ("classify", "--batch_size"), ("generate", "--batch_size"),
-                                           ("search", "--gen_batch_size or --batch_size")])  # fmt: skip
-def test_out_of_memory_names_the_flags_of_the_script(script, named, capsys, monkeypatch, tmp_path):
+FINE_TUNED = ["--train_model", "dif", "--enc_epoch", "1"]
+
+
+@pytest.mark.parametrize("script, argv, named", [
+    ("adapt", [], "a smaller --batch_size"), ("classify", [], "a smaller --batch_size"),
+    ("generate", GENERATE, "a smaller --batch_size"), ("search", [], "a smaller --gen_batch_size or --batch_size"),
+    ("adapt", FINE_TUNED, "--lora_rank 4, --gradient_checkpointing, a smaller --batch_size"),
+    ("adapt", [*FINE_TUNED, "--lora_rank", "4"], "--gradient_checkpointing, a smaller --batch_size"),
+])  # fmt: skip
+def test_out_of_memory_names_the_flags_of_the_script(script, argv, named, capsys, monkeypatch, tmp_path):
     module = importlib.import_module(SCRIPTS[script])
 
     def lacking(args):
         raise MemoryError
 
     monkeypatch.setattr(module, "plan", lacking)
-    argv = GENERATE if script == "generate" else []
-    assert refused(script, argv, capsys, monkeypatch, tmp_path).endswith(f"out of memory: try a smaller {named}")
+    assert refused(script, argv, capsys, monkeypatch, tmp_path).endswith(f"out of memory: try {named}")

@@ -83,6 +83,9 @@ def adaptation(folder, devices, part, samples, batch_size):
     images, _ = diffusion.sampler().sample(rng.standard_normal((2, 4, 4, 4), dtype="float32"),
                                            np.ones((2, 2, 3), "float32"), [0, 0], 2, 1.5)  # fmt: skip
     assert images.shape == (2, 8, 8, 3)
+    for variable in model.trainable_variables if devices > 1 else []:
+        copies = [copy.numpy() for copy in variable.value.values]
+        assert len(copies) == devices and all(np.array_equal(copies[0], copy) for copy in copies)
     averaged = Averaged(adapted, model.trainable_variables, model.optimizer.averages)
     averaged.save(folder / f"{part}{devices}.weights.h5")
     return saver.losses, [v.numpy() for v in [*model.trainable_variables, *model.optimizer.averages]]
