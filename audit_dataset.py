@@ -17,13 +17,13 @@ from cli.lora import base_hashes
 from cli.process import run, writing_in
 from Data.export_images import only_set
 from Data.loaders import Split, Splits, load_splits
-from Data.registry import class_names, dataset_spec
+from Data.registry import dataset_spec
 from Data.report import data_identity
 from Data.resizing import resize_images
 from Experiment.errors import UserError
 from Experiment.files import write_json
 from Experiment.locks import refuse_if_claimed
-from Experiment.paths import Experiment
+from Experiment.paths import Experiment, home
 from Experiment.plan import Plan
 from Experiment.predictions import no_better_than_largest
 from Experiment.records import DATA_FLAGS, describe_run, finished_run, flattened
@@ -92,7 +92,7 @@ def plan(args):
     targets, lacking = trained(experiment, entries, inputs, source)
     epochs, hashes = None, {}
     try:
-        epochs, hashes = epochs_of(experiment, source, spec, native, class_names(spec))
+        epochs, hashes = epochs_of(experiment, source, data)
         args.backbone = source.manifest["backbone"]
         hashes |= base_of(args, source, epochs)
     except UserError as error:
@@ -108,7 +108,7 @@ def plan(args):
         *(f"{size}: {words}" for size, words in no_better_than_largest(entries)),
     ]
     inputs["doubts"] = "; ".join(of_results) or "none"
-    place = (args.to.expanduser().resolve() if args.to else folder.parent) / f"{folder.name}.audit"
+    place = (home(args.to).resolve() if args.to else folder.parent) / f"{folder.name}.audit"
     known = Plan(
         spec=spec, experiment=experiment, source=source, splits=splits, native=native, entries=entries, targets=targets,
         epochs=epochs, missing=missing + [f"Attack on {text}" for text in lacking], folder=place, inputs=inputs,
@@ -181,7 +181,7 @@ def audit(args, known=None):
         found["classifiers"] = ask_classifiers(args, known, place, found)
         numbers = figures(found)
         record = describe_run(args, started, known.inputs)
-        write_report(known.page, args, known, found, numbers, record)
+        write_report(known.page, args, known, found, record)
         of = {"set": known.source.sha256, "classifier": args.classifier, "classifiers": hashes_of(known.targets)}
         write_json(known.page.with_suffix(".json"), {"brief": brief(found), "figures": numbers, "of": of})
         if not found["later"]:

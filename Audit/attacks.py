@@ -1,7 +1,8 @@
 """How well an attack tells images that were trained on from others: AUC, true positives, and the likelihood-ratio attack."""
 
 import numpy as np
-from scipy.stats import nhypergeom, rankdata
+from scipy.optimize import brentq
+from scipy.stats import nhypergeom, norm, rankdata
 
 from Experiment.intervals import CONFIDENCE, percentiles
 from Experiment.randomness import random_stream
@@ -9,13 +10,29 @@ from Experiment.randomness import random_stream
 FALSE_POSITIVES = 0.01
 RESAMPLES = 1000
 BOOTSTRAP = 1  # address of the random numbers
-TINY = 1e-30
+TINY, LEAST = 1e-12, 1e-30  # an area next to 0 or 1; a probability that has a logarithm
 
 
 def area(members, others):
     """The probability that a member has a higher score than another image; equal scores count half."""
     ranks = rankdata(np.concatenate([members, others]))[: len(members)]
     return float((ranks.sum() - len(members) * (len(members) + 1) / 2) / (len(members) * len(others)))
+
+
+def area_interval(value, members, others, confidence=CONFIDENCE):
+    """The interval (low, high) of an `area`, from the numbers of images: Newcombe's (2006, method 5, doi 10.1002/sim.2324).
+
+    It holds near 1 too, where a bootstrap knows of no other scores: of full separation that says [1, 1].
+    """
+    z, mean = norm.ppf((1 + confidence) / 2), (members + others) / 2
+
+    def beyond(true):
+        shape = 1 + (mean - 1) * ((1 - true) / (2 - true) + true / (1 + true))
+        return (value - true) ** 2 - z**2 * true * (1 - true) * shape / (members * others)
+
+    low = brentq(beyond, 0, min(value, 1 - TINY)) if value else 0.0
+    high = brentq(beyond, max(value, TINY), 1) if value < 1 else 1.0
+    return low, high
 
 
 def true_positives(members, others, rate=FALSE_POSITIVES):
@@ -52,10 +69,10 @@ def strength(members, others):
     """
     stream = random_stream(0, "bootstrap", BOOTSTRAP)
     drawn = ([side[stream.integers(len(side), size=len(side))] for side in (members, others)] for _ in range(RESAMPLES))
-    found = np.array([(area(*sides), true_positives(*sides)) for sides in drawn])
+    found, auc = [true_positives(*sides) for sides in drawn], area(members, others)
     return {
-        "auc": area(members, others), "auc_interval": list(percentiles(found[:, 0], CONFIDENCE)),
-        "tpr": true_positives(members, others), "tpr_interval": list(percentiles(found[:, 1], CONFIDENCE)),
+        "auc": auc, "auc_interval": list(area_interval(auc, len(members), len(others))),
+        "tpr": true_positives(members, others), "tpr_interval": list(percentiles(found)),
         "chance": chance_of(len(others)), "p": by_chance(members, others), "members": len(members), "others": len(others),
     }  # fmt: skip
 
@@ -65,7 +82,7 @@ def confidence(probabilities, labels):
     probabilities, rows = np.asarray(probabilities, "float64"), np.arange(len(labels))
     true, others = probabilities[rows, labels], probabilities.copy()
     others[rows, labels] = 0  # summed without it: of a difference no digits would be left
-    return (np.log(true + TINY) - np.log(others.sum(axis=1) + TINY)).astype("float32")
+    return (np.log(true + LEAST) - np.log(others.sum(axis=1) + LEAST)).astype("float32")
 
 
 def likelihood_ratio(target, shadows, inside):

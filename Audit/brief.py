@@ -45,8 +45,8 @@ def quality_rows(found):
 
 def nearer_rows(found):
     for field, shares in found["copies"]["nearer"].items():
-        name = f"share nearer to training than to validation images, {found['quality'][field]['name']}"
-        yield [name, *(f"{share['share']:.3f}" for share in shares.values())]
+        name = f"share nearer to training than to validation images (p by chance), {found['quality'][field]['name']}"
+        yield [name, *(f"{share['share']:.3f} ({share['p']:.2g})" for share in shares.values())]
 
 
 def attack_row(name, attack):

@@ -6,12 +6,14 @@ away what was trained on, see Audit/attacks.py.
 
 import numpy as np
 
-from Audit.material import PIECE, REFERENCE
+from Audit.material import PIECE, REFERENCE, SWAPS
 from Audit.neighbours import nearest
-from Experiment.intervals import binomial_interval
+from Experiment.intervals import percentiles
+from Experiment.randomness import random_stream
 
 NEAR = 5 / 255  # root mean square difference of pixels below which two images are near duplicates
 MOST = 32_768  # images whose features are in memory at a time
+TIMES = 999  # that training and validation images swap places
 PIXELS = "pixels"  # field of the features in which near duplicates are looked for
 
 
@@ -86,7 +88,9 @@ def near_between(seen, read, others, read_others):
 def nearer_to_training(queries, rows, train, val, field, seed):
     """The share of images that are nearer to a training image than to any validation image; equally near count half.
 
-    Both references have the same number of images, drawn by seed: else the larger one would win.
+    Both references have the same number of images, drawn by seed: else the larger one would win. A few images of either may
+    be the nearest of many, so that the share of two references of one kind is often far from a half, however many images
+    are asked: what chance gives is found by reference images that swap sides.
 
     Args:
         queries, train, val: `Seen`.
@@ -95,17 +99,28 @@ def nearer_to_training(queries, rows, train, val, field, seed):
         seed: The user's seed.
 
     Returns:
-        {"share", "interval": 95 % as if images were independent, "images": N, "reference": images of each}.
+        {"share", "chance": [low, high], the middle 95 % of the shares after such swaps, "p": how often these are as high or
+        higher, "images": N, "reference": images of each}.
     """
     most = min(len(train.good), len(val.good))
-    references = (side.sample(most, seed, REFERENCE + i) for i, side in enumerate((train, val)))
-    to_train, to_others = (
-        nearest_rows(queries, rows, side, reference, field)[0] for side, reference in zip((train, val), references)
+    references = [side.sample(most, seed, REFERENCE + i) for i, side in enumerate((train, val))]
+    (to_train, near_train), (to_val, near_val) = (
+        nearest_rows(queries, rows, side, reference, field) for side, reference in zip((train, val), references)
     )
-    share = float((to_train < to_others).mean() + 0.5 * (to_train == to_others).mean())
+    won = (to_train < to_val) + 0.5 * (to_train == to_val)
+    of_train = np.bincount(near_train, won, references[0].max() + 1)[references[0]]
+    of_val = np.bincount(near_val, 1 - won, references[1].max() + 1)[references[1]]
+    share, swapped = float(won.mean()), swapped_shares(np.concatenate([of_train, of_val]) / len(rows), seed)
     return {
         "share": share,
-        "interval": list(binomial_interval(share, len(rows))),
+        "chance": list(percentiles(swapped)),
+        "p": float((1 + (swapped >= share - 1e-9).sum()) / (1 + TIMES)),
         "images": len(rows),
         "reference": most,
     }
+
+
+def swapped_shares(won, seed):
+    """What half of the reference images, drawn anew each time, win together: (TIMES,), from what each has won (2 R,)."""
+    stream = random_stream(seed, "audit_subset", SWAPS)
+    return np.array([stream.permutation(won)[: len(won) // 2].sum() for _ in range(TIMES)])

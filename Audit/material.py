@@ -26,11 +26,8 @@ from Experiment.text import first_ten
 log = logging.getLogger("experiment")
 
 PIECE = 2048  # images in memory at a time
-SAMPLE, CLASS_SAMPLE, REFERENCE = (
-    2,
-    3,
-    4,
-)  # addresses of random numbers; 0 and 1: extractors.py, quality.py; 6: membership.py
+# Addresses of random numbers; 0 and 1: extractors.py, quality.py; 5: the second reference; 6: membership.py.
+SAMPLE, CLASS_SAMPLE, REFERENCE, SWAPS = 2, 3, 4, 7
 
 
 class AuditedSet:
@@ -190,7 +187,7 @@ def look(path, kind, labels, read, extractors):
             here = np.arange(start, min(start + PIECE, len(labels)))
             images, broken = read(here)
             rows["read"][here] = [place not in broken for place in range(len(here))]
-            rows["hash"][here] = image_hashes(images).view("<u8").reshape(-1, 2) if len(here) else 0
+            rows["hash"][here] = image_hashes(images).view("<u8").reshape(-1, 2)
             for field, extractor in extractors.items():
                 rows[field][here] = extractor(images)
             rows.flush()

@@ -34,6 +34,8 @@ def figures(found):
         for who, share in shares.items():
             where = f"{who}, {found['quality'][field]['name']}, n {share['images']}, references of {share['reference']}"
             told[f"share nearer to training than to validation images, {where}"] = rounded(share["share"])
+            told[f"nearer to training, 95 % of what chance gives, {where}"] = rounded(*share["chance"])
+            told[f"nearer to training, probability of as much by chance, {where}"] = rounded(share["p"])
     for name, attack in attacks(found).items():
         told[f"membership, {name}, AUC"] = rounded(attack["auc"])
         told[f"membership, {name}, AUC, 95 % interval"] = rounded(*attack["auc_interval"])
@@ -89,14 +91,13 @@ def points(found, entries):
     return told
 
 
-def write_report(path, args, known, found, numbers, record):
+def write_report(path, args, known, found, record):
     """Write the page, and the table of the classes beside its pictures.
 
     Args:
         path: Of the page.
         args, known: The script's arguments and `Plan`.
         found: What the parts have found.
-        numbers: What `figures` gives.
         record: The run's, of `describe_run`.
     """
     write_csv(known.folder / "classes.csv", class_rows(found, known.inputs["classes"]))
@@ -221,16 +222,17 @@ def copies_part(found):
         )
     )
     rows = [
-        [found["quality"][field]["name"], who, f"{share['share']:.3f}", "{:.3f} to {:.3f}".format(*share["interval"]), f"{share['images']:,}",
-         f"{share['reference']:,}"]
+        [found["quality"][field]["name"], who, f"{share['share']:.3f}", "{:.3f} to {:.3f}".format(*share["chance"]), f"{share['p']:.2g}",
+         f"{share['images']:,}", f"{share['reference']:,}"]
         for field, shares in of["nearer"].items() for who, share in shares.items()
     ]  # fmt: skip
     parts += [
         pages.heading("Nearer to training than to validation images"),
-        pages.table(["by", "images", "share", "95 % interval", "n", "images of each reference"], rows),
-        pages.paragraph("A share above that of real test images, which nobody has trained on, is a sign of copying; one below is none: "
-                        "images that lie elsewhere than real ones may be nearer to either side. Both references have the same number of "
-                        "images, since the larger one would win by its size; the interval is over the images asked, not over references."),
+        pages.table(["by", "images", "share", "by chance (95 %)", "p", "n", "images of each reference"], rows),
+        pages.paragraph("A share above what chance gives (a small p), and above that of real test images, which nobody has trained on, is a "
+                        "sign of copying; one below is none: images that lie elsewhere than real ones may be nearer to either side. "
+                        "Chance: training and validation images swap places. Both references have the same number of images, since "
+                        "the larger one would win by its size."),
         pages.heading("The generated images that are nearest to a training image"),
         *(pages.figure(path, f"Of all {of['counted']:,} generated images the nearest ones by {found['quality'][field]['name']}: the generated "
                        "image, its nearest training image, and its nearest held-out image") for field, path in found["sheets"].items()),

@@ -2,13 +2,12 @@
 
 from Data.doubts import others
 from Data.measured import cas_results, is_of
-from Data.report import data_identity
 from Experiment.errors import UserError
-from Experiment.files import read_json
 from Experiment.levers import in_words, levers_on
 from Experiment.records import short
+from Experiment.results import recorded_training
 from Models.backbones import BACKBONES
-from Models.weight_cards import other_inputs, read_card, weights_hashes
+from Models.weight_cards import learned_from, other_inputs, read_card, weights_hashes
 from Models.weight_names import chosen_epochs
 
 REAL = "real"
@@ -25,7 +24,7 @@ def classifier_entries(experiment, classifier, source):
 
 def learnt(name, entry):
     """What a classifier has learnt from, and the levers of its training, in words."""
-    levers = in_words(entry.get("training", {}))
+    levers = in_words(recorded_training(entry))
     images = "the real images" if name == REAL else f"{name[1:]}x generated images"
     return f"{images} ({levers})" if levers else images
 
@@ -43,7 +42,7 @@ def trained(experiment, entries, inputs, source):
             lacking.append(f"the classifier {name}: it was tested on other images, and its accuracy is left out too")
             del entries[name]
             continue
-        if share := levers_on(entry.get("training", {})).get("real_share"):
+        if share := levers_on(recorded_training(entry)).get("real_share"):
             lacking.append(f"the classifier {name}: it has learnt from real images too (--real_share {share:g})")
             continue
         folder = experiment.root / entry["predictions"] if "predictions" in entry else None
@@ -79,7 +78,7 @@ def usual_classifier(experiment):
     return kinds[0] if len(kinds) == 1 else "resnet20"
 
 
-def epochs_of(experiment, source, spec, splits, classes):
+def epochs_of(experiment, source, data):
     """Files of the epochs that made a set, {"enc": path or None, "dif": path or None}, and {part: SHA-256}.
 
     Raises:
@@ -94,13 +93,9 @@ def epochs_of(experiment, source, spec, splits, classes):
     if not any(numbers):
         raise UserError("the set is of a model that was not adapted")
     epochs = chosen_epochs(experiment, *numbers)
-    hashes, theirs = weights_hashes(epochs, classes), manifest.get("weights", {})
+    hashes, theirs = weights_hashes(epochs, data["classes"]), manifest.get("weights", {})
     if changed := [part for part, found in hashes.items() if theirs.get(part) != found]:
         raise UserError(f"the epochs of {' and '.join(changed)} are not those that made the set")
-    ours = data_identity(splits, spec)["train"]
-    for part, path in epochs.items():
-        record = path.with_name("training.json") if path else None
-        data = read_json(record).get("inputs", {}).get("data", {}) if record and record.exists() else {}
-        if data.get("train", ours) != ours:
-            raise UserError(f"the epochs of {part} have learnt from other images than the training images of today")
+    if others(learned_from(epochs.values()), data):
+        raise UserError("its epochs have learnt from other images than the training images of today")
     return epochs, hashes

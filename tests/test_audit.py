@@ -12,10 +12,21 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.stats import norm
 
 import audit_dataset
-from Audit import copies
-from Audit.attacks import area, by_chance, chance_of, confidence, likelihood_ratio, strength, true_positives
+from Audit import copies, targets
+from Audit.attacks import (
+    area,
+    area_interval,
+    by_chance,
+    chance_of,
+    confidence,
+    likelihood_ratio,
+    strength,
+    true_positives,
+)
+from Audit.copies import nearer_to_training
 from Audit.extractors import PixelFeatures
 from Audit.material import AuditedSet, see
 from Audit.neighbours import nearest, squared_radii
@@ -32,6 +43,7 @@ from Experiment.errors import UserError
 from Experiment.files import read_json, write_csv, write_json
 from Experiment.paths import REPOSITORY, Experiment
 from Experiment.records import flattened
+from Models import weight_cards
 from tests.test_export import write_set
 
 RNG = np.random.default_rng(0)
@@ -139,6 +151,37 @@ def test_how_often_chance_finds_as_many_is_exact():
     rng = np.random.default_rng(7)
     p = np.array([by_chance(rng.standard_normal(200), rng.standard_normal(40)) for _ in range(2000)])
     assert (p <= 0.05).mean() <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 2000) and (p <= 0.3).mean() > 0.15
+
+
+def test_the_interval_of_an_area_holds_the_true_one_near_its_ends_too():
+    """Binormal scores, of which the area is known. Where all members are above the others it is not a point."""
+    rng = np.random.default_rng(5)
+    for distance in (0.0, 1.0, 2.5):
+        true, missed = norm.cdf(distance / np.sqrt(2)), 0
+        for _ in range(400):
+            low, high = area_interval(area(rng.normal(distance, 1, 50), rng.normal(0, 1, 40)), 50, 40)
+            missed += not low <= true <= high
+        assert missed <= 0.05 * 400 + 3 * np.sqrt(400 * 0.05 * 0.95)
+    assert area_interval(1.0, 50, 50) == pytest.approx((0.96, 1), abs=0.01)
+    assert area_interval(0.0, 50, 50) == pytest.approx((0, 0.04), abs=0.01)
+
+
+def test_nearness_to_training_images_is_told_from_chance():
+    """A few references are the nearest of most queries, so that the share without any copying is often far from a half."""
+    rng, p = np.random.default_rng(3), []
+    for run in range(60):
+        sides = [SimpleNamespace(good=np.arange(30), sample=lambda most, *_: np.arange(most), rows=rng.standard_normal((30, 20)))
+                 for _ in range(2)]  # fmt: skip
+        queries = SimpleNamespace(good=np.arange(200), rows=0.3 * rng.standard_normal((200, 20)))
+        for side in (*sides, queries):
+            side.features = lambda field, rows, side=side: side.rows[rows].astype("float32")
+        found = nearer_to_training(queries, queries.good, *sides, "pixels", run)
+        assert found["chance"][0] < found["chance"][1] and found["reference"] == 30
+        p.append(found["p"])
+    assert (np.array(p) <= 0.1).mean() <= 0.1 + 3 * np.sqrt(0.09 / 60) and np.mean(p) > 0.3
+    queries.rows = sides[0].rows[queries.good % 30]  # the training images themselves
+    copied = nearer_to_training(queries, queries.good, *sides, "pixels", 1)
+    assert copied["share"] == 1.0 and copied["p"] == 0.001
 
 
 def test_strength_of_scores_that_say_nothing_holds_a_half():
@@ -588,6 +631,23 @@ def test_classifiers_that_have_seen_real_images_too_are_not_attacked_as_if_not(t
     assert not found and lacking == ["the classifier x1: it has learnt from real images too (--real_share 0.5)"]
     assert learnt("x1", entry) == "1x generated images (real_share 0.5, labels soft)"
     assert learnt("real", {"training": {"epochs": 3}}) == "the real images"
+
+
+def test_a_model_that_has_learnt_from_other_images_too_is_not_attacked(tmp_path, monkeypatch):
+    """Its training may have gone on with other images: each epoch's card says all that it has seen."""
+    seen = [{"resolution": 8, "train": each * 64} for each in "ab"]
+    epochs = {part: tmp_path / f"{part}.weights.h5" for part in ("enc", "dif")}
+    monkeypatch.setattr(targets, "chosen_epochs", lambda *_: epochs)
+    monkeypatch.setattr(targets, "weights_hashes", lambda *_: {"enc": "1", "dif": "2"})
+    monkeypatch.setattr(
+        weight_cards, "read_card", lambda path: {"learned_from": seen[: 1 if "enc" in path.name else 2]}
+    )
+    manifest = {"backbone": "mini", "enc_epoch": 1, "dif_epoch": 2, "weights": {"enc": "1", "dif": "2"}}
+    source, data = SimpleNamespace(manifest=manifest), {"classes": ["p", "q"], "resolution": 8, "train": "a" * 64}
+    with pytest.raises(UserError, match="its epochs have learnt from other images than the training images of today"):
+        targets.epochs_of(None, source, data)
+    del seen[1]
+    assert targets.epochs_of(None, source, data) == (epochs, {"enc": "1", "dif": "2"})
 
 
 def test_classifiers_of_other_training_images_than_those_of_today_are_not_attacked(tmp_path):
