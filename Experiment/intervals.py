@@ -137,15 +137,19 @@ def unpaired_interval(ours, theirs, images, confidence=CONFIDENCE):
     )
 
 
-def verdict(interval):
-    """`better`, `worse`, or `no difference shown`, of an interval of a difference of accuracies."""
+def verdict(interval, alone=False):
+    """`better`, `worse`, or `no difference shown`, of an interval of a difference of accuracies.
+
+    With one training on each side (`alone`) the interval is of these two: that goes with the word.
+    """
     low, high = interval
-    return "better" if low > 0 else "worse" if high < 0 else "no difference shown"
+    found = "better" if low > 0 else "worse" if high < 0 else "no difference shown"
+    return f"{found}, of these two trainings" if alone else found
 
 
-def in_words(difference, interval, other):
+def in_words(difference, interval, other, alone=False):
     """A difference of accuracies as a line has it: `1.2 points below real, 95 % interval -2.9 to +0.4: ...`."""
     side = "above" if difference > 0 else "below"
     place = f"{100 * abs(difference):.1f} points {side} {other}" if difference else f"equal to {other}"
     low, high = (100 * x for x in interval)
-    return f"{place}, {100 * CONFIDENCE:.0f} % interval {low:+.1f} to {high:+.1f}: {verdict(interval)}"
+    return f"{place}, {100 * CONFIDENCE:.0f} % interval {low:+.1f} to {high:+.1f}: {verdict(interval, alone)}"

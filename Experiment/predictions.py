@@ -10,6 +10,7 @@ from Experiment.files import atomic_path, change_json, plain_arrays
 from Experiment.intervals import difference_interval, in_words, mcnemar, verdict
 from Experiment.levers import filled_in, levers_on
 from Experiment.paths import repeat_folder
+from Experiment.results import recorded_training
 
 log = logging.getLogger("experiment")
 
@@ -96,15 +97,16 @@ def compare_with_real(experiment, classifier):
 def comparison(ours, real):
     """What a result says of its difference to real, from hits (R, N) and (S, N)."""
     difference, interval = float(ours.mean() - real.mean()), difference_interval(ours, real)
+    alone = len(ours) == len(real) == 1
     said = {
         "difference": difference,
         "interval": list(interval),
-        "verdict": verdict(interval),
-        "words": in_words(difference, interval, "real"),
+        "verdict": verdict(interval, alone),
+        "words": in_words(difference, interval, "real", alone),
         "repeats": [len(ours), len(real)],
         "test_images": ours.shape[1],
     }
-    if len(ours) == len(real) == 1:
+    if alone:
         said["mcnemar_p"] = mcnemar(ours[0], real[0])
     return said
 
@@ -153,14 +155,12 @@ def trained_otherwise(entry, real):
 
 def compared_in_words(compared):
     """A comparison as a sentence: the difference, what it is not sure of, and how the two trainings differ."""
-    alone = ""
-    if "mcnemar_p" in compared:  # of single trainings
-        alone = f" (McNemar's p {compared['mcnemar_p']:.2g}; of this one training each, not of another one)"
+    alone = f" (McNemar's p {compared['mcnemar_p']:.2g}; others may differ)" if "mcnemar_p" in compared else ""
     differing = compared.get("trained_otherwise", {})
     told = ", ".join(f"{name} {ours} (real: {real})" for name, (ours, real) in differing.items())
     return compared["words"] + alone + (f"; trained otherwise: {told}" if told else "")
 
 
 def training_of(entry):
-    training = entry.get("training", {})
+    training = recorded_training(entry)
     return {name: training[name] for name in ("epochs", "batch_size") if name in training} | levers_on(training)

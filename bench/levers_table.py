@@ -8,13 +8,13 @@ from bench.variants import VARIANTS
 from Experiment.intervals import accuracy_interval, difference_interval, verdict
 
 
-def hits(rows):
-    """Hits (R, N) of rows of one dataset: of one seed those of its repeats, of several the mean of each seed's repeats.
+def hits(rows, by_seed):
+    """Hits (R, N) of rows of one dataset: a row for each repeat of the one seed, or for each seed the mean of its repeats.
 
     Repeats of a seed share an adapted model and a set: as trainings of the whole recipe they count once.
     """
     of_seeds = [np.array([[h == "1" for h in text] for text in row["hits"]]) for row in rows]
-    return of_seeds[0] if len(rows) == 1 else np.array([of_seed.mean(axis=0) for of_seed in of_seeds])
+    return np.array([of_seed.mean(axis=0) for of_seed in of_seeds]) if by_seed else of_seeds[0]
 
 
 def table(rows):
@@ -26,13 +26,13 @@ def table(rows):
              "|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
     for dataset, name in sorted(of, key=lambda key: (key[0], list(VARIANTS).index(key[1]))):
         mine = of[dataset, name]
-        ours = hits(mine)
+        ours = hits(mine, by_seed=len(mine) > 1)
         low, high = accuracy_interval(ours)
         plain, real = (of.get((dataset, other)) for other in compared_with(name))
         shown = [
             dataset, f"`{name}`", f"{len(mine)} x {len(mine[0]['test'])}", mine[0]["passes"] or "",
             f"{np.mean([v for row in mine for v in row['val']]):.3f}", f"{ours.mean():.3f}", f"{low:.3f} to {high:.3f}",
-            difference(ours, plain, mine), difference(ours, real, mine),
+            difference(mine, plain), difference(mine, real),
         ]  # fmt: skip
         lines.append("| " + " | ".join(map(str, shown)) + " |")
     return lines
@@ -56,13 +56,15 @@ def machines(rows):
             for dataset, where in sorted(of)]  # fmt: skip
 
 
-def difference(ours, others, mine):
+def difference(mine, others):
     """A difference of accuracies in points with its interval; empty where there is nothing to compare with."""
     if not others or others is mine:
         return ""
-    theirs = hits(others)
+    by_seed = max(len(mine), len(others)) > 1
+    ours, theirs = hits(mine, by_seed), hits(others, by_seed)
     interval = difference_interval(ours, theirs)
     low, high = (100 * x for x in interval)
-    found = verdict(interval)
+    alone = len(ours) == len(theirs) == 1
+    found = verdict(interval, alone)
     said = f"{100 * (ours.mean() - theirs.mean()):+.1f} ({low:+.1f} to {high:+.1f})"
-    return said if found.startswith("no") else f"{said} **{found}**"
+    return said if found.startswith("no") else f"{said} {found}" if alone else f"{said} **{found}**"

@@ -10,8 +10,9 @@ import generate_dataset
 import SD_adapting
 from bench import levers
 from bench.levers import Subject
-from bench.levers_table import machines, table
+from bench.levers_table import hits, machines, table
 from bench.variants import VARIANTS
+from Experiment.intervals import difference_interval
 
 PARSERS = {
     "SD_adapting.py": SD_adapting.parse_args, "generate_dataset.py": generate_dataset.parse_args,
@@ -126,9 +127,21 @@ def test_the_table_compares_with_plain_of_the_same_size_and_with_real():
     right, wrong = "1" * 50 + "0" * 50, "1" * 20 + "0" * 80
     rows = [rows_of("real", right), rows_of("plain", wrong), rows_of("soft", right), rows_of("soft_4x", right)]
     lines = {line.split(" | ")[1]: line.split(" | ") for line in table(rows)[2:]}
-    assert "+30.0" in lines["`soft`"][-2] and lines["`soft`"][-2].endswith("**better**")
+    assert "+30.0" in lines["`soft`"][-2] and lines["`soft`"][-2].endswith(") better, of these two trainings")
     assert lines["`soft_4x`"][-2] == "" and "better" not in lines["`soft`"][-1]
     assert lines["`plain`"][-2] == "" and "worse" in lines["`plain`"][-1]
+
+
+def test_several_trainings_are_compared_by_seeds_where_there_are_some():
+    """Repeats of one seed share an adapted model: against three seeds they count as one training of the recipe."""
+    right, half = "1" * 90 + "0" * 10, "1" * 50 + "0" * 50
+    seeds = [rows_of("plain", half, half, seed=seed) for seed in (1, 2, 3)]
+    alone = [rows_of("soft", right, right)]
+    assert table([*seeds[:1], *alone])[-1].split(" | ")[-2].endswith("**better**")  # two repeats of one seed each
+    ours, theirs = hits(alone, by_seed=True), hits(seeds, by_seed=True)
+    low, high = (100 * x for x in difference_interval(ours, theirs))
+    assert ours.shape == (1, 100) and theirs.shape == (3, 100)
+    assert f"+40.0 ({low:+.1f} to {high:+.1f})" in table([*seeds, *alone])[-1]
 
 
 def test_the_published_rate_is_compared_with_itself():
