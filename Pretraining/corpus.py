@@ -56,7 +56,8 @@ def photograph_crops(recipe, count, processes):
     """Crops of all photographs, as many of each: images uint8 (count, 32, 32, 3), captions int32 (count, 8)."""
     tasks = [(recipe.folder, list(recipe.sources), recipe.seed, part, PARTS, count) for part in range(PARTS)]
     with ProcessPoolExecutor(processes) as pool:
-        return [np.concatenate(arrays) for arrays in zip(*pool.map(crops_part, tasks))]
+        made = [part for part in pool.map(crops_part, tasks) if part]
+    return [np.concatenate(arrays) for arrays in zip(*made)]
 
 
 def make(recipe, processes=None):

@@ -87,7 +87,7 @@ def crops_part(arguments):
     folder, files, seed, part, parts, count = arguments
     photographs, _ = listed_photographs(folder, files)
     numbers = range(part, len(photographs), parts)
-    made = []
+    made = []  # of a part without photographs: nothing
     for number, pixels in zip(numbers, read_photographs(folder, photographs[part::parts])):
         of_this = count // len(photographs) + (number < count % len(photographs))
         made.append(crops(pixels, photographs[number][2], random_stream(seed, "crops", number), of_this))

@@ -104,6 +104,8 @@ def listed_photographs(folder, files):
                 members += [(file, member.name) for member in archive if member.isfile()]
         except tarfile.TarError as error:
             raise UserError(f"{folder / file} is not a readable tar file: {error}") from None
+    if not members:
+        raise UserError(f"there are no photographs in {', '.join(sorted(files))} of {folder}.")
     members.sort()
     names = [f"{file.removesuffix('.tar')}/{member.rpartition('/')[0]}" for file, member in members]
     categories = sorted(set(names))

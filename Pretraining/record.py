@@ -66,9 +66,17 @@ class Record:
         self.made |= entry["files"]
         return True
 
+    @property
+    def files(self):
+        """{name of a file: hash} as the last of all recorded parts has left it."""
+        return {name: expected for part in self.parts.values() for name, expected in part["files"].items()}
+
     def check_files(self):
-        """Refuse weights that are not those that the record speaks of (UserError). To be called when all parts were asked for."""
-        for name, expected in self.made.items():
+        """Refuse weights that are not those that the record speaks of (UserError). To be called when all parts were asked for.
+
+        Parts that were not asked for may have replaced files since.
+        """
+        for name, expected in {name: self.files[name] for name in self.made}.items():
             path = self.folder / name
             if not path.is_file():
                 raise UserError(f"{path} is missing: put it back, or give --restart to make all of it again.")
@@ -106,8 +114,7 @@ class Record:
 
     def take_pending(self):
         """Give the files of the last part their names. One that stops before it is on record has changed nothing."""
-        now = {name: expected for part in self.parts.values() for name, expected in part["files"].items()}
-        for name, expected in now.items():
+        for name, expected in self.files.items():
             pending = self.folder / f"{PENDING}{name}"
             if pending.is_file() and file_hash(pending) == expected:
                 os.replace(pending, self.folder / name)

@@ -168,6 +168,18 @@ def test_the_corpus_is_a_function_of_its_recipe(folder, few_glyphs):
     assert (captions < np.array(list(recipe(folder).words().values()))).all()
 
 
+def test_fewer_photographs_than_parts_of_the_work(tmp_path, few_glyphs):
+    write_tar(tmp_path / "own.tar", ["cup"])
+    listed, _ = listed_photographs(tmp_path, ["own.tar"])
+    assert len(listed) < corpus.PARTS
+    images, captions = corpus.make(recipe(tmp_path), processes=1)
+    assert images.shape == (41, 32, 32, 3) and (captions[:, 0] >= WORDS["character"]).sum() == 29
+    with tarfile.open(tmp_path / "none.tar", "w"):
+        pass
+    with pytest.raises(UserError, match="there are no photographs in none.tar of"):
+        listed_photographs(tmp_path, ["none.tar"])
+
+
 def test_a_kept_corpus_is_taken_if_it_is_the_same(folder, few_glyphs, tmp_path, monkeypatch):
     images, captions, seconds = corpus.corpus(recipe(folder), tmp_path)
     monkeypatch.setattr(corpus, "make", None)
@@ -395,6 +407,8 @@ def test_what_does_not_fit_is_refused_in_one_line(pretrain, whole, place):
         pretrain("out")
     (out / "decoder.weights.h5").write_bytes(content)
     assert pretrain("out") == whole  # nothing to do
+    for fewer in (["--unet_cycles", 1], ["--until", "autoencoder"]):  # later parts have replaced their files
+        assert pretrain("out", *fewer) == whole
 
     record = json.loads((out / "training.json").read_text())
     del record["parts"]["autoencoder"]
