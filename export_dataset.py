@@ -24,7 +24,7 @@ from Experiment.disk import check_room, gigabytes
 from Experiment.errors import UserError
 from Experiment.files import atomic_folder, refuse_existing, write_json
 from Experiment.licences import NOT_KNOWN, OF_DATA, OF_OTHER_WEIGHTS, Licence
-from Experiment.paths import Experiment
+from Experiment.paths import Experiment, home
 from Experiment.plan import Plan
 from Experiment.progress import each
 from Models.backbones import BACKBONES
@@ -47,7 +47,7 @@ def parse_args(argv=None):
     add("--license", metavar="ID", help="licence of your own data as Hugging Face calls it, such as cc-by-4.0")
     add("--attribution", default="", metavar="TEXT", help="who is to be named for your own data, and how")
     args = finish_args(parser, argv)
-    args.to = args.to.expanduser().resolve()
+    args.to = home(args.to).resolve()
     if args.with_real and args.format != "npz":
         parser.error("argument --with_real: only with --format npz")
     if args.license and not re.fullmatch(r"[a-z0-9][a-z0-9.+-]{0,60}", args.license):

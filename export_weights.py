@@ -16,7 +16,7 @@ from Experiment import presets
 from Experiment.disk import check_room, gigabytes
 from Experiment.errors import UserError
 from Experiment.files import atomic_path, write_json
-from Experiment.paths import Experiment
+from Experiment.paths import Experiment, home
 from Experiment.plan import Plan
 from Experiment.records import DATA_FLAGS, describe_run, finished_run
 from Models import exported
@@ -52,7 +52,7 @@ def parse_args(argv=None):
     add("--restart", action="store_true", help="replace an export that is there")
     add_weights_flag(parser)
     args = finish_args(parser, argv)
-    args.to = args.to.expanduser().resolve()
+    args.to = home(args.to).resolve()
     return args
 
 

@@ -70,10 +70,9 @@ def parse_args(argv=None):
         args.solver = args.solver or OFF["solver"]
     if args.train_model == "enc" and (args.best or args.enc_epoch == BEST):
         parser.error(f"argument {'--best' if args.best else '--enc_epoch best'}: is for --train_model dif")
-    for name in (
-        name for name, off in FIRST_SEARCH.items() if args.train_model == "enc" and getattr(args, name) != off
-    ):
-        parser.error(f"argument --{name}: is for --train_model dif, the second search")
+    given = [name for name, off in FIRST_SEARCH.items() if getattr(args, name) != off]
+    if given and args.train_model == "enc":
+        parser.error(f"argument --{given[0]}: is for --train_model dif, the second search")
     args.n_trials = args.n_trials or presets.TRIALS[args.train_model]
     args.test_imgs = args.test_imgs or args.num_imgs
     args.repeats = presets.REPEATS[args.select_on] if args.repeats is None else args.repeats

@@ -33,6 +33,7 @@ NOT_SETTINGS = {
     "exp",
     "no_mark",
     "learned_from",
+    "filter_counts",
     "total",
     "counts",
     "sha256",

@@ -51,6 +51,7 @@ CIFAR_FILES = {
 }
 # Numbers of the digits of each split, one line each, in their order.
 DIGITS_SPLIT = Path(__file__).parent / "digits_split.txt"
+UNLIKE = 0.05  # share of the real training images by which 1x may differ from them without a word
 DARK = 32  # grey levels
 
 
@@ -93,6 +94,13 @@ def load_splits(spec, data_dir, seed=SEED, side=None, experiment=None):
         check_split(spec, name, split)
     Report(spec, splits, class_names(spec), **facts).tell(experiment)
     warn_of_oddities(spec, splits.train.images)
+    count = len(splits.train.labels)
+    # Copies stay together, and broken images may be left out.
+    if spec.source == "folder" and abs(count - spec.train_size) > UNLIKE * count:
+        log.warning(
+            "%s: 1x is %d synthetic images, planned by the number of files; there are %d real training images",
+            spec.name, spec.unit, count,
+        )  # fmt: skip
     return splits
 
 

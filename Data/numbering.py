@@ -76,8 +76,9 @@ def real_frequencies(labels, num_classes, total):
     """
     frequencies = np.bincount(labels, minlength=num_classes).tolist()
     if 0 in (counts := Proportional(frequencies, total).counts(total)):
+        none = counts.index(0)
         raise UserError(
-            f"--class_prior real: of {total} images none would be of class {counts.index(0)}, which {min(frequencies)} of "
+            f"--class_prior real: of {total} images none would be of class {none}, which {frequencies[none]} of "
             f"{sum(frequencies)} real images are: make more."
         )
     return frequencies

@@ -49,8 +49,8 @@ class FolderSink:
     def there(self, numbers):
         """Which images of numbers int (n,), ascending, are there, bool (n,)."""
         names = [set(os.listdir(folder)) if folder.is_dir() else () for folder in self.folders]
-        places = map(self.writer.place, numbers)
-        return np.array([image_name(index) in names[label] for label, index in places], bool)
+        labels, indices = (each.tolist() for each in self.writer.numbering.places(numbers))
+        return np.array([image_name(index) in names[label] for label, index in zip(labels, indices)], bool)
 
     def whole(self, numbers):
         """Whether readers find all images of numbers int (n,), ascending."""

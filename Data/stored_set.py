@@ -75,7 +75,7 @@ class StoredSet:
 
 
 def load_synthetic(folder, num_classes, side, wanted, seed, mode="bilinear", cache=None):
-    """A class-balanced subset of a synthetic dataset, drawn by seed: images uint8 (wanted, side, side, 3), labels int32.
+    """A subset of a synthetic dataset, drawn by seed: images uint8 (wanted, side, side, 3), labels int32.
 
     The arguments are those of `StoredSet` and of its `choose`; it raises what they raise.
     """

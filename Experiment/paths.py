@@ -1,5 +1,6 @@
 """Where everything of an experiment lies."""
 
+import os
 import re
 from pathlib import Path
 
@@ -12,6 +13,11 @@ PUBLISHED_PIPELINE = REPOSITORY / "CAS Results" / "published_pipeline_optimizati
 PUBLISHED_INTERVALS = REPOSITORY / "CAS Results" / "published_intervals.md"
 PUBLISHED_CAS_PLOTS = REPOSITORY / "CAS Results" / "CAS_plots"
 PUBLISHED_PIPELINE_PLOTS = REPOSITORY / "optimization_plots"
+
+
+def home(path):
+    """A path with `~` spelt out; that of a user who is not known stays, where `Path.expanduser` raises RuntimeError."""
+    return Path(os.path.expanduser(path))
 
 
 class Experiment:

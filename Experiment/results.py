@@ -121,9 +121,10 @@ def curve_recipes(entries):
 def told_apart(recipes):
     """A text for each recipe (or None) that says what tells it from the others."""
     keys = dict.fromkeys(key for recipe in recipes for key in recipe or {})
-    recipes = [recipe and {key: OFF[key] for key in keys if key in OFF} | recipe for recipe in recipes]
+    unsaid = OFF | {"select_on": "val"}
+    recipes = [recipe and {key: unsaid[key] for key in keys if key in unsaid} | recipe for recipe in recipes]
     differing = [key for key in keys if any((r or {}).get(key) != (recipes[0] or {}).get(key) for r in recipes)]
-    return [", ".join(told(key, recipe[key]) for key in differing if key in recipe) if recipe else "settings not recorded"
+    return [", ".join(told(key, recipe.get(key, "not recorded")) for key in differing) if recipe else "settings not recorded"
             for recipe in recipes]  # fmt: skip
 
 

@@ -30,17 +30,17 @@ def write_generated(diffusion, writer, shard, resize, batch_size, solver="ddim",
         UserError: Some are not finite or of one colour; all others are written.
     """
     missing, broken = writer.missing(shard), []  # int (n,), ascending
-    there, whole = writer.progress(shard)
+    whole = len(writer.shard(shard))
     block = sampler.block_size(diffusion.backbone, batch_size)
     made = sampler.generate_images(
         diffusion.sampler(solver, guide), diffusion.encoder, missing, block=block, **settings
     )
     try:
-        with progress(whole, "image", there, lines=True) as part:
+        with progress(whole, "image", whole - len(missing), lines=True) as part:
             for numbers, images, good in made:  # (n,), uint8 (n, H, H, 3), bool (n,)
                 broken += [writer.file(number) for number in numbers[~good]]
-                for image in zip(numbers[good], resize(images[good])):
-                    writer.write(*image)
+                for number, image in zip(numbers[good], resize(images[good])):
+                    writer.write(number, image)
                 part.advance(len(images))
         writer.drain()
     finally:

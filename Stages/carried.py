@@ -223,7 +223,7 @@ class Root:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.name == LOG:
             # A call may come again whose answer was lost.
-            start = min(self.ends.get((task, name), offset), offset + len(data)) if offset else 0
+            start = min(self.ends.get((task, name), offset), offset + len(data))
             with open(path, "ab") as file:
                 file.write(data[max(0, start - offset) :])
             self.ends[task, name] = offset + len(data)

@@ -14,7 +14,7 @@ from Experiment.levers import in_words, levers_on
 from Experiment.predictions import AGAINST_LARGEST, COMPARED, compared_in_words, no_better_than_largest
 from Experiment.progress import duration
 from Experiment.records import short
-from Experiment.results import all_doubts, interval_of, steps_trained_otherwise, top_5_in_words
+from Experiment.results import all_doubts, interval_of, recorded_training, steps_trained_otherwise, top_5_in_words
 
 STEPS = [
     ("1 after transfer learning", "After Transfer Learning", "no_opt"),
@@ -89,7 +89,7 @@ def glance(entries, sizes):
 
 def beside(entry):
     """How real training images take part beside those that the generator has learnt from, in words."""
-    training, made = levers_on(entry.get("training", {})), levers_on(entry.get("set", {}))
+    training, made = levers_on(recorded_training(entry)), levers_on(entry.get("set", {}))
     if share := training.get("real_share"):
         return f" and real ones, a share of {share:g}"
     taught = [" with labels of" if "labels" in training else "", " chosen by" if "filter" in made else ""]
@@ -134,7 +134,7 @@ def accuracy_part(experiment, entries, classifier, sizes, num_classes):
         rows.append(["nothing: always the largest class", f"{share:.3f}", "", "", f"{balanced:.3f}"])
     header = ["trained on", "top-1", "95 % interval", "top-5", "balanced"]
     count = entries["real"].get("test_images")
-    mixed = any(levers_on(entry.get("training", {})).get("real_share") for entry in entries.values())
+    mixed = any(levers_on(recorded_training(entry)).get("real_share") for entry in entries.values())
     told = f"{'Accuracy' if mixed else 'Classification Accuracy Score'} of {classifier}"
     told += f" on {count:,} real test images" if count else ""
     words = "Accuracy by the size of the synthetic training set; dashed: trained on real images"
@@ -152,7 +152,7 @@ def doubts_part(entries):
 
 def trained_on(size, entry):
     """What the classifier of a result has learnt from, with the levers of its training."""
-    levers = in_words(entry.get("training", {}))
+    levers = in_words(recorded_training(entry))
     return ("real images" if size == "real" else f"synthetic images, {size[1:]}x") + (f" ({levers})" if levers else "")
 
 

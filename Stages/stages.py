@@ -82,6 +82,8 @@ def stage_list(args, spec):
     def add(name, script, part, flags):
         shared = common if script == "classifier_training" else common + model
         further = [*args.also.get(script, ()), *args.also.get(f"{script}:{part}", ())]
+        if "--search_solver" in further:
+            flags = {name: value for name, value in flags.items() if name != "solver"}
         stages.append(Stage(name, script, (*shared, *as_flags(flags), *further), group))
 
     def classify(name, part, take, flags):

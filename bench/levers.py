@@ -29,7 +29,7 @@ from bench.levers_table import machines, table
 from bench.variants import VARIANTS, Variant
 from Data.synthetic import read_manifest
 from Experiment.files import read_json, write_json
-from Experiment.paths import REPOSITORY, Experiment, repeat_folder
+from Experiment.paths import REPOSITORY, Experiment, home, repeat_folder
 from Experiment.predictions import hits_of
 from Experiment.records import short
 from Models.backbones import BACKBONES
@@ -263,7 +263,7 @@ def parse_args(argv=None):
     add("--precision", help="of the diffusion model (auto)")
     add("--jobs", type=int, default=1, help="variants at a time (1)")
     args = parser.parse_args(argv)
-    args.work, args.plain = args.work.expanduser().resolve(), {"inf_steps": args.inf_steps, "ugs": args.ugs}
+    args.work, args.plain = home(args.work).resolve(), {"inf_steps": args.inf_steps, "ugs": args.ugs}
     return args
 
 

@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import re
+from functools import cache
 from pathlib import Path
 
 from cli.recipe import add_recipe_flag, parse_by_recipe
@@ -14,7 +15,7 @@ from Data.registry import DATASETS, own_name
 from Experiment import presets
 from Experiment.errors import UserError
 from Experiment.levers import HOW
-from Experiment.paths import REPOSITORY, Experiment
+from Experiment.paths import REPOSITORY, Experiment, home
 from Experiment.records import masked
 from Models.backbones import BACKBONES
 from Models.classifiers import CLASSIFIERS
@@ -73,7 +74,7 @@ def experiment_name(text):
 
 def dataset_name(text):
     """An argparse type: a name of the registry, or the path of an image folder or npz file."""
-    if text in DATASETS or (text and Path(text).expanduser().exists()):
+    if text in DATASETS or (text and home(text).exists()):
         return text
     near = difflib.get_close_matches(text, DATASETS, n=1)
     hint = f" (did you mean {near[0]}?)" if near else ""
@@ -219,7 +220,7 @@ def check_weights_flag(parser, args):
     """Make the place of the weights absolute, and refuse one that is not there."""
     if args.weights_dir:
         # Links stay: what lies beside one, a .yaml or a card, belongs to it, not to the file that a hub's cache keeps.
-        args.weights_dir = Path(os.path.abspath(args.weights_dir.expanduser()))
+        args.weights_dir = Path(os.path.abspath(home(args.weights_dir)))
         if not args.weights_dir.exists():
             parser.error(f"argument --weights/--weights_dir: there is no folder or file {args.weights_dir}")
 
@@ -261,19 +262,25 @@ def add_classifier_flags(parser):
     )
 
 
+@cache
+def warn_once(text):
+    """A warning of what is parsed: the pipeline parses the flags of all its stages."""
+    log.warning("%s", text)
+
+
 def named_path(args):
     """The path of the user's own data as text. A link keeps its name, and what it leads to may change, as a hub's cache has it.
 
     Earlier versions named the data after what the link leads to: what has been begun so goes on so.
     """
-    path, target = (Path(turn(os.path.expanduser(args.dataset))) for turn in (os.path.abspath, os.path.realpath))
+    path, target = (Path(turn(home(args.dataset))) for turn in (os.path.abspath, os.path.realpath))
     if path.name != target.name and target.exists():
         linked, earlier = (
             Experiment(args.root, args.exp, own_name(each)).part_dir("enc").parent for each in (path, target)
         )
         if earlier.exists() and not linked.exists():
-            log.warning(
-                "--dataset %s is a link: the experiment goes on under the name of what it leads to, %s", path, target
+            warn_once(
+                f"--dataset {path} is a link: the experiment goes on under the name of what it leads to, {target}"
             )
             return str(target)
     return str(path)
@@ -288,20 +295,19 @@ def finish_args(parser, argv=None):
         parser.error(
             "argument --xla: on is not allowed with --devices, whose training TensorFlow does not compile by XLA"
         )
-    args.root = args.root.expanduser().resolve()
-    args.data_dir = (args.data_dir or args.root / "Data" / "Real").expanduser().resolve()
+    args.root = home(args.root).resolve()
+    args.data_dir = home(args.data_dir or args.root / "Data" / "Real").resolve()
     if args.dataset in DATASETS:
         if Path(args.dataset).is_dir():
-            log.warning(
-                "--dataset %s is the published dataset, not the folder of that name here: that is ./%s",
-                *2 * [args.dataset],
+            warn_once(
+                f"--dataset {args.dataset} is the published dataset, not the folder of that name here: that is ./{args.dataset}"
             )
     else:
         args.dataset = named_path(args)
     if hasattr(args, "weights_dir"):
         check_weights_flag(parser, args)
     if getattr(args, "synthetic_dir", None):
-        args.synthetic_dir = args.synthetic_dir.expanduser().resolve()
+        args.synthetic_dir = home(args.synthetic_dir).resolve()
         if not args.synthetic_dir.is_dir():
             parser.error(f"argument --synthetic_dir: there is no folder {args.synthetic_dir}")
     return args

@@ -40,11 +40,11 @@ def check_score_flags(parser, args):
         parser.error(
             "argument --repeats: auto is not allowed with --take auto: each task would train one repeat of one size"
         )
-    for name in ("restart", "train") if args.repeat else ():
-        if getattr(args, name) != parser.get_default(name):
-            parser.error(f"argument --repeats: one of several is not allowed with --{name}")
-    used = {"labels": args.labels != "hard", "recycle": args.recycle, "real_share": args.real_share > 0}
-    for name in (name for name, on in used.items() if on and not args.synthetic):
-        parser.error(f"argument --{name}: not allowed with --synthetic False")
+    given = [name for name in ("restart", "train") if getattr(args, name) != parser.get_default(name)]
+    if given and args.repeat:
+        parser.error(f"argument --repeats: one of several is not allowed with --{given[0]}")
+    levers = {"labels": args.labels != "hard", "recycle": args.recycle, "real_share": args.real_share > 0}
+    if (used := [name for name, on in levers.items() if on]) and not args.synthetic:
+        parser.error(f"argument --{used[0]}: not allowed with --synthetic False")
     if args.recycle and args.real_share:
         parser.error("argument --recycle: not allowed with --real_share")

@@ -72,8 +72,8 @@ def finish_sampling_levers(parser, args, from_best=False):
     if wrong := check_steps(args):
         parser.error(wrong)
     if from_best:
-        for name in (name for name in SAMPLING if getattr(args, name) != OFF[name]):
-            parser.error(f"argument --best: not allowed with --{name}")
+        if given := [name for name in SAMPLING if getattr(args, name) != OFF[name]]:
+            parser.error(f"argument --best: not allowed with --{given[0]}")
     elif not args.best:
         fill_in_spacing(args)
 

@@ -542,6 +542,12 @@ def test_an_answer_that_is_lost_repeats_no_lines(root):
     assert (root.root / SET / "log.txt").read_bytes() == b"before\none\ntwo\nthree\n"
 
 
+def test_an_answer_to_the_first_lines_that_is_lost_repeats_none(root):
+    for data in (b"one\n", b"one\n", b"one\ntwo\n"):
+        root.grow(f"{SET}/log.txt", "task", 0, data)
+    assert (root.root / SET / "log.txt").read_bytes() == b"one\ntwo\n"
+
+
 def test_images_that_wait_for_their_tar_arrive_as_they_come(root):
     made, name = copy_of(root), f"{SET}/.pending-000000-0123abcd"
     with open(put(made.folder, name, b"a" * 25), "ab") as file:

@@ -21,7 +21,7 @@ from Data.synthetic import SyntheticWriter, recipe, set_identity
 from Experiment.errors import UserError
 from Experiment.files import read_json, write_json
 from Experiment.paths import Experiment
-from Experiment.results import CAS_SCHEMA, CHOSEN_ON_TEST, all_doubts, read_results
+from Experiment.results import CAS_SCHEMA, CHOSEN_ON_TEST, all_doubts, read_results, told_apart
 from Models.classifiers import CLASSIFIERS
 from tests.conftest import write_pets
 from tests.tiny_networks import one_layer
@@ -374,6 +374,8 @@ def test_test_images_that_are_in_train_too_are_told_with_the_accuracy(root):
 def test_a_result_by_settings_that_were_chosen_on_test_says_so(root):
     entry = {"top_1_accuracy": 0.5, "top_5_accuracy": 1.0, "doubts": ["one"]}
     assert all_doubts([entry, {}]) == ["one"]
+    assert told_apart([{"seed": 1}, {"seed": 1, "select_on": "test"}]) == ["select_on val", "select_on test"]
+    assert told_apart([{"seed": 1}, {"seed": 1, "resize": "nearest"}]) == ["resize not recorded", "resize nearest"]
     assert all_doubts([entry, entry | {"set": {"select_on": "test"}}]) == ["one", CHOSEN_ON_TEST]
     assert all_doubts([{"top_1": 0.5, "select_on": "test"}]) == [CHOSEN_ON_TEST]
     assert all_doubts([{"select_on": "val"}, {"set": "a name"}]) == []

@@ -498,6 +498,7 @@ def test_settings_are_those_that_are_on_whatever_their_kind(tmp_path):
         "labels": "hard",
         "prior": [0.5, 0.5],
         "filter": 0.0,
+        "filter_counts": {"rounds": 2, "tried": [9, 9], "kept": [5, 5], "unfiltered": [0, 0]},
     }
     write_set(tmp_path / "set", settings=SETTINGS | more)
     settings = SetToExport(tmp_path / "set", dataset_spec("digits")).settings

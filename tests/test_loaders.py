@@ -649,6 +649,17 @@ def test_copies_of_a_file_stay_in_one_part(tmp_path, experiment, caplog):
         others = split.images[: len(of_alone.labels)]
         assert np.array_equal(others, of_alone.images)  # they lie where they would without the copies
     assert same(splits, load_splits(dataset_spec(folder), "unused", 2, None, experiment))
+    assert "synthetic images, planned by the number of files" not in caplog.text
+    for number in range(40):
+        shutil.copy(folder / "ant/zz 000.png", folder / f"ant/again {number}.png")
+    spec = dataset_spec(folder)
+    real = len(load_splits(spec, "unused", 1).train.labels)
+    assert (
+        real != spec.unit
+        and f"1x is {spec.unit} synthetic images, planned by the number of files; there are {real} real" in caplog.text
+    )
+    for number in range(40):
+        (folder / f"ant/again {number}.png").unlink()
     shutil.copy(folder / "ant/zz 000.png", folder / "cat/in two classes.png")
     load_splits(dataset_spec(folder), "unused", 1)
     assert "35 files are copies of others" in caplog.text.split("equal pixels")[0] and "another label" in caplog.text
@@ -884,5 +895,7 @@ def test_a_folder_named_as_a_published_dataset_keeps_apart(tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     for text, said in (("digits", True), ("./digits", False)):
         caplog.clear()
-        finish_args(new_parser("x"), ["--dataset", text])
+        for _ in range(2):  # once, however often flags are parsed
+            finish_args(new_parser("x"), ["--dataset", text])
+        assert caplog.text.count("is the published dataset") <= 1
         assert ("is the published dataset, not the folder" in caplog.text) == said

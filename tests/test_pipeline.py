@@ -113,6 +113,11 @@ def test_further_flags_go_to_their_script():
         assert ("--real_share 0.5" in command) == ("--take" in command)
 
 
+def test_a_search_that_chooses_the_solver_is_given_none():
+    found = [command for command in commands(*DEMO, "--also", "hyp_opt --search_solver") if "hyp_opt" in command]
+    assert len(found) == 2 and all("--search_solver" in each and "--solver" not in each.split() for each in found)
+
+
 def test_a_filter_has_the_classifier_of_the_real_images_before_it():
     real, made, learned = known(*DEMO[:-1], "--also", "generate_dataset --filter=0.5").stages[-3:]
     assert (real.name, made.name, learned.name) == ("classifier, real", "generation, 1x", "classifier, 1x")
