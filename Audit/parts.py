@@ -66,7 +66,7 @@ class Views:
         key = "_".join(extractor.identity[:12] for extractor in extractors.values())
         mode, background = source.reading
         seen_as = source.sha256[:12] + (
-            "" if mode == "bilinear" else "_{}_{:02x}{:02x}{:02x}".format(mode, *background)
+            "_rounded" if mode == "bilinear" else "_{}_{:02x}{:02x}{:02x}".format(mode, *background)
         )
         self.source, self.splits, self.extractors, self.read = source, splits, extractors, {}
 

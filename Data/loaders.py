@@ -208,6 +208,11 @@ def medmnist_file(spec, data_dir):
     """
     there = [size for size in MEDMNIST_SIDES if (data_dir / medmnist_name(spec.name, size)).exists()]
     if not spec.chosen:
+        if there and 28 not in there:
+            log.warning(
+                "%s: only the file of %d px is there; the published experiments read 28 px: what is adapted sees sharper images",
+                spec.name, there[-1],
+            )  # fmt: skip
         return 28 if 28 in there or not there else there[-1]
     enough = [size for size in MEDMNIST_SIDES if size >= spec.resolution]
     there_enough = [size for size in there if size in enough]

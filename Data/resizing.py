@@ -27,8 +27,17 @@ def resize(image, side, mode="antialias"):
         return image
     if mode == "antialias":
         return image.resize((side, side), Image.BILINEAR)
-    scale = image.width / side
-    return image.transform((side, side), Image.AFFINE, (scale, 0, 0, 0, scale, 0), Image.BILINEAR)
+    rows = blended(np.asarray(image, "float32"), side)  # Pillow would cut the fractions off: half a grey level too dark
+    return Image.fromarray(np.rint(blended(rows.swapaxes(0, 1), side).swapaxes(0, 1)).astype("uint8"))
+
+
+def blended(pixels, side):
+    """Pixels float32 (H, ...) as (side, ...): each row blends the two nearest ones, those of the border stand for what is beyond."""
+    places = np.clip((np.arange(side) + 0.5) * (len(pixels) / side) - 0.5, 0, len(pixels) - 1)
+    low = places.astype(int)
+    high, share = np.minimum(low + 1, len(pixels) - 1), (places - low).astype("float32")
+    share = share.reshape(-1, *[1] * (pixels.ndim - 1))
+    return pixels[low] * (1 - share) + pixels[high] * share
 
 
 def resize_images(images, side, mode="antialias"):

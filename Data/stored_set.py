@@ -35,7 +35,8 @@ class StoredSet:
         self.file, self.manifest = None, read_manifest(folder)
         if cache and self.manifest:
             key = content_hash(self.folder, self.files)
-            self.file = cache / f"{self.folder.name}_{side}_{mode}_{key[:16]}.npy"
+            kind = "rounded" if mode == "bilinear" else mode  # earlier versions cut fractions off
+            self.file = cache / f"{self.folder.name}_{side}_{kind}_{key[:16]}.npy"
 
     def read(self, rows):
         """Images uint8 (n, side, side, 3) of rows int (n,).

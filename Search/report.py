@@ -13,7 +13,6 @@ from Experiment.files import write_csv
 from Experiment.intervals import binomial_interval
 from Experiment.progress import each
 from Experiment.randomness import repeat_seed
-from Models.classifier import accuracies
 from Models.sampler import first_of_each_class
 from Search.repeats import recorded
 from Search.settings import Settings, searched_levers, settings_of
@@ -88,7 +87,7 @@ def measure(args, context, test, best):
             raise UserError(
                 f"the loss of the classifier that is tested is not finite ({name}: steps {steps}, scale {scale:g})."
             )
-        scores = accuracies(context.classifier.probabilities(test.images), test.labels)
+        scores = context.scores(test)
         top = {"top_1": scores["top_1_accuracy"], "top_5": scores["top_5_accuracy"]}
         intervals = {key: list(binomial_interval(value, len(test.labels))) for key, value in top.items()}
         results[name] = top | {"interval": intervals, "epoch": epoch, "images": count}

@@ -842,7 +842,7 @@ def test_bilinear_is_the_published_filter(tmp_path, side):
     images = np.random.default_rng(1).integers(0, 256, (2, 20, 20, 3), np.uint8)
     expected = np.asarray(ops.image.resize(images.astype("float32"), (side, side), "bilinear", antialias=False))
     resized = resize_images(images, side, "bilinear")
-    assert np.abs(resized - expected).max() <= 1
+    assert np.abs(resized - expected).max() <= 0.5 + 1e-3 and abs((resized - expected).mean()) < 0.05
     Image.fromarray(images[0]).save(tmp_path / "image.png")
     assert np.array_equal(read_images([tmp_path / "image.png"], side, "bilinear")[0], resized[0])
 

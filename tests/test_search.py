@@ -176,6 +176,16 @@ def test_the_measurement_does_not_draw_what_the_chosen_trial_has_drawn(select_on
     assert (context.seeds[0] not in range(1234, 1334)) == own  # the seeds of trials and their repeats
 
 
+def test_on_test_the_finished_classifier_is_asked_once_as_published():
+    """Validation decides the rate, the end and the best epoch; the objective is the accuracy of what comes out on test."""
+    args = parse_args([*ARGS, "--select_on", "test", "--rungs", "1"])
+    context = Scripted(args, [0.1, 0.9, 0.3, 0.3, 0.3, 0.3, 0.3, 0.3])
+    context.classifier, asked = SimpleNamespace(probabilities=lambda images: asked.append(1) or np.eye(10)[:4]), []
+    context.test = Split(np.zeros((4, 8, 8, 3), np.uint8), np.array([0, 1, 2, 9]))
+    trial = run(context)
+    assert trial.value == 0.75 and len(asked) == 1 and max(trial.intermediate_values.values()) == 0.9
+
+
 @pytest.mark.parametrize("flags, low, high, scale", [
     ([], 5, 50, 7.5), (["--train_model", "dif", "--is_1", "31", "--ugs_1", "1.19"], 5, 31, 2.38),
     (["--is_min", "8", "--is_max", "12", "--ugs_max", "4"], 8, 12, 4.0),
