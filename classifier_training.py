@@ -97,7 +97,7 @@ def plan(args):
     known.trained = trained_repeats(args, known, FREE)
     known.origin = origin(args, folder, set_folder, known.trained[0], data)
     known.content = kept.get("content")
-    known.doubts = doubts_of(splits, data, set_folder, kept.get("doubts", []))
+    known.doubts = doubts_of(spec, splits, data, set_folder, kept.get("doubts", []))
     if not learns_from_real(args):
         known.splits = splits._replace(train=None)  # memory
     for each, trained in zip(known.folders, known.trained):

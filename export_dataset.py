@@ -18,7 +18,7 @@ from Data.export import FORMATS
 from Data.export_images import SetToExport, only_set
 from Data.loaders import load_splits
 from Data.measured import audit_file, audit_tables, cas_doubts, cas_rows
-from Data.registry import dataset_spec, origin
+from Data.registry import DATASETS, dataset_spec, origin
 from Data.report import data_identity
 from Experiment.disk import check_room, gigabytes
 from Experiment.errors import UserError
@@ -142,7 +142,8 @@ def export(args, known=None):
     if args.with_real:
         splits = load_splits(source.spec, args.data_dir, args.seed, source.spec.resolution, known.experiment)
         source.real = {name: getattr(splits, name) for name in REAL}
-        found = doubts(splits, data_identity(splits, source.spec), source.manifest.get("learned_from", []))
+        seen, own = source.manifest.get("learned_from", []), source.spec.name not in DATASETS
+        found = doubts(splits, data_identity(splits, source.spec), seen, own)
         for text in found:
             log.warning("accuracies on the real test images of this file may be too good: %s", text)
         known.doubts = [*dict.fromkeys([*known.doubts, *found])]

@@ -1,6 +1,6 @@
 """What makes an accuracy too good, in words that go with it into results, pages and cards."""
 
-from Data.report import SPLITS, copies_within, count_between, repeated_images, split_hash
+from Data.report import SPLITS, copies_within, count_between, looks_repeated, repeated_images, split_hash
 from Data.resizing import resize_images
 
 FEW = 0.01  # of the test images: copies so few do not change an interval
@@ -9,13 +9,20 @@ OTHER_IMAGES = (
 )
 
 
-def doubts(splits, data, learned_from=()):
+OTHER_SIZE = (
+    "the generator has learnt from images of another resolution than the classifiers': whether these test images were among "
+    "them is not known"
+)
+
+
+def doubts(splits, data, learned_from=(), own=False):
     """Why accuracies on the test images may be too good: a list of text, empty where nothing is known.
 
     Args:
         splits: The real `Splits`.
         data: Their `data_identity`.
         learned_from: Training images of the generator, as `seen_images` describes them.
+        own: Whether they are the user's own, of which nobody has looked for copies that were resized or mirrored.
     """
     pairs, count = repeated_images(splits), len(splits.test.labels)
     told = []
@@ -26,6 +33,10 @@ def doubts(splits, data, learned_from=()):
         told.append(
             f"{copies} of the {count} test images are copies of other ones, and what is measured on them is less sure than its interval says"
         )
+    if own and (alike := looks_repeated(splits, pairs)[1]):
+        told.append(alike)
+    if own and any(seen["resolution"] != data["resolution"] for seen in learned_from):
+        told.append(OTHER_SIZE)
     return told + ([OTHER_IMAGES] if others(learned_from, data) else [])
 
 

@@ -71,22 +71,31 @@ def ignored(name):
     return name.startswith(".") or name.lower() in SYSTEM_NAMES
 
 
+def in_one_form(name):
+    """A key that sorts names alike in whichever Unicode form a system has stored them."""
+    return unicodedata.normalize("NFC", name), name
+
+
 def entries(folder):
     """Sorted names of the folders and of all else in a folder, without what systems leave there.
 
     Raises:
-        UserError: The folder cannot be read.
+        UserError: The folder cannot be read, or holds placeholders of files that lie in iCloud alone.
     """
     folders, files = [], []
     try:
         with os.scandir(folder) as found:
             for entry in found:
+                if entry.name.startswith(".") and entry.name.endswith(".icloud"):
+                    raise UserError(
+                        f"{shown(entry.path)} stands for a file that is in iCloud alone: download what is in {shown(folder)} first."
+                    )
                 if not ignored(entry.name):
                     (folders if os.path.isdir(entry.path) else files).append(entry.name)
     except OSError as error:
         let_pass(error, folder)
         raise UserError(f"{shown(folder)} cannot be read: {shown(error)}") from None
-    return sorted(folders), sorted(files)
+    return sorted(folders, key=in_one_form), sorted(files, key=in_one_form)
 
 
 def files_below(folder):
@@ -177,6 +186,8 @@ def scan_folder(path):
     """
     scan = Scan(dataset_root(Path(path)))
     folders = folder_splits(scan.path)
+    if scan.path != Path(path):  # files beside the one folder that is the dataset
+        scan.unused += beside(scan, os.pardir, entries(path)[1])
     if "all" not in folders:
         names, files = entries(scan.path)
         for name in names:

@@ -93,7 +93,7 @@ def load_splits(spec, data_dir, seed=SEED, side=None, experiment=None):
     for name, split in zip(Splits._fields, splits):
         check_split(spec, name, split)
     Report(spec, splits, class_names(spec), **facts).tell(experiment)
-    warn_of_oddities(spec, splits.train.images)
+    warn_of_oddities(spec, splits)
     count = len(splits.train.labels)
     # Copies stay together, and broken images may be left out.
     if spec.source == "folder" and abs(count - spec.train_size) > UNLIKE * count:
@@ -104,12 +104,24 @@ def load_splits(spec, data_dir, seed=SEED, side=None, experiment=None):
     return splits
 
 
-def warn_of_oddities(spec, images):
-    """Warn of what is probably not meant: a dataset that is all dark, classes that differ only in case."""
-    if (brightest := int(images.max())) < DARK:
-        log.warning("%s: the brightest pixel of all training images is %d of 255: are they stored in another range?",
-                    spec.name, brightest)  # fmt: skip
+def warn_of_oddities(spec, splits):
+    """Warn of what is probably not meant: a split or class that is all dark, classes of small photographs beside those of large
+    ones, classes that differ only in case."""
     names = class_names(spec)
+    for split, (images, labels) in splits._asdict().items():
+        brightest = np.zeros(spec.num_classes, int)
+        np.maximum.at(brightest, labels, images.reshape(len(images), -1).max(axis=1))
+        dark = [f"{shown(names[c])} ({brightest[c]})" for c in np.unique(labels) if brightest[c] < DARK]
+        if dark:
+            log.warning("%s, %s: the brightest pixel of all images of these classes is below %d of 255, stored in another range? %s",
+                        spec.name, split, DARK, first_ten(dark, ", "))  # fmt: skip
+    if spec.scan:
+        sides = [int(np.median(of_class)) for of_class in spec.scan.sides[: spec.num_classes]]
+        small = [f"{shown(name)} ({side} px)" for name, side in zip(names, sides)
+                 if side < spec.resolution and 2 * side < max(sides)]  # fmt: skip
+        if small:
+            log.warning("%s: photographs of these classes are enlarged, those of others are not, by which a classifier may tell them: %s",
+                        spec.name, first_ten(small, ", "))  # fmt: skip
 
     def folded(name):
         return " ".join(name.casefold().split())

@@ -20,6 +20,7 @@ from Experiment.text import shown
 log = logging.getLogger("experiment")
 
 MAX_CLASSES = 1000
+MIN_SIDE = 4  # px, as --resolution allows
 MAX_SIDE = 128  # of the user's own images: larger ones show a classifier nothing that the backbones can make
 MEDMNIST_SIDES = (28, 64, 128, 224)  # px, a file each
 # Words in the name of a class that a mirrored image may belie.
@@ -163,6 +164,11 @@ def dataset_spec(name, skip_broken=False, resolution=None, background="white"):
         if not 2 <= spec.num_classes <= MAX_CLASSES:
             found = spec.num_classes
             raise UserError(f"{shown(path)}: a dataset needs 2 to {MAX_CLASSES} classes. Received: {found}")
+        if spec.scan and not resolution and spec.resolution < MIN_SIDE:
+            raise UserError(
+                f"{shown(path)}: the images are seen at {spec.resolution} px ({spec.chosen or 'the size of the file'}): "
+                "are these photographs? Else choose a --resolution."
+            )
     return replace(spec, resolution=resolution, chosen="--resolution") if resolution else spec
 
 

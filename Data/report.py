@@ -7,6 +7,7 @@ from collections import Counter
 import numpy as np
 
 from Data.folders import BESIDE, BROKEN, IN_SUBFOLDER, LATER_PAGES, NOT_AN_IMAGE, OTHER_FOLDER
+from Data.near import near_copies
 from Data.registry import DATASETS, class_names
 from Experiment.files import write_csv
 from Experiment.text import first_ten, shown
@@ -87,6 +88,15 @@ def count_between(pairs, split, other):
     return len({i for a, i, b, _, _ in pairs if (a, b) == (split, other)})
 
 
+def looks_repeated(splits, pairs):
+    """Test images that look like training images, beside those with equal pixels: [(index, training index)], and the words for it."""
+    exact = {i for a, i, b, _, _ in pairs if (a, b) == ("test", "train")}
+    found, looked_at = near_copies(splits.test, splits.train)
+    found = [pair for pair in found if pair[0] not in exact]
+    words = f"{len(found)} of {looked_at} test images look like one in train (resized, compressed or mirrored copies)"
+    return found, words if found else ""
+
+
 def count_repeated(pairs):
     """What `repeated_images` found, in words."""
     told = []
@@ -111,6 +121,7 @@ class Report:
     def __init__(self, spec, splits, classes, unused=(), files=None):
         self.spec, self.splits, self.classes, self.unused, self.files = spec, splits, classes, unused, files or {}
         self.pairs = repeated_images(splits)
+        self.near, self.alike = ([], "") if spec.name in DATASETS else looks_repeated(splits, self.pairs)
 
     def line(self):
         """Images of each split and class, the resolution, and what is not used by reason and number."""
@@ -130,6 +141,14 @@ class Report:
         effect = "what is measured on them is too good" if between else "they cannot all be right"
         return f"{self.spec.name}: images with equal pixels: {', '.join(between + labels)}: {effect}"
 
+    def second_warning(self):
+        """One line on test images that look like training images, empty where there are none."""
+        if not self.near:
+            return ""
+        i, j = self.near[0]
+        pair = f"{self.image_name('test', i)} and {self.image_name('train', j)}"
+        return f"{self.spec.name}: {self.alike}, {pair} for one: what is measured on them is too good"
+
     def image_name(self, split, index):
         return shown(self.files[split][index]) if split in self.files else f"{split}_images[{index}]"
 
@@ -139,7 +158,10 @@ class Report:
         for split, i, other, j, differ in self.pairs:
             what = f"{split}: the same pixels as in {other}" + (", under another label" if differ else "")
             rows.append({"file": self.image_name(split, i), "what": what, "detail": self.image_name(other, j)})
-        return rows
+        alike = {"what": "test: looks like one in train"}
+        return rows + [
+            {"file": self.image_name("test", i), **alike, "detail": self.image_name("train", j)} for i, j in self.near
+        ]
 
     def counts(self):
         """Images of each split and class, as rows of a CSV file."""
@@ -163,7 +185,7 @@ class Report:
             write_csv(experiment.used_file, self.counts())
             counts = f" (images of each class: {experiment.used_file})"
         log.info("%s%s%s", self.line(), place if self.unused else "", counts)
-        if warning := self.warning():
+        for warning in filter(None, (self.warning(), self.second_warning())):
             log.warning("%s%s", warning, place)
 
 

@@ -3,6 +3,7 @@
 import logging
 
 from Data.doubts import OTHER_IMAGES, doubts
+from Data.registry import DATASETS
 from Data.synthetic import read_manifest, recipe, set_identity
 from Experiment.files import read_json
 from Experiment.levers import levers_on
@@ -35,16 +36,17 @@ def inputs_of(args, data, set_folder, experiment):
     return inputs
 
 
-def doubts_of(splits, data, set_folder, kept=()):
+def doubts_of(spec, splits, data, set_folder, kept=()):
     """Why what is measured may be too good, see `Data.doubts`. Of a set, its manifest says what its generator has seen.
 
     Args:
+        spec: The `DatasetSpec`.
         splits, data: The real images, and their `data_identity`.
         set_folder: Of the synthetic set, or None.
         kept: What is on record already.
     """
     seen = (read_manifest(set_folder) or {}).get("learned_from", []) if set_folder else []
-    told = list(dict.fromkeys([*doubts(splits, data, seen), *kept]))
+    told = list(dict.fromkeys([*doubts(splits, data, seen, own=spec.name not in DATASETS), *kept]))
     if OTHER_IMAGES in told:  # of the rest loading has warned
         log.warning("the accuracy may be too good: %s", OTHER_IMAGES)
     return told

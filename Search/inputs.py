@@ -3,6 +3,7 @@
 import logging
 
 from Data.doubts import OTHER_IMAGES, doubts
+from Data.registry import DATASETS
 from Data.report import data_identity
 from Experiment.errors import UserError
 from Experiment.levers import OFF, filled_in, levers_on
@@ -42,7 +43,8 @@ def search_inputs(splits, spec, epochs, epoch_files):
     data = data_identity(splits, spec)
     classes = data["classes"]
     hashes = weights_hashes({str(epoch): file for epoch, file in epochs.items()}, classes)
-    told = doubts(splits, data, learned_from([*epochs.values(), *epoch_files.values()]))
+    seen = learned_from([*epochs.values(), *epoch_files.values()])
+    told = doubts(splits, data, seen, own=spec.name not in DATASETS)
     if OTHER_IMAGES in told:  # of the rest loading has warned
         log.warning("too good may be what this search measures: %s", OTHER_IMAGES)
     inputs = {

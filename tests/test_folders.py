@@ -67,6 +67,38 @@ def test_other_folders_beside_splits_are_named(tmp_path):
     ]
 
 
+def test_what_lies_beside_the_one_folder_that_is_the_dataset_is_named(tmp_path):
+    image_folder(tmp_path / "sorted", {"a": 2, "b": 1})
+    Image.new("RGB", (9, 9)).save(tmp_path / "unsorted.png")
+    (tmp_path / "notes.txt").write_text("hello")
+    scan = scan_folder(tmp_path)
+    assert scan.path == tmp_path / "sorted"
+    assert [(u.file, u.reason) for u in scan.unused] == [
+        ("../notes.txt", "not an image"),
+        ("../unsorted.png", "beside the class folders"),
+    ]
+
+
+def test_photographs_that_are_in_icloud_alone_are_an_error(tmp_path):
+    image_folder(tmp_path, {"a": 2, "b": 1})
+    (tmp_path / "b" / ".IMG_1.jpg.icloud").write_bytes(b"bplist00")
+    with pytest.raises(UserError, match=r"\.IMG_1\.jpg\.icloud stands for a file that is in iCloud alone"):
+        scan_folder(tmp_path)
+
+
+def test_files_have_one_order_however_a_system_spells_their_names(tmp_path):
+    orders = []
+    for form in ("NFC", "NFD"):
+        of_form = [unicodedata.normalize(form, name) for name in ("été", "fox", "zoo", "eva")]
+        for name in of_form:
+            image_folder(tmp_path / form, {name: 1})
+            image_folder(tmp_path / form, {"a": 0})
+            Image.new("RGB", (9, 9)).save(tmp_path / form / "a" / f"{name}.png")
+        scan = scan_folder(tmp_path / form)
+        orders.append([unicodedata.normalize("NFC", file) for file in scan.splits["all"].files])
+    assert orders[0] == orders[1] and len(orders[0]) == 8
+
+
 def test_flat_splits_are_no_classes(tmp_path):
     image_folder(tmp_path, {"train": 3, "test": 3})
     with pytest.raises(UserError, match="train holds no class folders"):

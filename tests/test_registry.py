@@ -72,7 +72,7 @@ def test_large_images_are_seen_at_128_px(tmp_path):
 
 
 def test_a_thousand_classes(tmp_path):
-    assert dataset_spec(image_folder(tmp_path, {f"c{i:03d}": 1 for i in range(1000)}, size=(2, 2))).num_classes == 1000
+    assert dataset_spec(image_folder(tmp_path, {f"c{i:03d}": 1 for i in range(1000)}, size=(4, 4))).num_classes == 1000
 
 
 def test_own_data_is_never_taken_for_a_published_dataset(tmp_path):

@@ -1,0 +1,46 @@
+"""Images of two splits that look alike: copies that were resized, compressed or mirrored, which no hash of pixels finds."""
+
+import numpy as np
+
+from Data.resizing import resize_images
+
+SIDE = 16  # of the thumbnails that are compared, px
+NEAR = 2.5  # grey levels of 255, root mean square: copies differ by less, other photographs by several times as much
+FLAT = 8  # standard deviation within each channel up to which an image shows too little to be recognised
+MOST, MOST_IMAGES = 20_000_000, 2_000  # pairs, and images of the one split, that are looked at
+PIECE = 256  # images at a time: thumbnails of all may take as much memory as the images
+
+
+def near_copies(split, other):
+    """Images that look like one of another split, as they are or mirrored.
+
+    Args:
+        split, other: A `Split` each.
+
+    Returns:
+        [(index, index in the other split)], and how many images were looked at: of many every second, third, ... one.
+    """
+    count, others = len(split.labels), len(other.labels)
+    rows = np.arange(0, count, max(1, -(-count // min(MOST_IMAGES, max(1, MOST // others)))))
+    pieces = [rows[i : i + PIECE] for i in range(0, len(rows), PIECE)]
+    small = [resize_images(split.images[piece], SIDE) for piece in pieces]
+    least, nearest = np.full(len(rows), np.inf), np.zeros(len(rows), int)
+    for start in range(0, others, PIECE):
+        theirs = resize_images(other.images[start : start + PIECE], SIDE)
+        for i, ours in enumerate(small):
+            here = slice(i * PIECE, i * PIECE + len(ours))
+            for turned in (ours, ours[:, :, ::-1]):
+                squares = differences(turned, theirs)
+                closest = squares.argmin(axis=1)
+                found = squares[np.arange(len(ours)), closest]
+                nearest[here] = np.where(found < least[here], start + closest, nearest[here])
+                least[here] = np.minimum(found, least[here])
+    shows = np.concatenate([ours.std(axis=(1, 2)).max(axis=1) > FLAT for ours in small])
+    near = shows & (least <= NEAR**2)
+    return [(int(rows[i]), int(nearest[i])) for i in np.flatnonzero(near)], len(rows)
+
+
+def differences(images, others):
+    """Mean squared differences (N, M) of the pixels of images uint8 (N, H, H, 3) and (M, H, H, 3)."""
+    one, two = (side.reshape(len(side), -1).astype("float32") - 128 for side in (images, others))
+    return ((one**2).sum(axis=1)[:, None] + (two**2).sum(axis=1) - 2 * one @ two.T) / one.shape[1]
