@@ -114,7 +114,8 @@ def plan(args):
         epochs=epochs, missing=missing + [f"Attack on {text}" for text in lacking], folder=place, inputs=inputs,
         page=place.with_name(f"{place.name}.html"),
     )  # fmt: skip
-    if finished_run(place / "run.json", args, FREE, inputs) and known.page.exists():
+    instead = "name another place by --to, or give --restart to replace it"
+    if finished_run(place / "run.json", args, FREE, inputs, instead) and known.page.exists():
         known.done = f"finished already: {known.page} (--restart makes it anew)"
     if not args.to and not os.access(folder.parent, os.W_OK):
         raise UserError(f"{folder.parent} cannot be written: name another place with --to.")

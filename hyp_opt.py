@@ -138,7 +138,7 @@ def plan(args):
     epoch_files = chosen_epochs(experiment, args.enc_epoch if part == "dif" else 0, 0)
     if args.optimize and experiment.pipeline_file.exists():
         read_results(experiment.pipeline_file, PIPELINE_SCHEMA)  # reject a broken file before days of search
-    address = args.storage or sqlite_address(folder.parent / "study.db")
+    address = sqlite_address(folder.parent / "study.db") if args.storage is None else args.storage
     splits = load_splits(spec, args.data_dir, args.seed, spec.resolution, experiment)
     guide = guide_epoch(experiment, part, None, args.autoguide)
     epochs = {epoch: file for epoch, file in epochs.items() if epoch > (args.autoguide or 0)}

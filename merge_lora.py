@@ -11,6 +11,7 @@ from cli.lora import updates_fit
 from cli.process import run
 from Experiment.errors import UserError
 from Experiment.files import atomic_path
+from Experiment.paths import home
 from Experiment.plan import Plan
 from Models.backbones import BACKBONES
 from Models.lora_files import read_facts
@@ -30,6 +31,7 @@ def parse_args(argv=None):
     add("--backbone", default="sd1", choices=list(BACKBONES), help="pretrained Stable Diffusion (sd1)")
     add_weights_flag(parser)
     args = parser.parse_args(argv)
+    args.to = home(args.to)
     if not args.to.name.endswith(".weights.h5"):
         parser.error(f"argument --to: the name must end in .weights.h5, received {args.to}")
     check_weights_flag(parser, args)

@@ -8,7 +8,7 @@ import numpy as np
 
 from Data.pictures import read_images
 from Experiment.disk import check_room, gigabytes
-from Experiment.errors import UserError, let_pass
+from Experiment.errors import PassingError, UserError, let_pass
 from Experiment.files import atomic_path
 from Experiment.locks import locked
 from Experiment.progress import progress
@@ -49,7 +49,7 @@ def decoded_rows(path, files, names, side, mode, rows):
     for start in range(0, len(rows), ROWS):
         wanted, stored = rows[start : start + ROWS], open_decoded(path, shape)  # anew: what is mapped counts as memory
         if stored is None:
-            raise UserError(f"{path} has been deleted or changed meanwhile: run the same command again.")
+            raise PassingError(f"{path} has been deleted or changed meanwhile: run the same command again.")
         pixels, sums = stored
         images[start : start + ROWS] = pixels[wanted]
         if any(zlib.crc32(image) != known for image, known in zip(images[start:], sums[wanted])):

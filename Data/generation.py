@@ -74,8 +74,8 @@ def lacks_mark(folder):
 
 
 def is_complete(writer):
-    """Whether the set of a `SyntheticWriter` has its manifest and all of its files. What is in them is not looked at."""
-    return (writer.folder / MANIFEST).exists() and not writer.missing().size
+    """Whether the set of a `SyntheticWriter` has its manifest and all of its images where readers find them. They are not looked at."""
+    return (writer.folder / MANIFEST).exists() and writer.is_whole((1, 1))
 
 
 def begin_folder(folder, settings, restart):

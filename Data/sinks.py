@@ -16,7 +16,7 @@ import numpy as np
 
 from Data.stores import TAR_IMAGES, image_name, tar_file
 from Data.tar import TarWriter
-from Experiment.errors import UserError
+from Experiment.errors import PassingError
 from Experiment.files import atomic_path
 from Experiment.locks import partial_path
 
@@ -150,7 +150,7 @@ class TarSink:
     def write(self, path, numbers, held):
         """Write a tar from what logs hold, {number: (log, offset, size)}."""
         if not held.keys() >= set(numbers):
-            raise UserError(f"images that waited for {path} are gone: run the same command again.")
+            raise PassingError(f"images that waited for {path} are gone: run the same command again.")
         with atomic_path(path) as partial, contextlib.closing(TarWriter(partial)) as packed:
             for number in numbers:
                 log, offset, size = held[number]

@@ -18,7 +18,7 @@ from Data.numbering import Balanced
 from Data.set_hashes import class_hashes, combined, keep_hashes, set_hashes
 from Data.sinks import FolderSink, TarSink
 from Data.stores import FILES, MEMBER, TAR_PATTERN, TARS, class_folders, image_name, open_store
-from Experiment.errors import UserError
+from Experiment.errors import PassingError, UserError
 from Experiment.files import read_json, write_json
 from Experiment.levers import levers_on, without_off
 from Experiment.paths import size_from_name
@@ -130,7 +130,7 @@ class SyntheticWriter:
             [f"{folder.name}/{image_name(i)}" for i in range(n)] for folder, n in zip(self.class_folders, self.counts)
         ]
         if self.store != FILES and store.names != names:
-            raise UserError(f"{self.folder} has not the images {self.counts} a class: run the same command again.")
+            raise PassingError(f"{self.folder} has not the images {self.counts} a class: run the same command again.")
         digests = class_hashes(names, store.read, self.hashes)
         manifest = {
             "total": sum(self.counts),

@@ -5,7 +5,8 @@ import errno
 MAY_PASS = 75  # exit code: EX_TEMPFAIL of sysexits.h
 # Of a network, or of a file system that is on one.
 PASSING = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EBUSY, errno.ECONNREFUSED, errno.ECONNRESET,
-           errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENOTCONN, errno.ENOLCK}  # fmt: skip
+           errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENOTCONN, errno.ENOLCK, errno.ESHUTDOWN,
+           errno.EHOSTDOWN, errno.ENETRESET, errno.ECONNABORTED, getattr(errno, "EREMOTEIO", errno.EIO)}  # fmt: skip
 
 
 class UserError(Exception):

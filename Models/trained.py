@@ -31,10 +31,10 @@ def throw_away(folder):
     repeats = sorted(folder.glob("repeat_*"))
     if there or repeats:
         log.info("throwing away %s in %s", ", ".join(path.name for path in [*there, *repeats]), folder)
+    for path in repeats:  # first: without a record of the first one they would be those of the next
+        shutil.rmtree(path)
     for path in there:
         path.unlink()
-    for path in repeats:
-        shutil.rmtree(path)
 
 
 def train_and_save(classifier, images, val, folder, settings, *, epochs, batch_size, seed, **how):

@@ -5,6 +5,7 @@ import re
 
 from Experiment.errors import UserError
 from Experiment.files import read_json, write_json
+from Experiment.text import first_ten
 
 # Ours and the published ones. A Keras 2 file has another layout; its suffix says so.
 EPOCH_FILE = re.compile(r"epoch(\d+)\.(weights\.h5|hdf5)")
@@ -62,9 +63,10 @@ def refuse_to_overwrite(folder, first, last, identity):
             "another --exp, or move them away."
         )
     if there and identity is not None and not (begun.exists() and resolved(read_json(begun)) == resolved(identity)):
+        after = [epoch for epoch in own_epochs(folder) if epoch >= first]
         raise UserError(
-            f"{folder} holds the epochs {', '.join(map(str, [*there][:10]))} of another run, which would be overwritten. "
-            "Use another --exp, or --restart to replace them."
+            f"{folder} holds epochs of another run, which would be overwritten. Use another --exp, or --restart, which throws "
+            f"away all epochs from {first} on: {first_ten(map(str, after), ', ')}."
         )
 
 

@@ -68,13 +68,17 @@ def check_address(address, create):
     Raises:
         UserError: It is no address, or there is no such file.
     """
+    if not address.removeprefix("journal:"):
+        raise UserError("--storage names nothing: is a variable of the shell unset?")
     if not address.startswith("journal:"):
         try:
             sqlalchemy.make_url(address)
-        except sqlalchemy.exc.ArgumentError as error:
+        except (sqlalchemy.exc.ArgumentError, ValueError) as error:
             said = without_password(error, address)
             raise UserError(f"--storage {masked(address)} cannot be opened: {said}") from None
     file = study_file(address)
+    if file is None and sqlalchemy.make_url(address).get_backend_name() == "sqlite":
+        raise UserError(f"--storage {address} is a database in memory, which ends with this process: name a file.")
     if file and not create and not file.exists():
         raise UserError(f"there is no study to report, for there is no file {file}: run with --optimize.")
 
@@ -85,7 +89,7 @@ def study_file(address):
         return home(address.removeprefix("journal:")).resolve()
     try:
         url = sqlalchemy.make_url(address)
-    except sqlalchemy.exc.ArgumentError:
+    except (sqlalchemy.exc.ArgumentError, ValueError):
         return None  # it is no address: who opens it says so
     if url.get_backend_name() != "sqlite" or url.database in (None, "", ":memory:"):
         return None

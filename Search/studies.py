@@ -14,7 +14,16 @@ from Experiment.errors import UserError
 from Experiment.locks import locked
 from Experiment.records import masked
 from Search.storages import DatabaseError, open_storage
-from Search.workers import GRACE, retry, signing, sweep_stale_trials, this_worker, trial_at_work, trials
+from Search.workers import (
+    GRACE,
+    first_heartbeat,
+    retry,
+    signing,
+    sweep_stale_trials,
+    this_worker,
+    trial_at_work,
+    trials,
+)
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 RANDOM_TRIALS = 10  # that a search begins with
@@ -173,6 +182,7 @@ def run_trials(study, objective, budget, timeout=None, on_trial=None):
     started, seen = time.monotonic(), {}
 
     def within_budget(trial):
+        first_heartbeat(study, trial)
         trial.set_user_attr("worker", this_worker())
         before = [t for t in trials(study, *FINISHED, TrialState.RUNNING) if t.number < trial.number]
         if len(before) >= budget:

@@ -49,6 +49,14 @@ def runs_here(worker):
     return started is not None and abs(started - worker["started"]) < 1
 
 
+def first_heartbeat(study, trial):
+    """Be sure that a database knows of a trial's heartbeat before its worker has a name: of one without any nobody would say
+    that it has stopped."""
+    if is_heartbeat_enabled(study._storage):
+        database = getattr(study._storage, "_backend", study._storage)
+        optuna.storages.RDBStorage.record_heartbeat(database, trial._trial_id)
+
+
 def sign_of_life(trial):
     """Note that a trial's worker is alive: for storages that have no heartbeat of their own."""
     trial.set_user_attr("alive", time.time())

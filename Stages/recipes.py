@@ -3,7 +3,7 @@
 from Models.backbones import BACKBONES
 
 MINI_CLASSIFIER = "resnet20_16"  # a quarter of the paper's width, for speed
-FEWEST_IMAGES = 80  # for a classifier's batch of 64
+FEWEST_IMAGES = 128  # for a classifier's batch of 64: some may be copies, or broken
 
 # Images that the trainings of light backbones see in all, over their epochs: about the same work for a small and a large dataset.
 ENC_IMAGES, DIF_IMAGES = 12_000, 64_000

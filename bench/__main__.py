@@ -15,6 +15,7 @@ from pathlib import Path
 
 from bench.environment import peer_python
 from bench.topics import TOPICS
+from cli.flags import integer
 from Experiment.machine import computes_bfloat16, cpu_info, processor
 
 HERE = Path(__file__).resolve().parent
@@ -72,13 +73,14 @@ def print_table(results):
 def main():
     parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.splitlines()[0])
     parser.add_argument("--topics", nargs="+", default=list(TOPICS), choices=TOPICS)
-    parser.add_argument("--rounds", type=int, default=3, help="counted turns of each job (3)")
+    parser.add_argument("--rounds", type=integer(1), default=3, help="counted turns of each job (3)")
     parser.add_argument("--peer", type=Path, help="a Python with torch and diffusers (else .venv-peer is made)")
     parser.add_argument("--no-peer", action="store_true", help="leave diffusers out")
     parser.add_argument("--out", type=Path, default=HERE, help="folder of the results and their picture (bench)")
     args = parser.parse_args()
     if "generation" in args.topics and not args.no_peer:
         args.peer = args.peer or peer_python()
+    args.out.mkdir(parents=True, exist_ok=True)
     file = args.out / f"results_{kind()}.json"
     rows = rows_before(file)
     for topic in args.topics:

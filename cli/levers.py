@@ -43,6 +43,8 @@ def check_score_flags(parser, args):
     given = [name for name in ("restart", "train") if getattr(args, name) != parser.get_default(name)]
     if given and args.repeat:
         parser.error(f"argument --repeats: one of several is not allowed with --{given[0]}")
+    if not args.train and (args.restart or not args.test):
+        parser.error(f"argument --train: False is not allowed with {'--restart' if args.restart else '--test False'}")
     levers = {"labels": args.labels != "hard", "recycle": args.recycle, "real_share": args.real_share > 0}
     if (used := [name for name, on in levers.items() if on]) and not args.synthetic:
         parser.error(f"argument --{used[0]}: not allowed with --synthetic False")

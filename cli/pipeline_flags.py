@@ -51,6 +51,22 @@ def new_pipeline_parser(doc):
     return parser
 
 
+# What the pipeline decides for its stages, beside what it has flags of its own for.
+DECIDED = {
+    "dataset",
+    "exp",
+    "root",
+    "train_model",
+    "img_total",
+    "img_class",
+    "optimize",
+    "no-optimize",
+    "prune",
+    "train",
+    "synthetic",
+}
+
+
 def further_flags(parser, texts, parts):
     """{script or script:part: [flags]} of what --also gives.
 
@@ -69,5 +85,9 @@ def further_flags(parser, texts, parts):
         script = script.replace(".py", "")
         if script not in names or not flags:
             parser.error(f"argument --also: must be one of {', '.join(names)}, and its flags, received {text!r}")
+        if decided := [
+            flag for flag in flags if flag.removeprefix("--").partition("=")[0] in DECIDED and flag.startswith("--")
+        ]:
+            parser.error(f"argument --also: the pipeline decides {decided[0]}")
         found.setdefault(script, []).extend(flags)
     return found

@@ -105,11 +105,11 @@ def tell_software(folder):
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, which a scheduler sends before it kills, is treated as Ctrl-C is."""
+    """SIGTERM, which a scheduler sends before it kills, and a terminal that is closed are treated as Ctrl-C is."""
 
 
 class Stops:
-    """Ctrl-C and SIGTERM as exceptions that end the run within the block, whatever library is at work.
+    """Ctrl-C, SIGTERM and SIGHUP (unless nohup has it ignored) as exceptions that end the run within the block, whatever library is at work.
 
     Keras has a dozen bare `except:` on the way through a network's layers, in each of which a Ctrl-C vanishes. So it is
     raised again until it has reached the end of the block.
@@ -117,7 +117,10 @@ class Stops:
 
     def __enter__(self):
         self.timer = None
-        self.before = {signum: signal.signal(signum, self.stop) for signum in (signal.SIGINT, signal.SIGTERM)}
+        signals = [signal.SIGINT, signal.SIGTERM]
+        if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
+            signals.append(signal.SIGHUP)
+        self.before = {signum: signal.signal(signum, self.stop) for signum in signals}
 
     def stop(self, signum, frame):
         sys.unraisablehook = lambda unraisable: None  # contexts of TensorFlow that are torn apart have nothing to tell
@@ -125,7 +128,7 @@ class Stops:
         self.timer = threading.Timer(AGAIN, _thread.interrupt_main, [signum])
         self.timer.daemon = True
         self.timer.start()
-        raise Terminated if signum == signal.SIGTERM else KeyboardInterrupt
+        raise KeyboardInterrupt if signum == signal.SIGINT else Terminated
 
     def over(self):
         if self.timer:

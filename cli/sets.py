@@ -1,6 +1,7 @@
 """Flags of what a generated set holds beside balanced classes and how it lies on the disk, and what they mean."""
 
 import logging
+import shlex
 from functools import partial
 
 from cli.flags import number
@@ -89,10 +90,20 @@ def filter_hash(args, spec, experiment, classes):
     folder = filter_folder(args, experiment)
     weights, record = folder / "best_model.weights.h5", folder / "training.json"
     if not (weights.exists() and record.exists()):
+        flags = [
+            "--dataset",
+            args.dataset,
+            "--exp",
+            args.exp,
+            "--root",
+            args.root,
+            "--classifier",
+            args.filter_classifier,
+        ]
+        command = shlex.join(map(str, ["python", "classifier_training.py", *flags, "--synthetic", False]))
         raise UserError(
-            f"--filter needs a classifier that is trained on the real training images, and there is none in {folder}: python "
-            f"classifier_training.py --dataset {args.dataset} --exp {args.exp} --classifier {args.filter_classifier} "
-            "--synthetic False"
+            f"--filter needs a classifier that is trained on the real training images, and there is none in {folder}: {command} "
+            "(and the --data_dir, --resolution, --skip_broken and --background of this command)"
         )
     if told := other_inputs(folder, {"classes": classes, "data": {"resolution": spec.resolution}}, ["resolution"]):
         raise UserError(f"--filter: the classifier in {folder} was trained on {told}.")

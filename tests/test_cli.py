@@ -236,7 +236,7 @@ run(work, lambda: None, lambda args: SimpleNamespace(done=None), starts_keras=Fa
     assert ended.returncode == 130 and ended.stderr.endswith("goes on from there\n") and ended.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("signum, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("signum, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 143)])
 def test_a_stop_that_a_library_swallows_is_raised_again(capsys, monkeypatch, signum, code):
     """Keras has bare `except:` where it traces a network."""
     monkeypatch.setattr(process, "AGAIN", 0.1)

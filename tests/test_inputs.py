@@ -267,13 +267,13 @@ def test_a_training_whose_epochs_were_replaced_is_not_finished(tiny, folder, tmp
     base, branch = ["--epochs", 3], ["--enc_epoch", 1, "--epochs", 1]
     known, args = adapted(folder, tmp_path / "out", *base)
     SD_adapting.adapt(args, known)
-    with pytest.raises(UserError, match="--restart to replace them"):
+    with pytest.raises(UserError, match="or --restart, which throws away all epochs from"):
         adapted(folder, tmp_path / "out", *branch)
     known, args = adapted(folder, tmp_path / "out", *branch, "--restart")
     SD_adapting.adapt(args, known)
     assert sorted(path.name for path in known.folder.glob("epoch*.h5")) == ["epoch1.weights.h5", "epoch2.weights.h5"]
     assert "finished already" in adapted(folder, tmp_path / "out", *branch)[0].done
-    with pytest.raises(UserError, match="holds the epochs 1, 2 of another run"):
+    with pytest.raises(UserError, match="holds epochs of another run, .* throws away all epochs from 1 on: 1, 2"):
         adapted(folder, tmp_path / "out", *base)
 
 
@@ -461,7 +461,9 @@ def test_continuing_is_a_plain_command(tiny, folder, tmp_path):
     assert {path.name for path in known.folder.glob("training*.json")} == {"training.json", "training_from2.json"}
     for flags in (["--epochs", 2], ["--enc_epoch", 2, "--epochs", 1]):
         assert "finished already" in adapted(folder, tmp_path / "out", *flags)[0].done
-    with pytest.raises(UserError, match="holds the epochs 2 of another run, which would be overwritten"):
+    with pytest.raises(
+        UserError, match="holds epochs of another run, which would be overwritten. .* all epochs from 2 on: 2"
+    ):
         adapted(folder, tmp_path / "out", "--enc_epoch", 1, "--epochs", 1)
 
 

@@ -722,6 +722,25 @@ def test_passwords_are_not_told(address, tmp_path, monkeypatch):
     assert not [text for text in told if SECRET in text] and all("***" in text for text in told)
 
 
+@pytest.mark.parametrize("address, said", [
+    ("", "names nothing"), ("journal:", "names nothing"), ("sqlite:///", "is a database in memory"), ("sqlite://", "in memory"),
+    ("postgresql://u:p@h:abc/db", "cannot be opened: invalid literal"),
+])  # fmt: skip
+def test_what_is_no_address_is_one_line(address, said):
+    with pytest.raises(UserError, match=said):
+        check_address(address, create=True)
+
+
+def test_a_worker_has_a_heartbeat_before_it_has_a_name(tmp_path):
+    """Of a trial without one nobody would say that it has stopped."""
+    study = new_study(f"sqlite:///{tmp_path}/study.db", tmp_path)
+    workers.first_heartbeat(study, study.ask())
+    with sqlite3.connect(tmp_path / "study.db") as database:
+        assert database.execute("SELECT COUNT(*) FROM trial_heartbeats").fetchone() == (1,)
+    journal = new_study(f"journal:{tmp_path}/study.log", tmp_path)
+    workers.first_heartbeat(journal, journal.ask())  # which has none
+
+
 def test_a_password_is_not_told_however_it_is_written():
     with (
         pytest.raises(DatabaseError, match="refuses: no ... for opt. What") as told,
