@@ -26,7 +26,7 @@ class Averaged:
     Args:
         adapted: A `WholeNetwork` or another adaptation.
         variables: The variables that learn.
-        averages: Their averages, in the same order, as a `SequentialAdam` keeps them.
+        averages: Their averages, in the same order, as an `AveragingAdam` keeps them.
     """
 
     def __init__(self, adapted, variables, averages):

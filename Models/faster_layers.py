@@ -165,7 +165,7 @@ class LowRankDense(keras.layers.Dense):
         return x if self.activation is None else self.activation(x)
 
 
-class LowRank:
+class LowRankConvolution:
     """The same for a convolution: A is a kernel of `rank` filters, B one of a single pixel."""
 
     @property
@@ -177,11 +177,11 @@ class LowRank:
         return super().convolution_op(inputs, kernel) + ops.matmul(super().convolution_op(inputs, a), b)
 
 
-class LowRankConv2D(LowRank, Conv2D):
+class LowRankConv2D(LowRankConvolution, Conv2D):
     pass
 
 
-class LowRankStockConv2D(LowRank, keras.layers.Conv2D):
+class LowRankStockConv2D(LowRankConvolution, keras.layers.Conv2D):
     pass
 
 

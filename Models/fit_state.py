@@ -119,7 +119,7 @@ def is_of_run(path, settings):
         return not differences(json.loads(str(data["kept"]))["settings"], settings)
 
 
-def saved_epochs(path):
+def epochs_done(path):
     """How many epochs the state of an interrupted fit holds."""
     if not path.exists():
         return 0

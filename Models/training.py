@@ -25,7 +25,7 @@ def compile_model(adapted, lr, steps, precision_name, gradient_checkpointing=Fal
         steps: Steps of the whole training, over which the rate falls to 0.
         precision_name: `float32` or `mixed_bfloat16`, as the networks were built.
         gradient_checkpointing: Whether the UNet's blocks are computed again for the gradients.
-        average_power: As in `SequentialAdam`.
+        average_power: As in `AveragingAdam`.
     """
     diffusion, backbone = adapted.diffusion, adapted.diffusion.backbone
     if gradient_checkpointing:

@@ -1,4 +1,4 @@
-"""Weights on disk: loaded wholly or not at all, saved atomically, listed by epoch."""
+"""Weights on disk: loaded wholly or not at all, saved atomically."""
 
 import contextlib
 import math

@@ -21,7 +21,7 @@ from Experiment.randomness import repeat_seed
 from Experiment.records import describe_run, identity, short
 from Experiment.results import top_5_in_words
 from Experiment.text import shown
-from Models.fit_state import saved_epochs
+from Models.fit_state import epochs_done
 from Models.runtime import make_repeatable
 from Models.trained import load_best, measure, train_and_save, write_tested
 from plots import experiment_cas_curve
@@ -73,7 +73,7 @@ def progress(args, known):
     done = sum((folder / "training.json").exists() for folder in folders)
     if done == len(folders) or not args.train:
         return "the training is saved, the test begins anew"
-    there = saved_epochs(folders[min(done, len(folders) - 1)] / "state.npz")
+    there = epochs_done(folders[min(done, len(folders) - 1)] / "state.npz")
     of_repeats = f"{done} of {len(folders)} repeats and " if len(folders) > 1 else ""
     return f"{of_repeats}{there} of {args.epochs} epochs are saved"
 
@@ -126,8 +126,8 @@ def summary(results, predictions):
 
 def tell(known, results, entry, picture):
     """Log accuracies of the classes and of all."""
-    with_images = np.nanmean([result["class_accuracies"] for result in results], axis=0)
-    for name, value in zip(known.classes, with_images):
+    by_class = np.nanmean([result["class_accuracies"] for result in results], axis=0)
+    for name, value in zip(known.classes, by_class):
         log.info("  %-24s %.4f", shown(name), value)
     top_5 = top_5_in_words(entry["top_5_accuracy"], len(known.classes))
     log.info("test accuracy: top-1 %.4f, top-5 %s -> %s, %s", entry["top_1_accuracy"], top_5, known.experiment.cas_file,

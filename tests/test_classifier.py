@@ -6,7 +6,7 @@ import pytest
 
 from Experiment.errors import UserError
 from Models.classifier import Classifier, accuracies
-from Models.fit_state import saved_epochs
+from Models.fit_state import epochs_done
 
 RNG = np.random.default_rng(1)
 
@@ -101,7 +101,7 @@ def test_a_state_that_is_not_finite_is_not_kept(classifier, tmp_path):
         state_file=state_file,
         save_share=1.0,
     )
-    assert saved_epochs(state_file) == 2
+    assert epochs_done(state_file) == 2
 
 
 def test_a_state_of_another_model_is_refused(classifier, tmp_path):
