@@ -69,19 +69,20 @@ def plan(args):
     experiment = Experiment(args.root, args.exp, spec.name)
     check_classifiers(args, experiment, [parsed[stage] for stage in stages if stage.script == "classifier_training"])
     judges = {each.filter_classifier for each in parsed.values() if getattr(each, "filter", None) is not None}
-    if judges - {each.classifier for stage, each in parsed.items() if stage.script == "classifier_training"}:
+    judges -= {each.classifier for stage, each in parsed.items() if stage.script == "classifier_training"}
+    if not all((experiment.classifier_dir(judge, "real") / "training.json").exists() for judge in judges):
         raise UserError(
-            f"--also: nobody trains the --filter_classifier {', '.join(judges)} on the real images: give --classifier."
+            f"--also: nobody has trained or trains the --filter_classifier {', '.join(judges)} on the real images: give --classifier."
         )
     if any(getattr(each, "repeat", None) or getattr(each, "shard", (1, 1))[1] > 1 for each in parsed.values()):
         raise UserError(
             "--also: a stage is done as a whole: no --shard I/N and no --repeats I/N (--ray divides them itself)."
         )
     first_search = next(args for args in parsed.values() if hasattr(args, "n_trials"))
-    if first_search.storage is not None:
+    for address in {each.storage for each in parsed.values() if getattr(each, "storage", None) is not None}:
         from Search.storages import check_address
 
-        check_address(first_search.storage, create=True)
+        check_address(address, create=True)
     steps = (first_search.is_min + first_search.is_max) / 2
     known = Plan(
         spec=spec, experiment=experiment, stages=stages, note=note,

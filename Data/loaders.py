@@ -119,7 +119,7 @@ def warn_of_oddities(spec, splits):
         sides = [int(np.median(of_class)) for of_class in spec.scan.sides[: spec.num_classes]]
         small = [f"{shown(name)} ({side} px)" for name, side in zip(names, sides)
                  if side < spec.resolution and 2 * side < max(sides)]  # fmt: skip
-        if small:
+        if small and max(sides) >= spec.resolution:
             log.warning("%s: photographs of these classes are enlarged, those of others are not, by which a classifier may tell them: %s",
                         spec.name, first_ten(small, ", "))  # fmt: skip
 

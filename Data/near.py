@@ -6,13 +6,13 @@ from Data.resizing import resize_images
 
 SIDE = 16  # of the thumbnails that are compared, px
 NEAR = 2.5  # grey levels of 255, root mean square: copies differ by less, other photographs by several times as much
-FLAT = 8  # standard deviation within each channel up to which an image shows too little to be recognised
+FLAT = 8  # standard deviation from the mean thumbnail up to which an image shows too little of its own to be recognised
 MOST, MOST_IMAGES = 20_000_000, 2_000  # pairs, and images of the one split, that are looked at
 PIECE = 256  # images at a time: thumbnails of all may take as much memory as the images
 
 
 def near_copies(split, other):
-    """Images that look like one of another split, as they are or mirrored.
+    """Images that look like one of another split, as they are or, of the same class, mirrored.
 
     Args:
         split, other: A `Split` each.
@@ -24,18 +24,22 @@ def near_copies(split, other):
     rows = np.arange(0, count, max(1, -(-count // min(MOST_IMAGES, max(1, MOST // others)))))
     pieces = [rows[i : i + PIECE] for i in range(0, len(rows), PIECE)]
     small = [resize_images(split.images[piece], SIDE) for piece in pieces]
+    labels, background = split.labels[rows], np.zeros((SIDE, SIDE, 3))  # which all photographs of one place share
     least, nearest = np.full(len(rows), np.inf), np.zeros(len(rows), int)
     for start in range(0, others, PIECE):
         theirs = resize_images(other.images[start : start + PIECE], SIDE)
+        background += theirs.sum(axis=0) / others
         for i, ours in enumerate(small):
             here = slice(i * PIECE, i * PIECE + len(ours))
-            for turned in (ours, ours[:, :, ::-1]):
-                squares = differences(turned, theirs)
+            another_class = labels[here, None] != other.labels[start : start + PIECE]
+            for mirrored in (False, True):  # of another class an arrow to the left is none to the right
+                squares = differences(ours[:, :, ::-1] if mirrored else ours, theirs)
+                squares[another_class & mirrored] = np.inf
                 closest = squares.argmin(axis=1)
                 found = squares[np.arange(len(ours)), closest]
                 nearest[here] = np.where(found < least[here], start + closest, nearest[here])
                 least[here] = np.minimum(found, least[here])
-    shows = np.concatenate([ours.std(axis=(1, 2)).max(axis=1) > FLAT for ours in small])
+    shows = np.concatenate([(ours - background).std(axis=(1, 2)).max(axis=1) > FLAT for ours in small])
     near = shows & (least <= NEAR**2)
     return [(int(rows[i]), int(nearest[i])) for i in np.flatnonzero(near)], len(rows)
 

@@ -93,7 +93,7 @@ def looks_repeated(splits, pairs):
     exact = {i for a, i, b, _, _ in pairs if (a, b) == ("test", "train")}
     found, looked_at = near_copies(splits.test, splits.train)
     found = [pair for pair in found if pair[0] not in exact]
-    words = f"{len(found)} of {looked_at} test images look like one in train (resized, compressed or mirrored copies)"
+    words = f"{len(found)} of {looked_at} test images look like one in train (copies that were resized, compressed or mirrored?)"
     return found, words if found else ""
 
 

@@ -23,6 +23,10 @@ MOST_EPOCHS_SHOWN = 3
 # Pretrained weights. Studies of earlier versions name them only where they are not the backbone's own.
 PRETRAINED = ("weights.unet", "weights.decoder")
 
+ONCE = (
+    "the finished classifier"  # what --select_on test asks, as published; earlier versions asked it after every epoch
+)
+
 
 def search_inputs(splits, spec, epochs, epoch_files):
     """What a search reads, by content: a copy elsewhere is the same.
@@ -74,6 +78,7 @@ def claim_study(study, args, known, precision):
     removed = removed_epochs(study)
     last = max(map(int, {*known.hashes, *removed}))
     settings = {name: getattr(args, name) for name in SETTINGS} | {"last_epoch": last, "precision_used": precision}
+    settings |= {"tested": ONCE} if args.select_on == "test" else {}
     settings |= {name: value for name, value in levers_on(vars(args)).items() if name != "objective"}  # only reported
     if args.train_model == "dif":
         settings["levers_1"] = vars(args).get("levers_1", {})
@@ -83,6 +88,11 @@ def claim_study(study, args, known, precision):
         study.set_user_attr("epochs", known.hashes)
         return
     before = filled_in(study.user_attrs.get("settings", {}), settings)
+    if before.get("select_on") == "test" and "tested" not in before:
+        raise UserError(
+            f"the study {study.study_name} in {masked(known.address)} is of an earlier version, which took the best of all epochs "
+            "on test: use another --exp, or --restart to search afresh."
+        )
     settings = filled_in(settings, before)
     foreign = args.weights_dir and is_foreign(args.weights_dir)
     if foreign and not any(name in before for name in PRETRAINED):

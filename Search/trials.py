@@ -203,8 +203,8 @@ def suggest(trial, context):
 
 
 def climb(context, settings, seed, on_rung, on_epoch):
-    """Best validation accuracy of a classifier trained on images of some settings; with --select_on test that on test, of its
-    best epoch on validation.
+    """Best validation accuracy of a classifier trained on images of some settings; with --select_on test that on test, of the
+    best epoch on validation of its last rung.
 
     It climbs rungs: the classifier begins on a quarter of the images, goes on with half of them, then all; the images of
     the next rung are made when it is reached. An epoch has as many steps on every rung, so that accuracies after equal

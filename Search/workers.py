@@ -117,7 +117,7 @@ def trial_at_work(study):
         return None
     log.info("looking for %d s whether workers of other machines are still at this search", 2 * HEARTBEAT)
     time.sleep(2 * HEARTBEAT)
-    later = [trial for trial in trials(study, TrialState.RUNNING) if trial.user_attrs.get("worker")]
+    later = [trial for trial in trials(study, TrialState.RUNNING) if runs_here(trial.user_attrs.get("worker")) is None]
     signed = [trial for trial in later if signs.get(trial.number) != trial.user_attrs.get("alive")]
     return (signed[0], False) if signed else None
 

@@ -201,11 +201,13 @@ def run(stage, parse_args, plan, starts_keras=True):
         print(f"{name}: error: {message}", file=sys.stderr)
         sys.exit(exit_code(error))
     except KeyboardInterrupt as stop:
-        close_bars()
+        with contextlib.suppress(OSError):  # a terminal that is gone
+            close_bars()
         try:
             saved = getattr(stop, "saved", lambda: "nothing is lost that was saved before")()
         except (UserError, OSError) as error:  # the folder may be gone
             saved = f"what is saved cannot be read ({error})"
         then = getattr(stop, "again", "goes on from there")
-        print(f"{name}: interrupted; {saved}: {again} {then}", file=sys.stderr)
+        with contextlib.suppress(OSError):
+            print(f"{name}: interrupted; {saved}: {again} {then}", file=sys.stderr)
         sys.exit(143 if isinstance(stop, Terminated) else 130)

@@ -240,6 +240,7 @@ run(work, lambda: None, lambda args: SimpleNamespace(done=None), starts_keras=Fa
 def test_a_stop_that_a_library_swallows_is_raised_again(capsys, monkeypatch, signum, code):
     """Keras has bare `except:` where it traces a network."""
     monkeypatch.setattr(process, "AGAIN", 0.1)
+    monkeypatch.setattr(process.signal, "getsignal", lambda signum: signal.SIG_DFL)  # whatever nohup has set here
     swallowed = []
 
     def work_until_stopped():

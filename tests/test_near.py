@@ -49,6 +49,20 @@ def test_copies_that_were_changed_are_found_and_other_photographs_are_not():
     assert near_copies(split_of(flat), split_of(flat))[0] == []
 
 
+def test_photographs_of_one_place_and_mirrored_ones_of_another_class_are_no_copies():
+    (place,) = photographs(1, seed=4)
+    scenes = []
+    for i in range(60):  # each with a small thing of its own
+        scene = place.copy()
+        scene.paste((200 - i, 40 + 2 * i, 90), (3 + i // 10 * 9, 4 + i % 10 * 6, 8 + i // 10 * 9, 9 + i % 10 * 6))
+        scenes.append(scene)
+    assert near_copies(split_of(scenes[:30]), split_of(scenes[30:]))[0] == []
+    arrows = photographs(12, seed=5)
+    left, right = split_of(arrows), split_of([ImageOps.mirror(arrow) for arrow in arrows])
+    assert len(near_copies(right, left)[0]) == 12
+    assert near_copies(right._replace(labels=1 - right.labels), left)[0] == []
+
+
 def test_of_many_a_part_is_looked_at(monkeypatch):
     train = photographs(20, seed=1)
     monkeypatch.setattr(near, "MOST_IMAGES", 10)
@@ -73,7 +87,7 @@ def test_a_changed_copy_in_test_is_told_listed_and_doubted(folder, tmp_path, cap
     experiment = Experiment(tmp_path, "x", "own")
     spec = dataset_spec(str(folder))
     splits = load_splits(spec, "unused", experiment=experiment)
-    told = "1 of 7 test images look like one in train (resized, compressed or mirrored copies)"
+    told = "1 of 7 test images look like one in train (copies that were resized, compressed or mirrored?)"
     assert f"{told}, test/bee/small.png and train/bee/4.png for one" in caplog.text
     assert "test/bee/small.png,test: looks like one in train,train/bee/4.png" in experiment.unused_file.read_text()
     data = data_identity(splits, spec)

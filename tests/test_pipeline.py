@@ -162,7 +162,7 @@ def test_own_images_are_seen_no_larger_than_the_backbone_makes_them(tmp_path, ca
     (["--exp", "x", "--also", "hyp_opt --no-optimize"], "argument --also: the pipeline decides --no-optimize"),
     (["--exp", "x", "--also", "hyp_opt --storage sqlite:///"], "is a database in memory"),
     (["--exp", "x", "--also", "generate_dataset --filter --filter_classifier resnet20_16"],
-     "nobody trains the --filter_classifier resnet20_16 on the real images"),
+     "nobody has trained or trains the --filter_classifier resnet20_16 on the real images"),
     (["--exp", "x", "--also", "classifier_training --repeats 1/3"], "a stage is done as a whole"),
     (["--exp", "x", "--also", "generate_dataset --shard 1/2"], "a stage is done as a whole"),
     (["--exp", "x", "--also", "classifier_training:synthetic --take 2"], "is said by --sizes"),

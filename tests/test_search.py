@@ -290,6 +290,16 @@ def test_another_search_under_the_same_name_is_refused(tmp_path):
         claim_study(study, second, known, "float32")
 
 
+def test_a_search_on_test_by_the_protocol_of_an_earlier_version_is_not_continued(tmp_path):
+    args, known = parse_args([*ARGS, "--select_on", "test"]), known_of(epoch_files(tmp_path))
+    study = claimed_study(args, known)
+    claim_study(study, args, known, "float32")
+    settings = study.user_attrs["settings"]
+    study.set_user_attr("settings", {name: value for name, value in settings.items() if name != "tested"})
+    with pytest.raises(UserError, match="is of an earlier version, which took the best of all epochs on test"):
+        claim_study(study, args, known, "float32")
+
+
 def test_a_trial_that_was_killed_between_its_parameters_is_told(tmp_path):
     study = optuna.create_study(study_name="s")
     for settings in ({}, {"is": 7}, {"is": 7, "ugs": 2.0, "epoch": 3, "sigma_1": 0.5}):

@@ -614,9 +614,12 @@ def test_a_study_is_deleted_unless_someone_is_at_it(address, tmp_path):
 def test_a_journal_that_another_machine_writes_to_is_not_deleted(lives, tmp_path, monkeypatch):
     """It has no heartbeats: the signatures of the workers are watched."""
     address = f"journal:{tmp_path}/study.log"
-    trial = new_study(address, tmp_path).ask()
+    study = new_study(address, tmp_path)
+    trial, dead = study.ask(), study.ask()
     trial.set_user_attr("worker", this_worker() | {"host": "node7"})
-    workers.sign_of_life(trial)
+    dead.set_user_attr("worker", this_worker() | {"pid": 2**22 + 1})  # killed here
+    for each in (trial, dead):
+        workers.sign_of_life(each)
 
     def waited(seconds):
         assert seconds > workers.HEARTBEAT
@@ -628,7 +631,7 @@ def test_a_journal_that_another_machine_writes_to_is_not_deleted(lives, tmp_path
         with pytest.raises(UserError, match=r"process \d+ of node7 is at trial 0 of the study s: stop it first"):
             delete_study(address, "s", tmp_path / "study")
     else:
-        assert delete_study(address, "s", tmp_path / "study") == 1
+        assert delete_study(address, "s", tmp_path / "study") == 2
 
 
 def test_errors_of_the_database_are_told_from_others():
@@ -731,7 +734,7 @@ def test_what_is_no_address_is_one_line(address, said):
         check_address(address, create=True)
 
 
-def test_a_worker_has_a_heartbeat_before_it_has_a_name(tmp_path):
+def test_a_worker_has_a_heartbeat_before_it_has_a_name(tmp_path, monkeypatch):
     """Of a trial without one nobody would say that it has stopped."""
     study = new_study(f"sqlite:///{tmp_path}/study.db", tmp_path)
     workers.first_heartbeat(study, study.ask())
@@ -739,6 +742,10 @@ def test_a_worker_has_a_heartbeat_before_it_has_a_name(tmp_path):
         assert database.execute("SELECT COUNT(*) FROM trial_heartbeats").fetchone() == (1,)
     journal = new_study(f"journal:{tmp_path}/study.log", tmp_path)
     workers.first_heartbeat(journal, journal.ask())  # which has none
+    order = []
+    monkeypatch.setattr(studies, "first_heartbeat", lambda study, trial: order.append("worker" in trial.user_attrs))
+    run_trials(study, square, 1)
+    assert order == [False]
 
 
 def test_a_password_is_not_told_however_it_is_written():
