@@ -18,7 +18,7 @@ from tests.tiny_networks import one_layer, tiny_part
 
 use_onednn()  # tests in this process compute as the scripts do
 
-LONGEST = ("test_scripts", "test_interruptions", "test_search_stages")
+LONGEST = ("test_scripts", "test_interruptions", "test_search_stages", "test_xla")
 
 
 def pytest_collection_modifyitems(items):

@@ -245,7 +245,8 @@ def test_the_filter_is_the_classifier_of_the_real_images(real_classifier, monkey
 def test_a_filter_without_its_classifier_names_the_command(tiny_experiment):
     args = generate_dataset.parse_args([*tiny_experiment, *FLAGS, "--img_total", "40", "--filter"])
     with pytest.raises(
-        UserError, match="classifier_training.py --dataset digits --exp 0001 --classifier resnet20 --synthetic"
+        UserError,
+        match="classifier_training.py --dataset digits --exp 0001 --root .* --classifier resnet20 --synthetic",
     ):
         generate_dataset.plan(args)
 
