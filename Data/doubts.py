@@ -22,7 +22,7 @@ def doubts(splits, data, learned_from=(), own=False):
         splits: The real `Splits`.
         data: Their `data_identity`.
         learned_from: Training images of the generator, as `seen_images` describes them.
-        own: Whether they are the user's own, of which nobody has looked for copies that were resized or mirrored.
+        own: Whether they are the user's own, whose images another resolution may stand for other ones.
     """
     pairs, count = repeated_images(splits), len(splits.test.labels)
     told = []
@@ -33,7 +33,7 @@ def doubts(splits, data, learned_from=(), own=False):
         told.append(
             f"{copies} of the {count} test images are copies of other ones, and what is measured on them is less sure than its interval says"
         )
-    if own and (alike := looks_repeated(splits, pairs)[1]):
+    if alike := looks_repeated(splits, pairs)[1]:
         told.append(alike)
     if own and any(seen["resolution"] != data["resolution"] for seen in learned_from):
         told.append(OTHER_SIZE)

@@ -2,13 +2,28 @@
 
 import numpy as np
 
-from Data.resizing import resize_images
-
 SIDE = 16  # of the thumbnails that are compared, px
 NEAR = 2.5  # grey levels of 255, root mean square: copies differ by less, other photographs by several times as much
 FLAT = 8  # standard deviation from the mean thumbnail up to which an image shows too little of its own to be recognised
-MOST, MOST_IMAGES = 20_000_000, 2_000  # pairs, and images of the one split, that are looked at
-PIECE = 256  # images at a time: thumbnails of all may take as much memory as the images
+MOST, MOST_IMAGES = 10_000_000, 2_000  # pairs, and images of the one split, that are looked at
+PIECE, NUMBERS = (
+    256,
+    2**22,
+)  # images, and their numbers, at a time: all thumbnails may take as much memory as the images
+
+
+def thumbnails(images):
+    """Means of equal areas of images uint8 (N, H, H, 3), as uint8 (N, SIDE, SIDE, 3)."""
+    side, edges = images.shape[1], np.linspace(0, images.shape[1], SIDE + 1)
+    pixels = np.arange(side)
+    overlaps = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)
+    weights = (np.maximum(overlaps, 0) * SIDE / side).astype("float32")  # (SIDE, H)
+    small, step = np.empty((len(images), SIDE, SIDE, 3), np.uint8), max(1, NUMBERS // (side * side * 3))
+    for start in range(0, len(images), step):
+        rows = weights @ images[start : start + step].reshape(-1, side, side * 3).astype("float32")
+        columns = rows.reshape(-1, SIDE, side, 3).swapaxes(1, 2).reshape(-1, side, SIDE * 3)
+        small[start : start + step] = np.rint(weights @ columns).reshape(-1, SIDE, SIDE, 3).swapaxes(1, 2)
+    return small
 
 
 def near_copies(split, other):
@@ -23,11 +38,11 @@ def near_copies(split, other):
     count, others = len(split.labels), len(other.labels)
     rows = np.arange(0, count, max(1, -(-count // min(MOST_IMAGES, max(1, MOST // others)))))
     pieces = [rows[i : i + PIECE] for i in range(0, len(rows), PIECE)]
-    small = [resize_images(split.images[piece], SIDE) for piece in pieces]
+    small = [thumbnails(split.images[piece]) for piece in pieces]
     labels, background = split.labels[rows], np.zeros((SIDE, SIDE, 3))  # which all photographs of one place share
     least, nearest = np.full(len(rows), np.inf), np.zeros(len(rows), int)
     for start in range(0, others, PIECE):
-        theirs = resize_images(other.images[start : start + PIECE], SIDE)
+        theirs = thumbnails(other.images[start : start + PIECE])
         background += theirs.sum(axis=0) / others
         for i, ours in enumerate(small):
             here = slice(i * PIECE, i * PIECE + len(ours))

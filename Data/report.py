@@ -121,7 +121,7 @@ class Report:
     def __init__(self, spec, splits, classes, unused=(), files=None):
         self.spec, self.splits, self.classes, self.unused, self.files = spec, splits, classes, unused, files or {}
         self.pairs = repeated_images(splits)
-        self.near, self.alike = ([], "") if spec.name in DATASETS else looks_repeated(splits, self.pairs)
+        self.near, self.alike = looks_repeated(splits, self.pairs)
 
     def line(self):
         """Images of each split and class, the resolution, and what is not used by reason and number."""

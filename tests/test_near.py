@@ -91,7 +91,7 @@ def test_a_changed_copy_in_test_is_told_listed_and_doubted(folder, tmp_path, cap
     assert f"{told}, test/bee/small.png and train/bee/4.png for one" in caplog.text
     assert "test/bee/small.png,test: looks like one in train,train/bee/4.png" in experiment.unused_file.read_text()
     data = data_identity(splits, spec)
-    assert doubts(splits, data, own=True) == [told] and doubts(splits, data) == []
+    assert doubts(splits, data, own=True) == doubts(splits, data) == [told]
     (folder / "test/bee/small.png").unlink()
     caplog.clear()
     splits = load_splits(spec := dataset_spec(str(folder)), "unused", experiment=experiment)
