@@ -3,7 +3,6 @@
 import importlib.util
 import logging
 import tarfile
-from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,6 +10,7 @@ import numpy as np
 
 from Data.folders import BROKEN, Unused, scan_folder
 from Data.npz import read_npz, read_rows
+from Data.oddities import warn_of_oddities
 from Data.own_split import (
     Recorded,
     check_digests,
@@ -51,8 +51,6 @@ CIFAR_FILES = {
 }
 # Numbers of the digits of each split, one line each, in their order.
 DIGITS_SPLIT = Path(__file__).parent / "digits_split.txt"
-UNLIKE = 0.05  # share of the real training images by which 1x may differ from them without a word
-DARK = 32  # grey levels
 
 
 class Split(NamedTuple):
@@ -94,45 +92,7 @@ def load_splits(spec, data_dir, seed=SEED, side=None, experiment=None):
         check_split(spec, name, split)
     Report(spec, splits, class_names(spec), **facts).tell(experiment)
     warn_of_oddities(spec, splits)
-    count = len(splits.train.labels)
-    # Copies stay together, and broken images may be left out.
-    if spec.source == "folder" and abs(count - spec.train_size) > UNLIKE * count:
-        log.warning(
-            "%s: 1x is %d synthetic images, planned by the number of files; there are %d real training images",
-            spec.name, spec.unit, count,
-        )  # fmt: skip
     return splits
-
-
-def warn_of_oddities(spec, splits):
-    """Warn of what is probably not meant: a split or class that is all dark, classes of small photographs beside those of large
-    ones, classes that differ only in case."""
-    names = class_names(spec)
-    for split, (images, labels) in splits._asdict().items():
-        brightest = np.zeros(spec.num_classes, int)
-        np.maximum.at(brightest, labels, images.reshape(len(images), -1).max(axis=1))
-        dark = [f"{shown(names[c])} ({brightest[c]})" for c in np.unique(labels) if brightest[c] < DARK]
-        if dark:
-            log.warning("%s, %s: the brightest pixel of all images of these classes is below %d of 255, stored in another range? %s",
-                        spec.name, split, DARK, first_ten(dark, ", "))  # fmt: skip
-    if spec.scan:
-        sides = [int(np.median(of_class)) for of_class in spec.scan.sides[: spec.num_classes]]
-        small = [f"{shown(name)} ({side} px)" for name, side in zip(names, sides)
-                 if side < spec.resolution and 2 * side < max(sides)]  # fmt: skip
-        if small and max(sides) >= spec.resolution:
-            log.warning("%s: photographs of these classes are enlarged, those of others are not, by which a classifier may tell them: %s",
-                        spec.name, first_ten(small, ", "))  # fmt: skip
-
-    def folded(name):
-        return " ".join(name.casefold().split())
-
-    alike = Counter(map(folded, names))
-    if odd := [name for name in names if alike[folded(name)] > 1]:
-        log.warning(
-            "%s: class names that differ only in case or blanks are classes of their own: %s",
-            spec.name,
-            ", ".join(map(repr, odd[:10])),
-        )
 
 
 def check_split(spec, name, split):

@@ -36,7 +36,7 @@ from tests.conftest import write_pets
 @pytest.fixture(autouse=True)
 def dark_is_meant(monkeypatch):
     """The images of these tests are numbered by their grey levels."""
-    monkeypatch.setattr("Data.loaders.DARK", 0)
+    monkeypatch.setattr("Data.oddities.DARK", 0)
 
 
 def numbers(split):
@@ -848,7 +848,7 @@ def test_bilinear_is_the_published_filter(tmp_path, side):
 
 
 def test_dark_images_and_classes_that_differ_in_case_are_warned_of(tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr("Data.loaders.DARK", 32)
+    monkeypatch.setattr("Data.oddities.DARK", 32)
     for name in ("Cat", "cat"):
         (tmp_path / "own" / name).mkdir(parents=True)
         for i in range(12):

@@ -106,7 +106,7 @@ def test_a_generator_that_has_learnt_at_another_resolution_is_doubted():
 
 
 def test_classes_of_small_photographs_and_dark_splits_are_told(folder, caplog, monkeypatch):
-    monkeypatch.setattr("Data.loaders.DARK", 32)
+    monkeypatch.setattr("Data.oddities.DARK", 32)
     for i in range(8):
         photographs(1, i)[0].resize((12, 12)).save(folder / f"train/ant/{i}.png")
     for i in range(3):
