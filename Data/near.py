@@ -6,8 +6,8 @@ SIDE = 16  # of the thumbnails that are compared, px
 NEAR = 2.5  # grey levels of 255, root mean square: copies differ by less, other photographs by several times as much
 FLAT = 8  # standard deviation from the mean thumbnail up to which an image shows too little of its own to be recognised
 MOST, MOST_IMAGES = 10_000_000, 2_000  # pairs, and images of the one split, that are looked at
-PIECE = 128  # images at a time: thumbnails of all may take as much memory as the images
-NUMBERS = 2**17  # pixel values at a time
+PIECE = 64  # images at a time: thumbnails of all may take as much memory as the images
+NUMBERS = 2**16  # pixel values at a time
 
 
 def thumbnails(images):

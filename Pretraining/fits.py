@@ -113,7 +113,7 @@ def train_decoder(fit, decoder, moments, images, edges):
     return run_fit(fit, keras.Model(latents, in_float32(decoder(latents))), picture_loss(edges), batch)
 
 
-def train_unet(fit, unet, context_encoder, moments, captions):
+def train_unet(fit, unet, context_encoder, moments, captions, side_by_side=1):
     """Train the UNet together with a text encoder.
 
     Args:
@@ -121,6 +121,7 @@ def train_unet(fit, unet, context_encoder, moments, captions):
         unet, context_encoder: The networks, which learn.
         moments: float16 (N, 8, 8, 8).
         captions: int32 (N, 8).
+        side_by_side: As in `denoising_model`.
 
     Returns:
         Facts for the record.
@@ -141,4 +142,5 @@ def train_unet(fit, unet, context_encoder, moments, captions):
             "label": caption.astype("int32"),
         }, noise
 
-    return run_fit(fit, denoising_model(unet, context_encoder, latent_scale=1.0), "mse", batch)
+    model = denoising_model(unet, context_encoder, latent_scale=1.0, side_by_side=side_by_side)
+    return run_fit(fit, model, "mse", batch)

@@ -199,12 +199,14 @@ class Pretraining:
 
     def make_unet(self, part):
         """Returns {file: network} and the figures."""
+        from Models.backbones import BACKBONES
         from Pretraining.fits import train_unet
 
         cycle = int(part.rpartition("_")[2])
         unet, context_encoder = self.network("unet", load=cycle > 1), self.context_encoder(load=cycle > 1)
         fit = self.fit(part, UNET_STREAM + cycle - 1, self.args.unet_steps, self.args.batch_size, UNET_PEAK, UNET_EMA)
-        facts = train_unet(fit, unet, context_encoder, self.moments, self.captions)
+        halves = BACKBONES[self.kind.name].side_by_side
+        facts = train_unet(fit, unet, context_encoder, self.moments, self.captions, halves)
         return {UNET_FILE: unet, TEXT_FILE: context_encoder}, facts
 
     @cached_property

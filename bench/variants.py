@@ -65,6 +65,15 @@ VARIANTS = {
     "best_4x": Variant(
         made="--solver dpmpp --inf_steps 8", learned="--augment standard --labels soft", size=4, longer=3
     ),
+    "best_prior": Variant(
+        made="--solver dpmpp --inf_steps 8 --class_prior real", learned="--augment standard --labels soft", longer=3
+    ),
+    "best_prior_4x": Variant(
+        made="--solver dpmpp --inf_steps 8 --class_prior real",
+        learned="--augment standard --labels soft",
+        size=4,
+        longer=3,
+    ),
     "real_augment": Variant(learned="--augment standard", real=True),
     "real_augment_long": Variant(learned="--augment standard", longer=3, real=True),
 }
