@@ -76,7 +76,7 @@ def first_copies(root, files, labels):
     begins = np.zeros(len(files), "S16")
 
     def look(i):
-        with contextlib.suppress(OSError), open(root / files[i], "rb") as file:
+        with contextlib.suppress(OSError), open(os.path.join(root, files[i]), "rb") as file:
             begins[i] = hashlib.blake2b(file.read(BEGINNING), digest_size=16).digest()
             sizes[i] = os.fstat(file.fileno()).st_size
 
