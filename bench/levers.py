@@ -202,7 +202,8 @@ class Subject:
 
 def main(args):
     logging.getLogger("experiment").setLevel(logging.WARNING)
-    study = {"backbone": args.backbone, "plain": args.plain}
+    unet = short(BACKBONES[args.backbone].weights_hash("unet"))  # what other weights give is not compared
+    study = {"backbone": args.backbone, "unet": unet, "plain": args.plain}
     rows = []
     if args.results.exists():
         before = read_json(args.results)

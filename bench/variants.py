@@ -68,12 +68,6 @@ VARIANTS = {
     "best_prior": Variant(
         made="--solver dpmpp --inf_steps 8 --class_prior real", learned="--augment standard --labels soft", longer=3
     ),
-    "best_prior_4x": Variant(
-        made="--solver dpmpp --inf_steps 8 --class_prior real",
-        learned="--augment standard --labels soft",
-        size=4,
-        longer=3,
-    ),
     "real_augment": Variant(learned="--augment standard", real=True),
     "real_augment_long": Variant(learned="--augment standard", longer=3, real=True),
 }

@@ -167,6 +167,14 @@ def test_a_file_of_another_study_is_refused(study):
         study("--variants", "real", "--backbone", "small")
 
 
+def test_rows_by_other_pretrained_weights_are_refused(study, tmp_path):
+    study("--variants", "plain")
+    there = json.loads((tmp_path / "rows.json").read_text())
+    (tmp_path / "rows.json").write_text(json.dumps(there | {"unet": "0" * 8}))
+    with pytest.raises(SystemExit, match="'unet': '00000000'.*name another --results"):
+        study("--variants", "soft")
+
+
 def test_rows_of_another_recipe_or_of_other_test_images_are_not_compared(study, tmp_path, monkeypatch, capsys):
     _, (row,) = study("--variants", "real")
     assert row["recipe"] == {"enc": 12, "dif": 64, "classifier": "resnet20_16", "batch_size": 64, "epochs": 40}
