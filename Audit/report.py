@@ -287,29 +287,15 @@ def trade_part(found, known):
     )  # fmt: skip
 
 
+VALUES = (
+    "dataset exp root synthetic_dir weights_dir classifier data_dir resolution background "
+    "precision sample losses shadows shadow_epochs seed to"
+).split()
 SWITCHES = ("fid", "skip_broken", "deterministic", "tf32")
 
 
 def again_part(args, known, record):
-    names = (
-        "dataset",
-        "exp",
-        "root",
-        "synthetic_dir",
-        "weights_dir",
-        "classifier",
-        "data_dir",
-        "resolution",
-        "background",
-        "precision",
-        "sample",
-        "losses",
-        "shadows",
-        "shadow_epochs",
-        "seed",
-        "to",
-    )
-    given = {name: getattr(args, name) for name in names}
+    given = {name: getattr(args, name) for name in VALUES}
     words = [f"--{name} {shlex.quote(str(value))}" for name, value in given.items() if value not in (None, REPOSITORY)]
     versions = ", ".join(f"{name} {value}" for name, value in record["versions"].items())
     data = [[name, short(value)] for name, value in known.inputs["data"].items()]

@@ -15,6 +15,7 @@ from Experiment.files import atomic_path, plain_arrays
 from Experiment.machine import device_name
 from Experiment.pictures import try_to_draw
 from Experiment.records import installed_versions
+from Models.backbones import BACKBONES
 from Pretraining.corpus import Recipe, corpus
 from Pretraining.photographs import SOURCES
 from Pretraining.record import PENDING
@@ -199,7 +200,6 @@ class Pretraining:
 
     def make_unet(self, part):
         """Returns {file: network} and the figures."""
-        from Models.backbones import BACKBONES
         from Pretraining.fits import train_unet
 
         cycle = int(part.rpartition("_")[2])
