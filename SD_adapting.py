@@ -1,7 +1,7 @@
 """Adapt Stable Diffusion to a dataset: train the Class Encoder (enc), then fine-tune the UNet (dif).
 
-python SD_adapting.py --dataset cifar10 --train_model enc --exp 0001
-python SD_adapting.py --dataset cifar10 --train_model dif --exp 0001 --enc_epoch best [--lora_rank 4]
+python SD_adapting.py --dataset cifar10 --train_model enc --exp first
+python SD_adapting.py --dataset cifar10 --train_model dif --exp first --enc_epoch best [--lora_rank 4]
 """
 
 import logging
@@ -28,7 +28,8 @@ from Experiment.plan import Plan
 from Experiment.records import DATA_FLAGS, describe_run, finished_run, identity
 from Models.backbones import BACKBONES
 from Models.fit_state import FitState, is_of_run
-from Models.weight_cards import check_pretrained, weights_hashes
+from Models.foreign_weights import is_foreign
+from Models.weight_cards import check_pretrained, compare_encoders, weights_hashes
 from Models.weight_names import (
     chosen_epochs,
     earlier_history,
@@ -86,6 +87,8 @@ def plan(args):
     splits = load_splits(spec, args.data_dir, args.seed, None, experiment)
     data, base = data_identity(splits, spec), base_hashes(args, ["image_encoder"], epochs["dif"])
     check_pretrained(epochs.values(), base, BACKBONES[args.backbone].prediction_type)
+    if args.train_model == "dif":
+        compare_encoders(epochs["enc"], args.seed, epochs["dif"])
     inputs = {
         "classes": data["classes"],
         "data": {name: data[name] for name in ("resolution", "train")},
@@ -94,6 +97,8 @@ def plan(args):
     known = Plan(spec=spec, experiment=experiment, folder=folder, record_file=record_file, offset=offset,
                  train=splits.train, epochs=epochs, updates=wanted_updates(args, epochs["dif"]), inputs=inputs,
                  identity=identity(args, FREE, inputs), taken=taken)  # fmt: skip
+    if args.weights_dir and is_foreign(args.weights_dir):  # what stands beside a file may later say otherwise of it
+        inputs["predicts"] = base.get("prediction_type", BACKBONES[args.backbone].prediction_type)
     free = FREE + meant(record_file, args.precision)
     if finished_run(record_file, args, free, inputs) and not partly_replaced(record_file):
         if is_of_run(folder / "state.npz", known.identity):

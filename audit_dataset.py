@@ -1,6 +1,6 @@
 """What a synthetic set is worth and what it gives away: quality, copies, membership, as figures and as one page.
 
-python audit_dataset.py --dataset cifar10 --exp 0001
+python audit_dataset.py --dataset cifar10 --exp first
 """
 
 import logging
@@ -15,7 +15,7 @@ from Audit.targets import classifier_entries, epochs_of, hashes_of, learnt, real
 from cli.flags import add_model_flags, finish_args, integer, new_parser
 from cli.lora import base_hashes
 from cli.process import run, writing_in
-from Data.export_images import only_set
+from Data.export_images import as_generated, only_set
 from Data.loaders import Split, Splits, load_splits
 from Data.registry import dataset_spec
 from Data.report import data_identity
@@ -82,6 +82,7 @@ def plan(args):
     spec = dataset_spec(args.dataset, args.skip_broken, args.resolution, args.background)
     experiment, missing = Experiment(args.root, args.exp, spec.name), []
     folder = args.synthetic_dir or only_set(experiment.synthetic_root, spec.num_classes)
+    spec = as_generated(spec, folder, args.resolution)
     source = AuditedSet(folder, spec)
     args.classifier = args.classifier or usual_classifier(experiment)
     native = load_splits(spec, args.data_dir, args.seed, None, experiment)

@@ -1,6 +1,6 @@
 """Classification Accuracy Score: train a classifier on synthetic (or real) images, test it on real ones.
 
-python classifier_training.py --dataset cifar10 --exp 0001 --take 4
+python classifier_training.py --dataset cifar10 --exp first --take 4
 """
 
 import logging

@@ -1,6 +1,6 @@
 """Hand a synthetic dataset on: a folder in a format that others read, with its card, every image marked as generated.
 
-python export_dataset.py --dataset cifar10 --exp 0001 --to cifar10_synthetic --format hf
+python export_dataset.py --dataset cifar10 --exp first --to cifar10_synthetic --format hf
 """
 
 import contextlib
@@ -15,7 +15,7 @@ from Data.cards import CITATION, card, summary, title
 from Data.croissant import croissant
 from Data.doubts import doubts
 from Data.export import FORMATS
-from Data.export_images import SetToExport, only_set
+from Data.export_images import SetToExport, as_generated, only_set
 from Data.loaders import load_splits
 from Data.measured import audit_file, audit_tables, cas_doubts, cas_rows
 from Data.registry import DATASETS, dataset_spec, origin
@@ -76,6 +76,7 @@ def plan(args):
         raise UserError(f"no licence is known that lets others have the real images of {spec.name}: leave out --with_real"
                         + ("." if origin(spec) else ", or name yours with --license."))  # fmt: skip
     folder = args.synthetic_dir or only_set(experiment.synthetic_root, spec.num_classes)
+    spec = as_generated(spec, folder, args.resolution)
     if folder in (args.to, *args.to.parents):
         raise UserError(f"{args.to} is in the folder of the set: an export there would become a part of it.")
     source = SetToExport(folder, spec)

@@ -47,7 +47,9 @@ def parse_args(argv=None):
     add("--lora", default="merged", choices=["merged", "separate"],
         help="of an epoch of low-rank updates: the whole UNet, or the updates alone as diffusers reads LoRA (merged)")  # fmt: skip
     add("--vae", action="store_true", help="the VAE too, as it is pretrained (335 MB)")
-    add("--inf_steps", default=presets.INFERENCE_STEPS, type=integer(1, 1000), help="steps of the card's example (50)")
+    add(
+        "--inf_steps", default=presets.INFERENCE_STEPS, type=integer(1, 500), help="steps of the card's example (50)"
+    )  # of more, diffusers' last step ends at a noise level
     add("--ugs", default=presets.GUIDANCE_SCALE, type=number(0, 1000), help="guidance scale of the example (7.5)")
     add("--restart", action="store_true", help="replace an export that is there")
     add_weights_flag(parser)

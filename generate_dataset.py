@@ -1,6 +1,6 @@
 """Generate a synthetic dataset with an adapted Stable Diffusion: a folder of PNGs a class, or tars, and a manifest.
 
-    python generate_dataset.py --dataset cifar10 --exp 0001 --img_total 40000 --best
+    python generate_dataset.py --dataset cifar10 --exp first --img_total 40000 --best
     python generate_dataset.py --dataset cifar10 --exp 0001 --img_total 40000 --enc_epoch 31 --dif_epoch 10 \\
         --inf_steps 31 --ugs 1.74
 """
@@ -121,6 +121,7 @@ def plan(args):
         spec=spec, name=spec.name, classes=classes, experiment=experiment, folder=folder, epochs=epochs, guide=guide,
         settings=settings, counts=numbering.counts(total), numbering=numbering, part=part, taken=taken,
     )  # fmt: skip
+    generation.refuse_foreign(folder, args.restart)
     if not args.restart:
         if generation.lacks_mark(folder):
             del settings["no_mark"]

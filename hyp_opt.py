@@ -1,7 +1,7 @@
 """Search inference steps, guidance scale and epoch by Bayesian optimisation of validation accuracy.
 
-python hyp_opt.py --dataset cifar10 --exp 0001 --train_model enc
-python hyp_opt.py --dataset cifar10 --exp 0001 --train_model dif --best
+python hyp_opt.py --dataset cifar10 --exp first --train_model enc
+python hyp_opt.py --dataset cifar10 --exp first --train_model dif --best
 """
 
 import logging
@@ -41,7 +41,7 @@ from Experiment.plan import Plan
 from Experiment.results import PIPELINE_SCHEMA, read_results
 from Models.backbones import BACKBONES
 from Models.pretrained import pretrained_inputs
-from Models.weight_cards import check_pretrained, compare_encoders
+from Models.weight_cards import check_pretrained, compare_encoders, warn_of_tuned
 from Models.weight_names import chosen_epochs, guide_epoch, saved_epochs
 from Search.inputs import search_inputs
 
@@ -150,7 +150,10 @@ def plan(args):
     base = pretrained_inputs(backbone, sorted(pretrained), args.weights_dir)
     under = pretrained_inputs(backbone, ["unet"], args.weights_dir) if lora else {}
     check_pretrained([*epochs.values(), *epoch_files.values(), guide], base | under, backbone.prediction_type)
-    compare_encoders(epoch_files["enc"], args.seed, *(epochs.values() if part == "dif" else ()))
+    if part == "enc":
+        warn_of_tuned(epochs.values())
+    else:
+        compare_encoders(epoch_files["enc"], args.seed, *epochs.values())
     inputs["weights"] |= base
     splits = splits._replace(train=None)  # memory: a search reads none of them
     return Plan(

@@ -1,7 +1,7 @@
 """The whole method of the paper on one dataset, by the other scripts' own command lines.
 
 python pipeline.py --dataset path/to/folder --exp mine --backbone mini
-python pipeline.py --dataset cifar10 --exp 0001 --sizes 1 4 10
+python pipeline.py --dataset cifar10 --exp first --sizes 1 4 10
 """
 
 import contextlib
@@ -30,8 +30,8 @@ from Stages.outcome import outcome
 from Stages.ray_running import MEMORY, Cluster, divided
 from Stages.recipes import COARSE
 from Stages.running import Runner
-from Stages.stages import PARTS, at_once, stage_list
-from Stages.work import operations
+from Stages.stages import FILES, PARTS, at_once, stage_list
+from Stages.work import operations, search_shares
 
 SCRIPTS = {
     "SD_adapting": SD_adapting, "hyp_opt": hyp_opt, "generate_dataset": generate_dataset,
@@ -53,8 +53,9 @@ def plan(args):
     """Look at the dataset, and let each script read its flags: what is wrong with them is told before anything runs.
 
     Returns:
-        A `Plan`: the dataset's `spec`, the `experiment`, the `stages` and their `work`, the name of the `classifier`, a
-        `note` for the user, and the `paths` that nodes must have where files travel; with --dry_run it is `done` with the commands.
+        A `Plan`: the dataset's `spec`, the `experiment`, the `stages`, their `work` and the `shares` of the searches, the name of
+        the `classifier`, a `note` for the user, and the `paths` that nodes must have where files travel; with --dry_run it is
+        `done` with the commands.
 
     Raises:
         UserError: The path holds no dataset, or a study cannot travel.
@@ -87,6 +88,7 @@ def plan(args):
     known = Plan(
         spec=spec, experiment=experiment, stages=stages, note=note,
         work={stage: operations(stage.script, parsed[stage], spec, steps) for stage in stages},
+        shares={stage: search_shares(parsed[stage], spec, steps) for stage in stages if stage.script == "hyp_opt"},
         classifier=parsed[stages[-1]].classifier, paths=named_paths(args, parsed.values()) if args.carry else [],
     )  # fmt: skip
     if args.dry_run:
@@ -131,7 +133,7 @@ def named_paths(args, stages):
     """
     found = set() if args.dataset in DATASETS else {args.dataset}
     for each in stages:
-        if str(getattr(each, "storage", None)).startswith(("sqlite", "journal:")):
+        if str(getattr(each, "storage", None)).startswith(FILES):
             raise UserError(
                 "--carry: a --storage that is a file lies on one node: leave it out, or name a database server."
             )
@@ -178,7 +180,7 @@ def run_pipeline(args, known=None):
 def start_runner(args, known):
     """What runs the stages: processes of this machine; with --ray tasks of a cluster, a stage in parts where it can be."""
     if not args.ray:
-        yield Runner(known.stages, at_once(args), Display(known.stages, known.work))
+        yield Runner(known.stages, at_once(args), Display(known.stages, known.work, known.shares))
         return
     # Scripts claim the folders of their copies: here is what they are copies of.
     claim = claimed(args.root / "Checkpoints" / ".carried", f"-{args.exp}-{known.spec.name}")
@@ -192,7 +194,7 @@ def start_runner(args, known):
         try:
             cluster.check_paths(known.paths)
             work = divided(known.work, cluster.slots, cluster.one_machine, args.carry)
-            yield Runner([*work], cluster.slots, Display([*work], work), cluster.running)
+            yield Runner([*work], cluster.slots, Display([*work], work, known.shares), cluster.running)
         finally:
             cluster.close()
 

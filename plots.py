@@ -11,12 +11,15 @@ from Experiment.published import published_curves, published_steps
 from Experiment.results import (
     CAS_SCHEMA,
     CHOSEN_ON_TEST,
+    FINE_TUNED,
     PIPELINE_SCHEMA,
+    TRANSFERRED,
     all_doubts,
     curve_recipes,
     interval_of,
     read_results,
     recorded_training,
+    step_3_otherwise,
     steps_trained_otherwise,
     told_apart,
 )
@@ -29,10 +32,10 @@ SOURCE_STYLES = [("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7
 RECIPE_FILLS = ("full", "none", "left", "bottom")  # of markers
 # Name, keys in the results, colour: a hue for what was trained, dark once it was optimised.
 PIPELINE_STEPS = [
-    ("1 transfer learning", "After Transfer Learning", "no_opt", "#A6CEE9"),
-    ("2 first optimisation", "After Transfer Learning", "opt", "#0072B2"),
-    ("3 fine-tuning", "After Fine-Tuning", "no_opt", "#F7C49A"),
-    ("4 final optimisation", "After Fine-Tuning", "opt", "#D55E00"),
+    ("1 transfer learning", TRANSFERRED, "no_opt", "#A6CEE9"),
+    ("2 first optimisation", TRANSFERRED, "opt", "#0072B2"),
+    ("3 fine-tuning", FINE_TUNED, "no_opt", "#F7C49A"),
+    ("4 final optimisation", FINE_TUNED, "opt", "#D55E00"),
 ]
 
 
@@ -189,6 +192,7 @@ def cautions(stages):
         "chosen on test": CHOSEN_ON_TEST in doubts,
         "may be too good": set(doubts) - {CHOSEN_ON_TEST},
         "searches differ": steps_trained_otherwise(stages),
+        "step 3 of other settings": step_3_otherwise(stages),
     }
     return [text for text, holds in told.items() if holds]
 

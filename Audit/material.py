@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from Data.export_images import SetToExport
+from Data.npz import mapped
 from Data.pictures import WHITE, Files, readable_images
 from Data.registry import class_names
 from Data.report import image_hashes
@@ -163,7 +164,7 @@ def see(path, labels, read, extractors):
         if not path.exists():
             check_room(path.parent, kind.itemsize * len(labels), "features of the images")
             look(path, kind, labels, read, extractors)
-    rows = np.load(path, mmap_mode="r", allow_pickle=False)
+    rows = mapped(path, kind, len(labels))
     seen = Seen(rows, labels, extractors)
     if len(seen.good) < len(labels):
         reasons = read_json(path.with_suffix(".unread.json"))["unread"]
@@ -179,8 +180,10 @@ def look(path, kind, labels, read, extractors):
     begun, how_far = path.with_name(f"{path.stem}.begun.npy"), path.with_name(f"{path.stem}.begun.json")
     path.parent.mkdir(parents=True, exist_ok=True)
     state = read_json(how_far) if how_far.exists() and begun.exists() else {"done": 0, "unread": []}
-    mode = {"mode": "r+"} if state["done"] else {"mode": "w+", "dtype": kind, "shape": (len(labels),)}
-    rows = np.lib.format.open_memmap(begun, **mode)
+    if state["done"]:
+        rows = mapped(begun, kind, len(labels), mode="r+")
+    else:
+        rows = np.lib.format.open_memmap(begun, mode="w+", dtype=kind, shape=(len(labels),))
     reserve(begun, begun.stat().st_size)
     with progress(len(labels), "image", state["done"], lines=True) as part:
         for start in range(state["done"], len(labels), PIECE):
@@ -195,6 +198,8 @@ def look(path, kind, labels, read, extractors):
             write_json(how_far, state)
             part.reach(state["done"])
     del rows
+    with open(begun, "rb+") as file:  # a power cut may not leave a file that looks whole
+        os.fsync(file.fileno())
     if state["unread"]:
         write_json(path.with_suffix(".unread.json"), {"unread": state["unread"]})
     os.replace(begun, path)

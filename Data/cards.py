@@ -171,7 +171,9 @@ def measured_part(source, measured, doubts):
 
 def audit_part(audit, audited):
     if not audit:
-        there = "One was made of other images or classifiers than those of now" if audited else "None was made"
+        there = (
+            "One was made of other images or classifiers than those of now" if audited else "None lies beside the set"
+        )
         return [f"{there}: how near these images come to single training images is not known."]
     told = "In brief: the audit's own file and page have every figure with what it depends on. None of them is a measure of privacy."
     return [*(table(each["header"], each["rows"]) for each in audit), told]

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from Data.loaders import medmnist_name
-from Data.marking import DIGITAL_SOURCE_TYPE
+from Data.marking import COMPOSITE, DIGITAL_SOURCE_TYPE
 from Data.registry import MEDMNIST_SIDES, channels
 from Data.resizing import resize
 from Data.tar import TarWriter
@@ -34,9 +34,7 @@ PNG_MARK = (
     f"Each PNG says `Iptc4xmpExt:DigitalSourceType` = `{DIGITAL_SOURCE_TYPE}` in its XMP metadata, a mark that programs can "
     "read. It is lost when an image is stored anew, and no watermark is in the pixels."
 )
-NPZ_MARK = (
-    f"Arrays hold no mark: the comment of the file is `{DIGITAL_SOURCE_TYPE}`, and no watermark is in the pixels."
-)
+NPZ_MARK = "Arrays hold no mark: the comment of the file is `{}`, and no watermark is in the pixels."
 READING_HUGGING_FACE = 'import datasets\n\ntrain = datasets.load_dataset("FOLDER", split="train")'
 
 
@@ -192,7 +190,7 @@ def write_npz(folder, source, images):
             yield np.asarray(of_size.convert("L") if grey else of_size)
 
     with zipfile.ZipFile(folder / name, "w") as archive:
-        archive.comment = DIGITAL_SOURCE_TYPE.encode()  # arrays hold no mark; readers of npz pass over it
+        archive.comment = source_type(source.real).encode()  # arrays hold no mark; readers of npz pass over it
         shape = (side, side) if grey else (side, side, 3)
         write_array(archive, "train_images", (source.total, *shape), np.uint8, pixels())
         for split, of_split in source.real.items():
@@ -202,6 +200,11 @@ def write_npz(folder, source, images):
             found = np.asarray(found, kind)[:, None]  # (N, 1)
             write_array(archive, f"{split}_labels", found.shape, kind, found)
     return npz_layout(name, spec, source.real)
+
+
+def source_type(real):
+    """What the comment of a file calls it: generated, or, with real images in it, composed of generated and other ones."""
+    return COMPOSITE if real else DIGITAL_SOURCE_TYPE
 
 
 def write_array(archive, name, shape, kind, rows):
@@ -237,7 +240,7 @@ images, labels = train.imgs, train.labels"""
 
 data = np.load("FOLDER/{name}")
 images, labels = data["train_images"], data["train_labels"]"""
-    return Layout(files, reading, mark=NPZ_MARK)
+    return Layout(files, reading, mark=NPZ_MARK.format(source_type(real)))
 
 
 # Folders

@@ -5,6 +5,7 @@ import io
 import itertools
 import logging
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -179,6 +180,24 @@ def soft_labels(folder, sha256, names):
         return None
     (probabilities,) = found.values()
     return probabilities / probabilities.sum(axis=1, keepdims=True)  # those of half precision do not add up exactly
+
+
+def as_generated(spec, folder, resolution):
+    """The spec at the resolution at which classifiers saw the images that a set's generator has learnt from, if none is named.
+
+    `pipeline.py` chooses it by the backbone: at another one its classifiers' results would seem to be of other images.
+
+    Args:
+        spec: The `DatasetSpec` of the real data.
+        folder: Of the set.
+        resolution: What `--resolution` says, or None.
+    """
+    seen = {each["resolution"] for each in (read_manifest(folder) or {}).get("learned_from", [])}
+    if resolution or len(seen) != 1 or spec.resolution in seen:
+        return spec
+    (side,) = seen
+    log.info("real images are seen at %d px, as when %s was made (--resolution chooses another)", side, folder.name)
+    return replace(spec, resolution=side, chosen="as when the set was made")
 
 
 def only_set(root, num_classes):

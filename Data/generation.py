@@ -3,12 +3,15 @@
 import io
 import logging
 import os
+import re
 import shutil
 
 import numpy as np
 from PIL import Image
 
+from Data.filtering import LEDGER
 from Data.pictures import read_images
+from Data.sinks import PENDING
 from Data.stores import FILES, TAR_PATTERN
 from Data.synthetic import MANIFEST, RECORD, open_set
 from Experiment.errors import UserError
@@ -16,11 +19,14 @@ from Experiment.files import read_json, write_json
 from Experiment.levers import filled_in
 from Experiment.locks import locked
 from Experiment.records import flattened, short
-from Experiment.text import shown
+from Experiment.text import first_ten, shown
 
 log = logging.getLogger("experiment")
 
 OWN_FILES = (".lock", "log.txt", ".partial", ".generation")  # what is there before the images are begun
+CLASS_FOLDER = re.compile(r"class_\d+")
+# What a set is made of besides; or a link in the place of a folder of its.
+OF_A_SET = re.compile(rf"{re.escape(LEDGER)}|run\.json|samples\.png|images-\d+\.tar|class_\d+|{PENDING.pattern}")
 SHEET_COLUMNS = 8
 BYTES_A_PIXEL, BYTES_A_FILE = 1.5, 2_000  # of a PNG, about: half of the raw pixels
 
@@ -39,6 +45,19 @@ def move_sheet(folder):
     """Move the sheet of a set that an earlier version has made, which lies among the class folders."""
     if (folder / "samples.png").exists():
         os.replace(folder / "samples.png", sheet_file(folder))
+
+
+def refuse_foreign(folder, restart=False):
+    """Raise a UserError if the folder holds something that no run of generate_dataset.py has begun.
+
+    With `restart` other folders in that of a set are refused too: they stay, and a set with such cannot be read.
+    """
+    there = [path for path in folder.iterdir() if not path.name.startswith(OWN_FILES)] if folder.exists() else []
+    if there and not any((folder / name).exists() for name in (RECORD, MANIFEST)):
+        raise UserError(f"{folder} holds something that generate_dataset.py has not begun: move it away.")
+    strange = [path.name for path in there if path.is_dir() and not CLASS_FOLDER.fullmatch(path.name)]
+    if restart and strange:
+        raise UserError(f"{folder} holds folders that are not of the set: {first_ten(strange, ', ')}. Move them away.")
 
 
 def check_folder(folder, settings):
@@ -63,8 +82,10 @@ def check_folder(folder, settings):
         if differing:
             told = "; ".join(f"{key}: {short(before[key])} there, {short(now[key])} now" for key in differing)
             raise UserError(f"{folder} holds images of other settings ({told}). Use another --exp, or --restart.")
-    elif folder.exists() and any(not path.name.startswith(OWN_FILES) for path in folder.iterdir()):
-        raise UserError(f"{folder} holds something that generate_dataset.py has not begun: move it away.")
+    elif (folder / MANIFEST).exists():
+        raise UserError(f"{folder} holds a set whose {RECORD} is gone: use another --exp, or --restart.")
+    else:
+        refuse_foreign(folder)
 
 
 def lacks_mark(folder):
@@ -79,7 +100,7 @@ def is_complete(writer):
 
 
 def begin_folder(folder, settings, restart):
-    """Say in the folder what is generated there; with `restart`, throw away what is there.
+    """Say in the folder what is generated there; with `restart`, throw away the set that is there, and nothing else.
 
     Raises:
         UserError: A shard that began at the same moment has other settings.
@@ -88,10 +109,16 @@ def begin_folder(folder, settings, restart):
     if restart:
         images, tars = (sum(1 for _ in folder.glob(pattern)) for pattern in ("class_*/img_*.png", TAR_PATTERN))
         log.info("throwing away the %s in %s", f"{tars} tars of images" if tars else f"{images} images", folder)
+        if not record.exists():
+            write_json(record, {"total": 0})  # of no set: killed now, the folder is one that was begun
         (folder / MANIFEST).unlink(missing_ok=True)  # first: what has a manifest is complete
         for path in folder.iterdir():
-            if not path.name.startswith(OWN_FILES) and path != record:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            if CLASS_FOLDER.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif OF_A_SET.fullmatch(path.name):
+                path.unlink()
+            elif not path.name.startswith(OWN_FILES) and path != record:
+                log.warning("%s is not of the set: it stays", path)
         sheet_file(folder).unlink(missing_ok=True)
     with locked(record):
         if not restart:

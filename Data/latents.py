@@ -4,12 +4,11 @@ import contextlib
 import hashlib
 import itertools
 import logging
-import tokenize
 
 import numpy as np
 
+from Data.npz import mapped
 from Experiment.disk import check_room
-from Experiment.errors import UserError, let_pass
 from Experiment.files import atomic_path
 
 log = logging.getLogger("experiment")
@@ -44,15 +43,7 @@ def cached_moments(folder, name, images, weights_hash, encode):
                 np.lib.format.write_array_header_1_0(file, header)
                 for batch in itertools.chain([first], batches):
                     file.write(np.ascontiguousarray(batch, "<f4").data)
-    try:
-        moments = np.load(path, mmap_mode="r", allow_pickle=False)
-        if moments.dtype != np.float32 or moments.ndim != 4 or len(moments) != len(images):
-            raise ValueError(f"{moments.dtype} {moments.shape} for {len(images)} images")
-    # NumPy reads the header as Python source.
-    except (ValueError, TypeError, OSError, EOFError, SyntaxError, OverflowError, tokenize.TokenError) as error:
-        let_pass(error, path)
-        raise UserError(f"{path} is damaged ({error}): delete it, and it is made again.") from None
-    return moments
+    return mapped(path, "float32", len(images), 4)
 
 
 def cache_of(experiment, backbone, weights_dir):

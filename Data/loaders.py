@@ -24,7 +24,7 @@ from Data.pictures import Files, readable_images
 from Data.registry import MEDMNIST_SIDES, class_names, medmnist_info
 from Data.report import SPLITS, Report
 from Data.resizing import resize_images
-from Experiment.downloads import download
+from Experiment.downloads import download, kind_of
 from Experiment.errors import UserError
 from Experiment.files import file_hash
 from Experiment.presets import SEED
@@ -118,10 +118,10 @@ def fetch(url, name, folder, md5):
     if not path.exists():
         log.info("downloading %s to %s", url, folder)
         try:
-            download(url, path)
+            download(url, path, md5)
         # Keras wraps every failure of a download in a plain Exception.
         except Exception as error:
-            raise UserError(f"{name} is not in {folder} and cannot be downloaded ({error}). {place}") from None
+            raise kind_of(error)(f"{name} is not in {folder} and cannot be downloaded ({error}). {place}") from None
     if file_hash(path, "md5") != md5:
         raise UserError(f"{path} is not the official file: its MD5 is not {md5}. Delete it. {place}")
     return path

@@ -1,19 +1,43 @@
 """Files of NumPy arrays in MedMNIST's layout, read without more memory than the images need."""
 
 import contextlib
+import tokenize
 import unicodedata
 
 import numpy as np
 from numpy.lib import format as npy
 
 from Data.resizing import resize_images
-from Experiment.errors import UserError
+from Experiment.errors import UserError, let_pass
 from Experiment.files import plain_arrays
 from Experiment.text import first_ten, shown
 
 SPLITS = ("train", "val", "test")
 NPZ_KEYS = tuple(f"{split}_{kind}" for split in SPLITS for kind in ("images", "labels"))
 ROWS = 512  # images read at a time
+
+
+def mapped(path, dtype, count, ndim=1, mode="r"):
+    """An array (N, ...) of a file that this project has made, memory-mapped.
+
+    Args:
+        path: The file.
+        dtype: What its elements are.
+        count, ndim: How long it is, and of how many dimensions.
+        mode: As NumPy has it: `r`, or `r+` to write.
+
+    Raises:
+        UserError: It is damaged, or another array.
+    """
+    try:
+        array = np.load(path, mmap_mode=mode, allow_pickle=False)
+        if array.dtype != dtype or array.ndim != ndim or len(array) != count:
+            raise ValueError(f"{array.dtype} {array.shape} for {count} images")
+    # NumPy reads the header as Python source.
+    except (ValueError, TypeError, OSError, EOFError, SyntaxError, OverflowError, tokenize.TokenError) as error:
+        let_pass(error, path)
+        raise UserError(f"{path} is damaged ({error}): delete it, and it is made again.") from None
+    return array
 
 
 @contextlib.contextmanager

@@ -25,8 +25,9 @@ MAX_SIDE = 128  # of the user's own images: larger ones show a classifier nothin
 MEDMNIST_SIDES = (28, 64, 128, 224)  # px, a file each
 # Words in the name of a class that a mirrored image may belie.
 SIDES_AND_NUMBERS = (
-    "gauche|droite?|links|rechts|linke[rs]?|rechte[rs]?|sinistr[ao]|destr[ao]|izquierd[ao]|derech[ao]|esquerd[ao]|direit[ao]|"
-    "east|west|clockwise|counterclockwise|anticlockwise|zero|one|two|three|four|five|six|seven|eight|nine"
+    "gauche|droite?|(?:links|rechts)[^\\W\\d_]*|linke[rs]?|rechte[rs]?|sinistr[ao]|destr[ao]|izquierd[ao]|derech[ao]|"
+    "esquerd[ao]|direit[ao]|vänster|höger|venstre|høyre|højre|lew[aeyo]|praw[aeyo]|lev[aoáéýě]|prav[aoáéýě]|bal|jobb|vasen|"
+    "oikea|sol|sağ|stâng[aă]?|dreapt[aă]?|kiri|kanan|east|west|clockwise|counterclockwise|anticlockwise|zero|one|two|three|four|five|six|seven|eight|nine"
 )
 
 # fmt: off
@@ -246,19 +247,22 @@ def augmentations(spec):
     """What `--augment standard` does to training images: `flip` (left and right), `crop`, `erase`, as names.
 
     Images are mirrored where that keeps their class. Of the user's own data the names of the classes decide: none says left
-    or right, is a number, or ends in a letter by itself: letters and numbers may name what is written in the image.
+    or right in a language that is known here, is a number, is written in another script than the Latin one, or ends in a
+    letter by itself: letters and numbers may name what is written in the image.
     """
     flips = belied_by_mirroring(class_names(spec)) is None if spec.flips is None else spec.flips
     return ("flip", "crop", "erase") if flips else ("crop", "erase")
 
 
 def belied_by_mirroring(names):
-    """The first of the names of classes that a mirrored image may belie; None if none may."""
+    """The first of the names of classes that a mirrored image may belie, or that are of another script; None if none may."""
     letter = r"[^\W\d_]"
     sided = re.compile(
         rf"\d|left|(?<!b)right|(?<!{letter})({letter}$|[lr]|{SIDES_AND_NUMBERS})(?!{letter})", re.IGNORECASE
     )
     for name in names:
+        if any(c.isalpha() and "LATIN" not in unicodedata.name(c, "LATIN") for c in name):  # nobody here can read it
+            return name
         if sided.search(re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", name)):  # LeftEye, turnLeft
             return name
     return None
@@ -272,7 +276,7 @@ def tell_augmentations(spec):
         why = (
             f"; because of the class {shown(name)}"
             if name
-            else "; no name of a class says left or right, a number or a letter"
+            else "; no name of a class says left or right, as far as is known, a number or a letter"
         )
     log.info("--augment standard: training images are %scut and partly erased%s", told, why)
 

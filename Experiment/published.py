@@ -6,7 +6,7 @@ python -m Experiment.published     writes `CAS Results/published_intervals.md` a
 from Experiment.files import atomic_path
 from Experiment.intervals import CONFIDENCE, binomial_interval, unpaired_interval, verdict
 from Experiment.paths import PUBLISHED_CAS, PUBLISHED_INTERVALS, PUBLISHED_PIPELINE
-from Experiment.results import CAS_SCHEMA, PIPELINE_SCHEMA, read_results
+from Experiment.results import CAS_SCHEMA, FINE_TUNED, PIPELINE_SCHEMA, TRANSFERRED, read_results
 
 # Number of test images (paper, table of datasets; the official splits).
 TEST_IMAGES = {
@@ -18,10 +18,10 @@ LARGEST_CLASS = {"dermamnist": 1_341, "retinamnist": 174}
 SIZES = [f"x{size}" for size in range(1, 11)]
 # What the paper says each step brings, as pairs of (stage, search) before and after.
 STEPS = [
-    ("first search", ("After Transfer Learning", "no_opt"), ("After Transfer Learning", "opt")),
-    ("fine-tuning", ("After Transfer Learning", "opt"), ("After Fine-Tuning", "no_opt")),
-    ("final search", ("After Fine-Tuning", "no_opt"), ("After Fine-Tuning", "opt")),
-    ("all after the first step", ("After Transfer Learning", "no_opt"), ("After Fine-Tuning", "opt")),
+    ("first search", (TRANSFERRED, "no_opt"), (TRANSFERRED, "opt")),
+    ("fine-tuning", (TRANSFERRED, "opt"), (FINE_TUNED, "no_opt")),
+    ("final search", (FINE_TUNED, "no_opt"), (FINE_TUNED, "opt")),
+    ("all after the first step", (TRANSFERRED, "no_opt"), (FINE_TUNED, "opt")),
 ]
 
 

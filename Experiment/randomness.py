@@ -6,6 +6,7 @@ import numpy as np
 PURPOSES = (
     "order", "training_noise", "sampling_noise", "subset", "split", "corpus", "augment", "repeat", "bootstrap", "real_share",
     "low_rank_start", "label_dropout", "audit_subset", "audit_noise", "shadow", "crops", "pretraining",
+    "teacher",
 )  # fmt: skip
 STREAMS = {name: i for i, name in enumerate(PURPOSES)}
 

@@ -22,7 +22,7 @@ PASSWORD = re.compile(r"((?<=[^/]//)[^:/@?]*:|(?:password|passwd)=)(.*(?=@)|(?<=
 
 
 def describe_run(args, started, inputs=None, **facts):
-    """What a run's record holds: arguments, inputs, versions, how long it took, and the caller's facts."""
+    """What a run's record holds: arguments, inputs, versions, how long its last process took, and the caller's facts."""
     return {
         "arguments": describe_arguments(args),
         "inputs": inputs or {},

@@ -12,6 +12,7 @@ log = logging.getLogger("experiment")
 # Schemas of results: two levels of names, a third one that fits the expression, and the accuracies.
 CAS_SCHEMA = (r"real|x[1-9]\d{0,3}", ("top_1_accuracy", "top_5_accuracy"))  # classifier, dataset, size
 PIPELINE_SCHEMA = (r"no_opt|opt", ("top_1", "top_5"))  # dataset, stage, before or after the search
+TRANSFERRED, FINE_TUNED = "After Transfer Learning", "After Fine-Tuning"  # stages of the four steps, as published
 # Of a search: how its classifiers learn.
 STEP_TRAINING = "classifier", "epochs", "batch_size", "resize", "augment", "optimizer"
 # In a best.json: the budget of trials of a search that goes on, of which this is not the result yet.
@@ -185,6 +186,21 @@ def steps_trained_otherwise(stages):
         for name in ("images", *STEP_TRAINING)
     }
     return ", ".join(f"{name} {' and '.join(found)}" for name, found in values.items() if len(found) > 1)
+
+
+def step_3_otherwise(stages):
+    """How step 3 was measured with other settings than step 2, in words; empty where it was not, or where it is not recorded.
+
+    A first search that goes on may choose others than those by which the second one began.
+
+    Args:
+        stages: As in `steps_trained_otherwise`.
+    """
+    before, after = stages.get(TRANSFERRED, {}).get("opt", {}), stages.get(FINE_TUNED, {}).get("no_opt", {})
+    names = {"is": "steps", "ugs": "scale", "encoder": "Class Encoder"}
+    other = [f"{words} {after[name]} for {before[name]}" for name, words in names.items()
+             if name in before and name in after and before[name] != after[name]]  # fmt: skip
+    return f"step 3 was measured with other settings than step 2: {', '.join(other)}" if other else ""
 
 
 def top_5_in_words(value, num_classes, digits=4):

@@ -56,8 +56,7 @@ MEASURED = (
 )
 PIPELINE_NOTE = """\
 A pipeline of diffusers is given no text encoder: `StableDiffusionPipeline.from_pretrained(".", text_encoder=None,
-tokenizer=None)`, and rows of the table as `prompt_embeds` and `negative_prompt_embeds`. It sets its own timesteps, one fewer
-than the example at steps that do not divide 1,000{without}.
+tokenizer=None)`, and rows of the table as `prompt_embeds` and `negative_prompt_embeds`. It sets its own timesteps{count}{without}.
 """
 WITHOUT_LINES = ", and lacks the five lines"
 VAE_NOTE = """\
@@ -128,6 +127,13 @@ def example(kerascv, vae_here, steps, scale, side, latent_scale, updates=False):
     )  # fmt: skip
 
 
+def pipeline_note(steps, kerascv):
+    """What is said of a pipeline of diffusers: how its timesteps differ in number from the example's, and what it lacks."""
+    ours = len(range(1, 1000, 1000 // steps))
+    count = f", {steps} where the example has {ours}" if ours != steps else ""
+    return PIPELINE_NOTE.format(count=count, without=WITHOUT_LINES if kerascv else "")
+
+
 def card(backbone, numerics, classes, dataset, *, vae_here, foreign, steps, scale, facts, base=None):
     """The text of the card.
 
@@ -150,7 +156,7 @@ def card(backbone, numerics, classes, dataset, *, vae_here, foreign, steps, scal
         facts="\n".join(f"| {name} | {markdown(value)} |" for name, value in facts.items()),
         example=example(kerascv, vae_here, steps, scale, backbone.latent_shape[0], backbone.latent_scale, bool(base)),
         difference=DIFFERENCE.format(networks=" and ".join(kerascv), measured=MEASURED) if kerascv else "",
-        pipeline_note=PIPELINE_NOTE.format(without=WITHOUT_LINES if kerascv else "") if vae_here and not base else "",
+        pipeline_note=pipeline_note(steps, kerascv) if vae_here and not base else "",
         more=" peft" if base else "", unet_note=UNET_NOTE.format(base=base) if base else "",
         vae_note="" if vae_here else VAE_NOTE,
     )  # fmt: skip

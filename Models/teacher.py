@@ -10,23 +10,27 @@ import logging
 import time
 
 from Experiment import presets
-from Experiment.files import write_json
+from Experiment.files import read_json, write_json
 from Experiment.locks import claimed, locked
 from Experiment.progress import progress
+from Experiment.randomness import random_stream
 from Experiment.records import describe_run, finished_run, identity
 from Models.augment import Augment
 from Models.classifier import Classifier
+from Models.fit_state import is_of_run
 from Models.runtime import CHOSEN, make_repeatable
 from Models.trained import load_best, train_and_save
 from Models.weight_cards import teacher_hash
 
 log = logging.getLogger("experiment")
 
+# Of its own: with that of its pupil, both would begin with the same weights and see the same order and augmentations.
+TEACHER_SEED = int(random_stream(presets.SEED, "teacher").integers(2**32))
 LEAST_STEPS = 16  # in an epoch of a small dataset; the paper's batch of 256 alone would leave RetinaMNIST 5
 
 
 def teacher(name, spec, splits, inputs, folder, augmentations=()):
-    """The experiment's teacher: loaded, or trained where there is none yet, always with the same seed.
+    """The experiment's teacher: loaded, or trained where there is none yet, always with the same seed of its own.
 
     Several processes may ask for it at the same time: one trains it, the others wait. An interrupted training goes on.
 
@@ -44,9 +48,10 @@ def teacher(name, spec, splits, inputs, folder, augmentations=()):
     Raises:
         UserError: The teacher that is there was trained on other data; it says what to remove. Or the loss is not finite.
     """
-    make_repeatable(presets.SEED)
-    classifier = Classifier(name, spec.resolution, spec.num_classes)
     args, record_file = teacher_arguments(name, len(splits.train.labels), augmentations), folder / "training.json"
+    args.seed = seed_there(folder, args, inputs)
+    make_repeatable(args.seed)
+    classifier = Classifier(name, spec.resolution, spec.num_classes)
     with locked(folder.with_name(folder.name + ".training")):
         if not finished_run(record_file, args, (), inputs, instead="use another --exp, or remove that folder"):
             with claimed(folder), progress(1, "teacher"):
@@ -65,10 +70,23 @@ def teacher(name, spec, splits, inputs, folder, augmentations=()):
     return classifier, found
 
 
+def seed_there(folder, args, inputs):
+    """The seed of the teacher that is there or was begun: that of earlier versions was the usual one, as of their pupils."""
+    record, earlier = folder / "training.json", argparse.Namespace(**{**vars(args), "seed": presets.SEED})
+    if record.exists():
+        begun = read_json(record).get("arguments", {}).get("seed") == presets.SEED
+    else:
+        begun = is_of_run(folder / "state.npz", identity(earlier, (), inputs))
+    if begun:
+        log.info("the teacher in %s is of an earlier version: it began with the weights that pupils with --seed %d begin with",
+                 folder, presets.SEED)  # fmt: skip
+    return presets.SEED if begun else TEACHER_SEED
+
+
 def teacher_arguments(name, images, augmentations=()):
     """What a teacher is trained with, as a run's arguments: the paper's values, with smaller batches for small datasets."""
     batch_size = max(1, min(presets.CLASSIFIER_BATCH, images // LEAST_STEPS))
     return argparse.Namespace(
-        classifier=name, epochs=presets.CLASSIFIER_EPOCHS, batch_size=batch_size, seed=presets.SEED, restart=False,
+        classifier=name, epochs=presets.CLASSIFIER_EPOCHS, batch_size=batch_size, seed=TEACHER_SEED, restart=False,
         augment="standard" if augmentations else "none", tf32=CHOSEN["tf32"],
     )  # fmt: skip

@@ -39,7 +39,13 @@ def compile_model(adapted, lr, steps, precision_name, gradient_checkpointing=Fal
             backbone.prediction_type,
         )  # fmt: skip
     # The encoder computes in float32 whatever the precision; gradients of low-rank updates are scaled in float32.
-    bfloat16 = isinstance(adapted, WholeNetwork) and adapted.part == "dif" and precision_name == "mixed_bfloat16"
+    # The sum of two halves' gradients has digits that bfloat16 has not.
+    bfloat16 = (
+        isinstance(adapted, WholeNetwork)
+        and adapted.part == "dif"
+        and precision_name == "mixed_bfloat16"
+        and side_by_side == 1
+    )
     optimizer = paper_optimizer(lr, steps, "bfloat16" if bfloat16 else "float32", average_power)
     model.compile(optimizer, "mse", jit_compile=jit_compile())
     model.optimizer.build(model.trainable_variables)

@@ -163,12 +163,24 @@ def compare_encoders(encoder, seed, *unets):
         unets: Files of epochs, or None. Published ones, and those of earlier versions, do not say, or not of which seed a
             fresh one was.
     """
+    if not any(unets):
+        warn_of_tuned([encoder])
     now = read_card(encoder)["sha256"] if encoder else fresh_encoder(seed)
     for path in filter(None, unets):
         then = read_card(path).get("class_encoder", now)
         if then != now and (then is not None or encoder):
             log.warning("%s was fine-tuned with another Class Encoder than %s", path, encoder or f"one that is {now}")
             return
+
+
+def warn_of_tuned(encoders):
+    """Warn where Class Encoders have learnt on a fine-tuned UNet and are to be used with the pretrained one.
+
+    Args:
+        encoders: Files of their epochs, or None.
+    """
+    if tuned := [path for path in filter(None, encoders) if read_card(path).get("unet_epoch")]:
+        log.warning("%s has learnt on a fine-tuned UNet, and is used with the pretrained one here", tuned[0])
 
 
 def other_inputs(folder, inputs, names, unknown=True):

@@ -4,8 +4,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from Experiment.downloads import download
-from Experiment.errors import UserError
+from Experiment.downloads import download, kind_of
+from Experiment.errors import PassingError, UserError
 from Experiment.files import file_hash
 from Models.weight_cards import read_card
 
@@ -83,14 +83,15 @@ class PublishedFile:
 
     def download(self, path):
         """Get the file from the first of its addresses that has it (UserError)."""
-        problems = []
+        problems, kind = [], UserError
         for url in self.urls:
             try:
                 return download(url + self.name, path, self.sha256)
             # Keras wraps every failure of a download in a plain Exception.
             except Exception as error:
                 problems.append(f"from {url}{self.name} ({error})")
-        raise UserError(
+                kind = PassingError if kind_of(error) is PassingError else kind
+        raise kind(
             f"{self.name} cannot be downloaded {', nor '.join(problems)} to {path.parent}. Get it by other "
             f"means (SHA-256 {self.sha256}) and put it there, or name its folder with --weights_dir."
         )

@@ -41,7 +41,10 @@ class Recipe:
 
     @property
     def identity(self):
-        return {"--seed": self.seed, "--images": self.images, "glyphs": self.glyphs, **(self.sources or {})}
+        sources = (
+            {"tars": len(self.sources), **self.sources} if self.sources else {}
+        )  # so that one that is gone is noticed
+        return {"--seed": self.seed, "--images": self.images, "glyphs": self.glyphs, **sources}
 
     def categories(self):
         """Names of the photographs' categories."""

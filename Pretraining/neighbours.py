@@ -24,6 +24,7 @@ COARSE, FINE, SEEN_AT = 8, 16, 32  # px: of what is compared first, of what is c
 # ten are above, the others full of fine detail; of 2,028 images of five evaluation sets none is: 0.962 at most.
 THRESHOLD = 0.97
 FLAT = 8.0  # of 255, standard deviation: images of less contrast correlate by chance and are not compared
+LEAST = 0.1  # the same of what only proposes where to look closely: fine texture is nearly flat at 8 px
 SCALES, POSITIONS = (1.0, 0.9, 0.8, 0.7), (0.0, 0.5, 1.0)  # of the shorter side; of the room that a crop leaves
 CANDIDATES = 3  # photographs that are looked at closely: a crop beside its place on the grid correlates less
 FIRST_STEP, LAST_STEP = 0.12, 0.01  # of a box's side: how far it is moved in search of the best place
@@ -45,18 +46,18 @@ def boxes(width, height):
     return found
 
 
-def normalised(vectors):
-    """Vectors (n, d) without their mean and of length 1; zero where they are flat."""
+def normalised(vectors, least):
+    """Vectors (n, d) without their mean and of length 1; zero where their standard deviation is below `least`."""
     centred = vectors - vectors.mean(1, keepdims=True)
     length = np.linalg.norm(centred, axis=1, keepdims=True)
-    flat = length < FLAT * vectors.shape[1] ** 0.5
+    flat = length < least * vectors.shape[1] ** 0.5
     return np.where(flat, 0, centred / np.maximum(length, 1e-6))
 
 
-def queries(images, side):
+def queries(images, side, least):
     """Thumbnails of images uint8 (N, H, W, 3), normalised, and of the mirrored ones: float32 (2, N, 3 side^2)."""
     both = np.stack([images, images[:, :, ::-1]])
-    return np.stack([normalised(np.stack([thumbnail(Image.fromarray(x), side) for x in some])) for some in both])
+    return np.stack([normalised(np.stack([thumbnail(Image.fromarray(x), side) for x in some]), least) for some in both])
 
 
 def nearest(images, folder, photographs):
@@ -68,14 +69,14 @@ def nearest(images, folder, photographs):
     Returns:
         Correlations float32 (N,), -1 for flat images, and indices of photographs int (N,).
     """
-    coarse, fine = queries(images, COARSE), queries(images, FINE)
+    coarse, fine = queries(images, COARSE, LEAST), queries(images, FINE, FLAT)
     found = [[] for _ in images]  # (correlation, photograph, box, mirrored), best first
     for start in range(0, len(photographs), BLOCK):
         crops = []
         for i, pixels in enumerate(read_photographs(folder, photographs[start : start + BLOCK]), start):
             picture = Image.fromarray(pixels)
             crops += [(i, box, thumbnail(picture, COARSE, box)) for box in boxes(*picture.size)]
-        products = coarse @ normalised(np.stack([vector for _, _, vector in crops])).T  # (2, N, crops)
+        products = coarse @ normalised(np.stack([vector for _, _, vector in crops]), LEAST).T  # (2, N, crops)
         for n in range(len(images)):
             found[n] = best_few(found[n], products[:, n], crops)
     best, index = np.full(len(images), -1, "float32"), np.zeros(len(images), int)
@@ -108,7 +109,7 @@ def place_of(query, picture, box):
     """The largest correlation of an image with boxes of a picture, by steps from a box that halve where none is better."""
 
     def correlation(box):
-        return float(normalised(thumbnail(picture, FINE, box)[None])[0] @ query)
+        return float(normalised(thumbnail(picture, FINE, box)[None], FLAT)[0] @ query)
 
     best, step = correlation(box), FIRST_STEP
     while step > LAST_STEP:

@@ -5,12 +5,14 @@ augmented image, and smooths what it says by 0.1 on top. Here it is asked once, 
 can be published with the dataset, and its answer is the target: its softmax at temperature 1, cross-entropy, no hard label.
 """
 
+import contextlib
 import logging
 import os
 
 import numpy as np
 
 from Experiment.files import atomic_path, plain_arrays
+from Experiment.locks import locked
 
 log = logging.getLogger("experiment")
 
@@ -32,6 +34,14 @@ def soft_labels(stored, teacher, teacher_hash, set_hash, classes):
         classes: Names of the classes, in the order of the columns.
     """
     path = soft_labels_file(stored.folder, teacher_hash)
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # beside a set that others own nothing is kept, and nobody waits
+            stack.enter_context(locked(path))
+        return read_or_asked(path, stored, teacher, teacher_hash, set_hash, classes)
+
+
+def read_or_asked(path, stored, teacher, teacher_hash, set_hash, classes):
+    """The same, by one process at a time."""
     made_of = {
         "set_sha256": set_hash, "teacher_sha256": teacher_hash, "side": str(stored.side), "resize": stored.mode,
     }  # fmt: skip

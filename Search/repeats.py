@@ -16,8 +16,15 @@ log = logging.getLogger("experiment")
 
 
 def best_trials(study):
-    """The completed trials of the best values, best first; of equal ones the earlier first."""
-    return sorted(trials(study, TrialState.COMPLETE), key=lambda trial: (-trial.value, trial.number))[:REPEATED]
+    """The completed trials of the best values, best first; of equal ones the earlier first.
+
+    Where all of them gave no accuracy when they were run again, the next best one is looked at too, and so on.
+    """
+    complete = sorted(trials(study, TrialState.COMPLETE), key=lambda trial: (-trial.value, trial.number))
+    count = REPEATED
+    while count < len(complete) and all(None in recorded(study, trial) for trial in complete[:count]):
+        count += 1
+    return complete[:count]
 
 
 def attribute(trial, i):
@@ -48,15 +55,21 @@ def run_missing_repeats(study, context, repeats):
     """Run and record the repeats that are missing, each once: by one process at a time."""
     if repeats:
         study.set_user_attr("repeats", repeats)
-    for trial, i in each(missing_repeats(study, repeats), "repeat"):
-        seed = (context.args.seed + i) % 2**63
-        try:
-            value = accuracy_again(context, trial, seed)
-            said = f"{value:.4f}"
-        except Unusable as error:
-            value, said = None, f"drops out: {error}"
-        study.set_user_attr(attribute(trial, i), value)
-        log.info("trial %3d again, seed %d -> %s%s", trial.number, seed, said, said_mean([trial.value, value]))
+    while missing := missing_repeats(study, repeats):  # again where all have dropped out
+        for trial, i in each(missing, "repeat"):
+            run_repeat(study, context, trial, i)
+
+
+def run_repeat(study, context, trial, i):
+    """Run and record the ith repeat of a trial."""
+    seed = (context.args.seed + i) % 2**63
+    try:
+        value = accuracy_again(context, trial, seed)
+        said = f"{value:.4f}"
+    except Unusable as error:
+        value, said = None, f"drops out: {error}"
+    study.set_user_attr(attribute(trial, i), value)
+    log.info("trial %3d again, seed %d -> %s%s", trial.number, seed, said, said_mean([trial.value, value]))
 
 
 def said_mean(values):
@@ -81,11 +94,9 @@ def chosen(study, repeats):
     """The trial that the search chooses, and the values of its runs.
 
     Raises:
-        UserError: None of the best trials gave an accuracy in every repeat.
+        UserError: No completed trial gave an accuracy in every repeat.
     """
     trial, values = ranked(study, repeats)[0]
     if None in values:
-        raise UserError(
-            f"none of the best {REPEATED} trials gave an accuracy when it was run again. Raise --n_trials, or --repeats 0."
-        )
+        raise UserError("no completed trial gave an accuracy when it was run again: raise --n_trials.")
     return trial, values

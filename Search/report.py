@@ -23,6 +23,7 @@ from sheets import MAX_SHEET_ROWS, side_by_side
 log = logging.getLogger("experiment")
 
 SHEET_COLUMNS = 8
+BEST_AND_WORST = "best_and_worst.png"
 MEASUREMENT = 2**32  # the repeat whose seed is that of the measurement on test: no trial runs so often
 
 
@@ -90,7 +91,7 @@ def measure(args, context, test, best):
         scores = context.scores(test)
         top = {"top_1": scores["top_1_accuracy"], "top_5": scores["top_5_accuracy"]}
         intervals = {key: list(binomial_interval(value, len(test.labels))) for key, value in top.items()}
-        results[name] = top | {"interval": intervals, "epoch": epoch, "images": count}
+        results[name] = top | {"interval": intervals, "is": steps, "ugs": scale, "epoch": epoch, "images": count}
         log.info(
             "test, %-6s: steps %d, scale %.2f, epoch %d, %d images -> top-1 %.4f, top-5 %.4f",
             name, steps, scale, epoch, count, *top.values(),
@@ -115,7 +116,7 @@ def contact_sheet(context, study, best, folder):
         context.load(epoch)
         sheets.append(context.images(steps, scale, numbers, bad_too=True, **levers))
         titles.append(f"{kind}: trial {trial.number}, {steps} steps, scale {scale:.2f}, epoch {epoch}: {gave(trial)}")
-    return side_by_side(*sheets, labels, class_names(context.spec), folder / "best_and_worst.png", titles)
+    return side_by_side(*sheets, labels, class_names(context.spec), folder / BEST_AND_WORST, titles)
 
 
 def repeats_of(study, trial):

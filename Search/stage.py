@@ -30,9 +30,9 @@ from Search.repeats import (
     said_mean,
     wanted_repeats,
 )  # fmt: skip
-from Search.report import contact_sheet, measure, progress_lines, trial_line, write_trials
+from Search.report import BEST_AND_WORST, contact_sheet, measure, progress_lines, trial_line, write_trials
 from Search.settings import as_flags, levers_used, settings_of
-from Search.steps import note_steps, with_origin
+from Search.steps import forget_steps, note_steps, with_origin
 from Search.studies import FINISHED, delete_study, open_study, pruner, run_trials
 from Search.trials import objective, warm_start
 from Search.workers import sweep_stale_trials, trials
@@ -51,6 +51,11 @@ def begin_study(args, known):
     name, lock = known.experiment.study_name(args.train_model), known.folder.parent / "study"
     if args.restart:
         thrown_away = delete_study(known.address, name, lock, known.best_file)
+        for file in [*known.folder.glob("*.png"), *known.folder.glob("*.csv")]:  # they show its trials
+            if not file.name.startswith("."):  # a worker that still draws
+                file.unlink(missing_ok=True)
+        forget_steps(known.experiment, args.train_model)
+        try_to_draw("the steps that are left", experiment_pipeline_bars, args.root, args.exp)
         log.info("throwing away the study %s with %d trials", name, thrown_away)
     study = open_study(known.address, name, args.seed, pruner(args.pruner, args.epochs), args.optimize, lock)
     with locked(lock):  # workers that begin together: the first one names the settings, and what is tried first
@@ -155,9 +160,9 @@ def measure_best(args, known, study, context, started):
             encoders = weights_hashes(saved_epochs(known.experiment.part_dir("enc")), known.inputs["classes"]).values()
             note_steps(known.experiment.pipeline_file, known.spec.name, args.train_model, results, encoders)
             try_to_draw("the steps so far", experiment_pipeline_bars, args.root, args.exp)
-            if args.save_plots:
-                sheet = try_to_draw("best and worst", contact_sheet, context, study, best, known.folder)
-                log.info("  %s", sheet or "no sheet of the best and the worst")
+        if args.save_plots:  # of a search that goes on another trial may be the worst
+            sheet = try_to_draw("best and worst", contact_sheet, context, study, best, known.folder)
+            log.info("  %s", sheet or "no sheet of the best and the worst")
         steps, scale, epoch, levers = settings_of(best)
         inputs = {**known.inputs, "epoch": known.hashes[str(epoch)]}
         found = {
@@ -197,6 +202,8 @@ def report(args, known, study, started):
     if args.save_plots:
         for plot in search_plots(study, known.folder):
             log.info("  %s", plot)
+        if not (known.folder / BEST_AND_WORST).exists():
+            log.info("  samples of the best and the worst trial are drawn as a search ends, with --save_plots")
     log.info("all trials -> %s", table)
     if args.objective == "pareto":
         report_pareto(args, study, known.folder)

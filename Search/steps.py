@@ -2,13 +2,15 @@
 
 import logging
 
-from Experiment.files import change_json
+from Experiment.files import change_json, read_json, write_json
+from Experiment.locks import locked
 from Experiment.records import short
-from Experiment.results import STEP_TRAINING, steps_trained_otherwise
+from Experiment.results import FINE_TUNED, STEP_TRAINING, TRANSFERRED, step_3_otherwise, steps_trained_otherwise
+from plots import SCORES
 
 log = logging.getLogger("experiment")
 
-STAGE_NAMES = {"enc": "After Transfer Learning", "dif": "After Fine-Tuning"}
+STAGE_NAMES = {"enc": TRANSFERRED, "dif": FINE_TUNED}
 
 
 def with_origin(steps, args, known):
@@ -60,6 +62,24 @@ def note_steps(file, dataset, part, steps, encoders):
         stages[STAGE_NAMES[part]] = steps
         if told := steps_trained_otherwise(stages):
             log.warning("the classifiers of the two searches have learnt otherwise: %s", told)
+        if told := step_3_otherwise(stages):
+            log.warning("%s", told)
         return results
 
     change_json(file, noted)
+
+
+def forget_steps(experiment, part):
+    """Take the steps of a search that is thrown away out of the results of an `Experiment`, and their pictures away."""
+    file = experiment.pipeline_file
+    if not file.exists():
+        return
+    with locked(file):
+        results = read_json(file)
+        results.get(experiment.dataset, {}).pop(STAGE_NAMES[part], None)
+        if left := {name: stages for name, stages in results.items() if stages}:
+            write_json(file, left)
+        else:
+            file.unlink()
+    for score in SCORES:
+        experiment.pipeline_plot(score).unlink(missing_ok=True)

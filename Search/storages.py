@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import re
+import sqlite3
 import sys
 from urllib.parse import unquote
 
@@ -44,9 +45,19 @@ def database_errors(address):
         if not refused or isinstance(error, UserError):
             raise
         said = " ".join(without_password(refused[-1], address).split())[:300]
+        if any(map(lasts, causes)):
+            raise UserError(
+                f"--storage {masked(address)} cannot be written: {said}. What it has recorded is kept."
+            ) from None
         raise DatabaseError(
             f"--storage {masked(address)} refuses: {said}. What it has recorded is kept; run again when it is back."
         ) from None
+
+
+def lasts(error):
+    """Whether an error of SQLite stays until somebody does something: the disk is full, or the file may not be written."""
+    code = getattr(getattr(error, "orig", error), "sqlite_errorcode", None)
+    return code is not None and code & 0xFF in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY)  # the rest says why
 
 
 def without_password(error, address):
@@ -141,6 +152,7 @@ def open_storage(address):
     except Exception as error:
         # The general class, which is none of its subclasses: the file is damaged, or no database. It stays so.
         passing = isinstance(error, sqlalchemy.exc.DBAPIError) and type(error) is not sqlalchemy.exc.DatabaseError
+        passing = passing and not lasts(error)
         kind = DatabaseError if passing else UserError
         said = without_password(error, address)
         raise kind(f"--storage {masked(address)} cannot be opened: {said}") from None

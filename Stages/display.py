@@ -23,14 +23,15 @@ class Display:
     Args:
         stages: A list of `Stage`.
         work: {stage: GFLOP}, see `Stages.work`.
+        shares: {stage: {part: share}} of searches.
 
     Attributes:
         live: Whether there is a bar: then the stages leave out lines that only tell how far they are.
         runs: {stage: Running} of those that were begun.
     """
 
-    def __init__(self, stages, work):
-        self.stages, self.work, self.runs, self.bar = stages, work, {}, None
+    def __init__(self, stages, work, shares=None):
+        self.stages, self.work, self.shares, self.runs, self.bar = stages, work, shares or {}, {}, None
         self.started, self.live = time.monotonic(), sys.stderr.isatty()
 
     @contextlib.contextmanager

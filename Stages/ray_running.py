@@ -20,6 +20,7 @@ from Experiment.paths import REPOSITORY
 from Experiment.text import one_line
 from Stages.ray_task import LOOK, Board, absent, run_command, software
 from Stages.running import Running
+from Stages.stages import FILES
 
 REQUIREMENTS = "cluster/ray-requirements.txt"
 ANSWER = 10  # s in which the cluster must answer; Ray by itself tries for minutes
@@ -196,7 +197,7 @@ class RayRunning(Running):
         while self.code is None:
             ended = self.cluster.ended(self.task)
             for line, is_error in self.cluster.said(self.key):
-                self.take(line, sys.stderr if is_error else sys.stdout)
+                self.pass_on(line, sys.stderr if is_error else sys.stdout)
             if not ended:
                 if self.stopping:  # more than once: an interrupt can be lost in a busy worker
                     self.cluster.cancel(self.task)
@@ -214,17 +215,29 @@ class RayRunning(Running):
             else:
                 self.code = 128 + signal.SIGTERM if code is None else code
         self.seconds = time.time() - started
+        if self.lost:
+            raise self.lost
 
     def stop(self):
         self.stopping = True
 
 
+def value_of(flags, name, default):
+    """The value that a command line gives to a flag."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument(name, dest="value", default=default)
+    return parser.parse_known_args(flags)[0].value
+
+
 def repeats_of(flags):
     """How many repeats the command line of a classifier asks for; 1 where it is one of several."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--repeats", default="1")
-    repeats = parser.parse_known_args(flags)[0].repeats
+    repeats = value_of(flags, "--repeats", "1")
     return int(repeats) if repeats.isdigit() else 1
+
+
+def on_a_server(flags):
+    """Whether the command line of a search names a database that several machines share: no file."""
+    return not value_of(flags, "--storage", "sqlite").startswith(FILES)
 
 
 def divided(work, slots, one_machine=False, carried=False):
@@ -233,7 +246,7 @@ def divided(work, slots, one_machine=False, carried=False):
 
     The last shard to end writes the manifest, the last repeat tests all; on several machines the undivided command does it
     after them, since none is sure to see all of the others. Sets that are filtered, or made anew, are not divided; nor are searches that
-    are begun anew, whose study is the usual file of SQLite, which several machines cannot share, or whose files travel:
+    are begun anew, whose study is a file, which several machines cannot share, or whose files travel:
     which worker measures the best trial is settled by a lock in their folder.
 
     Args:
@@ -248,7 +261,12 @@ def divided(work, slots, one_machine=False, carried=False):
         count, what = 1, ""
         if stage.script == "generate_dataset" and not {"--filter", "--restart", "--shard"} & given:
             count, what = slots, "shard"
-        elif stage.script == "hyp_opt" and not ALONE & given and not carried and (one_machine or "--storage" in given):
+        elif (
+            stage.script == "hyp_opt"
+            and not ALONE & given
+            and not carried
+            and (one_machine or on_a_server(stage.flags))
+        ):
             count, what = min(slots, SEARCH_WORKERS), "worker"
         elif stage.script == "classifier_training" and not {"--restart", "--train"} & given:
             count, what = repeats_of(stage.flags), "repeat"

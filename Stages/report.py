@@ -14,13 +14,22 @@ from Experiment.levers import in_words, levers_on
 from Experiment.predictions import AGAINST_LARGEST, COMPARED, compared_in_words, no_better_than_largest
 from Experiment.progress import duration
 from Experiment.records import short
-from Experiment.results import all_doubts, interval_of, recorded_training, steps_trained_otherwise, top_5_in_words
+from Experiment.results import (
+    FINE_TUNED,
+    TRANSFERRED,
+    all_doubts,
+    interval_of,
+    recorded_training,
+    step_3_otherwise,
+    steps_trained_otherwise,
+    top_5_in_words,
+)
 
 STEPS = [
-    ("1 after transfer learning", "After Transfer Learning", "no_opt"),
-    ("2 after the first search", "After Transfer Learning", "opt"),
-    ("3 after fine-tuning", "After Fine-Tuning", "no_opt"),
-    ("4 after the final search", "After Fine-Tuning", "opt"),
+    ("1 after transfer learning", TRANSFERRED, "no_opt"),
+    ("2 after the first search", TRANSFERRED, "opt"),
+    ("3 after fine-tuning", FINE_TUNED, "no_opt"),
+    ("4 after the final search", FINE_TUNED, "opt"),
 ]
 SEARCHES = {"enc": "first search, after transfer learning", "dif": "final search, after fine-tuning"}
 CURVES = {"enc": "Loss of transfer learning by epoch", "dif": "Loss of fine-tuning by epoch"}
@@ -164,12 +173,14 @@ def steps_part(experiment, num_classes):
         for name, of in entries
     ]
     plot = pages.figure_if_there(experiment.pipeline_plot("top_1"), "Accuracy after each step")
-    told = steps_trained_otherwise({stage: found[stage] for _, stage, _ in STEPS})
+    stages = {stage: found[stage] for _, stage, _ in STEPS}
+    told, other = steps_trained_otherwise(stages), step_3_otherwise(stages)
     return pages.section(
         "Steps of the adaptation",
         pages.table(["step", "top-1", "95 % interval", "top-5"], rows),
         doubts_part(entry for _, entry in entries),
         pages.paragraph(f"The classifiers of the two searches have learnt otherwise: {told}.") if told else "",
+        pages.paragraph(f"{other[0].upper()}{other[1:]}.") if other else "",
         plot,
     )
 
@@ -217,7 +228,7 @@ def audit_part(experiment, sets, classes, common):
     if not parts:
         flags = [*common, "--synthetic_dir", str(sets[-1])]
         there = any(audit_file(folder).exists() for folder in sets)
-        told = "One is there, of other images or classifiers than those of now" if there else "None was made"
+        told = "One is there, of other images or classifiers than those of now" if there else "None lies beside the set"
         told += ": how near the images come to single training images is not known. This command makes one:"
         parts = [pages.paragraph(told), pages.code([f"python audit_dataset.py {shlex.join(flags)}"])]
     return pages.section("Audit", *parts)

@@ -78,19 +78,24 @@ class Running:
     def read(self, output, to):
         """Pass lines on. Where that fails the stage is stopped, and read to its end: it would wait for a reader for ever."""
         for line in output:
-            try:
-                self.take(line, to)
-            except OSError as error:  # the disk that our own output goes to is full, or its reader is gone
-                if not self.lost:
-                    self.lost = error
-                    self.stop()
+            self.pass_on(line, to)
+
+    def pass_on(self, line, to):
+        try:
+            self.take(line, to)
+        except OSError as error:  # the disk that our own output goes to is full, or its reader is gone
+            if not self.lost:
+                self.lost = error
+                self.stop()
 
     def take(self, line, to):
         """Pass a line on. The one that ends a script on a mistake or a stop becomes part of the pipeline's own."""
         if line.startswith(MARK):
             with contextlib.suppress(ValueError):  # cut off, where the process was killed
                 self.parts = json.loads(line.removeprefix(MARK))
-                self.fraction = max(self.fraction, fraction(self.stage.script, self.parts))
+                self.fraction = max(
+                    self.fraction, fraction(self.stage.script, self.parts, self.display.shares.get(self.stage))
+                )
                 self.first = self.first or (time.monotonic(), self.fraction)
         elif last := self.last_line.match(line):
             self.said = last[1].removesuffix(GOES_ON)

@@ -10,7 +10,8 @@ GUIDED = 2  # passes a step with guidance
 TEACHER = 0.4  # of a classifier's stage that has a teacher to train first, about
 START_UP = 15.0  # s of a stage until it computes
 
-# Parts of a stage as its messages name them, in their order, and their shares of its time.
+# Parts of a stage as its messages name them, in their order, and their shares of its time: of a search of five trials, if
+# nobody knows of how many, see `search_shares`.
 SHARES = {
     "SD_adapting": {"step": 1.0},
     "hyp_opt": {"trial": 0.4, "repeat": 0.3, "measurement": 0.3},
@@ -34,26 +35,48 @@ def operations(script, args, spec, steps):
         return TRAINING * spec.train_size * args.epochs * gflop
     if script == "generate_dataset":
         return args.img_total * steps * sampling
-    learning = (
-        TRAINING * CLASSIFIER.get(args.classifier, CLASSIFIER["resnet20"]) * (spec.resolution / 32) ** 2
-    )  # an epoch of an image
     if script == "classifier_training":
         seen = spec.unit * (args.take if args.synthetic else 1) * args.epochs * args.repeats
         if args.labels == "soft":  # of sizes that are trained side by side each waits for the teacher
             seen += spec.train_size * presets.CLASSIFIER_EPOCHS / 2  # it ends early
-        return seen * learning
+        return seen * learning(args, spec)
+    return sum(search_operations(args, spec, steps).values())
+
+
+def learning(args, spec):
+    """GFLOP of an epoch of a classifier for an image."""
+    return TRAINING * CLASSIFIER.get(args.classifier, CLASSIFIER["resnet20"]) * (spec.resolution / 32) ** 2
+
+
+def search_operations(args, spec, steps):
+    """The same of the parts of a search: {"trial" | "repeat" | "measurement": GFLOP}."""
+    sampling = GUIDED * BACKBONES[args.backbone].gflop
     default_steps = presets.STEPS_OF_SOLVER[args.solver] if args.train_model == "enc" else steps
-    runs = args.n_trials / 2 + 3 * args.repeats  # half of a trial: many end on a lower rung
-    return runs * args.num_imgs * (steps * sampling + args.epochs * learning) + args.test_imgs * (
-        (default_steps + steps) * sampling + 2 * args.epochs * learning
-    )
+    run = args.num_imgs * (steps * sampling + args.epochs * learning(args, spec))
+    both = (default_steps + steps) * sampling + 2 * args.epochs * learning(args, spec)
+    # Half of a trial: many end on a lower rung.
+    return {"trial": args.n_trials / 2 * run, "repeat": 3 * args.repeats * run, "measurement": args.test_imgs * both}
 
 
-def fraction(script, parts):
-    """How far a stage is, 0..1, by the messages of `Experiment.progress`: a list of [unit, done, total, note]."""
-    shares = SHARES[script]
+def search_shares(args, spec, steps):
+    """The parts of a search and their shares of its time."""
+    parts = search_operations(args, spec, steps)
+    return {name: operations / sum(parts.values()) for name, operations in parts.items()}
+
+
+def fraction(script, parts, shares=None):
+    """How far a stage is, 0..1, by the messages of `Experiment.progress`: a list of [unit, done, total, note].
+
+    Args:
+        script: Name of the script.
+        parts: The messages.
+        shares: Of its parts, those of `SHARES` if None.
+    """
+    shares = shares or SHARES[script]
     if parts and parts[0][0] == "teacher":
-        return TEACHER * fraction(script, parts[1:])  # then its own training, of which the beginning has been shown
+        return TEACHER * fraction(
+            script, parts[1:], shares
+        )  # then its own training, of which the beginning has been shown
     for unit, done, total, _ in parts:
         if unit in shares:
             before = sum(list(shares.values())[: list(shares).index(unit)])

@@ -172,10 +172,11 @@ class Subject:
         folder, cost = (None, 0) if variant.real else self.generated(variant)
         exp = f"c{name.removesuffix('_4x')}"  # one teacher for both sizes
         self.classify(exp, variant, self.args.repeats, folder)
+        made = {} if variant.real else read_manifest(folder)
         return {
             "dataset": self.name, "seed": self.seed, "variant": name, "passes": cost,
-            "seconds": round(time.time() - started, 1), **self.scores(exp, variant),
-            "precision": None if variant.real else read_manifest(folder)["precision"], "recipe": self.recipe,
+            "seconds": round(time.time() - started, 1), **self.scores(exp, variant), "precision": made.get("precision"),
+            "adapted": short(made["weights"]["dif"]) if made else None, "recipe": self.recipe,
         }  # fmt: skip
 
     def scores(self, exp, variant):

@@ -56,15 +56,30 @@ def machines(rows):
             for dataset, where in sorted(of)]  # fmt: skip
 
 
+def two_adaptations(one, other):
+    """Whether the sets of two rows of a seed are of two adapted models, as far as is known; real images are of none."""
+    both = [VARIANTS[row["variant"]] for row in (one, other)]
+    if any(variant.real for variant in both):
+        return False
+    if len({(variant.enc, variant.dif, variant.tuned) for variant in both}) > 1:
+        return True
+    hashes = {row["adapted"] for row in (one, other) if "adapted" in row}  # rows of earlier versions do not say
+    return len(hashes) > 1
+
+
 def difference(mine, others):
-    """A difference of accuracies in points with its interval; empty where there is nothing to compare with."""
+    """A difference of accuracies in points with its interval; empty where there is nothing to compare with.
+
+    No word stands beside those of two adapted models of one seed each: the interval is of repeats on the two sets alone.
+    """
     if not others or others is mine:
         return ""
     by_seed = max(len(mine), len(others)) > 1
+    two_models = not by_seed and two_adaptations(mine[0], others[0])
     ours, theirs = hits(mine, by_seed), hits(others, by_seed)
     interval = difference_interval(ours, theirs)
     low, high = (100 * x for x in interval)
     alone = len(ours) == len(theirs) == 1
     found = verdict(interval, alone)
     said = f"{100 * (ours.mean() - theirs.mean()):+.1f} ({low:+.1f} to {high:+.1f})"
-    return said if found.startswith("no") else f"{said} {found}" if alone else f"{said} **{found}**"
+    return said if two_models or found.startswith("no") else f"{said} {found}" if alone else f"{said} **{found}**"

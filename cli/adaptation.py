@@ -70,6 +70,8 @@ def set_up(args, known, diffusion, precision_name):
              "learned_from": before + [seen] * (seen not in before)}  # fmt: skip
     if args.train_model == "dif":
         facts["class_encoder"] = known.inputs["weights"].get("enc") or fresh_encoder(args.seed)
+    elif known.epochs["dif"]:
+        facts["unet_epoch"] = known.inputs["weights"]["dif"]
     adapted = adaptation(diffusion, args.train_model, facts, known.updates, args.seed, known.epochs["dif"])
     fit_levers, compiled, recorded = training_levers(args, diffusion.backbone)
     steps = -(-len(known.train.labels) // args.batch_size) * args.epochs

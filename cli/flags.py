@@ -141,7 +141,8 @@ def new_parser(doc, exp_required=False, script=None):
     parser.add_argument(
         "--resolution",
         type=integer(4, 1024),
-        help="side in px at which classifiers see the images (the dataset's; of an image folder the median, at most 128)",
+        help="side in px at which classifiers see the images (the dataset's, or the set's; of an image folder the median, at most 128); of an "
+        "image folder it is what the generator learns from, too",
     )
     parser.add_argument(
         "--background",

@@ -205,7 +205,7 @@ def run(stage, parse_args, plan, starts_keras=True):
             close_bars()
         try:
             saved = getattr(stop, "saved", lambda: "nothing is lost that was saved before")()
-        except (UserError, OSError) as error:  # the folder may be gone
+        except Exception as error:  # the folder may be gone, or the database: what has ended the stage is told
             saved = f"what is saved cannot be read ({error})"
         then = getattr(stop, "again", "goes on from there")
         with contextlib.suppress(OSError):

@@ -10,7 +10,7 @@ def add_sampling_levers(parser):
     """The flags of the two scripts that generate images."""
     parser.add_argument(
         "--solver", default=OFF["solver"], choices=list(DEFAULT_SPACINGS),
-        help="ddim as published, or dpmpp: DPM-Solver++(2M), for 6 to 15 steps (ddim)",
+        help="ddim as published, or dpmpp: DPM-Solver++(2M), for few steps, searched from 5 to 15 (ddim)",
     )  # fmt: skip
     parser.add_argument(
         "--guidance_interval", nargs=2, type=number(0), metavar=("LO", "HI"),

@@ -482,6 +482,11 @@ def test_an_interrupted_look_goes_on_after_its_last_piece(tmp_path, monkeypatch)
     cut = see(tmp_path / "cut.npy", labels, read, extractors)
     assert asked == [20, 30] and np.array_equal(cut.rows, whole.rows)
     assert cut.good.tolist() == [i for i in range(40) if i != 13] and not list(tmp_path.glob("*begun*"))
+    del cut
+    with open(tmp_path / "cut.npy", "rb+") as file:
+        file.truncate(300)
+    with pytest.raises(UserError, match="cut.npy is damaged .*: delete it, and it is made again"):
+        see(tmp_path / "cut.npy", labels, read, extractors)
 
 
 # The script

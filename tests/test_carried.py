@@ -706,7 +706,7 @@ def test_one_pipeline_at_a_time_carries(tmp_path, monkeypatch):
     monkeypatch.setattr(pipeline, "Cluster", lambda *_: types.SimpleNamespace(
         check_paths=lambda paths: None, slots=1, one_machine=True, running=None, close=lambda: None))  # fmt: skip
     args = argparse.Namespace(ray="x:1", carry=True, root=tmp_path, exp="e", backbone="mini", data_dir=tmp_path)
-    known = argparse.Namespace(spec=argparse.Namespace(name="mine"), work={}, paths=[])
+    known = argparse.Namespace(spec=argparse.Namespace(name="mine"), work={}, shares={}, paths=[])
     begin = "from Experiment.locks import claim; claim(sys.argv[1], sys.argv[2])"
     other = [sys.executable, "-c", f"import sys; {begin}", str(tmp_path / "Checkpoints/.carried"), "-e-mine"]
     with pipeline.start_runner(args, known):

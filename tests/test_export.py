@@ -19,7 +19,7 @@ import export_dataset
 from Data import export, export_images
 from Data.export import FORMATS, folder_name, folder_names
 from Data.export_images import ExportedImage, SetToExport
-from Data.marking import DIGITAL_SOURCE_TYPE, has_mark
+from Data.marking import COMPOSITE, DIGITAL_SOURCE_TYPE, has_mark
 from Data.measured import audit_file, audit_tables
 from Data.npz import read_npz
 from Data.registry import class_names, dataset_spec
@@ -27,7 +27,7 @@ from Data.resizing import resize, square
 from Data.synthetic import SyntheticWriter, recipe, set_identity
 from Experiment import files
 from Experiment.errors import UserError
-from Experiment.files import atomic_folder, file_hash, write_json
+from Experiment.files import atomic_folder, file_hash, read_json, write_json
 from Experiment.paths import REPOSITORY, Experiment
 
 SETTINGS = {"seed": 5, "ugs": 1.5, "inf_steps": 20, "enc_epoch": 3, "dif_epoch": 4, "backbone": "mini", "exp": "e",
@@ -164,8 +164,20 @@ def test_npz_has_medmnists_keys_and_the_size_of_the_real_images(root):
         assert data["train_images"].shape == (23, 8, 8, 3)
 
 
+def test_the_resolution_is_that_at_which_the_set_was_made(root, caplog):
+    manifest = set_of(root) / "manifest.json"
+    write_json(manifest, read_json(manifest) | {"learned_from": [{"resolution": 6, "train": "0" * 64}]})
+    for flags, side in (((), 6), (("--resolution", "8"), 8)):
+        caplog.clear()
+        with caplog.at_level("INFO"), np.load(exported(root, "npz", *flags, to=f"out{side}") / "digits.npz") as data:
+            assert data["train_images"].shape == (23, side, side, 3)
+        assert ("real images are seen at 6 px, as when" in caplog.text) is (not flags)
+
+
 def test_real_images_come_only_when_asked_for(root):
     folder = exported(root, "npz", "--with_real")
+    with np.load(folder / "digits.npz") as data:
+        assert data.zip.comment == COMPOSITE.encode() and COMPOSITE in (folder / "README.md").read_text()
     splits = read_npz(folder / "digits.npz")
     assert {name: len(labels) for name, (_, labels) in splits.items()} == {"train": 23, "val": 297, "test": 500}
     assert "`val_images` and `test_images` are real images" in (folder / "README.md").read_text()
@@ -480,7 +492,7 @@ def test_the_card_says_what_how_and_of_what(root):
     text = (exported(root, "hf") / "README.md").read_text()
     for said in ("23 images of 10 classes, every one generated", "arxiv.org/abs/2405.02698", "| inference steps | 20 |", "d" * 64,
                  SetToExport(made, dataset_spec("digits")).sha256, "Optical Recognition of Handwritten Digits", DIGITAL_SOURCE_TYPE,
-                 "No accuracy was measured", "None was made", "Not meant for diagnosis", "CC BY 4.0", "@article{lomurno2024stable"):  # fmt: skip
+                 "No accuracy was measured", "None lies beside the set", "Not meant for diagnosis", "CC BY 4.0", "@article{lomurno2024stable"):  # fmt: skip
         assert said in text
     card = front_matter(root / "out")
     assert (card["pretty_name"], card["size_categories"], card["tags"][0]) == (
@@ -533,7 +545,7 @@ def test_the_card_shows_accuracies_of_its_recipe_alone(root):
                     "| resnet56 | 700 generated images and 300 real ones | real_share 0.3 | 0.9000 | 0.8700 to 0.9200 | "
                     "0.9900 | not measured |"]  # fmt: skip
     assert "| none | nothing: always the largest class | nothing | 0.1250 |  |  | 0.1000 |" in text
-    assert "None was made" not in text
+    assert "None lies" not in text
     write_json(audit_file(made), {"brief": tables, "figures": {}, "of": {"set": "f" * 64}})
     shutil.rmtree(root / "out")
     text = (exported(root, "folders", "--synthetic_dir", str(made)) / "README.md").read_text()

@@ -604,6 +604,12 @@ def test_every_stage_follows_the_weights(small, tmp_path):
     with pytest.raises(UserError, match=r"other inputs: weights.image_encoder .*weights.unet"):
         SD_adapting.plan(SD_adapting.parse_args([*flags, "--weights", str(other), "--train_model", "dif"]))
     assert stored_following(made / "epoch1.weights.h5") == Following(DIFFUSERS, "v_prediction")
+    told = place / "scheduler/scheduler_config.json"
+    before = told.read_text()
+    told.write_text(json.dumps(SCHEDULER))  # the weights and their hash stay
+    with pytest.raises(UserError, match="other inputs: predicts v_prediction .now epsilon"):
+        SD_adapting.plan(SD_adapting.parse_args([*own, "--train_model", "dif"]))
+    told.write_text(before)
 
     # The UNet that an epoch replaces is not looked at: it need not even be there.
     for name in ("unet", "scheduler"):

@@ -369,9 +369,28 @@ def test_a_unet_that_was_fine_tuned_with_another_class_encoder_is_told(tiny, fol
     assert not warned(generate_dataset, *made) and not warned(hyp_opt, *searched)
     trained("--seed", 7, "--restart")
     assert warned(generate_dataset, *made) and warned(hyp_opt, *searched)
+    assert warned(SD_adapting, "--train_model", "dif", "--dif_epoch", "1")
     card = card_path(epoch_path(Experiment(tmp_path / "out", "x", "pets").part_dir("dif"), 1))
     write_json(card, {name: value for name, value in read_json(card).items() if name != "class_encoder"})
     assert not warned(generate_dataset, *made)  # of an earlier version
+
+
+def test_a_class_encoder_that_has_learnt_on_a_fine_tuned_unet_is_told_of_with_the_pretrained_one(
+    tiny, folder, tmp_path, caplog
+):
+    for flags in ([], ["--train_model", "dif", "--enc_epoch", 1], ["--enc_epoch", 1, "--dif_epoch", 1]):
+        known, args = adapted(folder, tmp_path / "out", "--epochs", 1, *flags)
+        SD_adapting.adapt(args, known)
+    common = ["--dataset", str(folder), "--exp", "x", "--backbone", "tiny", "--root", str(tmp_path / "out")]
+    for script, flags, warned in (
+        (generate_dataset, ["--img_total", "4", "--enc_epoch", "2", "--dif_epoch", "0"], True),
+        (generate_dataset, ["--img_total", "4", "--enc_epoch", "1", "--dif_epoch", "0"], False),
+        (generate_dataset, ["--img_total", "4", "--enc_epoch", "2", "--dif_epoch", "1"], False),
+        (hyp_opt, ["--train_model", "enc"], True),
+    ):
+        caplog.clear()
+        script.plan(script.parse_args([*common, *flags]))
+        assert ("has learnt on a fine-tuned UNet" in caplog.text) is warned
 
 
 def test_a_fresh_class_encoder_is_the_same_in_every_stage_of_a_seed(tiny, folder, tmp_path, caplog):

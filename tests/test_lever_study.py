@@ -27,7 +27,7 @@ def study(tmp_path, monkeypatch):
     def planned(args):
         folder = tmp_path / f"set of {args.exp}"
         folder.mkdir(exist_ok=True)
-        (folder / "manifest.json").write_text('{"total": 1000, "precision": "float32"}')
+        (folder / "manifest.json").write_text('{"total": 1000, "precision": "float32", "weights": {"dif": "d"}}')
         return SimpleNamespace(folder=folder)
 
     def run(*flags):
@@ -142,6 +142,18 @@ def test_several_trainings_are_compared_by_seeds_where_there_are_some():
     low, high = (100 * x for x in difference_interval(ours, theirs))
     assert ours.shape == (1, 100) and theirs.shape == (3, 100)
     assert f"+40.0 ({low:+.1f} to {high:+.1f})" in table([*seeds, *alone])[-1]
+
+
+def test_no_word_stands_beside_sets_of_two_adapted_models_of_one_seed_each():
+    right, wrong = "1" * 90 + "0" * 10, "1" * 50 + "0" * 50
+    real, plain = rows_of("real", right, right), rows_of("plain", wrong, wrong) | {"adapted": "a"}
+    soft, same, other = rows_of("soft", right, right), {"adapted": "a"}, {"adapted": "b"}
+    for row, word in ((soft | same, True), (soft | other, False), (soft, True), (rows_of("ema", right, right), False)):
+        lines = [line.split(" | ") for line in table([real, plain, row])[2:]]
+        told = {line[1]: line for line in lines}
+        against_plain = told[f"`{row['variant']}`"][-2]
+        assert against_plain.endswith("**better**") is word and "+40.0" in against_plain
+        assert "**worse**" in told["`plain`"][-1]  # real images are of no model
 
 
 def test_the_published_rate_is_compared_with_itself():

@@ -77,7 +77,9 @@ def test_erase_paints_a_rectangle_with_the_mean_colour_in_half_of_the_images():
     (("\N{CJK UNIFIED IDEOGRAPH-732B}", "dog"), False), (("LeftEye", "other"), False),
     (("turnLeft", "no"), False), (("CTLeft", "no"), False), (("Leftover", "dress"), False), (("Bright", "brighter"), True),
     (("lefteye", "righteye"), False), (("gauche", "droite"), False), (("links", "rechts"), False), (("two", "dogs"), False),
-    (("wheat east", "wheat"), False), (("stone", "feast"), True),
+    (("wheat east", "wheat"), False), (("stone", "feast"), True), (("Linksabbieger", "Rechtsabbieger"), False),
+    (("höger", "vänster"), False), (("lewy", "prawy"), False), (("\N{CYRILLIC SMALL LETTER EL}\N{CYRILLIC SMALL LETTER IE}", "x"), False),
+    (("pies", "kość"), True),
 ])  # fmt: skip
 def test_own_data_is_mirrored_where_the_names_of_its_classes_allow_it(names, flips):
     spec = DatasetSpec("mine", "folder", len(names), 8, 10, 10, names)

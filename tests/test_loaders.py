@@ -28,7 +28,7 @@ from Data.pictures import read_images
 from Data.registry import DATASETS, class_names, dataset_spec
 from Data.report import data_identity, image_hashes, partners
 from Data.resizing import resize_images
-from Experiment.errors import UserError
+from Experiment.errors import PassingError, UserError
 from Experiment.paths import Experiment
 from tests.conftest import write_pets
 
@@ -144,6 +144,27 @@ def test_offline_error_says_how_to_get_the_file(tmp_path):
         fetch_file(tmp_path / "data", url)
     assert all(part in str(error.value) for part in ("data.bin", url, str(tmp_path / "data"), "--data_dir"))
     assert list((tmp_path / "data").iterdir()) == []
+
+
+def test_a_download_of_another_hash_gets_no_name(tmp_path):
+    (tmp_path / "server.bin").write_bytes(b"<html>log in</html>")
+    with pytest.raises(UserError, match="data.bin is not in .* and cannot be downloaded"):
+        fetch_file(tmp_path / "new", (tmp_path / "server.bin").as_uri())
+    assert not any((tmp_path / "new").iterdir())
+
+
+@pytest.mark.parametrize("said, kind", [
+    ("503 -- Service Unavailable", PassingError), ("429 -- Too Many Requests", PassingError), ("404 -- Not Found", UserError),
+    ("None -- [Errno -2] Name or service not known", UserError),
+])  # fmt: skip
+def test_a_server_that_is_busy_may_pass(tmp_path, monkeypatch, said, kind):
+    def fails(*args):
+        raise Exception(f"URL fetch failure on https://x.org/data.bin: {said}")
+
+    monkeypatch.setattr(loaders, "download", fails)
+    with pytest.raises(UserError) as error:
+        fetch_file(tmp_path, "https://x.org/data.bin")
+    assert type(error.value) is kind
 
 
 def test_data_dir_that_is_a_file(tmp_path):

@@ -26,7 +26,7 @@ from Stages import display, outcome, report, running
 from Stages.display import Display
 from Stages.running import Runner
 from Stages.stages import Stage, at_once
-from Stages.work import fraction, operations
+from Stages.work import fraction, operations, search_shares
 from tests.test_export import write_set
 from tests.test_scripts import run, succeed
 
@@ -229,7 +229,7 @@ def scripts(tmp_path, monkeypatch):
     for name, code in SCRIPTS.items():
         (tmp_path / f"{name}.py").write_text(code)
     monkeypatch.setattr(running, "REPOSITORY", tmp_path)
-    monkeypatch.setattr(running, "fraction", lambda script, parts: parts[0][1] / parts[0][2])
+    monkeypatch.setattr(running, "fraction", lambda script, parts, shares: parts[0][1] / parts[0][2])
     return lambda script, group=0, *flags, name=None: Stage(name or script, script, flags, group)
 
 
@@ -389,12 +389,22 @@ def test_the_parts_of_a_search_have_their_shares():
     assert fraction("hyp_opt", [["image", 3, 4, ""]]) == 0.0 and fraction("SD_adapting", [["step", 1, 2, ""]]) == 0.5
 
 
+SEARCH = {"backbone": "mini", "epochs": 2, "classifier": "resnet20_16", "take": 2, "synthetic": True, "img_total": 10,
+          "n_trials": 4, "repeats": 1, "num_imgs": 30, "test_imgs": 50, "train_model": "dif", "solver": "ddim",
+          "labels": "hard"}  # fmt: skip
+
+
+def test_the_shares_of_a_search_follow_its_trials_and_repeats():
+    few, many, alone = (search_shares(Namespace(**(SEARCH | change)), DATASETS["digits"], 10)
+                        for change in ({}, {"n_trials": 40}, {"repeats": 0}))  # fmt: skip
+    assert sum(few.values()) == pytest.approx(1) and few["repeat"] == pytest.approx(1.5 * few["trial"])
+    assert many["trial"] > 0.7 and alone["repeat"] == 0
+    assert fraction("hyp_opt", [["measurement", 0, 2, ""]], alone) == pytest.approx(alone["trial"])
+
+
 def test_work_grows_with_what_is_to_be_done():
     def work(**change):
-        args = {"backbone": "mini", "epochs": 2, "classifier": "resnet20_16", "take": 2, "synthetic": True, "img_total": 10,
-                "n_trials": 4, "repeats": 1, "num_imgs": 30, "test_imgs": 50, "train_model": "dif", "solver": "ddim",
-                "labels": "hard"}  # fmt: skip
-        args = Namespace(**(args | change))
+        args = Namespace(**(SEARCH | change))
         return [operations(script, args, DATASETS["digits"], 10) for script in pipeline.SCRIPTS]
 
     plain = work()
@@ -491,7 +501,7 @@ def test_the_page_of_an_experiment(tmp_path):
     page = written()
     for text in ("0.900", "0.870 to 0.930", "0.700", "0.200 to 0.300", "29", "1.75", "0.654", "20.0 points below &lt;real&gt;; trained otherwise: epochs 9 (real: 12)",
                  "synthetic images with labels of a classifier that has learnt from the real ones", "otherwise: optimizer adam and sgd",
-                 "generate_dataset.py --exp &#x27;two words&#x27;", "None was made",
+                 "generate_dataset.py --exp &#x27;two words&#x27;", "None lies beside",
                  "python audit_dataset.py --dataset digits --exp e --root &#x27;some where&#x27; --synthetic_dir"):  # fmt: skip
         assert text in page, text
     assert page.count("data:image/png;base64,") == 2 and "<script" not in page and "<real>" not in page
@@ -506,7 +516,7 @@ def test_the_page_of_an_experiment(tmp_path):
     page = written()
     assert "They may be too good: few images." in page
     assert f"They may be too good: {CHOSEN_ON_TEST}.".replace("'", "&#x27;") in page
-    assert "0.4321" in page and "None was made" not in page
+    assert "0.4321" in page and "None lies" not in page
     assert 'href="../Data/Synthetic/Exp_x/digits/1kEnc3Dif4Is20Ugs1.5.audit.html"' in page
 
 

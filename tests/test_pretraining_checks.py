@@ -43,6 +43,15 @@ def test_copies_are_found_and_others_are_not(tmp_path):
     assert (best[:9] > neighbours.THRESHOLD).all() and best[9:29].max() < 0.9 and best[29] == -1
 
 
+def test_fine_texture_is_looked_for_though_it_is_nearly_flat_at_8_px():
+    texture = np.indices((32, 32)).sum(0)[..., None] // 2 % 2 * 40 + np.arange(32)[:, None, None] // 4 + 90
+    images = np.repeat(texture, 3, 2).astype("uint8")[None]
+    coarse, fine = (neighbours.queries(images, side, least)[0] for side, least in
+                    ((neighbours.COARSE, neighbours.LEAST), (neighbours.FINE, neighbours.FLAT)))  # fmt: skip
+    assert not neighbours.queries(images, neighbours.COARSE, neighbours.FLAT)[0].any()
+    assert coarse.any() and fine.any()
+
+
 def test_the_command_ends_with_a_line(tmp_path, monkeypatch, capsys):
     folder = write_photographs(tmp_path / "photographs")
     flags = ["--photographs", str(folder), "--other_photographs", "--dataset"]

@@ -95,6 +95,8 @@ def test_workers_share_a_search_where_they_can_share_its_study():
     assert [stage.name for stage in work] == ["first search, worker 1 of 2", "first search, worker 2 of 2"]
     assert {stage.flags for stage in work} == {search.flags} and list(work.values()) == [4, 4]
     assert len(divided({stored: 8.0}, 64)) == ray_running.SEARCH_WORKERS
+    for file in ("sqlite:////shared/study.db", "journal:/shared/study.log"):
+        assert len(divided({replace(search, flags=(f"--storage={file}",)): 8.0}, 2)) == 1
     anew = replace(stored, flags=(*stored.flags, "--restart"))  # each worker would take the study from the others
     assert divided({anew: 8.0}, 2) == {anew: 8.0}
 
@@ -446,6 +448,41 @@ def test_a_node_without_the_checkout_is_one_line(cluster, tmp_path):
     runner = Runner([stage], 1, Display([stage], {stage: 1.0}), cluster.running)
     with pytest.raises(UserError, match=r"do all nodes see .*\? \(ModuleNotFoundError: No module named 'nowhere'\)"):
         runner.run()
+
+
+class OneTask:
+    """A cluster whose only task ends when it is cancelled."""
+
+    def __init__(self):
+        self.cancelled = 0
+
+    def submit(self, *_):
+        return "task"
+
+    def ended(self, task):
+        return self.cancelled > 0
+
+    def said(self, key):
+        return [("a line", False)]
+
+    def cancel(self, task):
+        self.cancelled += 1
+
+    def code(self, task):
+        return None
+
+
+def test_a_task_whose_lines_cannot_be_passed_on_is_stopped(monkeypatch):
+    def tell(display, stage, line, to=None):
+        if line == "a line":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Display, "tell", tell)
+    stage, cluster = Stage("stub", "stub", (), 0), OneTask()
+    runner = Runner([stage], 1, Display([stage], {stage: 1.0}), lambda *of: ray_running.RayRunning(*of, cluster))
+    with pytest.raises(OSError, match="No space left"):
+        runner.run()
+    assert cluster.cancelled == 1
 
 
 # The real stages

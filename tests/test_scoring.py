@@ -341,6 +341,7 @@ def test_how_a_teacher_multiplies_is_on_its_record_where_it_is_asked_for(tf32, m
     monkeypatch.setitem(teachers.CHOSEN, "tf32", tf32)
     told = fixed_arguments(teachers.teacher_arguments("resnet20", 40), ())
     assert told.get("tf32", False) is tf32
+    assert told["seed"] != presets.SEED  # with which its pupil begins
 
 
 def test_soft_labels_are_a_teachers_and_are_kept_beside_the_set(root, quick_teacher, monkeypatch, caplog):
@@ -352,7 +353,7 @@ def test_soft_labels_are_a_teachers_and_are_kept_beside_the_set(root, quick_teac
         "classifier": "resnet20",
         "epochs": 3,
         "restart": False,
-        "seed": 1234,
+        "seed": teachers.TEACHER_SEED,
     }
     assert set(record["inputs"]["data"]) == {"resolution", "train", "val"}  # it never sees test
     (file,) = sets(root).glob("*.soft_labels.*.npz")
@@ -372,7 +373,12 @@ def test_soft_labels_are_a_teachers_and_are_kept_beside_the_set(root, quick_teac
     file.unlink()
     monkeypatch.setattr("Scoring.soft_labels.atomic_path", read_only)
     train(root, "--labels", "soft", "--seed", 8, "--restart")
-    assert "not kept beside the set" in caplog.text and not list(sets(root).glob("*.soft_labels.*"))
+    record["arguments"]["seed"] = presets.SEED  # of an earlier version: it goes on being the teacher
+    (folder / "training.json").write_text(json.dumps(record))
+    with caplog.at_level("INFO"):
+        train(root, "--labels", "soft", "--seed", 9, "--restart")
+    assert "is of an earlier version" in caplog.text
+    assert "not kept beside the set" in caplog.text and not list(sets(root).glob("*.soft_labels.*.npz"))
 
 
 def test_a_teacher_of_students_of_augmented_images_is_another_one(root, quick_teacher):

@@ -19,6 +19,7 @@ from Experiment import presets
 from Experiment.errors import PassingError, UserError
 from Experiment.files import read_json, write_json
 from Experiment.paths import Experiment
+from Experiment.results import FINE_TUNED, TRANSFERRED, step_3_otherwise
 from hyp_opt import parse_args
 from Models.augment import Augment
 from Models.weight_cards import write_card
@@ -27,7 +28,7 @@ from Search import stage, studies, trials, workers
 from Search.inputs import claim_study, search_inputs
 from Search.repeats import chosen, missing_repeats, ranked, run_missing_repeats
 from Search.report import contact_sheet, measure, trial_line, write_trials
-from Search.steps import note_steps, with_origin
+from Search.steps import forget_steps, note_steps, with_origin
 from Search.studies import delete_study, open_study, pruner
 from Search.trials import Context, Unusable, objective, warm_start
 from Search.workers import this_worker
@@ -433,7 +434,7 @@ def test_a_trial_without_accuracy_in_a_repeat_is_not_chosen():
     assert chosen(study, 1)[0].number == 0
     nothing = study_of(0.5)
     run_missing_repeats(nothing, Lucky(parse_args(ARGS), {(10, 1235): None}), 1)
-    with pytest.raises(UserError, match="none of the best 3 trials gave an accuracy"):
+    with pytest.raises(UserError, match="no completed trial gave an accuracy"):
         chosen(nothing, 1)
 
 
@@ -441,6 +442,15 @@ def test_a_trial_without_accuracy_in_a_repeat_is_last_while_others_are_still_to_
     study = study_of(0.7, 0.8, 0.9)
     study.set_user_attr("repeat 2.1", None)
     assert [trial.number for trial, _ in ranked(study, 2)] == [1, 0, 2] and chosen(study, 2)[0].number == 1
+
+
+def test_where_all_of_the_best_drop_out_the_next_best_are_repeated():
+    study = study_of(0.6, 0.5, 0.7, 0.8, 0.9)
+    gives = {(steps, 1235): None for steps in (14, 13, 12, 10)} | {(11, 1235): 0.4}
+    context = Lucky(parse_args(ARGS), gives)
+    run_missing_repeats(study, context, 1)
+    assert [steps for steps, _ in context.asked] == [14, 13, 12, 10, 11]
+    assert chosen(study, 1)[0].number == 1 and not missing_repeats(study, 1)
 
 
 def test_a_sheet_says_of_a_trial_without_accuracy_why(tmp_path, monkeypatch):
@@ -628,6 +638,35 @@ def test_steps_of_other_test_images_or_of_an_encoder_that_is_gone_are_taken_out(
     search("enc", last, test="e" * 64, images=900)
     search("dif", last, test="e" * 64, images=300)
     assert "the two searches have learnt otherwise: images 300 and 900" in caplog.text
+
+
+def test_step_3_of_other_settings_than_step_2_is_told():
+    """A first search that goes on may choose others than those by which the second one began."""
+    scores = {"top_1": 0.5, "top_5": 0.9}
+    before = {"opt": scores | {"is": 8, "ugs": 1.5, "encoder": "a"}}
+    assert not step_3_otherwise({TRANSFERRED: before})
+    assert not step_3_otherwise({TRANSFERRED: before, FINE_TUNED: {"no_opt": before["opt"]}})
+    assert not step_3_otherwise({TRANSFERRED: before, FINE_TUNED: {"no_opt": scores}})  # of an earlier version
+    after = {"no_opt": before["opt"] | {"is": 13, "encoder": "b"}}
+    told = step_3_otherwise({TRANSFERRED: before, FINE_TUNED: after})
+    assert told == "step 3 was measured with other settings than step 2: steps 13 for 8, Class Encoder b for a"
+
+
+def test_a_search_that_is_thrown_away_takes_its_steps_along(tmp_path):
+    experiment = Experiment(tmp_path, "e", "own")
+    forget_steps(experiment, "enc")
+    pictures = [experiment.pipeline_plot(score) for score in ("top_1", "top_5")]
+    pictures[0].parent.mkdir(parents=True)
+    steps = {TRANSFERRED: {"opt": {}}, FINE_TUNED: {"opt": {}}}
+    write_json(experiment.pipeline_file, {"own": steps, "other": steps})
+    for part, left in (("enc", {FINE_TUNED}), ("dif", set())):
+        pictures[0].touch()
+        forget_steps(experiment, part)
+        found = read_json(experiment.pipeline_file)
+        assert set(found.get("own", ())) == left and found["other"] == steps and not pictures[0].exists()
+    write_json(experiment.pipeline_file, {"own": {FINE_TUNED: {"opt": {}}}})
+    forget_steps(experiment, "dif")
+    assert not experiment.pipeline_file.exists()
 
 
 def test_a_second_search_of_an_earlier_version_goes_on_without_the_levers_of_the_first(tmp_path, caplog):

@@ -574,6 +574,16 @@ def test_storages_that_cannot_be_opened(tmp_path):
         open_study(f"sqlite:///{tmp_path}/study.db", "s", 1, pruner("none", 1), False, tmp_path / "study")
 
 
+def test_a_full_disk_does_not_pass_by_itself(tmp_path):
+    address = f"sqlite:///{tmp_path}/study.db"
+    with pytest.raises(UserError, match="cannot be written: .*database or disk is full") as error:
+        with database_errors(address), sqlalchemy.create_engine(address).begin() as database:
+            database.exec_driver_sql("create table rows (content)")
+            database.exec_driver_sql("pragma max_page_count = 3")
+            database.exec_driver_sql("insert into rows values (zeroblob(100000))")
+    assert type(error.value) is UserError
+
+
 @pytest.mark.parametrize("name, pruned", [("hyperband", True), ("halving", True), ("median", True), ("none", False)])
 def test_pruners_stop_the_bad_and_spare_the_best(name, pruned, tmp_path):
     def climbing(trial):

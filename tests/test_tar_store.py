@@ -14,7 +14,7 @@ import pytest
 
 from Data import sinks
 from Data.export_images import SetToExport
-from Data.generation import begin_folder, check_folder, draw_pictures, is_complete
+from Data.generation import begin_folder, check_folder, draw_pictures, is_complete, refuse_foreign
 from Data.numbering import Proportional
 from Data.registry import DatasetSpec
 from Data.set_hashes import kept_file
@@ -569,6 +569,47 @@ def test_the_other_store_is_refused_and_restart_replaces_it(tmp_path, there, now
     assert sorted(os.listdir(folder)) == [".generation.json.lock", "generation.json"]
     write(folder, now)
     assert open_set(folder, 3).names == open_set(write(tmp_path / "other", now), 3).names
+
+
+def test_a_restart_removes_what_is_of_the_set_and_nothing_else(tmp_path, caplog):
+    folder = write(tmp_path / "set", "files")
+    write_json(folder / "generation.json", SETTINGS)
+    for name in ("list.csv", "class_names.txt", "images-list.csv"):
+        (folder / name).touch()
+    of_class = min(folder.glob("class_*"))
+    os.rename(of_class, tmp_path / "elsewhere")
+    of_class.symlink_to(tmp_path / "elsewhere")
+    (folder / "notes").mkdir()
+    refuse_foreign(folder)
+    with pytest.raises(UserError, match="folders that are not of the set: notes. Move them away"):
+        refuse_foreign(folder, restart=True)
+    (folder / "notes").rmdir()
+    begin_folder(folder, SETTINGS, restart=True)
+    assert sorted(os.listdir(folder)) == [
+        ".generation.json.lock", "class_names.txt", "generation.json", "images-list.csv", "list.csv"
+    ]  # fmt: skip
+    assert any((tmp_path / "elsewhere").iterdir()) and caplog.text.count("is not of the set: it stays") == 3
+    for name in (".generation.json.lock", "generation.json"):
+        (folder / name).unlink()
+    with pytest.raises(UserError, match="has not begun: move it away"):  # with --restart too
+        refuse_foreign(folder, restart=True)
+    refuse_foreign(tmp_path / "none")
+
+
+def test_a_restart_that_is_killed_while_it_removes_a_set_without_record_can_be_given_again(tmp_path, monkeypatch):
+    folder = write(tmp_path / "set", "files")
+
+    def killed(path):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("Data.generation.shutil.rmtree", killed)
+        begin_folder(folder, SETTINGS | {"total": 60}, restart=True)
+    refuse_foreign(folder, restart=True)
+    with pytest.raises(UserError, match="images of other settings .total: 0 there"):
+        check_folder(folder, SETTINGS | {"total": 60})
+    begin_folder(folder, SETTINGS | {"total": 60}, restart=True)
+    check_folder(folder, SETTINGS | {"total": 60})
 
 
 def test_memory_is_that_of_the_names(tmp_path):
