@@ -41,9 +41,8 @@ class Recipe:
 
     @property
     def identity(self):
-        sources = (
-            {"tars": len(self.sources), **self.sources} if self.sources else {}
-        )  # so that one that is gone is noticed
+        # Their number, too: a tar file that is gone is a name that is no longer compared.
+        sources = {"tars": len(self.sources), **self.sources} if self.sources else {}
         return {"--seed": self.seed, "--images": self.images, "glyphs": self.glyphs, **sources}
 
     def categories(self):
