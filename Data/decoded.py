@@ -1,7 +1,6 @@
 """A synthetic set decoded once: its images in one file, of which later runs read the rows that they take."""
 
 import logging
-import tokenize
 import zlib
 
 import numpy as np
@@ -9,7 +8,7 @@ import numpy as np
 from Data.pictures import read_images
 from Experiment.disk import check_room, gigabytes
 from Experiment.errors import PassingError, UserError, let_pass
-from Experiment.files import atomic_path
+from Experiment.files import NO_ARRAY, atomic_path
 from Experiment.locks import locked
 from Experiment.progress import progress
 
@@ -66,8 +65,7 @@ def open_decoded(path, shape):
         with open(path, "rb") as file:
             file.seek(pixels.offset + pixels.nbytes)
             sums = np.load(file, allow_pickle=False)
-    # NumPy reads the headers as Python source.
-    except (ValueError, TypeError, OSError, EOFError, SyntaxError, OverflowError, tokenize.TokenError) as error:
+    except NO_ARRAY as error:
         let_pass(error, path)
         return None
     return (pixels, sums) if sums.shape == shape[:1] and sums.dtype == np.uint32 else None

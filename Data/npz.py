@@ -1,7 +1,6 @@
 """Files of NumPy arrays in MedMNIST's layout, read without more memory than the images need."""
 
 import contextlib
-import tokenize
 import unicodedata
 
 import numpy as np
@@ -9,7 +8,7 @@ from numpy.lib import format as npy
 
 from Data.resizing import resize_images
 from Experiment.errors import UserError, let_pass
-from Experiment.files import plain_arrays
+from Experiment.files import NO_ARRAY, plain_arrays
 from Experiment.text import first_ten, shown
 
 SPLITS = ("train", "val", "test")
@@ -33,8 +32,7 @@ def mapped(path, dtype, count, ndim=1, mode="r"):
         array = np.load(path, mmap_mode=mode, allow_pickle=False)
         if array.dtype != dtype or array.ndim != ndim or len(array) != count:
             raise ValueError(f"{array.dtype} {array.shape} for {count} images")
-    # NumPy reads the header as Python source.
-    except (ValueError, TypeError, OSError, EOFError, SyntaxError, OverflowError, tokenize.TokenError) as error:
+    except NO_ARRAY as error:
         let_pass(error, path)
         raise UserError(f"{path} is damaged ({error}): delete it, and it is made again.") from None
     return array

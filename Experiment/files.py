@@ -123,6 +123,10 @@ def read_json(path):
     return content
 
 
+# What NumPy makes of a damaged array: it reads the header as Python source.
+NO_ARRAY = (ValueError, TypeError, OSError, EOFError, SyntaxError, OverflowError, tokenize.TokenError)
+
+
 @contextlib.contextmanager
 def plain_arrays(path):
     """An open .npz file: a mapping of names to arrays, none of which needs unpickling.
@@ -135,20 +139,14 @@ def plain_arrays(path):
             yield data
     # What NumPy and zipfile make of nonsense. TypeError: a single array (.npy), which is no context manager.
     except (
-        ValueError,
-        TypeError,
-        OSError,
-        EOFError,
+        *NO_ARRAY,
         KeyError,
         NotImplementedError,
         RuntimeError,
         MemoryError,
-        OverflowError,
         struct.error,
         zlib.error,
         zipfile.BadZipFile,
-        SyntaxError,
-        tokenize.TokenError,
     ) as error:
         let_pass(error, path)
         if isinstance(error, MemoryError):

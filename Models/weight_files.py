@@ -90,7 +90,7 @@ class PublishedFile:
             # Keras wraps every failure of a download in a plain Exception.
             except Exception as error:
                 problems.append(f"from {url}{self.name} ({error})")
-                kind = PassingError if kind_of(error) is PassingError else kind
+                kind = kind if kind is PassingError else kind_of(error)  # one that is busy is enough
         raise kind(
             f"{self.name} cannot be downloaded {', nor '.join(problems)} to {path.parent}. Get it by other "
             f"means (SHA-256 {self.sha256}) and put it there, or name its folder with --weights_dir."

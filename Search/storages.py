@@ -151,8 +151,7 @@ def open_storage(address):
     # What a database or its driver raises has no common type but Exception.
     except Exception as error:
         # The general class, which is none of its subclasses: the file is damaged, or no database. It stays so.
-        passing = isinstance(error, sqlalchemy.exc.DBAPIError) and type(error) is not sqlalchemy.exc.DatabaseError
-        passing = passing and not lasts(error)
-        kind = DatabaseError if passing else UserError
+        stays = type(error) is sqlalchemy.exc.DatabaseError or lasts(error)
+        kind = DatabaseError if isinstance(error, sqlalchemy.exc.DBAPIError) and not stays else UserError
         said = without_password(error, address)
         raise kind(f"--storage {masked(address)} cannot be opened: {said}") from None

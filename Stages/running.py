@@ -93,9 +93,8 @@ class Running:
         if line.startswith(MARK):
             with contextlib.suppress(ValueError):  # cut off, where the process was killed
                 self.parts = json.loads(line.removeprefix(MARK))
-                self.fraction = max(
-                    self.fraction, fraction(self.stage.script, self.parts, self.display.shares.get(self.stage))
-                )
+                now = fraction(self.stage.script, self.parts, self.display.shares.get(self.stage))
+                self.fraction = max(self.fraction, now)
                 self.first = self.first or (time.monotonic(), self.fraction)
         elif last := self.last_line.match(line):
             self.said = last[1].removesuffix(GOES_ON)

@@ -74,9 +74,8 @@ def fraction(script, parts, shares=None):
     """
     shares = shares or SHARES[script]
     if parts and parts[0][0] == "teacher":
-        return TEACHER * fraction(
-            script, parts[1:], shares
-        )  # then its own training, of which the beginning has been shown
+        # Then comes its own training, of which the beginning has been shown.
+        return TEACHER * fraction(script, parts[1:], shares)
     for unit, done, total, _ in parts:
         if unit in shares:
             before = sum(list(shares.values())[: list(shares).index(unit)])
