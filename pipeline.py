@@ -23,7 +23,7 @@ from Experiment.paths import Experiment
 from Experiment.pictures import try_to_draw
 from Experiment.plan import Plan
 from Models.backbones import BACKBONES
-from plots import experiment_cas_curve, experiment_pipeline_bars
+from result_plots import experiment_cas_curve, experiment_pipeline_bars
 from Stages.carried import REAL, Root
 from Stages.display import Display
 from Stages.outcome import outcome

@@ -1,23 +1,16 @@
-"""Curves, bars and tables of results, for the notebook and the scripts. Each function returns what it wrote."""
+"""Curves, bars and matrices, drawn from results. Each function returns the file it wrote."""
 
 import numpy as np
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from Experiment.errors import UserError
 from Experiment.levers import in_words, levers_on
-from Experiment.paths import PUBLISHED_CAS_PLOTS, PUBLISHED_PIPELINE_PLOTS, Experiment
-from Experiment.published import published_curves, published_steps
 from Experiment.results import (
-    CAS_SCHEMA,
     CHOSEN_ON_TEST,
-    FINE_TUNED,
-    PIPELINE_SCHEMA,
-    TRANSFERRED,
+    FOUR_STEPS,
     all_doubts,
     curve_recipes,
     interval_of,
-    read_results,
     recorded_training,
     step_3_otherwise,
     steps_trained_otherwise,
@@ -30,13 +23,7 @@ SCORES = ("top_1", "top_5")
 # Colours of Okabe and Ito, which colour-blind readers tell apart; the markers do the same in grey print.
 SOURCE_STYLES = [("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D")]
 RECIPE_FILLS = ("full", "none", "left", "bottom")  # of markers
-# Name, keys in the results, colour: a hue for what was trained, dark once it was optimised.
-PIPELINE_STEPS = [
-    ("1 transfer learning", TRANSFERRED, "no_opt", "#A6CEE9"),
-    ("2 first optimisation", TRANSFERRED, "opt", "#0072B2"),
-    ("3 fine-tuning", FINE_TUNED, "no_opt", "#F7C49A"),
-    ("4 final optimisation", FINE_TUNED, "opt", "#D55E00"),
-]
+STEP_COLOURS = "#A6CEE9", "#0072B2", "#F7C49A", "#D55E00"  # a hue for what was trained, dark once it was optimised
 
 
 def loss_curve(history, path, title=""):
@@ -202,16 +189,17 @@ def pipeline_bars(sources, score, path):
 
     Args:
         sources: {label: {dataset: {stage: {"no_opt" | "opt": {"top_1": 0..1, "top_5": 0..1}}}}}, stages as in
-            `PIPELINE_STEPS`. Steps may be missing; a dataset of several sources has its groups side by side.
+            `FOUR_STEPS`. Steps may be missing; a dataset of several sources has its groups side by side.
         score: `top_1` or `top_5`.
     """
     datasets = dict.fromkeys(dataset for results in sources.values() for dataset in results)
     groups = [(dataset, label) for dataset in datasets for label in sources if dataset in sources[label]]
     figure, axis = plt.subplots(figsize=(max(5.5, 1.8 * len(groups) + 1), 4.2), layout="constrained")
-    for i, (name, stage, optimised, colour) in enumerate(PIPELINE_STEPS):
+    for i, ((name, (stage, optimised)), colour) in enumerate(zip(FOUR_STEPS.items(), STEP_COLOURS)):
         steps = [sources[label][dataset].get(stage, {}).get(optimised) for dataset, label in groups]
         there = [(group + 0.2 * (i - 1.5), step) for group, step in enumerate(steps) if step]
-        axis.bar([place for place, _ in there], [step[score] for _, step in there], 0.19, color=colour, label=name)
+        bars = [place for place, _ in there], [step[score] for _, step in there]
+        axis.bar(*bars, 0.19, color=colour, label=name)
         for place, step in there:
             interval = interval_of(step, score) or (step[score], step[score])
             axis.vlines(place, *interval, color="black", alpha=0.6, linewidth=0.9)
@@ -234,59 +222,3 @@ def pipeline_bars(sources, score, path):
     axis.grid(axis="y", alpha=0.3)
     figure.legend(loc="outside lower center", ncols=4 if len(groups) > 3 else 2, frameon=False)
     return save_figure(figure, path)
-
-
-def published_cas_curves():
-    """The paper's CAS curves. Returns their files."""
-    return [
-        cas_curve({f"published {classifier}": curve}, PUBLISHED_CAS_PLOTS / f"{dataset}.png", dataset)
-        for classifier, datasets in published_curves().items()
-        for dataset, curve in datasets.items()
-    ]
-
-
-def published_pipeline_bars():
-    """The paper's two charts of the four steps, top-1 and top-5. Returns their files."""
-    sources = {"published": published_steps()}
-    return [pipeline_bars(sources, score, PUBLISHED_PIPELINE_PLOTS / f"{score}.png") for score in SCORES]
-
-
-def experiment_cas_curve(experiment):
-    """The CAS curve of an experiment's dataset, beside the published one where there is one. Returns its file.
-
-    Raises:
-        UserError: There are no accuracies of the dataset.
-    """
-    found = {
-        "published": published_curves(),
-        f"experiment {experiment.exp}": read_results(experiment.cas_file, CAS_SCHEMA),
-    }
-    sources = {
-        f"{source} {classifier}": datasets[experiment.dataset]
-        for source, results in found.items()
-        for classifier, datasets in results.items()
-        if experiment.dataset in datasets
-    }
-    if not sources:
-        raise UserError(f"{experiment.cas_file} holds no accuracies of {experiment.dataset}.")
-    return cas_curve(sources, experiment.cas_plot, experiment.dataset)
-
-
-def experiment_cas_curves(root, exp):
-    """The CAS curve of every dataset that experiment `exp` below `root` has results of. Returns their files, if any."""
-    file = Experiment(root, exp, None).cas_file
-    results = read_results(file, CAS_SCHEMA) if file.exists() else {}
-    datasets = dict.fromkeys(dataset for classifier in results.values() for dataset in classifier)
-    return [experiment_cas_curve(Experiment(root, exp, dataset)) for dataset in datasets]
-
-
-def experiment_pipeline_bars(root, exp):
-    """The charts of the four steps for an experiment's datasets, published ones beside. Returns their files, if any."""
-    experiment = Experiment(root, exp, None)
-    if not experiment.pipeline_file.exists():
-        return []
-    ours = read_results(experiment.pipeline_file, PIPELINE_SCHEMA)
-    published = {name: steps for name, steps in published_steps().items() if name in ours}
-    sources = {"published": published} if published else {}
-    sources[f"experiment {exp}"] = ours
-    return [pipeline_bars(sources, score, experiment.pipeline_plot(score)) for score in SCORES]

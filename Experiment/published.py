@@ -3,10 +3,12 @@
 python -m Experiment.published     writes `CAS Results/published_intervals.md` anew
 """
 
+from itertools import pairwise
+
 from Experiment.files import atomic_path
 from Experiment.intervals import CONFIDENCE, binomial_interval, unpaired_interval, verdict
 from Experiment.paths import PUBLISHED_CAS, PUBLISHED_INTERVALS, PUBLISHED_PIPELINE
-from Experiment.results import CAS_SCHEMA, FINE_TUNED, PIPELINE_SCHEMA, TRANSFERRED, read_results
+from Experiment.results import CAS_SCHEMA, FOUR_STEPS, PIPELINE_SCHEMA, read_results
 
 # Number of test images (paper, table of datasets; the official splits).
 TEST_IMAGES = {
@@ -16,13 +18,6 @@ TEST_IMAGES = {
 # Of the largest class, in the datasets where that is more than a fifth: grade 0 and melanocytic nevi (the official files).
 LARGEST_CLASS = {"dermamnist": 1_341, "retinamnist": 174}
 SIZES = [f"x{size}" for size in range(1, 11)]
-# What the paper says each step brings, as pairs of (stage, search) before and after.
-STEPS = [
-    ("first search", (TRANSFERRED, "no_opt"), (TRANSFERRED, "opt")),
-    ("fine-tuning", (TRANSFERRED, "opt"), (FINE_TUNED, "no_opt")),
-    ("final search", (FINE_TUNED, "no_opt"), (FINE_TUNED, "opt")),
-    ("all after the first step", (TRANSFERRED, "no_opt"), (FINE_TUNED, "opt")),
-]
 
 
 def published_curves():
@@ -89,11 +84,14 @@ def against_largest(curve, images, largest):
 
 def steps(results, images):
     """What each step of the adaptation brought: {step: (difference, (low, high))} of a published dataset."""
-    found = {}
-    for name, (stage, search), (later_stage, later_search) in STEPS:
-        before, after = results[stage][search]["top_1"], results[later_stage][later_search]["top_1"]
-        found[name] = after - before, unpaired_interval(after, before, images)
-    return found
+    accuracies = {name: results[stage][key]["top_1"] for name, (stage, key) in FOUR_STEPS.items()}
+    first, *later = accuracies
+    pairs = {name: (before, name) for before, name in pairwise(accuracies)}
+    pairs["all after the first step"] = first, later[-1]
+    return {
+        name: (accuracies[after] - accuracies[before], unpaired_interval(accuracies[after], accuracies[before], images))
+        for name, (before, after) in pairs.items()
+    }
 
 
 def rows(title, found, judged=True):

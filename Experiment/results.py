@@ -12,7 +12,14 @@ log = logging.getLogger("experiment")
 # Schemas of results: two levels of names, a third one that fits the expression, and the accuracies.
 CAS_SCHEMA = (r"real|x[1-9]\d{0,3}", ("top_1_accuracy", "top_5_accuracy"))  # classifier, dataset, size
 PIPELINE_SCHEMA = (r"no_opt|opt", ("top_1", "top_5"))  # dataset, stage, before or after the search
-TRANSFERRED, FINE_TUNED = "After Transfer Learning", "After Fine-Tuning"  # stages of the four steps, as published
+TRANSFERRED, FINE_TUNED = "After Transfer Learning", "After Fine-Tuning"
+# The steps of the method, in their order, and the published keys of their results.
+FOUR_STEPS = {
+    "1 transfer learning": (TRANSFERRED, "no_opt"),
+    "2 first search": (TRANSFERRED, "opt"),
+    "3 fine-tuning": (FINE_TUNED, "no_opt"),
+    "4 final search": (FINE_TUNED, "opt"),
+}
 # Of a search: how its classifiers learn.
 STEP_TRAINING = "classifier", "epochs", "batch_size", "resize", "augment", "optimizer"
 # In a best.json: the budget of trials of a search that goes on, of which this is not the result yet.

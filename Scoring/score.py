@@ -24,7 +24,7 @@ from Experiment.text import shown
 from Models.fit_state import epochs_done
 from Models.runtime import make_repeatable
 from Models.trained import load_best, measure, train_and_save, write_tested
-from plots import experiment_cas_curve
+from result_plots import experiment_cas_curve
 from Scoring.inputs import unit_of
 
 log = logging.getLogger("experiment")

@@ -17,7 +17,7 @@ from Experiment.results import EXTENDED
 from Models.runtime import resolve_precision
 from Models.weight_cards import weights_hashes
 from Models.weight_names import enc_epochs_in_use, own_epochs, remove_files, saved_epochs
-from plots import experiment_pipeline_bars
+from result_plots import experiment_pipeline_bars
 from Search.inputs import claim_study, removed_epochs
 from Search.pareto import report_pareto
 from Search.pictures import search_plots

@@ -9,9 +9,9 @@ from Data.registry import class_names
 from Data.synthetic import open_set
 from Experiment.files import read_json
 from Experiment.predictions import no_better_than_largest
-from Experiment.results import all_doubts, interval_of
+from Experiment.results import FOUR_STEPS, all_doubts, interval_of
 from sheets import MAX_SHEET_ROWS, side_by_side
-from Stages.report import STEPS, set_of, trained_on, write_report
+from Stages.report import set_of, trained_on, write_report
 from Stages.stages import MODEL, as_flags, changed, common_flags
 
 COLUMNS = 8  # images of a class in the picture
@@ -25,7 +25,7 @@ def measured(experiment, classifier):
 
 def accuracy_rows(steps, cas, sizes):
     """[(what, top-1 accuracy with its 95 % interval)] of what was `measured`, text."""
-    rows = [(name, sure(steps[stage][key], "top_1")) for name, stage, key in STEPS]
+    rows = [(name, sure(steps[stage][key], "top_1")) for name, (stage, key) in FOUR_STEPS.items()]
     return rows + [(f"trained on {trained_on(size, cas[size])}", sure(cas[size], "top_1_accuracy"))
                    for size in ("real", *(f"x{take}" for take in sizes))]  # fmt: skip
 

@@ -15,8 +15,7 @@ from Experiment.predictions import AGAINST_LARGEST, COMPARED, compared_in_words,
 from Experiment.progress import duration
 from Experiment.records import short
 from Experiment.results import (
-    FINE_TUNED,
-    TRANSFERRED,
+    FOUR_STEPS,
     all_doubts,
     interval_of,
     recorded_training,
@@ -25,12 +24,6 @@ from Experiment.results import (
     top_5_in_words,
 )
 
-STEPS = [
-    ("1 after transfer learning", TRANSFERRED, "no_opt"),
-    ("2 after the first search", TRANSFERRED, "opt"),
-    ("3 after fine-tuning", FINE_TUNED, "no_opt"),
-    ("4 after the final search", FINE_TUNED, "opt"),
-]
 SEARCHES = {"enc": "first search, after transfer learning", "dif": "final search, after fine-tuning"}
 CURVES = {"enc": "Loss of transfer learning by epoch", "dif": "Loss of fine-tuning by epoch"}
 FOOT = "Made by pipeline.py. Formulas and sources: README.md of the project and the pages that it names."
@@ -167,13 +160,13 @@ def trained_on(size, entry):
 
 def steps_part(experiment, num_classes):
     found = read_json(experiment.pipeline_file)[experiment.dataset]
-    entries = [(name, found[stage][key]) for name, stage, key in STEPS]
+    entries = [(name, found[stage][key]) for name, (stage, key) in FOUR_STEPS.items()]
     rows = [
         [name, f"{of['top_1']:.3f}", interval(of, "top_1"), top_5_in_words(of["top_5"], num_classes, 3)]
         for name, of in entries
     ]
     plot = pages.figure_if_there(experiment.pipeline_plot("top_1"), "Accuracy after each step")
-    stages = {stage: found[stage] for _, stage, _ in STEPS}
+    stages = {stage: found[stage] for stage, _ in FOUR_STEPS.values()}
     told, other = steps_trained_otherwise(stages), step_3_otherwise(stages)
     return pages.section(
         "Steps of the adaptation",

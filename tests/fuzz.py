@@ -197,14 +197,15 @@ def write_results(folder):
 
 def read_results(path):
     import plots
+    import result_plots
     from Experiment.paths import Experiment
 
     plots.save_figure = lambda figure, path: plots.plt.close(figure)  # the drawing is tried, not the encoding of PNGs
     experiment = Experiment(path.parent.parent, "x", "digits")
     if path == experiment.cas_file:
-        plots.experiment_cas_curve(experiment)
+        result_plots.experiment_cas_curve(experiment)
     else:
-        plots.experiment_pipeline_bars(experiment.root, "x")
+        result_plots.experiment_pipeline_bars(experiment.root, "x")
 
 
 def write_predictions(folder):

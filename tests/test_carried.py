@@ -19,6 +19,7 @@ import pytest
 
 import pipeline
 import plots
+import result_plots
 from Experiment.errors import MAY_PASS, UserError
 from Experiment.files import read_json, write_json
 from Experiment.locks import machine
@@ -601,8 +602,8 @@ def test_pictures_of_several_results_are_drawn_in_the_end(root, monkeypatch):
 
     monkeypatch.setattr(pipeline, "start_runner", start_runner)
     monkeypatch.setattr(pipeline, "outcome", lambda *_: [])
-    monkeypatch.setattr(plots, "cas_curve", noting(plots.cas_curve))
-    monkeypatch.setattr(plots, "pipeline_bars", lambda sources, score, file: drawn.append(sources))
+    monkeypatch.setattr(result_plots, "cas_curve", noting(plots.cas_curve))
+    monkeypatch.setattr(result_plots, "pipeline_bars", lambda sources, score, file: drawn.append(sources))
     known = types.SimpleNamespace(
         spec=types.SimpleNamespace(resolution=99), note="", experiment=experiment, classifier=""
     )

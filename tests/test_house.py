@@ -23,6 +23,7 @@ FLOORS = {
     "figures": 1,
     "sheets": 2,
     "plots": 2,
+    "result_plots": 3,
     "pages": 2,
     "Data": 3,
     "Models": 4,

@@ -446,8 +446,8 @@ def test_the_table_of_accuracies(tmp_path):
     found = outcome.measured(experiment, "resnet20")
     rows = outcome.accuracy_rows(*found, [1, 4])
     assert rows == [
-        ("1 after transfer learning", "0.100"), ("2 after the first search", "0.200  0.150 to 0.260"),
-        ("3 after fine-tuning", "0.300"), ("4 after the final search", "0.400"), ("trained on real images", "0.900"),
+        ("1 transfer learning", "0.100"), ("2 first search", "0.200  0.150 to 0.260"),
+        ("3 fine-tuning", "0.300"), ("4 final search", "0.400"), ("trained on real images", "0.900"),
         ("trained on synthetic images, 1x", "0.700  0.650 to 0.750"), ("trained on synthetic images, 4x (labels soft)", "0.800"),
     ]  # fmt: skip
     assert outcome.doubts(*found) == []
@@ -461,8 +461,8 @@ def test_the_table_of_accuracies(tmp_path):
         f"may be too good, of the steps: {CHOSEN_ON_TEST}", "may be too good: some of test is in train"
     ]  # fmt: skip
     lines = outcome.table("accuracy", "top-1", rows[:2])
-    assert lines == ["\naccuracy                  top-1", "-" * 47, "1 after transfer learning 0.100",
-                     "2 after the first search  0.200  0.150 to 0.260"]  # fmt: skip
+    assert lines == ["\naccuracy            top-1", "-" * 41, "1 transfer learning 0.100",
+                     "2 first search      0.200  0.150 to 0.260"]  # fmt: skip
 
 
 def test_the_page_of_an_experiment(tmp_path):

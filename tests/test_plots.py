@@ -12,6 +12,7 @@ from nbclient import NotebookClient
 from PIL import Image
 
 import plots
+import result_plots
 import sheets
 from Experiment.errors import UserError
 from Experiment.files import read_json, write_json
@@ -23,6 +24,7 @@ from Experiment.paths import (
     REPOSITORY,
     Experiment,
 )
+from Experiment.results import FOUR_STEPS
 from Search.pictures import search_plots
 
 PUBLISHED_DATASETS = ["cifar10", "cifar100", "pathmnist", "dermamnist", "bloodmnist", "retinamnist"]
@@ -97,7 +99,7 @@ def test_published_cas_values(dataset, size, top_1, top_5):
 def test_published_pipeline_is_complete():
     results = read_json(PUBLISHED_PIPELINE)
     assert list(results) == PUBLISHED_DATASETS
-    found = [[found[stage][optimised]["top_1"] for _, stage, optimised, _ in plots.PIPELINE_STEPS]
+    found = [[found[stage][optimised]["top_1"] for stage, optimised in FOUR_STEPS.values()]
              for found in results.values()]  # fmt: skip
     assert found == [
         [0.3952, 0.4705, 0.5194, 0.5930], [0.1550, 0.1748, 0.1735, 0.2737], [0.3996, 0.6306, 0.5918, 0.7896],
@@ -249,10 +251,10 @@ def test_intervals_are_drawn_and_lie_within_the_axis(tmp_path, drawn):
 
 
 def test_published_figures_show_their_intervals(tmp_path, drawn, monkeypatch):
-    monkeypatch.setattr(plots, "PUBLISHED_CAS_PLOTS", tmp_path)
-    monkeypatch.setattr(plots, "PUBLISHED_PIPELINE_PLOTS", tmp_path)
-    plots.published_cas_curves()
-    plots.published_pipeline_bars()
+    monkeypatch.setattr(result_plots, "PUBLISHED_CAS_PLOTS", tmp_path)
+    monkeypatch.setattr(result_plots, "PUBLISHED_PIPELINE_PLOTS", tmp_path)
+    result_plots.published_cas_curves()
+    result_plots.published_pipeline_bars()
     retina, bars = drawn[5].axes[0], drawn[6].axes[0]
     assert [x for x, *_ in uprights(retina)] == list(range(1, 11))
     assert all(0.08 < high - low < 0.1 for _, low, high in uprights(retina))  # of 400 images: 5 points to each side
@@ -277,7 +279,7 @@ def test_pipeline_bars(tmp_path, drawn, score):
     sources = {"ours": {dataset: steps(*found) for dataset, found in values.items()}}
     assert is_picture(plots.pipeline_bars(sources, score, tmp_path / "b.png"))
     bars = bars_of(drawn[0])
-    assert list(bars) == [name for name, *_ in plots.PIPELINE_STEPS]
+    assert list(bars) == list(FOUR_STEPS)
     for i, found in enumerate(bars.values()):
         expected = [value[i] if score == "top_1" else (1 + value[i]) / 2 for value in values.values()]
         assert [height for _, height in found] == pytest.approx(expected)
@@ -318,9 +320,11 @@ def test_what_is_doubtful_is_said_below_its_bars(tmp_path, drawn):
 def test_experiment_figures_lie_in_its_own_folders(tmp_path, drawn):
     write_json(tmp_path / "CAS Results" / "test_accuracies_expmine.json", DEMO_CAS)
     write_json(tmp_path / "CAS Results" / "pipeline_optimization_expmine.json", DEMO_PIPELINE)
-    assert plots.experiment_cas_curves(tmp_path, "mine") == [tmp_path / "CAS Results/CAS_plots/expmine/digits.png"]
+    assert result_plots.experiment_cas_curves(tmp_path, "mine") == [
+        tmp_path / "CAS Results/CAS_plots/expmine/digits.png"
+    ]
     charts = [tmp_path / f"optimization_plots/mine/{score}.png" for score in ("top_1", "top_5")]
-    assert plots.experiment_pipeline_bars(tmp_path, "mine") == charts
+    assert result_plots.experiment_pipeline_bars(tmp_path, "mine") == charts
     assert all(map(is_picture, charts))
     assert {label.split(",")[0] for label in lines_of(drawn[0].axes[0])} == {"experiment mine resnet20_16"}
     assert "published" not in drawn[1].axes[0].get_title()
@@ -330,11 +334,11 @@ def test_published_results_are_drawn_beside_ours(tmp_path, drawn):
     experiment = Experiment(tmp_path, "0001", "cifar10")
     write_json(experiment.cas_file, {"resnet20": {"cifar10": {"x2": scores(0.8)}, "digits": {"x1": scores(0.7)}}})
     write_json(experiment.pipeline_file, {"cifar10": steps(0.3, 0.4), "digits": steps(0.5, 0.6)})
-    assert plots.experiment_cas_curve(experiment) == experiment.cas_plot
+    assert result_plots.experiment_cas_curve(experiment) == experiment.cas_plot
     lines = lines_of(drawn[0].axes[0])
     assert lines["experiment 0001 resnet20, trained on synthetic"] == ([2], [0.8])
     assert lines["published resnet20, trained on synthetic"][1][:2] == [0.7909, 0.8149]
-    plots.experiment_pipeline_bars(tmp_path, "0001")
+    result_plots.experiment_pipeline_bars(tmp_path, "0001")
     labels = [text.get_text() for text in drawn[1].axes[0].get_xticklabels()]
     assert labels == ["cifar10\npublished", "cifar10\nexperiment 0001", "digits\nexperiment 0001"]
 
@@ -343,11 +347,15 @@ def test_a_dataset_without_results_has_no_curve(tmp_path):
     experiment = Experiment(tmp_path, "mine", "other")
     write_json(experiment.cas_file, {"resnet20": {"digits": {"x1": scores(0.7)}}})
     with pytest.raises(UserError, match="holds no accuracies of other"):
-        plots.experiment_cas_curve(experiment)
+        result_plots.experiment_cas_curve(experiment)
 
 
 def test_experiment_without_results_has_no_figures(tmp_path):
-    assert plots.experiment_cas_curves(tmp_path, "none") == plots.experiment_pipeline_bars(tmp_path, "none") == []
+    assert (
+        result_plots.experiment_cas_curves(tmp_path, "none")
+        == result_plots.experiment_pipeline_bars(tmp_path, "none")
+        == []
+    )
     assert list(tmp_path.iterdir()) == []
 
 
