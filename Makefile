@@ -28,7 +28,7 @@ demo: setup
 
 # Two processes; the longest files begin first (tests/conftest.py), so that both are busy until the end.
 test: setup style
-	$(RUN) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
+	$(RUN) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not slow" --durations=20 --durations-min=5
 
 # Rules and layout of the code, in ruff.toml.
 style: setup

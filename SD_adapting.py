@@ -14,17 +14,18 @@ from cli.best import epoch_or_best, take_best_epochs
 from cli.flags import add_model_flags, add_training_flags, check_batch_size, finish_args, new_parser
 from cli.lora import add_lora_flags, base_hashes, check_lora_flags, wanted_updates
 from cli.process import run, writing_in
+from Data.identity import data_identity
 from Data.latents import dataset_moments
 from Data.loaders import load_splits
 from Data.registry import class_names, dataset_spec
-from Data.report import data_identity
-from Experiment.disk import check_room, gigabytes
+from Experiment.disk import bytes_in_words, check_room
 from Experiment.files import read_json, write_json
 from Experiment.locks import refuse_if_claimed
 from Experiment.machine import device_name
-from Experiment.paths import Experiment
+from Experiment.paths import FIT_STATE, TRAINING_RECORD, Experiment
 from Experiment.pictures import try_to_draw
 from Experiment.plan import Plan
+from Experiment.progress import FINISHED_BEFORE
 from Experiment.records import DATA_FLAGS, describe_run, finished_run, identity
 from Models.backbones import BACKBONES
 from Models.fit_state import FitState, is_of_run
@@ -82,7 +83,7 @@ def plan(args):
     taken = take_best_epochs(args, experiment, class_names(spec))
     folder = experiment.part_dir(args.train_model)
     offset = args.enc_epoch if args.train_model == "enc" else args.dif_epoch
-    record_file = folder / (f"training_from{offset}.json" if offset else "training.json")
+    record_file = folder / (f"training_from{offset}.json" if offset else TRAINING_RECORD)
     epochs = chosen_epochs(experiment, args.enc_epoch, args.dif_epoch)
     splits = load_splits(spec, args.data_dir, args.seed, None, experiment)
     data, base = data_identity(splits, spec), base_hashes(args, ["image_encoder"], epochs["dif"])
@@ -99,18 +100,18 @@ def plan(args):
                  identity=identity(args, FREE, inputs), taken=taken)  # fmt: skip
     if args.weights_dir and is_foreign(args.weights_dir):  # what stands beside a file may later say otherwise of it
         inputs["predicts"] = base.get("prediction_type", BACKBONES[args.backbone].prediction_type)
-    free = FREE + meant(record_file, args.precision)
+    free = FREE + free_precision(record_file, args.precision)
     if finished_run(record_file, args, free, inputs) and not partly_replaced(record_file):
-        if is_of_run(folder / "state.npz", known.identity):
-            (folder / "state.npz").unlink()  # killed between the record and this
-        known.done = f"finished already: {folder} (--restart trains again)"
+        if is_of_run(folder / FIT_STATE, known.identity):
+            (folder / FIT_STATE).unlink()  # killed between the record and this
+        known.done = f"{FINISHED_BEFORE}: {folder} (--restart trains again)"
     else:
         refuse_if_claimed(folder)
         refuse_to_overwrite(folder, offset + 1, offset + args.epochs, None if args.restart else known.identity)
     return known
 
 
-def meant(record_file, precision):
+def free_precision(record_file, precision):
     """("precision",) where a finished run has what is asked for, though by another name: `auto`, or what `auto` meant there."""
     used = read_json(record_file).get("precision_used") if record_file.exists() else None
     return ("precision",) if precision in ("auto", used) else ()
@@ -130,7 +131,7 @@ def adapt(args, known=None):
     from Models.devices import sharing, start_devices
     from Models.moments import moments_encoder
     from Models.runtime import precision
-    from Models.samples import sheet_writer
+    from Models.sample_sheets import sheet_writer
     from Models.training import bytes_needed
 
     started = time.time()
@@ -140,7 +141,7 @@ def adapt(args, known=None):
     backbone, folder, classes = BACKBONES[args.backbone], known.folder, class_names(known.spec)
     check_batch_size(args, backbone.training[args.train_model]["batch_size"], len(known.train.labels))
     start_devices(args)
-    # Weights that stay as they are may be held in bfloat16.
+    # Weights that stay as they are may be held in bfloat16, but for those under the Class Encoder: its loss would differ.
     with precision(args.precision, trainable=not known.updates) as used:
         epochs = known.epochs | ({"dif": None} if known.updates else {})
         with sharing(args.devices):
@@ -151,7 +152,7 @@ def adapt(args, known=None):
         adapted, model, fit_levers, recorded = set_up(args, known, diffusion, used)
     write_sheet = adapted.drawn(write_sheet) if args.ema else write_sheet
     settings = known.identity | {"precision_used": used}
-    state = FitState(folder / "state.npz", settings, [*adapted.variables, *model.optimizer.variables])
+    state = FitState(folder / FIT_STATE, settings, [*adapted.variables, *model.optimizer.variables])
     done, history, _ = (0, {}, []) if args.restart else state.load()
     needed = bytes_needed(adapted, args.epochs, args.freq, args.keep, done)
     check_room(folder, needed, "this run" if not done else "what is left of this run")
@@ -163,7 +164,7 @@ def adapt(args, known=None):
             "at most %s on disk, %s -> %s",
             args.train_model, backbone.name, known.spec.name, len(known.train.labels), adapted.parameters,
             known.offset + 1, known.offset + args.epochs, -(-len(known.train.labels) // args.batch_size),
-            args.batch_size, args.lr, used, args.seed, gigabytes(needed), device_name(), folder,
+            args.batch_size, args.lr, used, args.seed, bytes_in_words(needed), device_name(), folder,
         )  # fmt: skip
         if known.updates:
             log.info("low-rank updates: %s", known.updates)
@@ -192,6 +193,7 @@ def train(args, known, adapted, model, state, moments, done, losses, write_sheet
         thrown_away = remove_epochs(folder, offset)
         log.info("throwing away the epochs %s in %s", ", ".join(map(str, thrown_away)) or "none", folder)
     write_json(folder / "run.json", known.identity)
+    known.thrown_away = args.restart
     if done:
         log.info("going on after epoch %d", offset + done)
     if args.train_model == "dif" and args.enc_epoch == 0:
@@ -206,6 +208,7 @@ def train(args, known, adapted, model, state, moments, done, losses, write_sheet
 
     earlier = earlier_history(folder, offset)
     saver = SaveEpochs(adapted, folder, state, args.freq, args.epochs, offset, losses, on_save, earlier, args.keep)
+    saver.finish_saving(done)
     fit_epochs(model, saver, moments, labels, spec.num_classes, args.batch_size, args.seed, done, **levers)
     title = f"{spec.name}, {args.train_model}"
     try_to_draw("the loss", loss_curve, saver.history, folder / "loss.png", title)

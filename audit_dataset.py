@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 from Audit.brief import brief
+from Audit.frequencies import unequal_in
 from Audit.material import AuditedSet
 from Audit.report import figures, write_report
 from Audit.targets import classifier_entries, epochs_of, hashes_of, learnt, real_folder, trained, usual_classifier
@@ -16,16 +17,17 @@ from cli.flags import add_model_flags, finish_args, integer, new_parser
 from cli.lora import base_hashes
 from cli.process import run, writing_in
 from Data.export_images import as_generated, only_set
+from Data.identity import data_identity
 from Data.loaders import Split, Splits, load_splits
 from Data.registry import dataset_spec
-from Data.report import data_identity
 from Data.resizing import resize_images
 from Experiment.errors import UserError
 from Experiment.files import write_json
 from Experiment.locks import refuse_if_claimed
-from Experiment.paths import Experiment, home
+from Experiment.paths import BEST_WEIGHTS, Experiment, home
 from Experiment.plan import Plan
 from Experiment.predictions import no_better_than_largest
+from Experiment.progress import FINISHED_BEFORE
 from Experiment.records import DATA_FLAGS, describe_run, finished_run, flattened
 from Experiment.results import all_doubts
 from Models.backbones import BACKBONES
@@ -107,6 +109,8 @@ def plan(args):
     of_results = [
         *all_doubts(entries.values()),
         *(f"{size}: {words}" for size, words in no_better_than_largest(entries)),
+        # Here, where every record has a text: audits of before, which compared unequal shares, are not taken for this one.
+        *filter(None, [unequal_in(splits, source.labels, inputs["classes"])]),
     ]
     inputs["doubts"] = "; ".join(of_results) or "none"
     place = (home(args.to).resolve() if args.to else folder.parent) / f"{folder.name}.audit"
@@ -117,7 +121,7 @@ def plan(args):
     )  # fmt: skip
     instead = "name another place by --to, or give --restart to replace it"
     if finished_run(place / "run.json", args, FREE, inputs, instead) and known.page.exists():
-        known.done = f"finished already: {known.page} (--restart makes it anew)"
+        known.done = f"{FINISHED_BEFORE}: {known.page} (--restart makes it anew)"
     if not args.to and not os.access(folder.parent, os.W_OK):
         raise UserError(f"{folder.parent} cannot be written: name another place with --to.")
     refuse_if_claimed(place)
@@ -170,14 +174,15 @@ def audit(args, known=None):
         log.info("audit of %d images of %s, %s -> %s", known.source.total, spec.name, known.source.folder, known.page)
         classifier, place = parts.real_classifier(args.classifier, spec, splits, known.inputs, known.experiment)
         extractors = {
-            "classifier": ClassifierFeatures(classifier, place / "best_model.weights.h5"),
+            "classifier": ClassifierFeatures(classifier, place / BEST_WEIGHTS),
             "pixels": PixelFeatures(splits.train.images, args.seed),
         }
         views = parts.Views(known.source, splits, extractors, known.experiment.seen_dir, known.inputs)
         found["unread"] = known.source.total - len(views.fake.good)
         found["samples"] = parts.samples_picture(views, known.inputs["classes"], known.folder / "samples.png")
         found["copies"], found["sheets"] = parts.copies_part(views, args.sample, args.seed, known.folder)
-        found["quality"] = parts.quality_part(views, args.sample, args.seed, args.fid)
+        of_quality = parts.quality_part(views, args.sample, args.seed, args.fid, known.inputs["classes"])
+        found["quality"], found["frequencies"] = of_quality
         found["learnt"] = {name: learnt(name, entry) for name, entry in known.entries.items()}
         found["denoising"] = ask_model(args, known, found)
         found["classifiers"] = ask_classifiers(args, known, place, found)

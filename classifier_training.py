@@ -11,15 +11,16 @@ from cli.flags import add_classifier_flags, boolean, check_batch_size, finish_ar
 from cli.levers import add_classifier_levers, add_score_flags, check_score_flags
 from cli.process import run, writing_in
 from cli.tasks import size
+from Data.identity import data_identity
 from Data.loaders import load_splits
 from Data.registry import dataset_spec, tell_augmentations
-from Data.report import data_identity
 from Data.synthetic import find_synthetic
 from Experiment import presets
 from Experiment.locks import refuse_if_claimed
 from Experiment.machine import device_name
-from Experiment.paths import Experiment, repeat_folder, size_name
+from Experiment.paths import FIT_STATE, Experiment, repeat_folder, size_name
 from Experiment.plan import Plan
+from Experiment.progress import FINISHED_BEFORE
 from Experiment.randomness import repeat_seed
 from Experiment.records import DATA_FLAGS, short
 from Experiment.results import CAS_SCHEMA, TESTED, check_recipe, read_results
@@ -62,8 +63,9 @@ def plan(args):
         A `Plan`: the dataset's `spec` and `classes`, the `experiment`, the real `splits` (without training images where
         they are not needed), the number of images `wanted`, `source` and `cardinality` (names of the folder and of the
         result), the `folder`, the `set_folder` (None where no set is trained on), `inputs` by content, the `origin` of
-        the result, the `folders` of the `repeats` that there are to be, which of them earlier runs have `trained`, and the
-        `part` of the folder that is claimed.
+        the result, the `content` of the set (the first digits of its hash, or None) and the `doubts` of what is measured, the
+        `folders` of the `repeats` that there are to be, which of them earlier runs have `trained`, the `part` of the folder
+        that is claimed, and when the run has `started`, s.
 
     Raises:
         UserError: The run cannot begin: other arguments or inputs, no fitting set, broken results, another process at work.
@@ -102,13 +104,13 @@ def plan(args):
         known.splits = splits._replace(train=None)  # memory
     for each, trained in zip(known.folders, known.trained):
         if trained:
-            (each / "state.npz").unlink(missing_ok=True)  # killed between the record and this
+            (each / FIT_STATE).unlink(missing_ok=True)  # killed between the record and this
     if all(known.trained):
         if not args.test or tested == known.repeats and all((each / TESTED).exists() for each in known.folders):
-            known.done = f"finished already: {folder} (--restart trains again)"
+            known.done = f"{FINISHED_BEFORE}: {folder} (--restart trains again)"
             return known
     elif args.repeat and not missing_repeats(args, known):
-        known.done = f"finished already: {known.folders[args.repeat - 1]}; {not_complete(known)}"
+        known.done = f"{FINISHED_BEFORE}: {known.folders[args.repeat - 1]}; {not_complete(known)}"
         return known
     entry = known.origin | {"test": short(inputs["data"]["test"]), **unit_of(args, spec)}
     check_recipe(results, cardinality, entry, asked_for=bool(args.synthetic_dir))
@@ -145,8 +147,7 @@ def train_classifier(args, known=None):
     start_devices(args)
     if missing:
         check_batch_size(args, presets.CLASSIFIER_BATCH, known.wanted // (args.take if args.recycle else 1))
-        if args.augment == "standard":
-            tell_augmentations(spec)
+        tell_augmentations(spec, args.augment)
         taught = ask_teacher(args, known)
         if taught:
             known.inputs["teacher"] = taught[1]
@@ -161,6 +162,7 @@ def train_classifier(args, known=None):
     with writing_in(folder, known.part, saved=lambda: progress(args, known)):
         if args.restart and missing:
             throw_away(folder)
+            known.thrown_away = True
         for repeat in missing:
             if repeat > missing[0]:
                 made = gather(args, known, repeat_seed(args.seed, repeat), taught)

@@ -16,11 +16,11 @@ from Data.croissant import croissant
 from Data.doubts import doubts
 from Data.export import FORMATS
 from Data.export_images import SetToExport, as_generated, only_set
+from Data.identity import data_identity
 from Data.loaders import load_splits
 from Data.measured import audit_file, audit_tables, cas_doubts, cas_rows
 from Data.registry import DATASETS, dataset_spec, origin
-from Data.report import data_identity
-from Experiment.disk import check_room, gigabytes
+from Experiment.disk import bytes_in_words, check_room
 from Experiment.errors import UserError
 from Experiment.files import atomic_folder, refuse_existing, write_json
 from Experiment.licences import NOT_KNOWN, OF_DATA, OF_OTHER_WEIGHTS, Licence
@@ -62,7 +62,8 @@ def plan(args):
 
     Returns:
         A `Plan`: the `source`, a `SetToExport`; the `experiment`; the `licences` and `credits` of the real data and of the
-        backbone; what was `measured` with the set, why that may be too good, and the figures of its `audit`.
+        backbone; what was `measured` with the set, the `doubts` why that may be too good, the figures of its `audit`, and
+        whether it is `audited` at all.
 
     Raises:
         UserError: The run cannot begin: a folder in the way, no set or not a whole one, broken results, no licence to pass
@@ -139,7 +140,7 @@ def export(args, known=None):
     known = known or plan(args)
     source = known.source
     log.info("%d images of %s in %d classes, %s, as %s: %s -> %s", source.total, source.spec.name, len(source.classes),
-             gigabytes(source.bytes()), args.format, source.folder, args.to)  # fmt: skip
+             bytes_in_words(source.bytes()), args.format, source.folder, args.to)  # fmt: skip
     if args.with_real:
         splits = load_splits(source.spec, args.data_dir, args.seed, source.spec.resolution, known.experiment)
         source.real = {name: getattr(splits, name) for name in REAL}

@@ -13,11 +13,12 @@ from cli.lora import base_hashes
 from cli.process import run, writing_in
 from Data.registry import class_names, dataset_spec
 from Experiment import presets
-from Experiment.disk import check_room, gigabytes
+from Experiment.disk import bytes_in_words, check_room
 from Experiment.errors import UserError
 from Experiment.files import atomic_path, write_json
 from Experiment.paths import Experiment, home
 from Experiment.plan import Plan
+from Experiment.progress import FINISHED_BEFORE
 from Experiment.records import DATA_FLAGS, describe_run, finished_run
 from Models import exported
 from Models.backbones import BACKBONES
@@ -62,7 +63,8 @@ def plan(args):
     """Look at what is there.
 
     Returns:
-        A `Plan`: names of the dataset and of its `classes`, files of the `epochs`, and the `inputs` of the export.
+        A `Plan`: the `name` of the dataset and those of its `classes`, files of the `epochs`, the `inputs` of the export, and
+        facts of the low-rank `updates` of the UNet, None where it has none.
 
     Raises:
         UserError: The export cannot begin: no such epoch, a backbone that diffusers has not, a folder of something else.
@@ -88,7 +90,7 @@ def plan(args):
     if not (args.to / BEGUN).exists() and finished_run(
         args.to / "export.json", args, FREE, inputs, "name another folder by --to, or --restart to replace it"
     ):
-        known.done = f"finished already: {args.to} (--restart exports again)"
+        known.done = f"{FINISHED_BEFORE}: {args.to} (--restart exports again)"
     return known
 
 
@@ -127,7 +129,7 @@ def export(args, known=None):
     args.to.mkdir(parents=True, exist_ok=True)
     check_room(args.to, needed, "the export")
     with writing_in(args.to):
-        log.info("%s of %s, about %s -> %s", args.backbone, known.name, gigabytes(needed), args.to)
+        log.info("%s of %s, about %s -> %s", args.backbone, known.name, bytes_in_words(needed), args.to)
         (args.to / BEGUN).touch()
         remove_left(args.to)
         write_parts(args, known, encoder, networks)

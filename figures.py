@@ -13,6 +13,7 @@ from Experiment.files import atomic_path
 
 
 def save_figure(figure, path):
+    """Write a figure in the format of the path's suffix, and close it. Returns the path."""
     with atomic_path(path) as partial, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from")  # its fonts lack most alphabets: boxes say so
         try:

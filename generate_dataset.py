@@ -19,7 +19,7 @@ from Data.registry import class_names, dataset_spec
 from Data.resizing import resize_images
 from Data.synthetic import SyntheticWriter
 from Experiment import presets
-from Experiment.disk import check_room, gigabytes
+from Experiment.disk import bytes_in_words, check_room
 from Experiment.files import write_json
 from Experiment.levers import without_off
 from Experiment.locks import refuse_if_claimed
@@ -27,6 +27,7 @@ from Experiment.machine import device_name
 from Experiment.paths import Experiment, size_name
 from Experiment.pictures import try_to_draw
 from Experiment.plan import Plan
+from Experiment.progress import FINISHED_BEFORE
 from Experiment.records import DATA_FLAGS, describe_run, fixed_arguments
 from Models.backbones import BACKBONES
 from Models.weight_cards import check_pretrained, compare_encoders, weights_hashes
@@ -128,7 +129,7 @@ def plan(args):
         generation.check_folder(folder, settings)
         if generation.is_complete(writer_of(args, known)):
             generation.move_sheet(folder)
-            known.done = f"finished already: {folder} (--restart makes the images again)"
+            known.done = f"{FINISHED_BEFORE}: {folder} (--restart makes the images again)"
             return known
     refuse_if_claimed(folder, part)
     return known
@@ -169,6 +170,7 @@ def generate(args, known=None):
     check_room(folder, needed, "what is missing of the set")
     with writing_in(folder, known.part, saved=lambda: "{} of {} images are saved".format(*writer.progress(args.shard))):
         generation.begin_folder(folder, settings, args.restart)
+        known.thrown_away = args.restart
         writer.begin()
         made = write_images(args, known, settings["precision"], diffusion, guide, writer)
         others = [f"{i}/{parts}" for i in range(1, parts + 1) if not writer.is_whole((i, parts))]
@@ -200,7 +202,7 @@ def write_images(args, known, precision, diffusion, guide, writer):
     log.info(
         "%d images of %s with %s, %d there, %d inference steps, guidance scale %g%s, %s, seed %d, about %s on disk, %s -> %s",
         whole, known.name, diffusion.backbone.name, there, args.inf_steps, args.ugs, sampling.said_sampling(args),
-        precision, args.seed, gigabytes(generation.room_of(whole - there, side)), device_name(), known.folder,
+        precision, args.seed, bytes_in_words(generation.room_of(whole - there, side)), device_name(), known.folder,
     )  # fmt: skip
     if "no_mark" not in known.settings:
         log.info("an earlier version has begun the set, without a mark of generated images: it goes on without one")

@@ -36,8 +36,9 @@ from Experiment.errors import UserError
 from Experiment.files import read_json
 from Experiment.levers import OFF
 from Experiment.locks import refuse_if_written
-from Experiment.paths import Experiment
+from Experiment.paths import FIT_STATE, Experiment
 from Experiment.plan import Plan
+from Experiment.progress import FINISHED_BEFORE
 from Experiment.results import PIPELINE_SCHEMA, read_results
 from Models.backbones import BACKBONES
 from Models.pretrained import pretrained_inputs
@@ -131,7 +132,7 @@ def plan(args):
         raise UserError(f"there are no weights in {weights}: run SD_adapting.py --train_model {part} first.")
     if args.optimize:
         refuse_if_written(weights)
-        if (weights / "state.npz").exists():
+        if (weights / FIT_STATE).exists():
             log.warning("the training in %s is not finished: this search sees its epochs of now, %d to %d, and none that follow",
                         weights, min(epochs), max(epochs))  # fmt: skip
     lora = updates_fit(args, *epochs.values())  # refuses low-rank updates of another UNet
@@ -196,7 +197,8 @@ def search(args, known=None):
             if args.prune:
                 stage.remove_unchosen(args, known, study)
             elif args.optimize and stage.is_finished(args, known, study):
-                log.info("finished already: this is its report")
+                log.info("%s: this is its report", FINISHED_BEFORE)
+                stage.note_if_gone(args, known, read_json(known.best_file).get("test", {}))
             elif args.optimize:
                 stage.check_epochs(known, study)
                 context = ready or prepare(args, known)

@@ -39,7 +39,14 @@ def parse_args(argv=None):
 
 
 def plan(args):
-    """Look at what is there (UserError where the updates cannot be merged, or something would be overwritten)."""
+    """Look at what is there.
+
+    Returns:
+        A `Plan`: facts of the `updates`.
+
+    Raises:
+        UserError: The updates cannot be merged, or something would be overwritten.
+    """
     if args.epoch.suffix == ".safetensors":
         raise UserError(
             f"{args.epoch}: updates of others are not read: merge them into their UNet with diffusers first "

@@ -19,12 +19,12 @@ from Data.loaders import load_splits
 from Data.registry import DATASETS, dataset_spec
 from Experiment.errors import UserError
 from Experiment.locks import claimed
-from Experiment.paths import Experiment
+from Experiment.paths import REAL_DATA, Experiment, is_trained
 from Experiment.pictures import try_to_draw
 from Experiment.plan import Plan
 from Models.backbones import BACKBONES
 from result_plots import experiment_cas_curve, experiment_pipeline_bars
-from Stages.carried import REAL, Root
+from Stages.carried import Root
 from Stages.display import Display
 from Stages.outcome import outcome
 from Stages.ray_running import MEMORY, Cluster, divided
@@ -68,28 +68,29 @@ def plan(args):
     stages = stage_list(args, spec)
     parsed = {stage: SCRIPTS[stage.script].parse_args(stage.flags) for stage in stages}
     experiment = Experiment(args.root, args.exp, spec.name)
-    check_classifiers(args, experiment, [parsed[stage] for stage in stages if stage.script == "classifier_training"])
-    judges = {each.filter_classifier for each in parsed.values() if getattr(each, "filter", None) is not None}
-    judges -= {each.classifier for stage, each in parsed.items() if stage.script == "classifier_training"}
-    if not all((experiment.classifier_dir(judge, "real") / "training.json").exists() for judge in judges):
+    of_script = {script: [parsed[stage] for stage in stages if stage.script == script] for script in SCRIPTS}
+    searches, generations, trainings = (of_script[s] for s in ("hyp_opt", "generate_dataset", "classifier_training"))
+    check_classifiers(args, experiment, trainings)
+    judges = {each.filter_classifier for each in generations if each.filter is not None}
+    judges -= {each.classifier for each in trainings}
+    if not all(is_trained(experiment.classifier_dir(judge, "real")) for judge in judges):
         raise UserError(
             f"--also: nobody has trained or trains the --filter_classifier {', '.join(judges)} on the real images: give --classifier."
         )
-    if any(getattr(each, "repeat", None) or getattr(each, "shard", (1, 1))[1] > 1 for each in parsed.values()):
+    if any(each.repeat for each in trainings) or any(each.shard[1] > 1 for each in generations):
         raise UserError(
             "--also: a stage is done as a whole: no --shard I/N and no --repeats I/N (--ray divides them itself)."
         )
-    first_search = next(args for args in parsed.values() if hasattr(args, "n_trials"))
-    for address in {each.storage for each in parsed.values() if getattr(each, "storage", None) is not None}:
+    for address in {each.storage for each in searches if each.storage is not None}:
         from Search.storages import check_address
 
         check_address(address, create=True)
-    steps = (first_search.is_min + first_search.is_max) / 2
+    steps = (searches[0].is_min + searches[0].is_max) / 2
     known = Plan(
         spec=spec, experiment=experiment, stages=stages, note=note,
         work={stage: operations(stage.script, parsed[stage], spec, steps) for stage in stages},
         shares={stage: search_shares(parsed[stage], spec, steps) for stage in stages if stage.script == "hyp_opt"},
-        classifier=parsed[stages[-1]].classifier, paths=named_paths(args, parsed.values()) if args.carry else [],
+        classifier=trainings[-1].classifier, paths=named_paths(args, of_script) if args.carry else [],
     )  # fmt: skip
     if args.dry_run:
         known.done = "\n".join(stage.shown for stage in stages)
@@ -121,30 +122,31 @@ def check_classifiers(args, experiment, stages):
         raise UserError("--also: how large the synthetic sets are is said by --sizes.")
 
 
-def named_paths(args, stages):
+def named_paths(args, of_script):
     """What the user has named by path, in order: it does not travel.
 
     Args:
         args: The pipeline's arguments.
-        stages: The arguments of each stage.
+        of_script: {script: the arguments of each of its stages}.
 
     Raises:
         UserError: A study lies in a file, or a teacher in a folder, which no other node would see.
     """
-    found = set() if args.dataset in DATASETS else {args.dataset}
-    for each in stages:
-        if str(getattr(each, "storage", None)).startswith(FILES):
-            raise UserError(
-                "--carry: a --storage that is a file lies on one node: leave it out, or name a database server."
-            )
-        if getattr(each, "labels", "hard") == "soft":
-            raise UserError(
-                "--carry: classifiers with --labels soft (of --recipe best) share a teacher, which needs a folder that all nodes "
-                "see: --also 'classifier_training --labels hard' goes without."
-            )
-        named = {getattr(each, name, None) for name in ("data_dir", "weights_dir", "synthetic_dir")}
-        found |= {str(path) for path in named - {None, args.root / REAL}}
-    return sorted(found)
+    trainings, named = of_script["classifier_training"], set()
+    if any(str(each.storage).startswith(FILES) for each in of_script["hyp_opt"]):
+        raise UserError(
+            "--carry: a --storage that is a file lies on one node: leave it out, or name a database server."
+        )
+    if any(each.labels != "hard" for each in trainings):
+        raise UserError(
+            "--carry: classifiers with --labels soft (of --recipe best) share a teacher, which needs a folder that all nodes "
+            "see: --also 'classifier_training --labels hard' goes without."
+        )
+    for script, stages in of_script.items():
+        own = "synthetic_dir" if script == "classifier_training" else "weights_dir"
+        named |= {path for each in stages for path in (each.data_dir, getattr(each, own))}
+    found = {str(path) for path in named - {None, args.root / REAL_DATA}}
+    return sorted(found if args.dataset in DATASETS else found | {args.dataset})
 
 
 def draw_again(experiment):
@@ -188,7 +190,7 @@ def start_runner(args, known):
         root = Root(args.root, args.exp, known.spec.name) if args.carry else None
         if root:
             root.begin()
-            if known.spec.name in DATASETS and args.data_dir == args.root / REAL:
+            if known.spec.name in DATASETS and args.data_dir == args.root / REAL_DATA:
                 load_splits(known.spec, args.data_dir, args.seed)  # here, so that no node has to download it
         cluster = Cluster(args.ray, MEMORY[BACKBONES[args.backbone].light], root)
         try:

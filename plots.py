@@ -24,6 +24,7 @@ SCORES = ("top_1", "top_5")
 SOURCE_STYLES = [("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D")]
 RECIPE_FILLS = ("full", "none", "left", "bottom")  # of markers
 STEP_COLOURS = "#A6CEE9", "#0072B2", "#F7C49A", "#D55E00"  # a hue for what was trained, dark once it was optimised
+LEAST_HEIGHT = 0.04  # of an axis of accuracies: smaller differences do not fill it
 
 
 def loss_curve(history, path, title=""):
@@ -37,7 +38,12 @@ def loss_curve(history, path, title=""):
 
 
 def confusion_matrix(confusion, classes, path, title=""):
-    """Rows: true class; columns: prediction; shades are shares of the row. Counts are written up to 20 classes."""
+    """Rows: true class; columns: prediction; shades are shares of the row. Counts are written up to 20 classes.
+
+    Args:
+        confusion: Counts, int (C, C).
+        classes: Names of the C classes.
+    """
     shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
     side = min(3 + 0.4 * len(classes), 14)
     figure, axis = plt.subplots(figsize=(side, side), layout="constrained")
@@ -61,10 +67,10 @@ def confusion_matrix(confusion, classes, path, title=""):
     return save_figure(figure, path)
 
 
-def accuracy_limits(values, least=0.04):
-    """Axis limits that let differences be seen, but do not blow up less than `least` to the whole height."""
+def accuracy_limits(values):
+    """Axis limits that let differences be seen, but do not blow up less than `LEAST_HEIGHT` to the whole height."""
     low, high = min(values), max(values)
-    widened = max(high - low, least)
+    widened = max(high - low, LEAST_HEIGHT)
     low = min(max((low + high - widened) / 2, 0), 1 - widened)  # about the middle, but within 0..1
     high = low + widened
     margin = 0.06 * (high - low)  # keeps markers off the frame
@@ -77,7 +83,7 @@ def heights(entries, score):
 
 
 def epochs_of(entries):
-    """The most epochs that classifiers have learnt for, as far as they are on record."""
+    """The most epochs that each classifier may have learnt for, as a set of whole numbers: those on record."""
     return {count for entry in entries if isinstance(count := recorded_training(entry).get("epochs"), int)}
 
 

@@ -10,17 +10,18 @@ from Experiment.text import plain
 from figures import plt, save_figure
 
 COLLAGE_COLUMNS, COLLAGE_ROWS = 8, 3  # as published
-MAX_SHEET_ROWS = 100
+SHEET_COLUMNS, MAX_SHEET_ROWS = 8, 100  # images of a class, and classes
 
 
 def save_image(array, path):
+    """Write an image uint8 (H, W, 3) as PNG."""
     with atomic_path(path) as partial:
         Image.fromarray(array).save(partial, format="PNG")
     return Path(path)
 
 
 def grid(images, columns, gap=2):
-    """Tile uint8 images (N, H, W, 3) row by row on white."""
+    """Tile uint8 images (N, H, W, 3) row by row on white, with `gap` px between them: uint8 (height, width, 3)."""
     rows = -(-len(images) // columns)
     height, width = images.shape[1:3]
     canvas = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), 255, np.uint8)
@@ -31,13 +32,17 @@ def grid(images, columns, gap=2):
 
 
 def enlarge(images, side=64):
-    """Repeat pixels until an image is at least `side` px, so that 8 px digits can be looked at."""
+    """Repeat pixels of images (N, H, W, 3) until H is at least `side` px, so that 8 px digits can be looked at.
+
+    Returns:
+        Images (N, k*H, k*W, 3).
+    """
     factor = max(1, -(-side // images.shape[1]))
     return images.repeat(factor, axis=1).repeat(factor, axis=2)
 
 
 def collage(images, path):
-    """The published collage of one class: 8 columns, 3 rows."""
+    """The published collage of one class, of images uint8 (N, H, W, 3): the first 24, in 8 columns and 3 rows."""
     return save_image(grid(enlarge(images[: COLLAGE_COLUMNS * COLLAGE_ROWS]), COLLAGE_COLUMNS), path)
 
 
@@ -55,35 +60,41 @@ def class_collages(images_of_classes, folder, kind):
             collage(images, folder / kind / f"class{label}{suffix}.png")
 
 
+def class_rows(sheets, labels, classes, width, height):
+    """A figure with one row a class, its name at the left, and one column a sheet; at most 100 classes.
+
+    Args:
+        sheets: Images uint8 (N, H, W, 3) each, all in the order of `labels`.
+        labels: Of the images, int (N,).
+        classes: Names of the classes, in label order.
+        width, height: Of an image, in inches.
+
+    Returns:
+        The figure, and its axes (classes that have images, sheets).
+    """
+    rows = [label for label in range(len(classes)) if (labels == label).any()][:MAX_SHEET_ROWS]
+    columns = max(int((labels == label).sum()) for label in rows)
+    size = (width * columns + 1.5, height * len(rows) + 0.4)
+    figure, axes = plt.subplots(len(rows), len(sheets), figsize=size, squeeze=False, layout="constrained")
+    for row, label in zip(axes, rows):
+        for axis, images in zip(row, sheets):
+            axis.imshow(grid(enlarge(images[labels == label]), columns), interpolation="nearest")
+            axis.set(xticks=[], yticks=[])
+            axis.spines[:].set_visible(False)
+        row[0].set_ylabel(plain(classes[label], 16), rotation=0, ha="right", va="center")
+    return figure, axes
+
+
 def sample_sheet(images, labels, classes, path, title=""):
-    """One row a class, its name at the left; at most 100 classes."""
-    shown = [label for label in range(len(classes)) if (labels == label).any()][:MAX_SHEET_ROWS]
-    columns = max(int((labels == label).sum()) for label in shown)
-    figure, axes = plt.subplots(
-        len(shown), 1, figsize=(0.7 * columns + 1.5, 0.75 * len(shown) + 0.4), squeeze=False, layout="constrained"
-    )
-    for axis, label in zip(axes[:, 0], shown):
-        axis.imshow(grid(enlarge(images[labels == label]), columns), interpolation="nearest")
-        axis.set_ylabel(plain(classes[label], 16), rotation=0, ha="right", va="center")
-        axis.set(xticks=[], yticks=[])
-        axis.spines[:].set_visible(False)
+    """A sheet with one row a class: images uint8 (N, H, W, 3), labels int (N,). See `class_rows`."""
+    figure, _ = class_rows([images], labels, classes, 0.7, 0.75)
     figure.suptitle(plain(title), fontsize=10)
     return save_figure(figure, path)
 
 
 def side_by_side(left, right, labels, classes, path, titles=("real", "synthetic")):
-    """Two sheets beside each other, one row a class: images uint8 (N, H, W, 3), both in the order of `labels`."""
-    rows = [label for label in range(len(classes)) if (labels == label).any()][:MAX_SHEET_ROWS]
-    columns = max(int((labels == label).sum()) for label in rows)
-    figure, axes = plt.subplots(
-        len(rows), 2, figsize=(1.2 * columns + 1.5, 0.62 * len(rows) + 0.4), squeeze=False, layout="constrained"
-    )
-    for row, label in zip(axes, rows):
-        for axis, images in zip(row, (left, right)):
-            axis.imshow(grid(enlarge(images[labels == label]), columns), interpolation="nearest")
-            axis.set(xticks=[], yticks=[])
-            axis.spines[:].set_visible(False)
-        row[0].set_ylabel(plain(classes[label], 16), rotation=0, ha="right", va="center")
+    """Two sheets beside each other: images uint8 (N, H, W, 3), both in the order of labels int (N,). See `class_rows`."""
+    figure, axes = class_rows([left, right], labels, classes, 1.2, 0.62)
     for axis, title in zip(axes[0], titles):
         axis.set_title(title, fontsize=10)
     return save_figure(figure, path)

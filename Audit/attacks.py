@@ -2,9 +2,9 @@
 
 import numpy as np
 from scipy.optimize import brentq
-from scipy.stats import nhypergeom, norm, rankdata
+from scipy.stats import nhypergeom, norm
 
-from Experiment.intervals import CONFIDENCE, percentiles
+from Experiment.intervals import CONFIDENCE, auc, percentiles
 from Experiment.randomness import random_stream
 
 FALSE_POSITIVES = 0.01
@@ -13,18 +13,12 @@ BOOTSTRAP = 1  # address of the random numbers
 TINY, LEAST = 1e-12, 1e-30  # an area next to 0 or 1; a probability that has a logarithm
 
 
-def area(members, others):
-    """The probability that a member has a higher score than another image; equal scores count half."""
-    ranks = rankdata(np.concatenate([members, others]))[: len(members)]
-    return float((ranks.sum() - len(members) * (len(members) + 1) / 2) / (len(members) * len(others)))
-
-
-def area_interval(value, members, others, confidence=CONFIDENCE):
-    """The interval (low, high) of an `area`, from the numbers of images: Newcombe's (2006, method 5, doi 10.1002/sim.2324).
+def auc_interval(value, members, others):
+    """The 95 % interval (low, high) of an AUC, from the numbers of images: Newcombe's (2006, method 5, doi 10.1002/sim.2324).
 
     It holds near 1 too, where a bootstrap knows of no other scores: of full separation that says [1, 1].
     """
-    z, mean = norm.ppf((1 + confidence) / 2), (members + others) / 2
+    z, mean = norm.ppf((1 + CONFIDENCE) / 2), (members + others) / 2
 
     def beyond(true):
         shape = 1 + (mean - 1) * ((1 - true) / (2 - true) + true / (1 + true))
@@ -35,28 +29,28 @@ def area_interval(value, members, others, confidence=CONFIDENCE):
     return low, high
 
 
-def true_positives(members, others, rate=FALSE_POSITIVES):
-    """The share of the members above a threshold that at most that share of the others exceeds."""
-    threshold = np.sort(others)[::-1][int(rate * len(others))]
+def true_positives(members, others):
+    """The share of the members, scores (N,), above a threshold that at most 1 % of the others, (M,), exceed."""
+    threshold = np.sort(others)[::-1][int(FALSE_POSITIVES * len(others))]
     return float((members > threshold).mean())
 
 
-def chance_of(others, rate=FALSE_POSITIVES):
+def chance_of(others):
     """What `true_positives` gives on average for scores of pure chance, from the number of others.
 
-    The threshold is the score of one of the others, so of few of them it lets more than `rate` through.
+    The threshold is the score of one of the others, so of few of them it lets more than 1 % through.
     """
-    return (int(rate * others) + 1) / (others + 1)
+    return (int(FALSE_POSITIVES * others) + 1) / (others + 1)
 
 
-def by_chance(members, others, rate=FALSE_POSITIVES):
+def by_chance(members, others):
     """The probability that scores of pure chance find as many members as these do, or more.
 
     In descending order of scores, the members before the (k + 1)th of the others follow a negative hypergeometric
     distribution. Of an extreme score like this threshold a bootstrap tells too little: resamples seldom lack it.
     """
-    found = round(true_positives(members, others, rate) * len(members))
-    law = nhypergeom(len(members) + len(others), len(members), int(rate * len(others)) + 1)
+    found = round(true_positives(members, others) * len(members))
+    law = nhypergeom(len(members) + len(others), len(members), int(FALSE_POSITIVES * len(others)) + 1)
     return float(law.sf(found - 1))
 
 
@@ -69,9 +63,9 @@ def strength(members, others):
     """
     stream = random_stream(0, "bootstrap", BOOTSTRAP)
     drawn = ([side[stream.integers(len(side), size=len(side))] for side in (members, others)] for _ in range(RESAMPLES))
-    found, auc = [true_positives(*sides) for sides in drawn], area(members, others)
+    found, value = [true_positives(*sides) for sides in drawn], auc(members, others)
     return {
-        "auc": auc, "auc_interval": list(area_interval(auc, len(members), len(others))),
+        "auc": value, "auc_interval": list(auc_interval(value, len(members), len(others))),
         "tpr": true_positives(members, others), "tpr_interval": list(percentiles(found)),
         "chance": chance_of(len(others)), "p": by_chance(members, others), "members": len(members), "others": len(others),
     }  # fmt: skip

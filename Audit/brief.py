@@ -13,6 +13,8 @@ def brief(found):
         found: What the parts of the audit have found.
     """
     tables = [{"header": ["figure", GENERATED, REAL], "rows": [*quality_rows(found), *nearer_rows(found)]}]
+    if told := found["frequencies"]["told"]:
+        tables.append({"header": ["how frequent classes are"], "rows": [[told]]})
     shared = {"exactly": found["copies"]["exact"], "nearly": found["copies"]["near"]}
     rows = [
         [f"images that stand in the training images too, {how}", str(of["the set and train"])]

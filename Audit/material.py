@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from Data.export_images import SetToExport
+from Data.folders import folders_by_class, ignored
+from Data.identity import image_hashes
 from Data.npz import mapped
 from Data.pictures import WHITE, Files, readable_images
 from Data.registry import class_names
-from Data.report import image_hashes
 from Data.set_hashes import class_hashes
 from Data.stores import number_in
 from Data.synthetic import MANIFEST, RECORD, recipe
@@ -93,19 +94,20 @@ class AuditedSet:
 
 def names_by_class(folder, classes):
     """Names of the images where the class folders have the classes' own names; None where they are not all so."""
-    there = {path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")}
-    if there != set(classes):
+    there = folders_by_class(folder)
+    if set(there) != set(classes):
         return None
-    found = [[entry for entry in os.scandir(folder / name) if not entry.name.startswith(".")] for name in classes]
+    places = [there[name] for name in classes]
+    found = [[entry for entry in os.scandir(folder / place) if not ignored(entry.name)] for place in places]
     files = [sorted((entry.name for entry in of_class if entry.is_file()), key=number_in) for of_class in found]
     if others := sum(map(len, found)) - sum(map(len, files)):
         log.warning("%s: %d folders and links to nothing within its classes are left out", folder, others)
-    return [[f"{name}/{file}" for file in of_class] for name, of_class in zip(classes, files)]
+    return [[f"{place}/{file}" for file in of_class] for place, of_class in zip(places, files)]
 
 
 def refuse_unknown_folders(folder, classes):
     """Refuse a folder that holds neither class_00 ... nor folders of the classes' names (UserError, which says both)."""
-    there = {path.name for path in folder.iterdir() if path.is_dir()} if folder.is_dir() else set()
+    there = set(folders_by_class(folder))
     if not there or any(re.fullmatch(r"class_\d+", name) for name in there):
         return
     named = [f"{what}: {first_ten(sorted(names), ', ')}" for what, names in

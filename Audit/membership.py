@@ -13,6 +13,7 @@ from Data.latents import dataset_moments, moments_file
 from Experiment.errors import UserError
 from Experiment.files import atomic_path, plain_arrays, read_json
 from Experiment.levers import without_off
+from Experiment.paths import TRAINING_RECORD
 from Experiment.randomness import random_stream
 from Models.adapter import load_diffusion
 from Models.backbones import BACKBONES
@@ -101,7 +102,7 @@ def ask_classifiers(args, known, real, found):
         found["missing"].append(
             "An attack on a classifier that has learnt from the set: classifier_training.py has trained none"
         )
-    theirs = read_json(real / "training.json")["arguments"]
+    theirs = read_json(real / TRAINING_RECORD)["arguments"]
     recipe = ShadowRecipe(
         args.classifier, args.shadow_epochs or theirs["epochs"], theirs["batch_size"], theirs.get("optimizer", "adam"),
         theirs.get("augment", "none"), args.seed, "".join(known.inputs["data"][name][:16] for name in ("train", "val", "test")),

@@ -5,10 +5,12 @@ import logging
 import numpy as np
 
 from Audit import copies
-from Audit.material import CLASS_SAMPLE, SAMPLE, Seen, see
+from Audit.frequencies import drawn, drawn_alike
+from Audit.material import CLASS_SAMPLE, Seen, see
 from Audit.pictures import COLUMNS, ROWS, nearest_sheet
 from Audit.quality import quality
 from Audit.targets import real_folder
+from Experiment.paths import TRAINING_RECORD
 from Experiment.progress import each
 from Models.classifier import Classifier
 from Models.runtime import make_repeatable
@@ -40,7 +42,7 @@ def real_classifier(name, spec, splits, inputs, experiment):
         load_best(classifier, folder)
         return classifier, folder
     folder, seen = experiment.teacher_dir(name), ("resolution", "train", "val")
-    if (folder / "training.json").exists() and other_inputs(folder, inputs, seen):  # that one stays
+    if (folder / TRAINING_RECORD).exists() and other_inputs(folder, inputs, seen):  # that one stays
         folder = folder.with_name(f"{folder.name}_{spec.resolution}px_{inputs['data']['train'][:8]}")
     data = {key: inputs["data"][key] for key in seen}
     classifier, _ = teacher(name, spec, splits, {"classes": inputs["classes"], "data": data}, folder)
@@ -86,27 +88,32 @@ class Views:
         self.read["held_out"] = lambda rows: both[0][rows]
 
 
-def quality_part(views, most, seed, fid):
-    """{field: {"name", "all", "held_out", "classes"}}: `quality` of the set, of held-out real images, and by class."""
+def quality_part(views, most, seed, fid, classes):
+    """{field: {"name", "all", "held_out", "classes"}}: `quality` of the set, of held-out real images, and by class.
+
+    And {"told", "drawn"} of how frequent the classes are, see `drawn_alike`.
+    """
+    sides = {"train": views.train, "set": views.fake, "held_out": views.held_out}
+    rows, told, by_class = drawn_alike(sides, most, seed, classes)
+    if told:
+        log.log(logging.INFO if by_class else logging.WARNING, "quality: %s", told)
+    pair, most_of_class = {name: sides[name] for name in ("train", "set")}, max(1, most // CLASS_SHARE)
+    rows_of = [drawn(pair, most_of_class, seed, CLASS_SAMPLE, label) for label in range(len(classes))]
     found = {}
     for field, extractor in views.extractors.items():
 
-        def compared(side, kind, count, label=None, field=field):
-            sides = (views.train, side, *([] if label is not None else [views.fake, views.held_out]))
-            count = min(len(view.sample(count, seed, kind, label)) for view in sides)  # as many of each: numbers count
-            rows = [view.sample(count, seed, kind, label) for view in (views.train, side)]
-            return quality(*(view.features(field, r) for view, r in zip((views.train, side), rows)), seed, fid)
+        def compared(name, rows, field=field):
+            return quality(*(sides[side].features(field, rows[side]) for side in ("train", name)), seed, fid)
 
         log.info("quality by %s", extractor.name)
         found[field] = {
             "name": extractor.name,
             "words": extractor.words,
-            "all": compared(views.fake, SAMPLE, most),
-            "held_out": compared(views.held_out, SAMPLE, most),
-            "classes": [compared(views.fake, CLASS_SAMPLE, max(1, most // CLASS_SHARE), label)
-                        for label in each(range(views.source.spec.num_classes), "class")],
-        }  # fmt: skip
-    return found
+            "all": compared("set", rows),
+            "held_out": compared("held_out", rows),
+            "classes": [compared("set", of_class) for of_class in each(rows_of, "class")],
+        }
+    return found, {"told": told, "drawn": by_class}
 
 
 def copies_part(views, most, seed, folder):

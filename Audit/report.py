@@ -17,12 +17,13 @@ FOOT = "Made by audit_dataset.py. Formulas, sources and what the numbers cannot 
 def figures(found):
     """{figure: value} for the card and for programs: every name says the extractor, n and k that its value depends on."""
     told = {part["name"]: part["words"] for part in found["quality"].values()}
+    shares = ", classes as frequent as in training" if found["frequencies"]["drawn"] else ""
     for part in found["quality"].values():
         for kind, who in (("all", "generated"), ("held_out", "real held-out images in their place")):
             of = part[kind]
             if "missing" in of:
                 continue
-            where = f"{who}, {part['name']}, n {of['generated']}"
+            where = f"{who}, {part['name']}, n {of['generated']}{shares}"
             told[f"KID, {where}, subsets of {of['kid_subset']}"] = rounded(of["kid"])
             told[f"KID deviation over subsets, {where}"] = rounded(of["kid_spread"])
             told |= {f"{name}, {where}, k {K}": rounded(of[name]) for name in METRICS}
@@ -43,6 +44,7 @@ def figures(found):
         told[f"membership, {name}, true positives at 1 % false ones, 95 % interval"] = rounded(*attack["tpr_interval"])
         told[f"membership, {name}, true positives at 1 % false ones, by chance"] = rounded(attack["chance"])
         told[f"membership, {name}, probability of so many true positives by chance"] = rounded(attack["p"])
+    told |= {"how frequent classes are": found["frequencies"]["told"]} if found["frequencies"]["told"] else {}
     return told | ({"not done": found["missing"]} if found["missing"] else {})
 
 
@@ -185,6 +187,8 @@ def quality_part(found, classes):
         "space, to n and to k, and is not to be compared with values of other papers. The second line of each table puts real "
         "held-out images in the place of the generated ones: about as good as can be."
     )]  # fmt: skip
+    if told := found["frequencies"]["told"]:
+        parts.append(pages.box(f"{told[0].upper()}{told[1:]}.", warning=not found["frequencies"]["drawn"]))
     fid = found["fid"]
     for part in found["quality"].values():
         header = ["images", "n", f"KID, {SUBSETS} subsets", *METRICS] + (["FID"] if fid else [])

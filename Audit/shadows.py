@@ -82,8 +82,7 @@ def shadow_confidences(recipe, count, spec, splits, folder):
                 if classifier is None:
                     how = Recipe(recipe.optimizer, recipe.epochs)
                     classifier = Classifier(recipe.classifier, spec.resolution, spec.num_classes, how)
-                    if recipe.augment == "standard":
-                        tell_augmentations(spec)
+                    tell_augmentations(spec, recipe.augment)
                 train_shadow(classifier, recipe, spec, (images, labels), inside[shadow], splits.val, file, shadow)
             found[shadow] = kept(file, recipe.settings(), len(labels))
             part.reach(shadow + 1)
@@ -97,7 +96,8 @@ def train_shadow(classifier, recipe, spec, pool, inside, val, file, shadow):
     make_repeatable(seed)
     classifier.draw_weights()
     train = images[inside], labels[inside]
-    augment = Augment(augmentations(spec), len(train[1]), seed) if recipe.augment == "standard" else None
+    names = augmentations(spec, recipe.augment)
+    augment = Augment(names, len(train[1]), seed) if names else None
     classifier.fit(
         train, val, epochs=recipe.epochs, batch_size=min(recipe.batch_size, len(train[1])), seed=seed, augment=augment,
         patience=presets.CLASSIFIER_PATIENCE, state_file=file.with_suffix(".state.npz"), settings=settings, verbose=0,

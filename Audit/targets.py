@@ -4,6 +4,7 @@ from Data.doubts import others
 from Data.measured import cas_results, is_of
 from Experiment.errors import UserError
 from Experiment.levers import in_words, levers_on
+from Experiment.paths import BEST_WEIGHTS
 from Experiment.records import short
 from Experiment.results import recorded_training
 from Models.backbones import BACKBONES
@@ -46,7 +47,7 @@ def trained(experiment, entries, inputs, source):
             lacking.append(f"the classifier {name}: it has learnt from real images too (--real_share {share:g})")
             continue
         folder = experiment.root / entry["predictions"] if "predictions" in entry else None
-        if not folder or not (folder / "best_model.weights.h5").exists():
+        if not folder or not (folder / BEST_WEIGHTS).exists():
             lacking.append(f"the classifier {name}: its weights are not there")
         elif other_inputs(folder, inputs, ["test"]):
             lacking.append(f"the classifier {name}: it was tested on other images")
@@ -63,13 +64,13 @@ def trained(experiment, entries, inputs, source):
 def real_folder(experiment, name, inputs):
     """Folder of the experiment's classifier that has learnt from the real images of today; None where there is none."""
     folder = experiment.classifier_dir(name, REAL)
-    there = (folder / "best_model.weights.h5").exists()
+    there = (folder / BEST_WEIGHTS).exists()
     return folder if there and not other_inputs(folder, inputs, ("resolution", "train", "val")) else None
 
 
 def hashes_of(folders):
     """{name: SHA-256} of trained classifiers."""
-    return {name: read_card(folder / "best_model.weights.h5")["sha256"] for name, folder in folders.items()}
+    return {name: read_card(folder / BEST_WEIGHTS)["sha256"] for name, folder in folders.items()}
 
 
 def usual_classifier(experiment):

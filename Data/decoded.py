@@ -6,7 +6,7 @@ import zlib
 import numpy as np
 
 from Data.pictures import read_images
-from Experiment.disk import check_room, gigabytes
+from Experiment.disk import bytes_in_words, check_room
 from Experiment.errors import PassingError, UserError, let_pass
 from Experiment.files import NO_ARRAY, atomic_path
 from Experiment.locks import locked
@@ -42,7 +42,7 @@ def decoded_rows(path, files, names, side, mode, rows):
             except UserError as error:
                 log.warning("%s They are decoded again by every run.", error)
                 return read_images([names[row] for row in rows], side, mode, files)
-            log.info("decoding %d images, once, %s on disk -> %s", len(names), gigabytes(needed), path)
+            log.info("decoding %d images, once, %s on disk -> %s", len(names), bytes_in_words(needed), path)
             write_decoded(path, shape, files, names, mode)
     images = np.empty((len(rows), *shape[1:]), np.uint8)
     for start in range(0, len(rows), ROWS):

@@ -1,6 +1,8 @@
 """What makes an accuracy too good, in words that go with it into results, pages and cards."""
 
-from Data.report import SPLITS, copies_within, count_between, looks_repeated, repeated_images, split_hash
+from Data.identity import split_hash
+from Data.npz import SPLITS
+from Data.repeated import copies_within, count_between, looks_repeated, repeated_images
 from Data.resizing import resize_images
 
 FEW = 0.01  # of the test images: copies so few do not change an interval

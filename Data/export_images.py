@@ -1,25 +1,22 @@
 """A synthetic set on its way to others: its images, checked and marked, one after the other."""
 
-import glob
 import io
 import itertools
 import logging
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from Data.marking import check_pixels, marked
 from Data.parallel import in_chunks
-from Data.pictures import BROKEN_IMAGE, decode, to_rgb
+from Data.pictures import BROKEN_IMAGE, decode, opened, to_rgb
 from Data.registry import class_names
 from Data.resizing import square
+from Data.soft_labels import kept_soft_labels
 from Data.synthetic import complete_sets, open_set, read_manifest, recipe, set_identity
 from Experiment.errors import UserError, let_pass
-from Experiment.files import plain_arrays
 from Experiment.levers import without_off
 from Experiment.records import DATA_FLAGS, flattened
 from Experiment.text import first_ten, shown
@@ -100,7 +97,7 @@ class SetToExport:
             raise UserError(f"{folder} holds no images.")
         made_with = {key: value for key, value in without_off(self.manifest).items() if key not in NOT_SETTINGS}
         self.settings = {key: value for key, value in flattened(made_with).items() if value is not None}
-        self.soft_labels = soft_labels(self.folder, self.sha256, self.names)
+        self.soft_labels = kept_soft_labels(self.folder, self.sha256, itertools.chain(*self.names))
         self.first = np.cumsum([0, *self.counts])  # of each class, in that list
 
     @property
@@ -126,7 +123,7 @@ class SetToExport:
         try:
             png = self.store.read(name)
             check_pixels(png)
-            with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
+            with opened(io.BytesIO(png), ["PNG"]) as image:
                 pixels = np.asarray(square(to_rgb(decode(image))))  # as classifiers see it
         except BROKEN_IMAGE as error:
             let_pass(error, self.store.where(name))
@@ -155,31 +152,6 @@ class SetToExport:
                 yield from read.values()
         if broken:
             raise UserError(f"{len(broken)} of {self.total} images cannot be read: {first_ten(broken)}")
-
-
-def soft_labels(folder, sha256, names):
-    """Class probabilities float32 (N, C) of the images of a set, which lie beside it (see Scoring/soft_labels.py).
-
-    Args:
-        folder: Of the set.
-        sha256: Hash of its content, for which they must be.
-        names: Names of its images, one list a class.
-
-    Returns:
-        None where there are none, or those of several teachers.
-    """
-    found, listed = {}, [os.fsencode(name) for of_class in names for name in of_class]
-    for path in sorted(folder.parent.glob(f"{glob.escape(folder.name)}.soft_labels.*.npz")):
-        with plain_arrays(path) as data:
-            kept = all(name in data.files for name in ("probabilities", "files", "set_sha256"))
-            if kept and str(data["set_sha256"]) == sha256 and data["files"].tolist() == listed:
-                found[path.name] = data["probabilities"].astype("float32")
-    if len(found) > 1:
-        log.warning("soft labels of several teachers are there, none of them goes along: %s", first_ten(found, ", "))
-    if len(found) != 1:
-        return None
-    (probabilities,) = found.values()
-    return probabilities / probabilities.sum(axis=1, keepdims=True)  # those of half precision do not add up exactly
 
 
 def as_generated(spec, folder, resolution):

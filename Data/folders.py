@@ -224,14 +224,24 @@ def suffix(name):
     return os.path.splitext(name)[1].lower() or "no suffix"
 
 
-def class_folders(scan, split, folder):
-    """{class name: folder name}, sorted. Names are compared in one Unicode form: systems store them in several."""
+def folders_by_class(folder):
+    """{class name: folder name} of the folders in one. Names are in one Unicode form: systems store them in several.
+
+    Raises:
+        UserError: Two folders are of one class, or the folder cannot be read.
+    """
     found = {}
-    for name in entries(scan.path / folder)[0]:
+    for name in entries(folder)[0]:
         plain = unicodedata.normalize("NFC", name)
         if plain in found:
-            raise UserError(f"{shown(scan.path / folder)} has two folders of one class, {shown(plain)}: merge them.")
+            raise UserError(f"{shown(folder)} has two folders of one class, {shown(plain)}: merge them.")
         found[plain] = name
+    return found
+
+
+def class_folders(scan, split, folder):
+    """`folders_by_class` of a split, sorted by class."""
+    found = folders_by_class(scan.path / folder)
     if not found:
         raise UserError(f"{shown(scan.path / folder)} holds no class folders.")
     if not scan.classes:

@@ -25,9 +25,9 @@ log = logging.getLogger("experiment")
 
 OWN_FILES = (".lock", "log.txt", ".partial", ".generation")  # what is there before the images are begun
 CLASS_FOLDER = re.compile(r"class_\d+")
+THROWN_AWAY = {"total": 0}  # the record of a set that is being thrown away
 # What a set is made of besides; or a link in the place of a folder of its.
 OF_A_SET = re.compile(rf"{re.escape(LEDGER)}|run\.json|samples\.png|images-\d+\.tar|class_\d+|{PENDING.pattern}")
-SHEET_COLUMNS = 8
 BYTES_A_PIXEL, BYTES_A_FILE = 1.5, 2_000  # of a PNG, about: half of the raw pixels
 
 
@@ -73,6 +73,8 @@ def check_folder(folder, settings):
     record = folder / RECORD
     if record.exists():
         before, now = flattened(read_json(record)), flattened(settings)
+        if before == THROWN_AWAY:
+            raise UserError(f"{folder}: a --restart was interrupted as it threw away what is here. Give it again.")
         if (store := before.get("store", FILES)) != now.get("store", FILES):
             raise UserError(
                 f"{folder} holds a set of --store {shown(store)}, and goes on as such: give that, use another --exp, or --restart."
@@ -109,8 +111,7 @@ def begin_folder(folder, settings, restart):
     if restart:
         images, tars = (sum(1 for _ in folder.glob(pattern)) for pattern in ("class_*/img_*.png", TAR_PATTERN))
         log.info("throwing away the %s in %s", f"{tars} tars of images" if tars else f"{images} images", folder)
-        if not record.exists():
-            write_json(record, {"total": 0})  # of no set: killed now, the folder is one that was begun
+        write_json(record, THROWN_AWAY)  # killed now, nothing takes what is left for images of the new set
         (folder / MANIFEST).unlink(missing_ok=True)  # first: what has a manifest is complete
         for path in folder.iterdir():
             if CLASS_FOLDER.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
@@ -152,7 +153,7 @@ def draw_pictures(folder, classes, title, images_dir):
         title: Of the sheet.
         images_dir: Folder of the collages.
     """
-    from sheets import COLLAGE_COLUMNS, COLLAGE_ROWS, MAX_SHEET_ROWS, class_collages, sample_sheet
+    from sheets import COLLAGE_COLUMNS, COLLAGE_ROWS, MAX_SHEET_ROWS, SHEET_COLUMNS, class_collages, sample_sheet
 
     store = open_set(folder, len(classes))
     side = image_side(store)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from Data.folders import BROKEN, Unused, scan_folder
-from Data.npz import read_npz, read_rows
+from Data.npz import SPLITS, read_npz, read_rows
 from Data.oddities import warn_of_oddities
 from Data.own_split import (
     Recorded,
@@ -22,7 +22,7 @@ from Data.own_split import (
 )
 from Data.pictures import Files, readable_images
 from Data.registry import MEDMNIST_SIDES, class_names, medmnist_info
-from Data.report import SPLITS, Report
+from Data.report import Report
 from Data.resizing import resize_images
 from Experiment.downloads import download, kind_of
 from Experiment.errors import UserError
@@ -96,6 +96,16 @@ def load_splits(spec, data_dir, seed=SEED, side=None, experiment=None):
 
 
 def check_split(spec, name, split):
+    """Check what a loader has read.
+
+    Args:
+        spec: The `DatasetSpec`.
+        name: Of the split, for the message.
+        split: Its (images, labels).
+
+    Raises:
+        UserError: They are not images uint8 (N, H, W, 3) with labels (N,) in 0..num_classes-1, N > 0.
+    """
     images, labels = split
     if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8 or len(images) != len(labels):
         raise UserError(

@@ -4,7 +4,7 @@ import logging
 
 from Experiment.files import file_hash, read_json
 from Experiment.levers import in_words, levers_on
-from Experiment.paths import size_from_name
+from Experiment.paths import BEST_WEIGHTS, size_from_name
 from Experiment.predictions import AGAINST_LARGEST
 from Experiment.records import flattened, short
 from Experiment.results import CAS_SCHEMA, all_doubts, interval_of, read_results, recorded_training, top_5_in_words
@@ -110,7 +110,7 @@ def trained_since(of, experiment):
     entries = cas_results(experiment).get(of.get("classifier"), {}).get(experiment.dataset, {})
     changed = []
     for size, sha256 in of.get("classifiers", {}).items():
-        weights = experiment.root / entries.get(size, {}).get("predictions", "none") / "best_model.weights.h5"
+        weights = experiment.root / entries.get(size, {}).get("predictions", "none") / BEST_WEIGHTS
         if weights.exists() and file_hash(weights) != sha256:
             changed.append(size)
     return f"classifiers than those of now ({', '.join(changed)})" if changed else ""

@@ -4,7 +4,8 @@ import numpy as np
 
 SIDE = 16  # of the thumbnails that are compared, px
 NEAR = 2.5  # grey levels of 255, root mean square: copies differ by less, other photographs by several times as much
-FLAT = 8  # standard deviation from the mean thumbnail up to which an image shows too little of its own to be recognised
+# Standard deviation from the mean thumbnail of its class up to which an image shows too little of its own to be recognised.
+FLAT = 8
 MOST, MOST_IMAGES = 10_000_000, 2_000  # pairs, and images of the one split, that are looked at
 PIECE = 64  # images at a time: thumbnails of all may take as much memory as the images
 NUMBERS = 2**16  # pixel values at a time
@@ -37,11 +38,11 @@ def near_copies(split, other):
     rows = np.arange(0, count, max(1, -(-count // min(MOST_IMAGES, max(1, MOST // others)))))
     pieces = [rows[i : i + PIECE] for i in range(0, len(rows), PIECE)]
     small = [thumbnails(split.images[piece]) for piece in pieces]
-    labels, background = split.labels[rows], np.zeros((SIDE, SIDE, 3))  # which all photographs of one place share
+    labels, sums = split.labels[rows], np.zeros((other.labels.max() + 1, SIDE, SIDE, 3))  # 6 KB a class
     least, nearest = np.full(len(rows), np.inf), np.zeros(len(rows), int)
     for start in range(0, others, PIECE):
         theirs = thumbnails(other.images[start : start + PIECE])
-        background += theirs.sum(axis=0) / others
+        np.add.at(sums, other.labels[start : start + PIECE], theirs)
         for i, ours in enumerate(small):
             here = slice(i * PIECE, i * PIECE + len(ours))
             another_class = labels[here, None] != other.labels[start : start + PIECE]
@@ -52,9 +53,24 @@ def near_copies(split, other):
                 found = squares[np.arange(len(ours)), closest]
                 nearest[here] = np.where(found < least[here], start + closest, nearest[here])
                 least[here] = np.minimum(found, least[here])
-    shows = np.concatenate([(ours - background).std(axis=(1, 2)).max(axis=1) > FLAT for ours in small])
-    near = shows & (least <= NEAR**2)
-    return [(int(rows[i]), int(nearest[i])) for i in np.flatnonzero(near)], len(rows)
+    near = [i for i in np.flatnonzero(least <= NEAR**2) if shows_its_own(nearest[i], other, sums)]
+    return [(int(rows[i]), int(nearest[i])) for i in near], len(rows)
+
+
+def shows_its_own(index, split, sums):
+    """Whether an image differs from the mean of the others of its class, which all photographs of one place or kind share.
+
+    Args:
+        index, split: The image's number, and its `Split`.
+        sums: Of the thumbnails of each class (K, SIDE, SIDE, 3).
+    """
+    label = split.labels[index]
+    total, count = sums[label], np.count_nonzero(split.labels == label)
+    if count == 1:  # there are no others
+        total, count = sums.sum(axis=0), len(split.labels)
+    (image,) = thumbnails(split.images[index : index + 1]).astype(float)
+    others = (total - image) / max(1, count - 1)
+    return bool((image - others).std(axis=(0, 1)).max() > FLAT)
 
 
 def differences(images, others):

@@ -154,12 +154,23 @@ def read_npz(path, values=None, side=None, complete=True):
             if missing and complete:
                 raise UserError(f"{path}: {split} has no image of these classes: {shown(first_ten(missing, ', '))}")
         for split in SPLITS:
-            images = read_images_of(data, path, split, side)
+            images = read_images_of(data, split, side)
             splits[split] = images, np.searchsorted(values, labels[split]).astype(np.int32)
     return splits
 
 
 def check_shape(data, path, split, labels):
+    """Check the images of a split by their header alone.
+
+    Args:
+        data: The open npz.
+        path: Its file, for the message.
+        split: Name of the split.
+        labels: How many labels it has.
+
+    Raises:
+        UserError: They are not uint8 (N, H, W), (N, H, W, 1) or (N, H, W, 3), or not as many as the labels.
+    """
     key = f"{split}_images"
     with open_array(data, key) as (_, (shape, _, dtype)):
         pass
@@ -177,7 +188,7 @@ def check_shape(data, path, split, labels):
         raise UserError(f"{path}: {key} must be one image for each label. Received: {shape} with {labels} labels")
 
 
-def read_images_of(data, path, split, side=None):
+def read_images_of(data, split, side=None):
     """Images of a split as uint8 (N, side, side, 3), read from the archive piece by piece."""
     with open_array(data, f"{split}_images") as (stream, (shape, columns_first, _)):
         if columns_first:

@@ -9,7 +9,7 @@ import struct
 import warnings
 
 import numpy as np
-from PIL import Image, ImageColor
+from PIL import Image, ImageColor, UnidentifiedImageError
 
 from Data.marking import SIGNATURE, check_pixels
 from Data.parallel import in_chunks
@@ -152,7 +152,15 @@ def formats_of(header, path):
         if suffix in IMAGE_SUFFIXES:
             raise ValueError("it is empty" if not header else "its content is that of no image")
         raise NotAnImage
-    return [*found, "MPO"] if "JPEG" in found else found
+    return found
+
+
+def opened(file, formats):
+    """`Image.open`, but that a file that is none of the formats is told in words: Pillow's name a Python object."""
+    try:
+        return Image.open(file, formats=formats)
+    except UnidentifiedImageError:
+        raise UnidentifiedImageError(f"it begins as {' or '.join(formats)}, but its content is that of none") from None
 
 
 def probe(path):
@@ -168,7 +176,7 @@ def probe(path):
         header = file.read(HEADER)
         formats = formats_of(header, path)
         try:
-            with Image.open(file, formats=formats) as image:
+            with opened(file, formats) as image:
                 refuse_misread(image)
                 return min(image.size), pages(image)
         except BROKEN_IMAGE as error:
@@ -265,7 +273,7 @@ def read_image(path, side, mode="antialias", background=WHITE, digests=None, ind
         digests[index] = np.frombuffer(hashlib.sha256(raw).digest(), np.uint8)
     if raw.startswith(SIGNATURE):
         check_pixels(raw)
-    with Image.open(io.BytesIO(raw), formats=formats_of(raw[:HEADER], path)) as image:
+    with opened(io.BytesIO(raw), formats_of(raw[:HEADER], path)) as image:
         rgb = upright(to_rgb(decode(image), background), image)
         return np.asarray(resize(square(rgb), side, mode))
 

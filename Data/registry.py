@@ -243,14 +243,17 @@ def class_names(spec):
     return spec.classes
 
 
-def augmentations(spec):
-    """What `--augment standard` does to training images: `flip` (left and right), `crop`, `erase`, as names.
+def augmentations(spec, how):
+    """What `--augment` does to training images: `flip` (left and right), `crop`, `erase`, as names; none of `none`.
 
-    Images are mirrored where that keeps their class. Of the user's own data the names of the classes decide: none says left
-    or right in a language that is known here, is a number, is written in another script than the Latin one, or ends in a
-    letter by itself: letters and numbers may name what is written in the image.
+    Images are mirrored where that keeps their class. With `standard` the names of the classes decide of the user's own data:
+    none says left or right in a language that is known here, is a number, is written in another script than the Latin one, or
+    ends in a letter by itself: letters and numbers may name what is written in the image. `mirrored` and `unmirrored` say it.
     """
+    if how == "none":
+        return ()
     flips = belied_by_mirroring(class_names(spec)) is None if spec.flips is None else spec.flips
+    flips = {"mirrored": True, "unmirrored": False}.get(how, flips)
     return ("flip", "crop", "erase") if flips else ("crop", "erase")
 
 
@@ -268,17 +271,20 @@ def belied_by_mirroring(names):
     return None
 
 
-def tell_augmentations(spec):
-    """Log what `--augment standard` does to these images, and which name of a class has decided it where one has."""
-    told, why = "mirrored left and right, " if "flip" in augmentations(spec) else "not mirrored, ", ""
-    if spec.flips is None:
+def tell_augmentations(spec, how):
+    """Log what `--augment` does to these images, and which name of a class has decided it where one has."""
+    names = augmentations(spec, how)
+    if not names:
+        return
+    told, why = "mirrored left and right, " if "flip" in names else "not mirrored, ", ""
+    if spec.flips is None and how == "standard":
         name = belied_by_mirroring(class_names(spec))
         why = (
-            f"; because of the class {shown(name)}"
+            f"; because of the class {shown(name)} (--augment mirrored: in any case)"
             if name
             else "; no name of a class says left or right, as far as is known, a number or a letter"
         )
-    log.info("--augment standard: training images are %scut and partly erased%s", told, why)
+    log.info("--augment %s: training images are %scut and partly erased%s", how, told, why)
 
 
 def channels(spec):

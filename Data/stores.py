@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from Data.folders import ignored
 from Data.pictures import Files
 from Data.tar import members
 from Experiment.errors import UserError, let_pass
@@ -74,7 +75,7 @@ class FolderStore(Files):
             UserError: Class folders are missing or too many.
         """
         expected = [path.name for path in self.class_folders]
-        there = {p.name for p in Path(self.folder).iterdir() if p.is_dir() and not p.name.startswith(".")}
+        there = {p.name for p in Path(self.folder).iterdir() if p.is_dir() and not ignored(p.name)}
         if difference := sorted(there ^ set(expected)):
             raise UserError(
                 f"{self.folder} must hold the folders {expected[0]}..{expected[-1]}. Missing or too many: "

@@ -5,7 +5,8 @@ import shutil
 from Experiment.errors import UserError
 
 
-def gigabytes(count):
+def bytes_in_words(count):
+    """A number of bytes as people say it: 1.2 GB, 30.0 MB, 4.0 kB."""
     unit, name = next(
         (unit, name) for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")) if count >= unit / 10 or unit == 1e3
     )
@@ -26,4 +27,6 @@ def check_room(folder, needed, what):
     there = next(place for place in (folder, *folder.parents) if place.exists())
     free = shutil.disk_usage(there).free
     if free < needed:
-        raise UserError(f"{what} takes {gigabytes(needed)}, and {there} has {gigabytes(free)} left for {folder}.")
+        raise UserError(
+            f"{what} takes {bytes_in_words(needed)}, and {there} has {bytes_in_words(free)} left for {folder}."
+        )

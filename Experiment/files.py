@@ -170,22 +170,6 @@ def change_json(path, change):
         write_json(path, change(before))
 
 
-def merge_json(path, content, levels=99):
-    """Add nested `content` to a JSON file as `change_json` does: other runs' entries stay.
-
-    Args:
-        path: The file.
-        content: Nested objects.
-        levels: How many levels of names are merged; below them what is there is replaced.
-    """
-
-    def merge(old, new, levels):
-        both_nested = levels and isinstance(old, dict) and isinstance(new, dict)
-        return {**old, **{k: merge(old.get(k), v, levels - 1) for k, v in new.items()}} if both_nested else new
-
-    change_json(path, lambda before: merge(before, content, levels))
-
-
 def write_csv(path, rows):
     """Write a list of dicts with the same keys as a CSV file."""
     with (

@@ -4,7 +4,7 @@ Right and wrong predictions are hits (R, N): a row for each repeat, a column for
 """
 
 import numpy as np
-from scipy.stats import binomtest, t
+from scipy.stats import binomtest, rankdata, t
 
 from Experiment.randomness import random_stream
 
@@ -18,15 +18,15 @@ def binomial_interval(accuracy, images, confidence=CONFIDENCE):
     return float(found.low), float(found.high)
 
 
-def accuracy_interval(hits, confidence=CONFIDENCE):
+def accuracy_interval(hits):
     """The interval (low, high) of the mean of hits (R, N): Wilson's, of one repeat and where all are alike.
 
     Of more repeats it is Wilson's of as many images as one training would need to be as sure, see `spread`.
     """
     accuracy, (deviation, freedom) = hits.mean(), spread(hits)
-    if len(hits) == 1 or hits.all() or not hits.any():
-        return binomial_interval(accuracy, hits.shape[1], confidence)
-    images, quantile = accuracy * (1 - accuracy) / deviation**2, t.ppf((1 + confidence) / 2, freedom)
+    if len(hits) == 1 or (hits == 1).all() or not hits.any():  # means over repeats lie between
+        return binomial_interval(accuracy, hits.shape[1])
+    images, quantile = accuracy * (1 - accuracy) / deviation**2, t.ppf((1 + CONFIDENCE) / 2, freedom)
     middle = (accuracy + quantile**2 / (2 * images)) / (1 + quantile**2 / images)
     half = (
         np.sqrt(accuracy * (1 - accuracy) / images + quantile**2 / (4 * images**2))
@@ -36,7 +36,7 @@ def accuracy_interval(hits, confidence=CONFIDENCE):
     return max(0.0, float(middle - half)), min(1.0, float(middle + half))
 
 
-def difference_interval(ours, theirs, confidence=CONFIDENCE):
+def difference_interval(ours, theirs):
     """The interval (low, high) of a difference of two accuracies on the same images, hits (R, N) and (S, N).
 
     Two images more, one that each side alone has right in all repeats, keep it from saying much where the sides disagree on
@@ -47,7 +47,7 @@ def difference_interval(ours, theirs, confidence=CONFIDENCE):
     ours, theirs = (np.hstack([side, np.tile(one, (len(side), 1))]) for side, one in
                     ((ours, only_ours), (theirs, only_theirs)))  # fmt: skip
     difference, (deviation, freedom) = float(ours.mean() - theirs.mean()), spread(ours, theirs)
-    half = float(t.ppf((1 + confidence) / 2, freedom) * deviation)
+    half = float(t.ppf((1 + CONFIDENCE) / 2, freedom) * deviation)
     return max(-1.0, difference - half), min(1.0, difference + half)
 
 
@@ -76,9 +76,9 @@ def spread(*sides):
     return float(np.sqrt(variance)), float(variance**2 / uncertain) if uncertain else np.inf
 
 
-def percentiles(values, confidence=CONFIDENCE):
-    """The interval (low, high) that holds the middle of bootstrapped values."""
-    low, high = np.quantile(values, [(1 - confidence) / 2, (1 + confidence) / 2])
+def percentiles(values):
+    """The interval (low, high) that holds the middle 95 % of bootstrapped values."""
+    low, high = np.quantile(values, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return float(low), float(high)
 
 
@@ -118,6 +118,16 @@ def resampled_repeats(means, stream):
     return means.mean(axis=0) + widened * ((drawn - 1 / repeats) * means).sum(axis=0)
 
 
+def auc(positives, negatives):
+    """Area under the ROC curve, 0..1, of scores (N,) of what should be high and (M,) of what should be low.
+
+    It is the share of pairs that are in order, the Mann-Whitney statistic; equal scores count half.
+    """
+    count = len(positives)
+    ranks = rankdata(np.concatenate([positives, negatives]))[:count]
+    return float((ranks.sum() - count * (count + 1) / 2) / (count * len(negatives)))
+
+
 def mcnemar(ours, theirs):
     """The exact p-value of McNemar's test that two classifiers are equally good, from their hits (N,)."""
     only_ours, only_theirs = int((ours & ~theirs).sum()), int((theirs & ~ours).sum())
@@ -137,19 +147,28 @@ def unpaired_interval(ours, theirs, images, confidence=CONFIDENCE):
     )
 
 
-def verdict(interval, alone=False):
-    """`better`, `worse`, or `no difference shown`, of an interval of a difference of accuracies.
+def reserve(ours, theirs):
+    """What goes with the word of a comparison of hits (R, N) and (S, N): "" where both sides have several trainings.
 
-    With one training on each side (`alone`) the interval is of these two: that goes with the word.
+    One training beside several is taken to vary as those do. If it varies more, 95 % is too much to say: with six times the
+    deviation the interval holds the difference in 7 of 10 cases.
     """
+    fewest, most = sorted([len(ours), len(theirs)])
+    if fewest > 1:
+        return ""
+    return "of these two trainings" if most == 1 else "if the one training varies as the others do"
+
+
+def verdict(interval, reserve=""):
+    """`better`, `worse`, or `no difference shown`, of an interval of a difference of accuracies, with its `reserve`."""
     low, high = interval
     found = "better" if low > 0 else "worse" if high < 0 else "no difference shown"
-    return f"{found}, of these two trainings" if alone else found
+    return f"{found}, {reserve}" if reserve else found
 
 
-def in_words(difference, interval, other, alone=False):
+def in_words(difference, interval, other, reserve=""):
     """A difference of accuracies as a line has it: `1.2 points below real, 95 % interval -2.9 to +0.4: ...`."""
     side = "above" if difference > 0 else "below"
     place = f"{100 * abs(difference):.1f} points {side} {other}" if difference else f"equal to {other}"
     low, high = (100 * x for x in interval)
-    return f"{place}, {100 * CONFIDENCE:.0f} % interval {low:+.1f} to {high:+.1f}: {verdict(interval, alone)}"
+    return f"{place}, {100 * CONFIDENCE:.0f} % interval {low:+.1f} to {high:+.1f}: {verdict(interval, reserve)}"

@@ -5,8 +5,11 @@ import re
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+REAL_DATA = "Data/Real"  # below a root: the official files of datasets, which are only read
 # Folder of each adapted part below Checkpoints/DDPM/Exp_<exp>/<dataset>, as published.
 PART_FOLDERS = {"enc": "MyEmbedding", "dif": "DiffusionFt"}
+# In the folder of a training: the record that a finished one leaves, the state of an unfinished one, a classifier's weights.
+TRAINING_RECORD, FIT_STATE, BEST_WEIGHTS = "training.json", "state.npz", "best_model.weights.h5"
 # The paper's accuracies, in the schemas of `Experiment.cas_file` and `pipeline_file`, and the folders of their figures.
 PUBLISHED_CAS = REPOSITORY / "CAS Results" / "published_test_accuracies.json"
 PUBLISHED_PIPELINE = REPOSITORY / "CAS Results" / "published_pipeline_optimization.json"
@@ -96,7 +99,8 @@ class Experiment:
 
     def teacher_dir(self, classifier, augment="none"):
         """Folder of the classifier that has learnt from the real training images, augmented or not, and gives soft labels."""
-        return self.classifier_dir(classifier, "teacher" if augment == "none" else "augmented_teacher")
+        kind = {"none": "", "standard": "augmented_"}.get(augment, f"{augment}_")
+        return self.classifier_dir(classifier, f"{kind}teacher")
 
     def search_dir(self, part):
         """Folder of the plots of a search; the study's database lies beside them."""
@@ -113,6 +117,11 @@ class Experiment:
 
     def study_name(self, part):
         return f"{self.dataset}_exp{self.exp}_study_{part}"
+
+
+def is_trained(folder):
+    """Whether a classifier in its folder is trained to the end: weights and record are there."""
+    return (folder / BEST_WEIGHTS).exists() and (folder / TRAINING_RECORD).exists()
 
 
 def repeat_folder(folder, repeat):

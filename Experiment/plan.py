@@ -8,6 +8,7 @@ class Plan(SimpleNamespace):
 
     Attributes:
         done: A line where there is nothing to do.
+        thrown_away: Whether --restart has done what it shall: interrupted now, the same command goes on without it.
     """
 
-    done = None
+    done, thrown_away = None, False

@@ -7,7 +7,7 @@ import numpy as np
 
 from Experiment.errors import UserError
 from Experiment.files import atomic_path, change_json, plain_arrays
-from Experiment.intervals import difference_interval, in_words, mcnemar, verdict
+from Experiment.intervals import difference_interval, in_words, mcnemar, reserve, verdict
 from Experiment.levers import filled_in, levers_on
 from Experiment.paths import repeat_folder
 from Experiment.results import recorded_training
@@ -71,23 +71,26 @@ def hits_of(root, entry):
     return np.stack([predictions.hits() for predictions in found]), found[0].test
 
 
-def compare_with_real(experiment, classifier):
-    """Compare every synthetic result of a dataset with the real one, in the results file. Returns {size: comparison}.
+def note_result(experiment, classifier, size, entry):
+    """Put the entry of a size into the results file, and compare every synthetic result of the dataset with the real one.
 
     A comparison is of top-1 accuracy on the same test images. It is left out where the real result or its predictions are
     missing, or where the test images were others.
+
+    Returns:
+        {size: comparison}
     """
     compared = {}
 
     def noted(results):  # other sizes may be written at this moment: each is compared as it stands in the file
-        entries = results[classifier][experiment.dataset]
+        entries = results.setdefault(classifier, {}).setdefault(experiment.dataset, {})
+        entries[size] = entry
         real = hits_of(experiment.root, entries.get("real", {}))
-        for size, entry in entries.items():
-            entry.pop(COMPARED, None)  # of an earlier real result
-            ours = hits_of(experiment.root, entry) if size != "real" and real else None
+        for other, one in entries.items():
+            one.pop(COMPARED, None)  # of an earlier real result
+            ours = hits_of(experiment.root, one) if other != "real" and real else None
             if ours and ours[1] == real[1]:
-                compared[size] = comparison(ours[0], real[0]) | trained_otherwise(entry, entries["real"])
-                entry[COMPARED] = compared[size]
+                one[COMPARED] = compared[other] = comparison(ours[0], real[0]) | trained_otherwise(one, entries["real"])
         return results
 
     change_json(experiment.cas_file, noted)
@@ -97,16 +100,16 @@ def compare_with_real(experiment, classifier):
 def comparison(ours, real):
     """What a result says of its difference to real, from hits (R, N) and (S, N)."""
     difference, interval = float(ours.mean() - real.mean()), difference_interval(ours, real)
-    alone = len(ours) == len(real) == 1
+    limit = reserve(ours, real)
     said = {
         "difference": difference,
         "interval": list(interval),
-        "verdict": verdict(interval, alone),
-        "words": in_words(difference, interval, "real", alone),
+        "verdict": verdict(interval, limit),
+        "words": in_words(difference, interval, "real", limit),
         "repeats": [len(ours), len(real)],
         "test_images": ours.shape[1],
     }
-    if alone:
+    if len(ours) == len(real) == 1:
         said["mcnemar_p"] = mcnemar(ours[0], real[0])
     return said
 

@@ -11,6 +11,8 @@ from tqdm import tqdm
 TO_PIPELINE = "PROGRESS_TO_PIPELINE"  # environment variable that the pipeline sets for its stages
 LIVE = "live"  # its value where the pipeline shows a bar; any other: messages, and plain lines too
 MARK = "\x02"  # begins a message to it on standard output; no other line does
+# Of other lines that it reads: how that of a run with nothing to do begins, and what that of a stopped run says.
+FINISHED_BEFORE, INTERRUPTED, GOES_ON = "finished already", "interrupted; ", "goes on from there"
 SHOWN_AFTER = 2.0  # s: what is over sooner is not shown
 EVERY_MESSAGE, EVERY_LINE = 0.5, 60.0  # s between messages, and between plain lines
 

@@ -77,8 +77,8 @@ def against_largest(curve, images, largest):
     for claim, size in {"1x": "x1", "2x": "x2", f"best of ten ({best[1:]}x)": best, "real": "real"}.items():
         of_ten = claim.startswith("best")
         confidence = 1 - (1 - CONFIDENCE) / len(SIZES) if of_ten else CONFIDENCE  # as in `against_real`
-        low, high = binomial_interval(accuracy[size], images, confidence)
-        found[claim] = accuracy[size] - largest / images, (low - largest / images, high - largest / images)
+        difference = accuracy[size] - largest / images
+        found[claim] = difference, unpaired_interval(accuracy[size], largest / images, images, confidence)
     return found
 
 
@@ -137,7 +137,8 @@ which makes their accuracies too good by an amount that cannot be computed from 
 
 LARGEST = """
 In dermamnist two thirds of the test images are of one class, in retinamnist nearly half: always naming that class is right in
-0.669 and 0.435 of cases. What is not shown to be better than that says little. (The best of ten again with the wider interval.)
+0.669 and 0.435 of cases. What is not shown to be better than that says little. (Intervals are again as of different images, and
+wider for the best of ten.)
 """
 
 BETWEEN = """

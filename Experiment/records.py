@@ -12,7 +12,7 @@ from Experiment.errors import UserError
 from Experiment.files import file_hash, read_json
 from Experiment.levers import HOW, filled_in, without_off
 from Experiment.machine import describe_machine
-from Experiment.paths import REPOSITORY
+from Experiment.paths import REPOSITORY, TRAINING_RECORD
 
 # Flags that say where the data lie and how they are read: what they are is an input, known by its content.
 DATA_FLAGS = ("root", "data_dir", "dataset", "skip_broken", "background", "resolution")
@@ -82,6 +82,16 @@ def finished_run(record_file, args, free, inputs=None, instead="use another --ex
     if shown := changes(before, {name: value for name, value in now.items() if name in before}):
         raise UserError(f"{record_file.parent} holds a finished run with {shown}. {instead[0].upper()}{instead[1:]}.")
     return True
+
+
+def training_record(folder):
+    """The record of a finished training in its folder, {} where there is none.
+
+    Raises:
+        UserError: The record is damaged.
+    """
+    file = folder / TRAINING_RECORD
+    return read_json(file) if file.exists() else {}
 
 
 def identity(args, free, inputs=None):

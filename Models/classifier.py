@@ -4,9 +4,9 @@ import time
 
 import keras
 import numpy as np
-from scipy.stats import rankdata
 
 from Experiment.errors import UserError
+from Experiment.intervals import auc
 from Experiment.randomness import random_stream
 from Models.classifiers import CLASSIFIERS
 from Models.feed import in_parts
@@ -258,8 +258,6 @@ def area_under_curve(probabilities, labels):
     found = []
     for label, scores in enumerate(probabilities.T):
         positive = labels == label
-        count, others = int(positive.sum()), int((~positive).sum())
-        if count and others:
-            # Share of the pairs (one, other) that are in order: the Mann-Whitney statistic; equal scores count half.
-            found.append((rankdata(scores)[positive].sum() - count * (count + 1) / 2) / (count * others))
+        if 0 < positive.sum() < len(labels):
+            found.append(auc(scores[positive], scores[~positive]))
     return float(np.mean(found)) if found else None

@@ -4,17 +4,17 @@ import math
 
 from keras import ops
 
-TIMESTEP_EMBEDDING_DIM = 320
+TIMESTEP_EMBEDDING_DIM, MAX_PERIOD = 320, 10_000.0
 LOG_VARIANCE_RANGE = (-30.0, 20.0)
 
 
-def timestep_embedding(timesteps, dim=TIMESTEP_EMBEDDING_DIM, max_period=10_000.0):
-    """Sinusoidal embedding of timesteps (B,) -> (B, dim), cosines first, in float32."""
-    half = dim // 2
+def timestep_embedding(timesteps):
+    """Sinusoidal embedding of timesteps (B,) -> (B, 320), cosines first, in float32."""
+    half = TIMESTEP_EMBEDDING_DIM // 2
     # In float32 throughout, as published: at timestep 999 an exact frequency would differ in the fifth digit.
-    frequencies = ops.exp(-math.log(max_period) * ops.cast(ops.arange(half), "float32") / half)
-    angles = ops.cast(timesteps, "float32")[:, None] * frequencies[None, :]  # (B, dim/2)
-    return ops.concatenate([ops.cos(angles), ops.sin(angles)], axis=-1)  # (B, dim)
+    frequencies = ops.exp(-math.log(MAX_PERIOD) * ops.cast(ops.arange(half), "float32") / half)
+    angles = ops.cast(timesteps, "float32")[:, None] * frequencies[None, :]  # (B, 160)
+    return ops.concatenate([ops.cos(angles), ops.sin(angles)], axis=-1)  # (B, 320)
 
 
 def sample_latents(moments, noise, latent_scale):

@@ -4,7 +4,7 @@ import re
 
 from Experiment.errors import UserError
 from Experiment.files import read_json
-from Models.noise_schedule import STABLE_DIFFUSION
+from Models.noise_schedule import BETA_END, BETA_START, STABLE_DIFFUSION, TIMESTEPS
 
 WIDTH_OF = {"768": "Stable Diffusion 1.x (context width 768)", "1024": "Stable Diffusion 2.x (context width 1024)",
             "2048": "Stable Diffusion XL (context width 2048)"}  # fmt: skip
@@ -50,8 +50,8 @@ VAE_CONFIG = {
     "use_quant_conv": True, "use_post_quant_conv": True, "mid_block_add_attention": True,
 }  # fmt: skip
 SCHEDULE = {
-    "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000,
-    "trained_betas": None, "rescale_betas_zero_snr": False,
+    "beta_start": BETA_START, "beta_end": BETA_END, "beta_schedule": "scaled_linear",
+    "num_train_timesteps": TIMESTEPS, "trained_betas": None, "rescale_betas_zero_snr": False,
 }  # fmt: skip
 ROUNDING = 5e-3  # of cumulative alphas, as bfloat16 has them; zero terminal SNR differs by 0.035, linear betas by 0.13
 SCHEDULE_DEFAULTS = SCHEDULE | {"beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "linear"}
@@ -159,7 +159,7 @@ def known_prediction(path, name):
 
 # In YAML, alone in its line or in braces; comments aside.
 SETTING = r"^[^#\n]*\b{}[\"']?\s*:\s*[\"']?([\w.+-]+)"
-SETTINGS = {"linear_start": 0.00085, "linear_end": 0.012, "timesteps": 1000, "scale_factor": LATENT_SCALE}
+SETTINGS = {"linear_start": BETA_START, "linear_end": BETA_END, "timesteps": TIMESTEPS, "scale_factor": LATENT_SCALE}
 # The original code of 1.x and 2.x predicts the noise unless its .yaml says otherwise; that of Stability's later repository names
 # a scaling.
 ORIGINAL_CODE = r"^[^#\n]*\bldm\.models\.diffusion\b"

@@ -6,8 +6,10 @@ from keras import ops
 from Experiment.progress import each
 from Models.runtime import precision, without_tf32
 
+PIECE = 64  # most images at a time
 
-def encode_moments(image_encoder, images, side, batch_size=64):
+
+def encode_moments(image_encoder, images, side):
     """Yield VAE moments float32 (n, h, w, 8) of images uint8 (N, H, H, 3), batch by batch.
 
     Every batch has the same size (the last one is padded and cut).
@@ -16,9 +18,8 @@ def encode_moments(image_encoder, images, side, batch_size=64):
         image_encoder: The backbone's.
         images: uint8 (N, H, H, 3).
         side: The backbone's image size, px.
-        batch_size: Most images at a time.
     """
-    batch_size = min(batch_size, len(images))
+    batch_size = min(PIECE, len(images))
     for start in each(range(0, len(images), batch_size), "batch"):
         batch = images[start : start + batch_size]
         padded = batch[np.resize(np.arange(len(batch)), batch_size)].astype("float32")

@@ -6,6 +6,7 @@ The forward process is x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps (Ho et al. 
 
 import numpy as np
 
+BETA_START, BETA_END, TIMESTEPS = 0.00085, 0.012, 1000
 TIMESTEP_SPACINGS = ("leading", "linspace")
 DEFAULT_SPACINGS = {"ddim": "leading", "dpmpp": "linspace"}  # by solver, as it was published
 
@@ -57,9 +58,9 @@ class NoiseSchedule:
         raise ValueError(f"The timestep spacing must be one of {TIMESTEP_SPACINGS}. Received: {spacing}")
 
 
-def scaled_linear_betas(start=0.00085, end=0.012, num_timesteps=1000):
-    """Betas that are linear in their square root, float64 (T,)."""
-    return np.linspace(start**0.5, end**0.5, num_timesteps) ** 2
+def scaled_linear_betas():
+    """Betas that are linear in their square root, float64 (1000,)."""
+    return np.linspace(BETA_START**0.5, BETA_END**0.5, TIMESTEPS) ** 2
 
 
 STABLE_DIFFUSION = NoiseSchedule(scaled_linear_betas())

@@ -57,6 +57,7 @@ def convolution(x, filters, strides=1):
 
 
 def basic_block(x, filters, strides):
+    """Two convolutions and a shortcut: (B, H, W, c) -> (B, H/strides, W/strides, filters), sides rounded up."""
     shortcut = x
     x = layers.ReLU()(convolution(x, filters, strides))
     x = convolution(x, filters)

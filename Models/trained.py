@@ -9,6 +9,7 @@ import numpy as np
 from Experiment import presets
 from Experiment.errors import UserError
 from Experiment.files import write_csv
+from Experiment.paths import BEST_WEIGHTS, FIT_STATE, TRAINING_RECORD
 from Experiment.pictures import try_to_draw
 from Experiment.predictions import FILE, Predictions, write_predictions
 from Experiment.results import TESTED
@@ -26,7 +27,7 @@ HISTORY = {
 
 def throw_away(folder):
     """Remove what an earlier run has left, its repeats too."""
-    names = (TESTED, FILE, "training.json", "state.npz", "best_model.weights.h5")
+    names = (TESTED, FILE, TRAINING_RECORD, FIT_STATE, BEST_WEIGHTS)
     there = [folder / name for name in names if (folder / name).exists()]
     repeats = sorted(folder.glob("repeat_*"))
     if there or repeats:
@@ -55,11 +56,11 @@ def train_and_save(classifier, images, val, folder, settings, *, epochs, batch_s
     """
     history, seconds = classifier.fit(
         images, val, epochs=epochs, batch_size=batch_size, seed=seed, patience=presets.CLASSIFIER_PATIENCE,
-        state_file=folder / "state.npz", settings=settings, **how,
+        state_file=folder / FIT_STATE, settings=settings, **how,
     )  # fmt: skip
     if not np.isfinite(history["loss"]).all():
         raise UserError(f"the loss is not finite after {len(seconds)} epochs: nothing is saved.")
-    save_weights(classifier.model, folder / "best_model.weights.h5")
+    save_weights(classifier.model, folder / BEST_WEIGHTS)
     rows = [{column: history[key][i] for key, column in HISTORY.items()} for i in range(len(seconds))]
     write_csv(folder / "model_history.csv", rows)
     start = time.perf_counter()
@@ -84,7 +85,7 @@ def load_best(classifier, folder):
     Raises:
         UserError: There are none.
     """
-    names = ["best_model.weights.h5", "best_model.h5/best_model.h5", "best_model.h5"]
+    names = [BEST_WEIGHTS, "best_model.h5/best_model.h5", "best_model.h5"]
     found = [folder / name for name in names if (folder / name).is_file()]
     if not found:
         raise UserError(f"there is no trained classifier in {folder} ({' or '.join(names)}): run with --train True.")

@@ -133,8 +133,13 @@ class SaveEpochs(keras.callbacks.Callback):
             self.adapted.save(epoch_path(self.folder, number))
             write_csv(self.folder / "history.csv", self.history)
             self.state.save(done, {"loss": self.losses})
+            self.finish_saving(done)
+
+    def finish_saving(self, done):
+        """What follows once the state is saved. Also where a process goes on: the one before may have been killed here."""
+        if done:
             self.drop_early_epochs()
-            try_to_draw(f"epoch {number}", self.on_save, number, done == self.last)
+            try_to_draw(f"epoch {self.offset + done}", self.on_save, self.offset + done, done == self.last)
 
     def drop_early_epochs(self):
         """Remove the epochs of this run that are no longer to be kept."""

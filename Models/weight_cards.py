@@ -5,8 +5,8 @@ import logging
 
 from Experiment.errors import UserError
 from Experiment.files import file_hash, read_json, write_json
-from Experiment.paths import REPOSITORY
-from Experiment.records import changes, flattened
+from Experiment.paths import BEST_WEIGHTS, REPOSITORY, is_trained
+from Experiment.records import changes, flattened, training_record
 
 log = logging.getLogger("experiment")
 
@@ -195,8 +195,7 @@ def other_inputs(folder, inputs, names, unknown=True):
     Raises:
         UserError: The record is damaged.
     """
-    record = folder / "training.json"
-    theirs = read_json(record).get("inputs", {}) if record.exists() else {}
+    theirs = training_record(folder).get("inputs", {})
     now = {"classes": list(inputs["classes"]), **{f"data.{name}": inputs["data"][name] for name in names}}
     before = {"classes": theirs.get("classes"), **flattened({"data": theirs.get("data", {})})}
     return changes(before, {name: value for name, value in now.items() if unknown or before.get(name) is not None})
@@ -204,5 +203,4 @@ def other_inputs(folder, inputs, names, unknown=True):
 
 def teacher_hash(folder):
     """SHA-256 of the weights of the teacher in its folder; None where none has finished."""
-    weights = folder / "best_model.weights.h5"
-    return read_card(weights)["sha256"] if (folder / "training.json").exists() and weights.exists() else None
+    return read_card(folder / BEST_WEIGHTS)["sha256"] if is_trained(folder) else None

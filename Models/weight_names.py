@@ -48,25 +48,25 @@ def epoch_file(folder, epoch, part, flag=None):
 
 
 def refuse_to_overwrite(folder, first, last, identity):
-    """Raise a UserError if epochs are there that a run would write and that are not its own, of an earlier start.
+    """Raise a UserError if epochs are there that a run would write or go before, and that are not its own, of an earlier start.
 
     Args:
         folder: Of the epochs. `run.json` in it holds the identity of the run that wrote there last.
         first, last: Numbers of the run's epochs.
         identity: The run's; None: those of other runs are replaced. Published ones never are.
     """
-    begun = folder / "run.json"
-    there = {epoch: file for epoch, file in saved_epochs(folder).items() if first <= epoch <= last}
-    if published := [epoch for epoch, file in there.items() if file != epoch_path(folder, epoch)]:
+    begun, there = folder / "run.json", saved_epochs(folder)
+    if published := [n for n, file in there.items() if first <= n <= last and file != epoch_path(folder, n)]:
         raise UserError(
             f"{folder} holds the published epochs {', '.join(map(str, published[:10]))}, which this run would make again: use "
             "another --exp, or move them away."
         )
-    if there and identity is not None and not (begun.exists() and resolved(read_json(begun)) == resolved(identity)):
-        after = [epoch for epoch in own_epochs(folder) if epoch >= first]
+    # Later ones too: a search would choose among both.
+    after = [epoch for epoch in own_epochs(folder) if epoch >= first]
+    if after and identity is not None and not (begun.exists() and resolved(read_json(begun)) == resolved(identity)):
         raise UserError(
-            f"{folder} holds epochs of another run, which would be overwritten. Use another --exp, or --restart, which throws "
-            f"away all epochs from {first} on: {first_ten(map(str, after), ', ')}."
+            f"{folder} holds epochs of another run, which would be overwritten or stand beside this one's. Use another --exp, or "
+            f"--restart, which throws away all epochs from {first} on: {first_ten(map(str, after), ', ')}."
         )
 
 

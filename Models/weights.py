@@ -89,6 +89,7 @@ def as_text(value):
 
 @contextlib.contextmanager
 def refusing_misfits(model, path):
+    """A block that loads the file `path` into `model`: it raises a UserError where the file is damaged or does not fit."""
     try:
         yield
     except UserError:

@@ -16,13 +16,14 @@ import numpy as np
 
 from cli.flags import integer
 from cli.process import run
-from Data.glyphs import SIZE
 from Data.loaders import load_splits
 from Data.registry import dataset_spec
 from Data.resizing import resize_images
 from Experiment.errors import UserError
 from Experiment.files import atomic_path, write_json
+from Experiment.paths import REAL_DATA
 from Experiment.plan import Plan
+from Pretraining.glyphs import SIZE
 from Pretraining.kinds import KINDS
 
 PARTS = ("image_encoder", "decoder")
@@ -68,7 +69,7 @@ def parse_args(argv=None):
     add("--backbone", required=True, choices=list(KINDS), help="whose autoencoder")
     add("--weights_dir", type=Path, help="folder of its weights (Models/BACKBONE_weights)")
     add("--dataset", nargs="+", required=True, help="names or paths")
-    add("--data_dir", type=Path, default=Path("Data/Real"), help="folder of official files (Data/Real)")
+    add("--data_dir", type=Path, default=Path(REAL_DATA), help=f"folder of official files ({REAL_DATA})")
     add("--images", type=integer(1), default=500, help="first test images (500)")
     add("--sheets", type=Path, help="folder of pictures: originals above reconstructions")
     add("--to", type=Path, help="folder of datasets whose training images are reconstructions")

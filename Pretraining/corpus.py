@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from Data.glyphs import WORDS, make_corpus
 from Experiment.files import atomic_path, plain_arrays
 from Experiment.progress import duration
 from Experiment.randomness import random_stream
 from Pretraining.crops import all_words, crops_part
+from Pretraining.glyphs import WORDS, make_corpus
 from Pretraining.photographs import listed_photographs
 
 log = logging.getLogger("experiment")

@@ -1,14 +1,14 @@
 """Crops of photographs with captions: which category, how much of it, and from where.
 
-A caption has the eight words of a printed character (`Data.glyphs.WORDS`), of which a photograph gives five others
+A caption has the eight words of a printed character (`Pretraining.glyphs.WORDS`), of which a photograph gives five others
 values: so glyphs and photographs share the tokens of a context.
 """
 
 import numpy as np
 from PIL import Image
 
-from Data.glyphs import SIZE, WORDS
 from Experiment.randomness import random_stream
+from Pretraining.glyphs import SIZE, WORDS
 from Pretraining.photographs import listed_photographs, read_photographs
 
 SMALLEST = 0.4  # side of a crop over the photograph's shorter side

@@ -2,9 +2,10 @@
 
 import numpy as np
 
-from Data.glyphs import CHARACTERS, DIGITS, PALETTES, RESOLUTIONS, WORDS
+from figures import plt, save_figure
 from Models.sampler import Sampler, initial_noise
 from Pretraining.crops import COLOURS, SEEN
+from Pretraining.glyphs import CHARACTERS, DIGITS, PALETTES, RESOLUTIONS, WORDS
 from sheets import grid, save_image
 
 COLUMNS = 20
@@ -68,10 +69,6 @@ def draw_losses(parts, path):
         parts: {part: facts} of the record, in order.
         path: The picture.
     """
-    from matplotlib import pyplot as plt
-
-    from figures import save_figure
-
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
     begun = 0  # steps of the cycles before
     for part, facts in parts.items():

@@ -16,6 +16,7 @@ from PIL import Image
 from cli.process import run
 from Data.loaders import load_splits
 from Data.registry import dataset_spec
+from Experiment.paths import REAL_DATA
 from Experiment.plan import Plan
 from Pretraining.photographs import listed_photographs, read_photographs, source_hashes
 
@@ -147,7 +148,7 @@ def parse_args(argv=None):
     add("--photographs", type=Path, required=True, help="folder of the tar files")
     add("--other_photographs", action="store_true", help="take whatever tar files are in --photographs")
     add("--dataset", nargs="+", required=True, help="names or paths of evaluation sets")
-    add("--data_dir", type=Path, default=Path("Data/Real"), help="folder of official files (Data/Real)")
+    add("--data_dir", type=Path, default=Path(REAL_DATA), help=f"folder of official files ({REAL_DATA})")
     return parser.parse_args(argv)
 
 

@@ -10,13 +10,13 @@ from functools import cached_property
 import numpy as np
 
 from cli.startup import import_keras, keep_memory
-from Data.glyphs import SIZE
 from Experiment.files import atomic_path, plain_arrays
 from Experiment.machine import device_name
 from Experiment.pictures import try_to_draw
 from Experiment.records import installed_versions
 from Models.backbones import BACKBONES
 from Pretraining.corpus import Recipe, corpus
+from Pretraining.glyphs import SIZE
 from Pretraining.photographs import SOURCES
 from Pretraining.record import PENDING
 

@@ -1,6 +1,6 @@
 """training.json: what is made, from what, with every figure; and so what is still to be made.
 
-{"backbone": name, "words": {...}, "categories": [...], "sources": [...],
+{"backbone": name, "corpus": {...}, "words": {...}, "categories": [...], "sources": [...],
  "parts": {part: {"inputs": flat, "files": {name: SHA-256}, figures}}}
 """
 

@@ -5,9 +5,8 @@ import logging
 from Data.doubts import OTHER_IMAGES, doubts
 from Data.registry import DATASETS
 from Data.synthetic import read_manifest, recipe, set_identity
-from Experiment.files import read_json
 from Experiment.levers import levers_on
-from Experiment.records import short
+from Experiment.records import short, training_record
 from Models.weight_cards import teacher_hash
 
 log = logging.getLogger("experiment")
@@ -15,7 +14,7 @@ log = logging.getLogger("experiment")
 
 def learns_from_real(args):
     """Whether real training images take part: as such, mixed in, or as what the teacher has learnt from."""
-    return not args.synthetic or args.labels == "soft" or args.real_share > 0
+    return not args.synthetic or args.labels != "hard" or args.real_share > 0
 
 
 def inputs_of(args, data, set_folder, experiment):
@@ -31,7 +30,7 @@ def inputs_of(args, data, set_folder, experiment):
     inputs = {"classes": data["classes"], "data": {name: data[name] for name in read}}
     if set_folder:
         inputs["set"] = set_identity(set_folder, data["classes"])
-    if args.labels == "soft" and (found := teacher_hash(experiment.teacher_dir(args.classifier, args.augment))):
+    if args.labels != "hard" and (found := teacher_hash(experiment.teacher_dir(args.classifier, args.augment))):
         inputs["teacher"] = found
     return inputs
 
@@ -52,12 +51,6 @@ def doubts_of(spec, splits, data, set_folder, kept=()):
     return told
 
 
-def record_of(folder):
-    """The record of a trained classifier, {} where there is none."""
-    file = folder / "training.json"
-    return read_json(file) if file.exists() else {}
-
-
 def kept_of(folder, entry):
     """What goes on with a classifier that is tested again without its set, from its record: {"doubts": [...], "content": hash}.
 
@@ -65,7 +58,7 @@ def kept_of(folder, entry):
         folder: Of the classifier. Records of earlier versions hold no doubts.
         entry: Its earlier result, {} where there is none: a published one has neither.
     """
-    record = record_of(folder)
+    record = training_record(folder)
     content = record.get("inputs", {}).get("set", {}).get("sha256")
     kept = {"doubts": record.get("doubts", entry.get("doubts", []))}
     return kept | ({"content": short(content)} if content else {})
@@ -89,7 +82,7 @@ def origin(args, folder, set_folder, trained, data):
         data: The `data_identity` of the real images.
     """
     if trained or not args.train:
-        record = record_of(folder)
+        record = training_record(folder)
         kinds = {"set": dict, "training": dict, "learned_from": str}
         return {key: record[key] for key, kind in kinds.items() if isinstance(record.get(key), kind)}
     training = {name: getattr(args, name) for name in ("seed", "epochs", "batch_size")}

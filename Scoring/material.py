@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from Data.registry import augmentations
+from Data.soft_labels import aligned, soft_labels
 from Data.stored_set import StoredSet
 from Experiment import presets
 from Experiment.errors import UserError
@@ -13,7 +14,6 @@ from Experiment.randomness import random_stream
 from Models.augment import Augment
 from Models.recipes import Recipe
 from Models.teacher import teacher
-from Scoring.soft_labels import soft_labels
 
 log = logging.getLogger("experiment")
 
@@ -33,12 +33,13 @@ class Material(NamedTuple):
 
     def augment(self, args, spec, seed):
         """What changes the images of an epoch; None where they stay as they are."""
-        return Augment(augmentations(spec), len(self.images), seed) if args.augment == "standard" else None
+        names = augmentations(spec, args.augment)
+        return Augment(names, len(self.images), seed) if names else None
 
 
 def recipe_of(args):
     """The `Recipe` that the flags choose."""
-    return Recipe(args.optimizer, args.epochs, 0.0 if args.labels == "soft" else presets.LABEL_SMOOTHING)
+    return Recipe(args.optimizer, args.epochs, presets.LABEL_SMOOTHING if args.labels == "hard" else 0.0)
 
 
 def ask_teacher(args, known):
@@ -51,8 +52,8 @@ def ask_teacher(args, known):
     data = known.inputs["data"]
     inputs = {"classes": known.classes, "data": {name: data[name] for name in ("resolution", "train", "val")}}
     folder = known.experiment.teacher_dir(args.classifier, args.augment)
-    names = augmentations(known.spec) if args.augment == "standard" else ()
-    return teacher(args.classifier, known.spec, known.splits, inputs, folder, names)
+    changes = augmentations(known.spec, args.augment)
+    return teacher(args.classifier, known.spec, known.splits, inputs, folder, args.augment, changes)
 
 
 def gather(args, known, seed, taught=None):
@@ -79,6 +80,10 @@ def gather(args, known, seed, taught=None):
     if taught:
         set_hash = known.inputs["set"]["sha256"]
         labels = soft_labels(stored, *taught, set_hash, known.classes)[rows]
+        if args.labels == "aligned":
+            labels = aligned(labels, np.bincount(known.splits.train.labels, minlength=spec.num_classes))
+            log.info("labels are aligned with the class frequencies of the real training images: the likeliest class is the "
+                     "image's own for %.1f %%", 100 * np.mean(labels.argmax(axis=1) == stored.labels[rows]))  # fmt: skip
     made = Material(stored.read(rows), labels, args.take if args.recycle else 1)
     return with_real(made, known.splits.train, real, seed) if real else made
 

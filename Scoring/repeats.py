@@ -1,6 +1,7 @@
 """Which repeats of a training there are."""
 
 from Experiment.errors import UserError
+from Experiment.paths import TRAINING_RECORD
 from Experiment.records import finished_run
 from Models.weight_cards import other_inputs
 
@@ -13,7 +14,7 @@ def trained_repeats(args, known, free):
         known: What its `plan` has found.
         free: Names of arguments that do not change the result.
     """
-    return [args.train and finished_run(each / "training.json", args, free, known.inputs) for each in known.folders]
+    return [args.train and finished_run(each / TRAINING_RECORD, args, free, known.inputs) for each in known.folders]
 
 
 def untrained(known):

@@ -6,16 +6,16 @@ import time
 
 import numpy as np
 
-from Experiment.files import merge_json, write_json
+from Experiment.files import write_json
 from Experiment.intervals import accuracy_interval
-from Experiment.paths import repeat_folder
+from Experiment.paths import FIT_STATE, TRAINING_RECORD, repeat_folder
 from Experiment.pictures import try_to_draw
 from Experiment.predictions import (
     AGAINST_LARGEST,
     against_largest_class,
-    compare_with_real,
     compared_in_words,
     no_better_than_largest,
+    note_result,
 )
 from Experiment.randomness import repeat_seed
 from Experiment.records import describe_run, identity, short
@@ -62,18 +62,18 @@ def train_repeat(args, known, classifier, made, repeat, free):
     )
     record = describe_run(alone, known.started if repeat == 1 else started, known.inputs, **facts, val_accuracy=best,
                           **known.origin)  # fmt: skip
-    write_json(folder / "training.json", record)
-    (folder / "state.npz").unlink(missing_ok=True)
+    write_json(folder / TRAINING_RECORD, record)
+    (folder / FIT_STATE).unlink(missing_ok=True)
     log.info("best validation accuracy %.4f", best)
 
 
 def progress(args, known):
     """What of the training is saved, in words."""
     folders = [known.folders[args.repeat - 1]] if args.repeat else known.folders
-    done = sum((folder / "training.json").exists() for folder in folders)
+    done = sum((folder / TRAINING_RECORD).exists() for folder in folders)
     if done == len(folders) or not args.train:
         return "the training is saved, the test begins anew"
-    there = epochs_done(folders[min(done, len(folders) - 1)] / "state.npz")
+    there = epochs_done(folders[min(done, len(folders) - 1)] / FIT_STATE)
     of_repeats = f"{done} of {len(folders)} repeats and " if len(folders) > 1 else ""
     return f"{of_repeats}{there} of {args.epochs} epochs are saved"
 
@@ -97,8 +97,7 @@ def score(args, known, classifier):
     entry |= {"content": known.content} if known.content else {}
     entry |= {"doubts": known.doubts} if known.doubts else {}
     entry = {name: entry.pop(name) for name in PUBLISHED_SCORES} | known.origin | entry
-    merge_json(experiment.cas_file, {args.classifier: {known.spec.name: {known.cardinality: entry}}}, levels=3)
-    compared = compare_with_real(experiment, args.classifier)
+    compared = note_result(experiment, args.classifier, known.cardinality, entry)
     picture = try_to_draw("the curve", experiment_cas_curve, experiment) or "no picture"
     tell(known, results, entry, picture)
     for size, comparison in compared.items():

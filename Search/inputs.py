@@ -3,8 +3,8 @@
 import logging
 
 from Data.doubts import OTHER_IMAGES, doubts
+from Data.identity import data_identity
 from Data.registry import DATASETS
-from Data.report import data_identity
 from Experiment.errors import UserError
 from Experiment.levers import OFF, filled_in, levers_on
 from Experiment.records import changes, flattened, masked

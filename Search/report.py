@@ -18,11 +18,10 @@ from Search.repeats import recorded
 from Search.settings import Settings, searched_levers, settings_of
 from Search.studies import FINISHED
 from Search.workers import trials
-from sheets import MAX_SHEET_ROWS, side_by_side
+from sheets import MAX_SHEET_ROWS, SHEET_COLUMNS, side_by_side
 
 log = logging.getLogger("experiment")
 
-SHEET_COLUMNS = 8
 BEST_AND_WORST = "best_and_worst.png"
 MEASUREMENT = 2**32  # the repeat whose seed is that of the measurement on test: no trial runs so often
 

@@ -12,7 +12,7 @@ from Experiment.locks import claimed, locked
 from Experiment.machine import device_name
 from Experiment.pictures import try_to_draw
 from Experiment.progress import progress
-from Experiment.records import describe_run
+from Experiment.records import describe_run, masked
 from Experiment.results import EXTENDED
 from Models.runtime import resolve_precision
 from Models.weight_cards import weights_hashes
@@ -32,11 +32,12 @@ from Search.repeats import (
 )  # fmt: skip
 from Search.report import BEST_AND_WORST, contact_sheet, measure, progress_lines, trial_line, write_trials
 from Search.settings import as_flags, levers_used, settings_of
-from Search.steps import forget_steps, note_steps, with_origin
+from Search.steps import forget_steps, lacks_steps, note_steps, with_origin
 from Search.studies import FINISHED, delete_study, open_study, pruner, run_trials
 from Search.trials import objective, warm_start
 from Search.workers import sweep_stale_trials, trials
 
+WARM = "warm_started"  # of a study: what is tried first is queued
 SELECTED = {"val": "validation", "test": "TEST"}
 
 log = logging.getLogger("experiment")
@@ -57,12 +58,40 @@ def begin_study(args, known):
         forget_steps(known.experiment, args.train_model)
         try_to_draw("the steps that are left", experiment_pipeline_bars, args.root, args.exp)
         log.info("throwing away the study %s with %d trials", name, thrown_away)
+        known.thrown_away = True
     study = open_study(known.address, name, args.seed, pruner(args.pruner, args.epochs), args.optimize, lock)
     with locked(lock):  # workers that begin together: the first one names the settings, and what is tried first
         claim_study(study, args, known, resolve_precision(args.precision))
-        if args.optimize and args.warm_start and not trials(study):
-            warm_start(args, study, known.epochs, known.spec.name)
+        if args.optimize:
+            refuse_result_of_another(known, study)
+            if args.warm_start and not study.user_attrs.get(WARM):
+                begin_warm(args, known, study)
     return study
+
+
+def begin_warm(args, known, study):
+    """Queue what is tried first. A study that is being queued by a process that was killed is queued again."""
+    begun = trials(study)
+    if any(trial.state != TrialState.WAITING for trial in begun):
+        # Where some are of settings that were queued, an earlier version has done it, which left no mark.
+        if not any("fixed_params" in trial.system_attrs for trial in begun):
+            log.warning("--warm_start comes too late: the study has trials already")
+            args.warm_start = False
+        return
+    warm_start(args, study, known.epochs, known.spec.name)
+    study.set_user_attr(WARM, True)
+
+
+def refuse_result_of_another(known, study):
+    """Raise a UserError if the result that is there is of none of the study's trials, and would be lost to an empty study."""
+    found = read_json(known.best_file) if known.best_file.exists() else None
+    if found and not any(is_of(found, trial) for trial in trials(study, TrialState.COMPLETE)):
+        there = found.get("run", {}).get("arguments", {}).get("storage")
+        raise UserError(
+            f"{known.best_file} is not of the study {study.study_name} in {masked(known.address)}, which has "
+            f"{len(trials(study, *FINISHED))} finished trials: give the --storage of that search "
+            f"({masked(there) if there else 'none'}), use another --exp, or --restart to search afresh."
+        )
 
 
 def announce(args, known, study):
@@ -157,9 +186,8 @@ def measure_best(args, known, study, context, started):
             if args.select_on == "test":
                 results["opt"] |= {"select_on": "test"}
             results = with_origin(results, args, known)
-            encoders = weights_hashes(saved_epochs(known.experiment.part_dir("enc")), known.inputs["classes"]).values()
-            note_steps(known.experiment.pipeline_file, known.spec.name, args.train_model, results, encoders)
-            try_to_draw("the steps so far", experiment_pipeline_bars, args.root, args.exp)
+            note(args, known, results)
+        note_if_gone(args, known, results)
         if args.save_plots:  # of a search that goes on another trial may be the worst
             sheet = try_to_draw("best and worst", contact_sheet, context, study, best, known.folder)
             log.info("  %s", sheet or "no sheet of the best and the worst")
@@ -179,6 +207,20 @@ def measure_best(args, known, study, context, started):
             "run": describe_run(args, started, inputs, precision_used=resolve_precision(args.precision)),
         }
         write_json(known.best_file, found)
+
+
+def note(args, known, results):
+    """Write the steps of a search into the experiment's results, and draw them."""
+    encoders = weights_hashes(saved_epochs(known.experiment.part_dir("enc")), known.inputs["classes"]).values()
+    note_steps(known.experiment.pipeline_file, known.spec.name, args.train_model, results, encoders)
+    try_to_draw("the steps so far", experiment_pipeline_bars, args.root, args.exp)
+
+
+def note_if_gone(args, known, results):
+    """Write the steps that were measured again where somebody has moved the experiment's results away."""
+    if lacks_steps(known.experiment, args.train_model) and "test" in results.get("opt", {}):
+        log.info("the steps of this search are not in %s: written again", known.experiment.pipeline_file)
+        note(args, known, results)
 
 
 def report(args, known, study, started):

@@ -69,6 +69,12 @@ def note_steps(file, dataset, part, steps, encoders):
     change_json(file, noted)
 
 
+def lacks_steps(experiment, part):
+    """Whether an `Experiment`'s results are without the steps of a search."""
+    results = read_json(experiment.pipeline_file) if experiment.pipeline_file.exists() else {}
+    return STAGE_NAMES[part] not in results.get(experiment.dataset, {})
+
+
 def forget_steps(experiment, part):
     """Take the steps of a search that is thrown away out of the results of an `Experiment`, and their pictures away."""
     file = experiment.pipeline_file

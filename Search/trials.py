@@ -24,6 +24,7 @@ from Models.devices import start_devices
 from Models.recipes import Recipe
 from Models.runtime import make_repeatable, precision
 from Models.sampler import block_size, generate_images
+from Models.weight_cards import read_card
 from Search.settings import as_params, settings_of, suggest_settings
 
 log = logging.getLogger("experiment")
@@ -49,6 +50,7 @@ class Context:
         test: With --select_on test, as published, the images whose accuracy is maximised; else None: it is that of `val`.
         others: {solver: `Sampler`} of other solvers, in use.
         pace: Seconds for an image of the block that was made last.
+        hashes: {epoch as text: SHA-256} of the weights with which the search began.
     """
 
     args: argparse.Namespace
@@ -62,10 +64,18 @@ class Context:
     test: tuple | None = None
     others: dict = field(default_factory=dict)
     pace: float | None = None
+    hashes: dict = field(default_factory=dict)
 
     def load(self, epoch):
-        """Load the searched part's weights of an epoch."""
-        self.adapted.load(self.epochs[epoch])
+        """Load the searched part's weights of an epoch.
+
+        Raises:
+            UserError: They are others than those with which the search began.
+        """
+        file, known = self.epochs[epoch], self.hashes.get(str(epoch))
+        if known and read_card(file)["sha256"] != known:
+            raise UserError(f"{file} has changed since this search began: the same command says what is to be done.")
+        self.adapted.load(file)
 
     def nearest_epoch(self, epoch):
         """The saved epoch nearest to a suggested one: weights may have been saved every few epochs only."""
@@ -136,9 +146,9 @@ class Context:
     def train(self, images, labels, **how):
         """Train the classifier on synthetic images; returns its history, with the real validation accuracy."""
         how = {"epochs": self.args.epochs, "seed": self.args.seed, **how}
-        if self.args.augment == "standard":
+        if names := augmentations(self.spec, self.args.augment):
             rung = how.get("first_epoch", 0)  # where it begins
-            how["augment"] = Augment(augmentations(self.spec), len(images), how["seed"], rung)
+            how["augment"] = Augment(names, len(images), how["seed"], rung)
         history, _ = self.classifier.fit(
             (images, labels),
             self.val,
@@ -167,8 +177,7 @@ def prepare(args, known):
     """
     start_devices(args)
     spec, backbone = known.spec, BACKBONES[args.backbone]
-    if args.augment == "standard":
-        tell_augmentations(spec)
+    tell_augmentations(spec, args.augment)
     recipe = Recipe(args.optimizer, args.epochs)
     classifier = Classifier(args.classifier, spec.resolution, spec.num_classes, recipe)
     # A fresh Class Encoder is that of training and generation, which draw nothing before it.
@@ -184,7 +193,9 @@ def prepare(args, known):
     block = block_size(backbone, args.gen_batch_size)
     sampler = diffusion.sampler(args.solver, guide)
     test = known.splits.test if args.select_on == "test" else None
-    return Context(args, spec, adapted, sampler, block, classifier, known.epochs, known.splits.val, test)
+    return Context(
+        args, spec, adapted, sampler, block, classifier, known.epochs, known.splits.val, test, hashes=known.hashes
+    )
 
 
 def first_epochs(args, known):

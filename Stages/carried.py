@@ -13,11 +13,10 @@ from pathlib import Path, PurePosixPath
 from Data.synthetic import RECORD
 from Experiment.errors import UserError
 from Experiment.files import change_json
-from Experiment.paths import Experiment
+from Experiment.paths import REAL_DATA, Experiment
 
 PIECE = 8 * 2**20  # bytes that travel at a time
 PARTIAL = ".partial-carried-"
-REAL = "Data/Real"  # is only read
 LOG, PENDING, DATABASE = "log.txt", ".pending-", ".db"
 # What stages have no use for, as beginnings of names.
 NEEDLESS = {
@@ -48,7 +47,7 @@ def is_own(name):
 def is_real(name, dataset):
     """Whether a name is that of an official file of a dataset, such as Data/Real/cifar-10-binary.tar.gz."""
     parts = PurePosixPath(name).parts
-    return name.startswith(f"{REAL}/") and parts[2].lower().replace("-", "").startswith(dataset)
+    return name.startswith(f"{REAL_DATA}/") and parts[2].lower().replace("-", "").startswith(dataset)
 
 
 def travels(name, exp, dataset):
@@ -90,10 +89,10 @@ def files_below(place, around=()):
 def look(root, exp, dataset):
     """{name: what `seen` says} of what travels below a root, official files of the dataset too; empty folders end in a slash."""
     found = {}
-    for top in (*places(exp, dataset), REAL):
+    for top in (*places(exp, dataset), REAL_DATA):
         for path in files_below(root / top):
             name = path.relative_to(root).as_posix()
-            if not is_own(path.name) and (top != REAL or is_real(name, dataset)):
+            if not is_own(path.name) and (top != REAL_DATA or is_real(name, dataset)):
                 with contextlib.suppress(FileNotFoundError):
                     now = path.stat()
                     is_folder = path.is_dir()

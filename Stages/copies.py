@@ -14,15 +14,16 @@ from pathlib import Path
 from Data.synthetic import RECORD
 from Experiment.errors import PassingError, UserError
 from Experiment.locks import is_running, machine, partial_path
+from Experiment.paths import FIT_STATE, REAL_DATA
 from Experiment.text import one_line
-from Stages.carried import DATABASE, PENDING, PIECE, REAL, edits, grows, is_result, look, seen
+from Stages.carried import DATABASE, PENDING, PIECE, edits, grows, is_result, look, seen
 
 EVERY = 10  # s between looks at what has changed in a copy
 PAUSES = (1, 2, 5, 10, 20, 30)  # s before fetching, and the last sending, are tried again
 ROUNDS = 100  # of fetching, while files change that were to be fetched
 GRAIN = 50_000_000  # ns in which changes may bear the same time
 MARK = ".carried"  # tells that a copy is whole
-UNFINISHED = ("state.npz", PENDING)  # goes when what came of it is there
+UNFINISHED = (FIT_STATE, PENDING)  # goes when what came of it is there
 
 
 class BrokenCopy(PassingError):
@@ -174,12 +175,12 @@ class Copy:
         for name in self.known.keys() - now:  # a folder is only seen as long as it is empty
             if name.endswith("/") and (self.folder / name).is_dir():
                 del self.known[name]
-        gone = {name for name in self.known.keys() - now if not (name.startswith(REAL) or is_result(name))}
+        gone = {name for name in self.known.keys() - now if not (name.startswith(REAL_DATA) or is_result(name))}
         folders = {f"{Path(name).parent.as_posix()}/" for name in gone}
         gone |= {name for name in folders if not (self.folder / name).exists()}
         late = {name for name in gone if Path(name).name.startswith(UNFINISHED)}
         self.remove(gone - late)
-        changed = [name for name, what in now.items() if what != self.known.get(name) and not name.startswith(REAL)
+        changed = [name for name, what in now.items() if what != self.known.get(name) and not name.startswith(REAL_DATA)
                    and not (name.endswith("/") and name in self.known)]  # fmt: skip
         for name in sorted(changed, key=lambda name: (now[name][1], rank(name), name)):
             # What is newer than the look may speak of what it has missed.

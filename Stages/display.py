@@ -107,7 +107,7 @@ class Display:
         self.bar.refresh()
 
     def state(self, run):
-        """Where a running stage is: `stage 3 of 9, fine-tuning, step 40 of 640 (epoch 2, loss 0.08)`."""
+        """Where a running stage is: `3/9 fine-tuning, step 40 of 640 (epoch 2, loss 0.08)`."""
         said = [f"{self.stages.index(run.stage) + 1}/{len(self.stages)} {run.stage.name}"]
         said += [f"{unit} {done} of {total}" + f" ({note})" * bool(note) for unit, done, total, note in run.parts]
         return ", ".join(said)

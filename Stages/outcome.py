@@ -10,11 +10,9 @@ from Data.synthetic import open_set
 from Experiment.files import read_json
 from Experiment.predictions import no_better_than_largest
 from Experiment.results import FOUR_STEPS, all_doubts, interval_of
-from sheets import MAX_SHEET_ROWS, side_by_side
+from sheets import MAX_SHEET_ROWS, SHEET_COLUMNS, side_by_side
 from Stages.report import set_of, trained_on, write_report
 from Stages.stages import MODEL, as_flags, changed, common_flags
-
-COLUMNS = 8  # images of a class in the picture
 
 
 def measured(experiment, classifier):
@@ -67,7 +65,7 @@ def real_beside_synthetic(experiment, spec, splits, folder):
     store = open_set(folder, spec.num_classes)
     real, synthetic, labels = [], [], []
     for label, of_class in enumerate(store.names[:MAX_SHEET_ROWS]):
-        here = np.flatnonzero(train.labels == label)[: min(COLUMNS, len(of_class))]
+        here = np.flatnonzero(train.labels == label)[: min(SHEET_COLUMNS, len(of_class))]
         real += list(train.images[here])
         synthetic += of_class[: len(here)]
         labels += [label] * len(here)

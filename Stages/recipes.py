@@ -1,7 +1,9 @@
 """What the stages run with where the user says nothing: one function a kind of backbone."""
 
+from Experiment import presets
 from Models.backbones import BACKBONES
 
+PAPER_SIDE = 32  # px: the largest images of its datasets
 MINI_CLASSIFIER = "resnet20_16"  # a quarter of the paper's width, for speed
 FEWEST_IMAGES = 128  # for a classifier's batch of 64: some may be copies, or broken
 
@@ -33,16 +35,23 @@ LARGER_PICTURES = {
 
 
 def paper_recipe(args, spec):
-    """The paper's values, which are the scripts' own."""
+    """The paper's values, which are the scripts' own; of larger pictures than the paper's a classifier sees fewer at a time.
+
+    At 128 px its batch of 256 would keep 25 GB for the gradients, more than most GPUs have.
+    """
+    side, smallest = max(spec.resolution, PAPER_SIDE), min(spec.train_size, spec.unit)
+    batch = max(32, presets.CLASSIFIER_BATCH * PAPER_SIDE**2 // side**2) if side > PAPER_SIDE else None
+    fewer = batch and max(1, min(batch, smallest // 2))  # some of few images may be copies, or broken
     return {
         "enc": {"epochs": args.enc_epochs},
         "dif": {"epochs": args.dif_epochs},
         "search": {
             "classifier": args.classifier, "n_trials": args.n_trials, "num_imgs": args.num_imgs,
             "test_imgs": args.test_imgs, "epochs": args.trial_epochs, "save_plots": True,
+            "batch_size": batch and min(batch, args.num_imgs or presets.TRIAL_IMAGES),
         },
         "first_search": {},
-        "classifier": {"classifier": args.classifier},
+        "classifier": {"classifier": args.classifier, "batch_size": fewer},
         "classifier_epochs": lambda take: args.classifier_epochs,
     }  # fmt: skip
 

@@ -5,9 +5,9 @@ import shlex
 
 import pages
 from Data.generation import sheet_file
+from Data.identity import data_identity
 from Data.measured import audit_file, audit_tables
 from Data.registry import class_names, origin
-from Data.report import data_identity
 from Data.synthetic import find_synthetic, read_manifest, set_identity
 from Experiment.files import read_json
 from Experiment.levers import in_words, levers_on

@@ -13,11 +13,10 @@ from itertools import groupby
 
 from Experiment.errors import MAY_PASS, PassingError, UserError
 from Experiment.paths import REPOSITORY
-from Experiment.progress import LIVE, MARK, TO_PIPELINE
+from Experiment.progress import FINISHED_BEFORE, GOES_ON, INTERRUPTED, LIVE, MARK, TO_PIPELINE
 from Stages.work import fraction
 
 KILLED = "was killed by signal {}: by somebody, or by the system where memory lacks"
-GOES_ON = ": the same command goes on from there"
 REFRESH = 1.0  # s
 
 
@@ -59,7 +58,7 @@ class Running:
         self.code, self.said, self.finished_before, self.seconds = None, "", False, 0.0
         self.parts, self.fraction, self.begun, self.first = [], 0.0, time.monotonic(), None
         self.lost = None
-        self.last_line = re.compile(rf"{stage.script}\.py: (?:error: |interrupted; )(.*)")
+        self.last_line = re.compile(rf"{stage.script}\.py: (?:error: |{INTERRUPTED})(.*)")
 
     def begin(self):
         self.process = start_process(self.stage.command, self.display.live)
@@ -97,9 +96,9 @@ class Running:
                 self.fraction = max(self.fraction, now)
                 self.first = self.first or (time.monotonic(), self.fraction)
         elif last := self.last_line.match(line):
-            self.said = last[1].removesuffix(GOES_ON)
+            self.said = last[1].removesuffix(f": the same command {GOES_ON}")
         else:
-            self.finished_before |= line.startswith("finished already")
+            self.finished_before |= line.startswith(FINISHED_BEFORE)
             self.display.tell(self.stage, line.rstrip(), to)
 
     def stop(self):

@@ -4,7 +4,7 @@ import shlex
 from dataclasses import dataclass
 
 from Experiment import presets
-from Experiment.paths import REPOSITORY
+from Experiment.paths import REAL_DATA, REPOSITORY
 from Experiment.records import masked
 from Models.backbones import BACKBONES
 from Stages.recipes import recipe
@@ -61,7 +61,7 @@ def changed(args, defaults):
 
 def common_flags(args):
     places = {} if args.root == REPOSITORY else {"root": args.root}
-    defaults = COMMON | {"data_dir": args.root / "Data" / "Real"}
+    defaults = COMMON | {"data_dir": args.root / REAL_DATA}
     return as_flags({"dataset": args.dataset, "exp": args.exp, **places, **changed(args, defaults)})
 
 

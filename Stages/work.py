@@ -37,7 +37,7 @@ def operations(script, args, spec, steps):
         return args.img_total * steps * sampling
     if script == "classifier_training":
         seen = spec.unit * (args.take if args.synthetic else 1) * args.epochs * args.repeats
-        if args.labels == "soft":  # of sizes that are trained side by side each waits for the teacher
+        if args.labels != "hard":  # of sizes that are trained side by side each waits for the teacher
             seen += spec.train_size * presets.CLASSIFIER_EPOCHS / 2  # it ends early
         return seen * learning(args, spec)
     return sum(search_operations(args, spec, steps).values())

@@ -43,9 +43,7 @@ def place(row):
 
 def draw(rows, path):
     """The ratios as bars, with a mark at what each should reach."""
-    from matplotlib import pyplot as plt
-
-    from figures import save_figure
+    from figures import plt, save_figure
 
     shown = [r for r in rows if r["row"] not in ("8", "CAS")]
     figure, axis = plt.subplots(figsize=(10, 0.42 * len(shown) + 1), layout="constrained")

@@ -83,7 +83,7 @@ def peak_memory(reset=False):
     return round(tf.config.experimental.get_memory_info("GPU:0")["peak"] / 2**30, 2)
 
 
-def limits(args):
+def limits():
     sizes = {"bfloat16": 8192, "float32": 8192} if peak_memory() is not None else {"bfloat16": 1024, "float32": 1024}
     return {dtype: round(matrix_limit(dtype, size), 2) for dtype, size in sizes.items()}
 
@@ -285,7 +285,7 @@ def main(args):
     from Models.runtime import use_hardware
 
     use_hardware(tf32=args.tf32)
-    limit = limits(args)
+    limit = limits()
     where = {"device": device_name(), "tf32": args.tf32, "backbone": args.backbone}
     print(f"{device_name()}; matrix products, TFLOP/s: {limit}", flush=True)
     before = read_json(args.out)["rows"] if args.out.exists() else []

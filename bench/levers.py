@@ -29,7 +29,7 @@ from bench.levers_table import machines, table
 from bench.variants import VARIANTS, Variant
 from Data.synthetic import read_manifest
 from Experiment.files import read_json, write_json
-from Experiment.paths import REPOSITORY, Experiment, home, repeat_folder
+from Experiment.paths import REPOSITORY, TRAINING_RECORD, Experiment, home, repeat_folder
 from Experiment.predictions import hits_of
 from Experiment.records import short
 from Models.backbones import BACKBONES
@@ -144,9 +144,9 @@ class Subject:
         spec, values, _ = self.planned
         of = f"Exp_s{self.seed}[ac]*" if spec.scan and "val" not in spec.scan.splits else "*"
         experiment = Experiment(self.args.work, f"s{self.seed}{exp}", self.name)
-        for augment in ("none", "standard"):
+        for augment in ("none", "standard", "mirrored"):
             mine = experiment.teacher_dir(values["classifier"]["classifier"], augment)
-            there = mine.parents[3].glob(str(Path(of, *mine.parts[-3:], "training.json")))
+            there = mine.parents[3].glob(str(Path(of, *mine.parts[-3:], TRAINING_RECORD)))
             finished = next(there, None)
             with self.once.guard:  # of variants at a time two may share an experiment
                 if finished and not mine.exists():
@@ -189,7 +189,7 @@ class Subject:
         entry = read_json(experiment.cas_file)[classifier][spec.name]["real" if variant.real else f"x{variant.size}"]
         hits, test = hits_of(experiment.root, entry)
         first = experiment.root / entry["predictions"]
-        machine = read_json(first / "training.json")["machine"]
+        machine = read_json(first / TRAINING_RECORD)["machine"]
         infos = [repeat_folder(first, i) / "training_info.csv" for i in range(1, entry["repeats"] + 1)]
         val = [float(next(csv.DictReader(info.read_text().splitlines()))["Best Score"]) for info in infos]
         return {

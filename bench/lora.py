@@ -1,6 +1,6 @@
 """Which rank is worth it: CAS of mini on digits after fine-tuning by low-rank updates, and of all weights.
 
-    python -m bench.lora [--variants full 4 16 64] [--seeds 1234 1 2] [--epochs 16] [--work FOLDER]
+    python -m bench.lora --work FOLDER [--variants full 4 16 64] [--seeds 1234 1 2] [--epochs 16]
 
 A variant is `full` or a rank, with `@` and a learning rate where it is not the default: `16@0.002`. For each seed one Class
 Encoder is trained; each variant goes on from it through the scripts' own command lines. No settings are searched: 13 steps
@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 
 from Experiment.files import read_json, write_json
-from Experiment.paths import REPOSITORY, Experiment
+from Experiment.paths import REPOSITORY, TRAINING_RECORD, Experiment
 from Models.weight_names import epoch_path
 
 DATASET, IMAGES, ENC_EPOCHS, STEPS, SCALE = "digits", 1000, 12, 13, 1.5
@@ -77,7 +77,7 @@ def measure(args, variant, seed):
 def row_of(args, experiment, variant, seed):
     """What the stages have left, as one row."""
     dif = experiment.part_dir("dif")
-    record = read_json(dif / "training.json")
+    record = read_json(dif / TRAINING_RECORD)
     (of_dataset,) = read_json(experiment.cas_file).values()
     (cas,) = of_dataset[DATASET].values()
     (info,) = experiment.root.glob(f"Checkpoints/Classifiers/Exp_{experiment.exp}/*/{DATASET}/*/training_info.csv")

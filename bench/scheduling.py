@@ -15,12 +15,11 @@ import statistics
 from pathlib import Path
 from typing import NamedTuple
 
-import matplotlib.pyplot as plt
 import numpy as np
 
 from Experiment.errors import UserError
 from Experiment.paths import REPOSITORY
-from figures import save_figure
+from figures import plt, save_figure
 from Search.workers import GRACE
 
 WORKERS = (1, 2, 4, 8, 16, 32, 64)

@@ -65,6 +65,18 @@ VARIANTS = {
     "best_4x": Variant(
         made="--solver dpmpp --inf_steps 8", learned="--augment standard --labels soft", size=4, longer=3
     ),
+    "aligned": Variant(learned="--labels aligned"),
+    "best_aligned": Variant(
+        made="--solver dpmpp --inf_steps 8", learned="--augment standard --labels aligned", longer=3
+    ),
+    "best_aligned_4x": Variant(
+        made="--solver dpmpp --inf_steps 8", learned="--augment standard --labels aligned", size=4, longer=3
+    ),
+    # Of a dataset whose classes bear numbers, which may be mirrored all the same: of photographs, say.
+    "best_mirrored": Variant(made="--solver dpmpp --inf_steps 8", learned="--augment mirrored --labels soft", longer=3),
+    "best_mirrored_4x": Variant(
+        made="--solver dpmpp --inf_steps 8", learned="--augment mirrored --labels soft", size=4, longer=3
+    ),
     "best_prior": Variant(
         made="--solver dpmpp --inf_steps 8 --class_prior real", learned="--augment standard --labels soft", longer=3
     ),

@@ -15,7 +15,7 @@ from Data.registry import DATASETS, own_name
 from Experiment import presets
 from Experiment.errors import UserError
 from Experiment.levers import HOW
-from Experiment.paths import REPOSITORY, Experiment, home
+from Experiment.paths import REAL_DATA, REPOSITORY, Experiment, home
 from Experiment.records import masked
 from Models.backbones import BACKBONES
 from Models.classifiers import CLASSIFIERS
@@ -126,7 +126,7 @@ def new_parser(doc, exp_required=False, script=None):
         help="pretrained Stable Diffusion (sd1); mini and small are for a laptop",
     )
     parser.add_argument("--root", default=REPOSITORY, type=Path, help="folder of all outputs (the repository)")
-    parser.add_argument("--data_dir", type=Path, help="folder with the dataset's official files (ROOT/Data/Real)")
+    parser.add_argument("--data_dir", type=Path, help=f"folder with the dataset's official files (ROOT/{REAL_DATA})")
     parser.add_argument(
         "--seed", default=presets.SEED, type=integer(0, 2**63 - 1), help="seed of everything random (1234)"
     )
@@ -195,7 +195,7 @@ def add_training_flags(add):
 
 
 def add_model_flags(parser):
-    """The flags of the three scripts that run the diffusion model."""
+    """The flags of the scripts that run the diffusion model."""
     parser.add_argument(
         "--precision",
         default="auto",
@@ -297,7 +297,7 @@ def finish_args(parser, argv=None):
             "argument --xla: on is not allowed with --devices, whose training TensorFlow does not compile by XLA"
         )
     args.root = home(args.root).resolve()
-    args.data_dir = home(args.data_dir or args.root / "Data" / "Real").resolve()
+    args.data_dir = home(args.data_dir or args.root / REAL_DATA).resolve()
     if args.dataset in DATASETS:
         if Path(args.dataset).is_dir():
             warn_once(

@@ -9,8 +9,9 @@ MOST_REPEATS = 1000
 def add_classifier_levers(parser):
     """How a classifier learns."""
     add = parser.add_argument
-    add("--augment", default="none", choices=["none", "standard"],
-        help="training images: as they are, or cropped, partly erased and, where that keeps their class, mirrored (none)")  # fmt: skip
+    add("--augment", default="none", choices=["none", "standard", "mirrored", "unmirrored"],
+        help="training images: as they are, or cropped, partly erased and, where the names of the classes allow it (standard) "
+             "or in any case (mirrored), mirrored left and right (none)")  # fmt: skip
     add("--optimizer", default="adam", choices=["adam", "adam_steps", "sgd"],
         help="adam as published: a tenth of the rate where validation accuracy stalls; adam_steps: all of the epochs, a tenth "
              "of the rate after 60 and 80 %% of them; sgd: the same with momentum in adam's place (adam)")  # fmt: skip
@@ -23,9 +24,9 @@ def add_score_flags(parser):
     add("--repeats", default=1, type=repeats(integer(1, MOST_REPEATS)), metavar="N",
         help="classifiers of different seeds: results are their mean, with an interval; I/N: train the I-th of them alone, "
              "auto/N: that of this task of a batch job; the one that ends last tests all (1)")  # fmt: skip
-    add("--labels", default="hard", choices=["hard", "soft"],
-        help="labels of synthetic images: their class, or what a teacher says, a classifier trained on the real training "
-             "images (hard)")  # fmt: skip
+    add("--labels", default="hard", choices=["hard", "soft", "aligned"],
+        help="labels of synthetic images: their class; what a teacher says, a classifier trained on the real training images; "
+             "or that, with classes in all as frequent as in these (hard)")  # fmt: skip
     add("--recycle", action="store_true", help="each epoch sees the next 1x of --take: as many steps as 1x")
     add("--real_share", default=0.0, type=number(0, 0.99), metavar="SHARE",
         help="share of real training images among the synthetic ones, whose number falls accordingly (0)")  # fmt: skip

@@ -16,9 +16,11 @@ from pathlib import Path
 from cli.startup import import_keras
 from Experiment.errors import UserError, exit_code
 from Experiment.locks import claimed
-from Experiment.progress import close_bars, write_above_bars
+from Experiment.progress import GOES_ON, INTERRUPTED, close_bars, write_above_bars
 from Experiment.records import software
 from Experiment.text import one_line
+
+NO_ROOM = "RESOURCE_EXHAUSTED", "Out of memory", "out of memory", "CUDA_ERROR_OUT_OF_MEMORY", "ALLOC_FAILED"
 
 log = logging.getLogger("experiment")
 
@@ -69,7 +71,7 @@ def logging_to(folder):
 
 
 @contextlib.contextmanager
-def telling_what_is_saved(saved, again="goes on from there"):
+def telling_what_is_saved(saved, again=GOES_ON):
     """Let the line that Ctrl-C or SIGTERM ends with say what is saved: `saved` is called then and returns text.
 
     Args:
@@ -150,6 +152,15 @@ def memory_flags(args):
     return said
 
 
+def lacks_memory(error):
+    """Whether an error says that memory is short. What TensorFlow raises then has many names, and cannot be imported here.
+
+    On a GPU a convolution or a matrix product, for which a library finds no room, ends in `NotFoundError` or `InternalError`.
+    """
+    of_tensorflow = type(error).__module__.startswith("tensorflow") and any(said in str(error) for said in NO_ROOM)
+    return isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError" or of_tensorflow
+
+
 def write_traceback(error):
     """Where an error happened that no log.txt holds, as a file among the system's temporary ones. Returns the words for it."""
     try:
@@ -176,12 +187,10 @@ def run(stage, parse_args, plan, starts_keras=True):
         starts_keras: Whether the stage needs Keras; the pipeline, which starts other processes, does not.
     """
     start_logging()
-    name, again, args = Path(sys.argv[0]).name, "the same command", None
+    name, known = Path(sys.argv[0]).name, None
     try:
         with Stops():
             args = parse_args()
-            if getattr(args, "restart", False):
-                again += " without --restart"
             known = plan(args)
             if known.done:
                 print(known.done)
@@ -189,9 +198,8 @@ def run(stage, parse_args, plan, starts_keras=True):
                 if starts_keras:
                     import_keras(args)
                 stage(args, known)
-    # What TensorFlow raises when memory lacks cannot be imported here.
     except Exception as error:
-        lacking = isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError"
+        lacking = lacks_memory(error)
         if not isinstance(error, (UserError, OSError)) and not lacking:
             raise
         close_bars()
@@ -207,7 +215,8 @@ def run(stage, parse_args, plan, starts_keras=True):
             saved = getattr(stop, "saved", lambda: "nothing is lost that was saved before")()
         except Exception as error:  # the folder may be gone, or the database: what has ended the stage is told
             saved = f"what is saved cannot be read ({error})"
-        then = getattr(stop, "again", "goes on from there")
+        again = "the same command" + (" without --restart" if getattr(known, "thrown_away", False) else "")
+        then = getattr(stop, "again", GOES_ON)
         with contextlib.suppress(OSError):
-            print(f"{name}: interrupted; {saved}: {again} {then}", file=sys.stderr)
+            print(f"{name}: {INTERRUPTED}{saved}: {again} {then}", file=sys.stderr)
         sys.exit(143 if isinstance(stop, Terminated) else 130)

@@ -11,8 +11,9 @@ from Data.numbering import Balanced, Proportional, real_frequencies
 from Data.resizing import resize_images
 from Data.stores import FILES, STORES, TAR_IMAGES, TARS
 from Experiment.errors import UserError
-from Experiment.files import read_json
 from Experiment.levers import HOW, OFF
+from Experiment.paths import BEST_WEIGHTS, is_trained
+from Experiment.records import training_record
 from Models.classifiers import CLASSIFIERS
 from Models.weight_cards import learned_from, other_inputs, read_card
 
@@ -88,8 +89,7 @@ def filter_hash(args, spec, experiment, classes):
     if args.filter is None:
         return {}
     folder = filter_folder(args, experiment)
-    weights, record = folder / "best_model.weights.h5", folder / "training.json"
-    if not (weights.exists() and record.exists()):
+    if not is_trained(folder):
         flags = [
             "--dataset",
             args.dataset,
@@ -107,7 +107,7 @@ def filter_hash(args, spec, experiment, classes):
         )
     if told := other_inputs(folder, {"classes": classes, "data": {"resolution": spec.resolution}}, ["resolution"]):
         raise UserError(f"--filter: the classifier in {folder} was trained on {told}.")
-    return {"filter": read_card(weights)["sha256"]}
+    return {"filter": read_card(folder / BEST_WEIGHTS)["sha256"]}
 
 
 def load_judge(args, spec, experiment):
@@ -157,8 +157,7 @@ def facts_of_set(args, known):
     """What the manifest says beside the settings: training images that its makers have seen, and what a filter has counted."""
     seen, facts = learned_from(known.epochs.values()), {}
     if args.filter is not None:
-        record = filter_folder(args, known.experiment) / "training.json"
-        data = read_json(record).get("inputs", {}).get("data", {}) if record.exists() else {}
+        data = training_record(filter_folder(args, known.experiment)).get("inputs", {}).get("data", {})
         if {"resolution", "train"} <= data.keys():
             seen += [{name: data[name] for name in ("resolution", "train")}]
         facts["filter_counts"] = read_selection(known.folder)

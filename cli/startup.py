@@ -10,12 +10,15 @@ import re
 import subprocess
 import sys
 import tempfile
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 
 from Experiment.machine import driver_gpus, used_gpus
 from Models.backbones import BACKBONES
 
 log = logging.getLogger("experiment")
+
+# Compute capabilities.
+NEWEST_OF_TENSORFLOW, OLDEST_OF_CUDNN, CUDNN_WITHOUT_OLD = (9, 0), (7, 5), (9, 11)
 
 # For glibc's malloc: arrays of 256 KB and more go back to the system when they are freed; one heap for all threads; pages
 # of 2 MB where the system allows them, since fresh memory for every array otherwise costs a page fault per 4 KB.
@@ -138,6 +141,7 @@ def import_keras(args=None):
         for line in notes.read().decode(errors="replace").splitlines():
             log.debug("TensorFlow: %s", line)  # to log.txt alone
     warn_of_idle_gpus()
+    warn_of_generations(used_gpus())
     return keras
 
 
@@ -155,6 +159,27 @@ def warn_of_idle_gpus():
         '"tensorflow[and-cuda]==%s"',
         found[0]["name"], found[0]["memory_gb"], why_not_used(), version("tensorflow"),
     )  # fmt: skip
+
+
+def warn_of_generations(gpus):
+    """Warn of GPUs for which TensorFlow or cuDNN brings no code: some of their errors end the process without a word.
+
+    The packages of TensorFlow 2.21 are built up to compute capability 9.0, for which newer GPUs must translate. cuDNN has no
+    code for GPUs before 7.5 from 9.11 on, which pip takes by itself.
+    """
+    for gpu in gpus:
+        if not gpu["compute_capability"]:
+            continue
+        generation = tuple(map(int, gpu["compute_capability"].split(".")))
+        with contextlib.suppress(PackageNotFoundError):
+            cudnn = tuple(map(int, version("nvidia-cudnn-cu12").split(".")[:2]))
+            if generation < OLDEST_OF_CUDNN and cudnn >= CUDNN_WITHOUT_OLD:
+                log.warning('cuDNN %d.%d has no code for %s: pip install "nvidia-cudnn-cu12<9.11"', *cudnn, gpu["name"])
+        if generation > NEWEST_OF_TENSORFLOW:
+            log.warning(
+                "TensorFlow %s has no code of its own for %s: if a run breaks off without an error, try --xla off, then another "
+                "GPU, or none: CUDA_VISIBLE_DEVICES=-1", version("tensorflow"), gpu["name"],
+            )  # fmt: skip
 
 
 def why_not_used():

@@ -115,6 +115,18 @@ def log_is_heard():
     log.setLevel(level)
 
 
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """Figures are made but not rendered: stages draw several, and most tests of stages look at none."""
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, path, **how: Path(path).write_bytes(b"PNG"))
+
+
+@pytest.fixture
+def no_sheets(monkeypatch):
+    """Adaptations draw no samples: their sampler takes longer to trace than a tiny network to learn."""
+    monkeypatch.setattr("Models.sample_sheets.sheet_writer", lambda *about: lambda epoch: None)
+
+
 @pytest.fixture(scope="session")
 def golden():
     """Folder of what the published stack computed."""

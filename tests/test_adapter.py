@@ -281,6 +281,18 @@ def test_the_last_epochs_are_kept(tiny_unet, tmp_path):
     assert there == {*others} | {f"epoch{n}.weights.h5{end}" for n in (4, 5) for end in ("", ".json")}
 
 
+def test_what_a_killed_process_left_undone_after_its_last_state_is_done(tiny_unet, tmp_path):
+    for number in (1, 2, 3):
+        (tmp_path / f"epoch{number}.weights.h5").touch()
+    _, parts = build(tiny_unet, "enc")
+    drawn = []
+    saver = SaveEpochs(adaptation(parts, "enc"), tmp_path, None, 1, 4, 0, [], lambda *call: drawn.append(call), keep=2)
+    saver.finish_saving(0)
+    assert not drawn and len(list(tmp_path.glob("epoch*"))) == 3  # nothing is saved yet
+    saver.finish_saving(3)
+    assert drawn == [(3, False)] and sorted(path.name[5] for path in tmp_path.glob("epoch*")) == ["2", "3"]
+
+
 def test_a_sheet_that_fails_ends_no_training(tiny_unet, tmp_path, caplog):
     model, parts = build(tiny_unet, "enc")
     state = state_of(model, parts["enc"], tmp_path)

@@ -16,35 +16,30 @@ from scipy.stats import norm
 
 import audit_dataset
 from Audit import copies, targets
-from Audit.attacks import (
-    area,
-    area_interval,
-    by_chance,
-    chance_of,
-    confidence,
-    likelihood_ratio,
-    strength,
-    true_positives,
-)
+from Audit.attacks import auc_interval, by_chance, chance_of, confidence, likelihood_ratio, strength, true_positives
 from Audit.copies import nearer_to_training
 from Audit.extractors import PixelFeatures
-from Audit.material import AuditedSet, see
+from Audit.material import AuditedSet, Seen, see
 from Audit.neighbours import nearest, squared_radii
+from Audit.parts import quality_part
 from Audit.quality import frechet_distance, kid, manifold_metrics, quality, squared_mmd
 from Audit.report import METRICS, class_rows, combined
 from Audit.shadows import half
 from Audit.targets import learnt, trained
+from Data.identity import data_identity
 from Data.loaders import load_splits
 from Data.measured import audit_file
 from Data.pictures import Files
 from Data.registry import class_names, dataset_spec
-from Data.report import data_identity
 from Experiment.errors import UserError
 from Experiment.files import read_json, write_csv, write_json
+from Experiment.intervals import auc
 from Experiment.paths import REPOSITORY, Experiment
 from Experiment.records import flattened
 from Models import weight_cards
 from tests.test_export import write_set
+from tests.test_interruptions import TINY
+from tests.tiny_networks import one_layer
 
 RNG = np.random.default_rng(0)
 
@@ -132,11 +127,39 @@ def test_nearest_is_exact_and_leaves_the_row_itself_out(monkeypatch):
     assert nearest(y[:1], y)[0][0] == 0  # an exact copy is at 0, whatever float32 makes of it
 
 
+def sides_of(*counts):
+    """Training, generated and held-out features of the same two distributions, so many of each class."""
+    labels = [np.repeat([0, 1], of_side).astype("int32") for of_side in counts]
+    fields = np.dtype([("read", "?"), ("pixels", "<f4", (4,))])
+    seen = []
+    for side in labels:
+        rows = np.ones(len(side), fields)
+        rows["pixels"] = RNG.standard_normal((len(side), 4)) + 9 * side[:, None]
+        seen.append(Seen(rows, side, {}))
+    extractors = {"pixels": SimpleNamespace(name="pixels", words="")}
+    return SimpleNamespace(**dict(zip(("train", "fake", "held_out"), seen)), extractors=extractors)
+
+
+def test_a_perfect_set_of_other_class_frequencies_is_as_good_as_real_images():
+    found, shares = quality_part(sides_of((900, 100), (600, 600), (900, 60)), 1000, 1, False, ["a", "b"])
+    ours, theirs = (found["pixels"][kind] for kind in ("all", "held_out"))
+    assert ours["generated"] == theirs["generated"] == 600 + 66 and shares["drawn"]
+    assert abs(ours["kid"]) < 3 * ours["kid_spread"] and abs(ours["coverage"] - theirs["coverage"]) < 0.05
+    assert "(a: 50 % of the set, 90 % of the training images, 94 % of the held-out ones): the overall" in shares["told"]
+    assert [of["generated"] for of in found["pixels"]["classes"]] == [200, 100]
+    # Of too few of a class they stay as they are, and that is said; of equal shares nothing is.
+    found, shares = quality_part(sides_of((900, 100), (50, 600), (900, 100)), 1000, 1, False, ["a", "b"])
+    assert found["pixels"]["all"]["generated"] == 650 and not shares["drawn"]
+    assert "overall KID, precision, recall, density and coverage include this difference" in shares["told"]
+    even = sides_of((90, 10), (180, 20), (90, 10))
+    assert quality_part(even, 1000, 1, False, ["a", "b"])[1] == {"told": "", "drawn": False}
+
+
 # Attacks
 
 
-def test_area_and_true_positives_by_hand():
-    assert area(np.array([3.0, 2, 1]), np.array([2.0, 0])) == pytest.approx((2 + 1.5 + 1) / 6)
+def test_auc_and_true_positives_by_hand():
+    assert auc(np.array([3.0, 2, 1]), np.array([2.0, 0])) == pytest.approx((2 + 1.5 + 1) / 6)
     others = np.arange(100.0)
     assert true_positives(np.array([98.5, 99.5, 97.0, 50.0]), others) == 0.5  # one false alarm is allowed: 99
     assert true_positives(np.array([98.0, 98.5, 99.5]), others[:99]) == 2 / 3  # of 99 others none
@@ -159,11 +182,11 @@ def test_the_interval_of_an_area_holds_the_true_one_near_its_ends_too():
     for distance in (0.0, 1.0, 2.5):
         true, missed = norm.cdf(distance / np.sqrt(2)), 0
         for _ in range(400):
-            low, high = area_interval(area(rng.normal(distance, 1, 50), rng.normal(0, 1, 40)), 50, 40)
+            low, high = auc_interval(auc(rng.normal(distance, 1, 50), rng.normal(0, 1, 40)), 50, 40)
             missed += not low <= true <= high
         assert missed <= 0.05 * 400 + 3 * np.sqrt(400 * 0.05 * 0.95)
-    assert area_interval(1.0, 50, 50) == pytest.approx((0.96, 1), abs=0.01)
-    assert area_interval(0.0, 50, 50) == pytest.approx((0, 0.04), abs=0.01)
+    assert auc_interval(1.0, 50, 50) == pytest.approx((0.96, 1), abs=0.01)
+    assert auc_interval(0.0, 50, 50) == pytest.approx((0, 0.04), abs=0.01)
 
 
 def test_nearness_to_training_images_is_told_from_chance():
@@ -213,10 +236,10 @@ def test_the_likelihood_ratio_finds_members_and_invents_none(shadows):
     members = RNG.random(images) < 0.5
     target = hard + members + RNG.normal(0, 0.5, images)
     scores = likelihood_ratio(target, said, inside)
-    assert area(scores[members], scores[~members]) > (0.9 if shadows > 2 else 0.6)
-    assert area(target[members], target[~members]) < 0.6  # without shadows the attack is blind
+    assert auc(scores[members], scores[~members]) > (0.9 if shadows > 2 else 0.6)
+    assert auc(target[members], target[~members]) < 0.6  # without shadows the attack is blind
     nobody = likelihood_ratio(hard + RNG.normal(0, 0.5, images), said, inside)
-    assert abs(area(nobody[members], nobody[~members]) - 0.5) < 0.04
+    assert abs(auc(nobody[members], nobody[~members]) - 0.5) < 0.04
 
 
 def test_the_combined_score_is_accuracy_at_chance():
@@ -494,13 +517,12 @@ def test_an_interrupted_look_goes_on_after_its_last_piece(tmp_path, monkeypatch)
 
 def write_real_classifier(root, data):
     """What classifier_training.py --synthetic False leaves, but for the training."""
-    from Models.classifier import Classifier
     from Models.weights import save_weights
 
     spec = dataset_spec(str(data))
     known = data_identity(load_splits(spec, root, side=spec.resolution), spec)
     folder = Experiment(root, "e", spec.name).classifier_dir("resnet20_16", "real")
-    save_weights(Classifier("resnet20_16", spec.resolution, spec.num_classes).model, folder / "best_model.weights.h5")
+    save_weights(one_layer(spec.resolution, spec.num_classes), folder / "best_model.weights.h5")
     inputs = {"classes": known.pop("classes"), "data": known}
     write_json(folder / "training.json", {"arguments": {"epochs": 1, "batch_size": 20}, "inputs": inputs})
 
@@ -522,9 +544,8 @@ def test_the_command_line_makes_a_page_and_figures(tmp_path):
         "2",
         "--fid",
     ]
-    done = subprocess.run(
-        [sys.executable, str(REPOSITORY / "audit_dataset.py"), *flags], capture_output=True, text=True, cwd=tmp_path
-    )
+    command = [sys.executable, str(REPOSITORY / TINY), "audit_dataset.py", *flags]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     brief, found, _ = json.loads(folder.with_name(f"{folder.name}.audit.json").read_text()).values()
     quality, copies, membership, missing = (table["rows"] for table in brief)
@@ -579,6 +600,20 @@ def test_copies_of_large_photographs_are_found_in_a_foreign_folder(tmp_path):
     seen, broken = source.read(range(source.total))
     ours = np.concatenate([split.images for split in load_splits(spec, tmp_path, 1)])
     assert not broken and {image.tobytes() for image in seen} == {image.tobytes() for image in ours}
+
+
+def test_folders_of_another_system_are_those_of_the_classes(tmp_path):
+    """macOS stores names in another Unicode form, and archives have folders that are no classes."""
+    images, labels = RNG.integers(0, 255, (12, 8, 8, 3), np.uint8), np.arange(12) % 2
+    real, ours = write_images(tmp_path / "real", images, labels, ("\u00e9t\u00e9", "hiver")), tmp_path / "ours"
+    theirs = write_images(tmp_path / "theirs", images, labels, ("e\u0301te\u0301", "hiver"))
+    write_set(ours, str(real), 12, 8)
+    for folder in (theirs, ours):
+        (folder / "__MACOSX").mkdir()
+    (theirs / "hiver" / "Thumbs.db").write_text("")
+    for folder in (theirs, ours):
+        source = AuditedSet(folder, dataset_spec(str(real)))
+        assert source.total == 12 and not source.read(range(12))[1]
 
 
 def test_a_file_without_permission_is_named_and_the_rest_is_done(tmp_path, monkeypatch):
@@ -755,6 +790,23 @@ def test_half_of_a_set_is_refused(tmp_path):
         len(class_names(dataset_spec(str(data))))
         == AuditedSet(write_set(tmp_path / "whole", str(data), 20, 8), dataset_spec(str(data))).labels.max() + 1
     )
+
+
+def test_other_class_frequencies_are_told_wherever_the_figures_are(tmp_path, quick_teacher, caplog):
+    data, told = (
+        tiny_data(tmp_path / "own.npz"),
+        "(0: 25 % of the set, 50 % of the training images, 50 % of the held-out",
+    )
+    rows = np.concatenate([np.flatnonzero(data["val_labels"][:, 0] == label)[: 4 + 8 * label] for label in (0, 1)])
+    folder = write_images(tmp_path / "set", data["val_images"][rows], data["val_labels"][rows, 0], ("0", "1"))
+    page = audited(tmp_path, tmp_path / "own.npz", "--synthetic_dir", str(folder))
+    found = read_json(page.with_suffix(".json"))
+    assert all(told in text for text in (caplog.text, page.read_text(), str(found["brief"]), str(found["figures"])))
+    record = tmp_path / "set.audit/run.json"
+    of = read_json(record)
+    write_json(record, of | {"inputs": of["inputs"] | {"doubts": "none"}})  # as versions before wrote it
+    with pytest.raises(UserError, match="other inputs: doubts none .now .*classes are not equally frequent"):
+        audited(tmp_path, tmp_path / "own.npz", "--synthetic_dir", str(folder))
 
 
 def test_data_without_validation_images_are_refused_in_one_line(tmp_path):

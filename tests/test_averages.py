@@ -14,6 +14,8 @@ from Models.noise_schedule import STABLE_DIFFUSION
 from Models.optimizer import SequentialAdam, StockAdam
 from tests.conftest import Stopped
 
+pytestmark = pytest.mark.usefixtures("no_pictures", "no_sheets")
+
 MOMENTS, LABELS = np.zeros((40, 2, 2, 8), "float32"), np.arange(40) % 4
 
 

@@ -236,7 +236,8 @@ WEIGHTS = [("text", "unet.weights.h5"), ("void", "unet.weights.h5"), ("cut", "un
            ("pointer", "unet.weights.h5"), ("directory", "unet.weights.h5"), ("none", "unet.weights.h5")]  # fmt: skip
 
 STATES = [
-    *[("adapt", ["--exp", "foreign", "--enc_epoch", epoch, *ADAPT], f"epoch{epoch}.weights.h5 does not fit") for epoch in ("3", "7")],
+    ("adapt", ["--exp", "foreign", "--enc_epoch", "7", *ADAPT], "epoch7.weights.h5 does not fit"),
+    ("adapt", ["--exp", "foreign", "--enc_epoch", "3", *ADAPT], "stand beside this one's. Use another --exp"),
     ("search", ["--exp", "foreign", *SEARCH], "epoch3.weights.h5 does not fit"),
     ("search", ["--exp", "there", "--no-optimize", "--storage", "journal:nowhere"], "/nowhere: run with --optimize"),
     ("classify", ["--exp", "lack"], "Missing or too many: class_09"), ("classify", ["--exp", "lies"], "counts [100, 100"),

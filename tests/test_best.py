@@ -16,6 +16,8 @@ from Experiment.files import file_hash, read_json, write_json
 from Experiment.paths import Experiment
 from Experiment.records import describe_arguments
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 SCALE = 1.2345678901234567  # more digits than a line shows
 
 

@@ -686,20 +686,22 @@ def test_what_killed_tasks_were_sending_is_removed_at_the_start(root):
 
 
 def test_what_is_named_by_path(tmp_path):
-    stage = argparse.Namespace(data_dir=tmp_path / "Data/Real", weights_dir=tmp_path / "sd", storage=None)
+    search = argparse.Namespace(data_dir=tmp_path / "Data/Real", weights_dir=tmp_path / "sd", storage=None)
+    training = argparse.Namespace(data_dir=tmp_path / "Data/Real", synthetic_dir=None, labels="hard")
+    of_script = {"hyp_opt": [search, search], "classifier_training": [training]}
     args = argparse.Namespace(dataset="digits", root=tmp_path)
-    assert pipeline.named_paths(args, [stage, stage]) == [str(tmp_path / "sd")]
-    args.dataset, stage.data_dir = "/pictures", tmp_path / "else"
-    stage.synthetic_dir = Path("/set")
-    assert pipeline.named_paths(args, [stage]) == ["/pictures", "/set", str(tmp_path / "else"), str(tmp_path / "sd")]
-    stage.storage = "postgresql://x/y"
-    pipeline.named_paths(args, [stage])
-    for stage.storage in ("sqlite:///x.db", "journal:x"):
+    assert pipeline.named_paths(args, of_script) == [str(tmp_path / "sd")]
+    args.dataset, search.data_dir = "/pictures", tmp_path / "else"
+    training.synthetic_dir = Path("/set")
+    assert pipeline.named_paths(args, of_script) == ["/pictures", "/set", str(tmp_path / "else"), str(tmp_path / "sd")]
+    search.storage = "postgresql://x/y"
+    pipeline.named_paths(args, of_script)
+    for search.storage in ("sqlite:///x.db", "journal:x"):
         with pytest.raises(UserError, match="--storage that is a file lies on one node"):
-            pipeline.named_paths(args, [stage])
-    stage.storage, stage.labels = None, "soft"
+            pipeline.named_paths(args, of_script)
+    search.storage, training.labels = None, "soft"
     with pytest.raises(UserError, match="share a teacher"):
-        pipeline.named_paths(args, [stage])
+        pipeline.named_paths(args, of_script)
 
 
 def test_one_pipeline_at_a_time_carries(tmp_path, monkeypatch):

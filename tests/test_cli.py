@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import importlib
 import logging
 import os
 import signal
@@ -18,6 +19,7 @@ from cli.flags import boolean, dataset_name, experiment_name, finish_args, integ
 from Experiment import records
 from Experiment.errors import PassingError, UserError
 from Experiment.paths import REPOSITORY, Experiment
+from Experiment.plan import Plan
 from Experiment.records import software
 
 
@@ -66,6 +68,26 @@ def test_defaults(parser):
     assert (args.dataset, args.exp, args.backbone, args.seed) == ("cifar10", "7", "sd1", 1234)
     assert (args.root, args.data_dir) == (REPOSITORY, REPOSITORY / "Data" / "Real")
     assert (args.precision, args.weights_dir) == ("auto", None)
+
+
+DIF = "--train_model dif --enc_epoch 1"
+
+
+@pytest.mark.parametrize("script, flags, values", [
+    ("SD_adapting", "--train_model enc", {"epochs": 50, "batch_size": 64, "lr": 1e-4}),
+    ("SD_adapting", DIF, {"epochs": 10, "batch_size": 16, "lr": 1e-5}),
+    ("SD_adapting", f"{DIF} --lora_rank 4", {"epochs": 10, "batch_size": 16, "lr": 1e-4}),
+    ("SD_adapting", "--backbone mini --train_model enc", {"epochs": 12, "batch_size": 64, "lr": 2e-2}),
+    ("SD_adapting", f"--backbone small {DIF}", {"epochs": 64, "batch_size": 32, "lr": 8e-4}),
+    ("hyp_opt", "--train_model enc", {"n_trials": 50, "num_imgs": 4000, "epochs": 100, "batch_size": 256, "is_min": 5}),
+    ("hyp_opt", f"{DIF} --is_1 30 --ugs_1 1.5", {"n_trials": 40, "num_imgs": 4000, "epochs": 100, "batch_size": 256}),
+    ("generate_dataset", "--img_total 9", {"inf_steps": 50, "ugs": 7.5, "enc_epoch": 50, "dif_epoch": 10, "solver": "ddim"}),
+    ("generate_dataset", "--img_total 9 --solver dpmpp", {"inf_steps": 15, "ugs": 7.5}),
+    ("classifier_training", "", {"epochs": 100, "batch_size": 256, "classifier": "resnet20"}),
+])  # fmt: skip
+def test_flags_that_are_not_given_take_the_papers_values_or_the_backbones_own(script, flags, values):
+    args = importlib.import_module(script).parse_args(["--dataset", "cifar10", "--exp", "x", *flags.split()])
+    assert {name: getattr(args, name) for name in values} == values
 
 
 def test_paths_become_absolute(parser, tmp_path, monkeypatch):
@@ -162,15 +184,29 @@ def test_what_cannot_go_on_begins_anew(capsys, monkeypatch):
     assert capsys.readouterr().err == "train.py: interrupted; out is not made: the same command begins anew\n"
 
 
-def test_restart_is_not_to_be_repeated_after_an_interruption(capsys, monkeypatch):
+@pytest.mark.parametrize("thrown_away, command", [(False, ": the same command"), (True, "command without --restart")])
+def test_restart_is_not_to_be_repeated_once_it_has_thrown_away(capsys, monkeypatch, thrown_away, command):
     monkeypatch.setattr(sys, "argv", ["train.py"])
 
-    def main(args):
+    def main(args, known):
+        known.thrown_away = thrown_away
         raise KeyboardInterrupt
 
     with pytest.raises(SystemExit):
-        run(main, lambda: argparse.Namespace(restart=True))
-    assert capsys.readouterr().err.endswith(": the same command without --restart goes on from there\n")
+        process.run(main, argparse.Namespace, lambda args: Plan(), starts_keras=False)
+    assert capsys.readouterr().err.endswith(f"{command} goes on from there\n")
+
+
+def test_memory_that_lacks_has_many_names():
+    class NotFoundError(Exception):
+        """As TensorFlow's, where no algorithm of a convolution finds room on a GPU."""
+
+    told = NotFoundError(
+        "No algorithm worked! Error messages: RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9"
+    )
+    assert not process.lacks_memory(told)  # of somebody else
+    NotFoundError.__module__ = "tensorflow.python.framework.errors_impl"
+    assert process.lacks_memory(told) and not process.lacks_memory(NotFoundError("no such key"))
 
 
 def test_an_interruption_is_told_though_what_is_saved_cannot_be_read(capsys, monkeypatch, tmp_path):
@@ -366,8 +402,9 @@ def test_a_worker_of_the_benchmark_starts():
         return subprocess.run(command, cwd=REPOSITORY, input="", capture_output=True, text=True, timeout=300)
 
     assert started("classifier").stdout == '{"jobs": ["from PNGs", "in memory"]}\n'
-    for words in ([], ["checkpoints"]):  # what trains would be built next, sd1 for a minute
-        assert started("no_training", *words).stderr.endswith("KeyError: 'no_training'\n")
+    assert started("no_training", "checkpoints").stderr.endswith(
+        "KeyError: 'no_training'\n"
+    )  # what trains would be built next, sd1 for a minute
 
 
 SPARING = """
@@ -424,13 +461,16 @@ def test_keras_starts_without_what_is_not_used():
 import sys
 from cli.startup import import_keras
 import_keras()
+from Models.classifier import Classifier
+Classifier("resnet20_16", 8, 3)
+print("Models.kerascv_layers" in sys.modules)
 import Models.faster_layers
 print(*{"sklearn", "pandas", "keras_cv", "keras_cv.src.models", "matplotlib"} & set(sys.modules))
 import keras_cv, matplotlib, pandas, sklearn
 print(keras_cv.models.stable_diffusion.DiffusionModel is Models.faster_layers.diffusion_model.DiffusionModel)
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, text=True, capture_output=True, check=True)
-    assert done.stdout.splitlines() == ["", "True"]
+    assert done.stdout.splitlines() == ["False", "", "True"]
 
 
 def test_an_error_before_any_log_leaves_its_traceback(monkeypatch, capsys, tmp_path):

@@ -228,6 +228,21 @@ def test_a_gpu_that_is_not_used_is_a_warning_with_the_way_out(driver, monkeypatc
     assert not caplog.text
 
 
+@pytest.mark.parametrize("capability, cudnn, told", [
+    ("9.0", "9.19.0", ""), ("12.0", "9.19.0", "has no code of its own for a card"), ("6.1", "9.10.2", ""), ("7.5", "9.19.0", ""),
+    ("6.1", "9.11.0.98", 'cuDNN 9.11 has no code for a card: pip install "nvidia-cudnn-cu12<9.11"'), ("6.1", None, ""), ("", "9.11", ""),
+])  # fmt: skip
+def test_a_gpu_for_which_there_is_no_code_is_told(monkeypatch, caplog, capability, cudnn, told):
+    def version(package):
+        if package == "nvidia-cudnn-cu12" and cudnn is None:
+            raise startup.PackageNotFoundError
+        return cudnn
+
+    monkeypatch.setattr(startup, "version", version)
+    startup.warn_of_generations([{"name": "a card", "compute_capability": capability, "memory_gb": 8}])
+    assert told in caplog.text and bool(caplog.text) == bool(told)
+
+
 def test_a_batch_that_devices_cannot_share_is_refused(monkeypatch):
     from Models.classifier import Classifier
 

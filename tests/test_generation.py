@@ -19,6 +19,8 @@ from Models.backbones import BACKBONES
 from Models.weight_cards import read_card, write_card
 from tests.conftest import synthetic_files
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 FLAGS = ["--img_total", "23", "--enc_epoch", "31", "--dif_epoch", "10", "--inf_steps", "2", "--ugs", "1.5"]
 
@@ -89,6 +91,44 @@ def test_an_image_that_is_gone_is_made_again(args):
     generate_dataset.generate(args)
     assert images_of(folder) == images and manifest_of(folder) == manifest
     assert generate_dataset.plan(args).done
+
+
+def test_a_set_that_was_begun_goes_on_whatever_the_batch(args, caplog):
+    args.batch_size, args.precision = 20, "float32"
+    folder = generate_dataset.generate(args)
+    images, manifest = images_of(folder), (folder / "manifest.json").read_bytes()
+    for name in ("class_00/img_1.png", "class_07/img_0.png", "manifest.json"):
+        (folder / name).unlink()
+    args.batch_size = 8
+    with caplog.at_level("INFO", logger="experiment"):
+        generate_dataset.generate(args)
+    assert "21 there" in caplog.text
+    assert images_of(folder) == images and (folder / "manifest.json").read_bytes() == manifest
+    args.seed = 7
+    with pytest.raises(UserError, match="seed: 1234 there, 7 now"):
+        generate_dataset.plan(args)
+    (folder / "class_00/img_1.png").write_bytes(b"spoilt")
+    args.seed, args.restart = 1234, True
+    with caplog.at_level("INFO", logger="experiment"):
+        generate_dataset.generate(args)
+    assert "throwing away the 23 images" in caplog.text and images_of(folder) == images
+
+
+def test_a_restart_that_is_killed_leaves_no_image_that_counts(args, monkeypatch):
+    folder = generate_dataset.generate(args)
+    args.restart = True
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("Data.generation.shutil.rmtree", lambda path: (_ for _ in ()).throw(KeyboardInterrupt))
+        known = generate_dataset.plan(args)
+        generate_dataset.generate(args, known)
+    assert not known.thrown_away and images_of(folder)
+    args.restart = False
+    with pytest.raises(UserError, match="a --restart was interrupted .* Give it again"):
+        generate_dataset.plan(args)
+    args.restart = True
+    known = generate_dataset.plan(args)
+    generate_dataset.generate(args, known)
+    assert known.thrown_away and len(images_of(folder)) == 23
 
 
 def test_a_class_that_is_not_the_manifests_is_told_when_it_is_written_again(args, caplog):

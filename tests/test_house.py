@@ -4,7 +4,6 @@ import ast
 import logging
 import re
 import subprocess
-import sys
 from urllib.parse import unquote
 
 import numpy as np
@@ -96,11 +95,6 @@ def test_what_a_page_links_is_in_the_repository(page):
         if heading:
             headings = re.findall(r"(?m)^#+ (.*)$", target.read_text(encoding="utf-8"))
             assert heading in [re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in headings], link
-
-
-def test_the_classifier_needs_no_kerascv():
-    code = "import sys; sys.modules['keras_cv'] = None; from Models.classifier import Classifier; Classifier('resnet20_16', 8, 3)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True).returncode == 0
 
 
 # A new backbone is an entry of BACKBONES

@@ -38,6 +38,8 @@ from Models.weights import save_weights
 from Search.trials import prepare
 from tests.conftest import write_pets
 
+pytestmark = pytest.mark.usefixtures("no_pictures", "no_sheets")
+
 INPUTS = {"classes": ["cat", "dog"], "data": {"train": "a" * 64}, "weights": {"enc": "b" * 64}}
 
 
@@ -177,11 +179,6 @@ def test_a_disk_that_is_too_small_is_refused_before_the_run(tmp_path):
 # Adaptation
 
 
-@pytest.fixture(autouse=True)
-def no_sheets(monkeypatch):
-    monkeypatch.setattr("Models.samples.sheet_writer", lambda *about: lambda epoch: None)
-
-
 @pytest.fixture
 def folder(tmp_path):
     """Two classes of noise, without splits."""
@@ -275,6 +272,15 @@ def test_a_training_whose_epochs_were_replaced_is_not_finished(tiny, folder, tmp
     assert "finished already" in adapted(folder, tmp_path / "out", *branch)[0].done
     with pytest.raises(UserError, match="holds epochs of another run, .* throws away all epochs from 1 on: 1, 2"):
         adapted(folder, tmp_path / "out", *base)
+
+
+def test_epochs_after_the_last_of_a_run_are_another_trainings_too(tiny, folder, tmp_path):
+    """A search would choose among both. Such are left where a longer run kept its last ones, or a restart was killed."""
+    known, args = adapted(folder, tmp_path / "out", "--epochs", 3, "--keep", 1)
+    SD_adapting.adapt(args, known)
+    (known.folder / "training.json").unlink()
+    with pytest.raises(UserError, match="or stand beside this one's. .* away all epochs from 1 on: 3"):
+        adapted(folder, tmp_path / "out", "--epochs", 2, "--lr", 0.5)
 
 
 def test_a_finished_training_leaves_the_state_of_the_one_that_goes_on(tiny, folder, tmp_path, monkeypatch):
@@ -481,7 +487,7 @@ def test_continuing_is_a_plain_command(tiny, folder, tmp_path):
     for flags in (["--epochs", 2], ["--enc_epoch", 2, "--epochs", 1]):
         assert "finished already" in adapted(folder, tmp_path / "out", *flags)[0].done
     with pytest.raises(
-        UserError, match="holds epochs of another run, which would be overwritten. .* all epochs from 2 on: 2"
+        UserError, match="holds epochs of another run, which would be overwritten or .* all epochs from 2 on: 2"
     ):
         adapted(folder, tmp_path / "out", "--enc_epoch", 1, "--epochs", 1)
 

@@ -11,6 +11,7 @@ from Experiment.intervals import (
     difference_interval,
     in_words,
     mcnemar,
+    reserve,
     unpaired_interval,
     verdict,
 )
@@ -60,6 +61,7 @@ def test_nineteen_of_twenty_intervals_hold_the_true_difference(ours, theirs, ima
     """Two recipes that are equally good: images differ in difficulty, trainings in skill, in the last cases more than images."""
     monkeypatch.setattr(intervals, "RESAMPLES", 200)
     rng, held, tries = np.random.default_rng(0), 0, 150 if images == 200 else 80
+    found, widths = [], []
 
     def recipe(difficulty, repeats):
         skill, luck = rng.normal(2, varies, (repeats, 1)), rng.normal(0, 1, (repeats, len(difficulty)))
@@ -67,9 +69,26 @@ def test_nineteen_of_twenty_intervals_hold_the_true_difference(ours, theirs, ima
 
     for _ in range(tries):
         difficulty = rng.normal(0, 2, images)
-        low, high = difference_interval(recipe(difficulty, ours), recipe(difficulty, theirs))
+        pair = recipe(difficulty, ours), recipe(difficulty, theirs)
+        low, high = difference_interval(*pair)
         held += low <= 0 <= high
+        found.append(pair[0].mean() - pair[1].mean())
+        widths.append(high - low)
     assert least <= held / tries
+    assert np.mean(widths) < 4 * 3.92 * np.std(
+        found
+    )  # and are not wide for nothing: two of each side leave Student's t little
+
+
+def test_one_beside_several_has_a_reserve_and_parts_of_hits_are_not_all_right():
+    """Six times the deviation of the other side: the interval is too short, and its word says under which condition it holds."""
+    one, several = hits(1, 1, 400, 0.8), hits(2, 3, 400, 0.8)
+    assert reserve(several, several) == "" and reserve(one, one) == "of these two trainings"
+    assert reserve(one, several) == reserve(several, one) == "if the one training varies as the others do"
+    assert verdict((0.1, 0.2), reserve(one, several)) == "better, if the one training varies as the others do"
+    means = np.full((3, 60), 1 / 3)  # of three repeats of each seed, one of which has each image right
+    low, high = accuracy_interval(np.vstack([means[:2], np.full((1, 60), 1.0)]))
+    assert high - low > 0.5
 
 
 def test_a_single_training_says_nothing_of_others():
@@ -83,12 +102,14 @@ def test_a_single_training_says_nothing_of_others():
 @pytest.mark.parametrize("accuracy", [0.5, 0.9, 0.998])
 def test_the_interval_of_repeats_holds_the_accuracy_too(accuracy, monkeypatch):
     monkeypatch.setattr(intervals, "RESAMPLES", 200)
-    rng, held = np.random.default_rng(1), 0
+    rng, held, widths = np.random.default_rng(1), 0, []
     for _ in range(100):
         low, high = accuracy_interval(rng.random((3, 500)) < accuracy + rng.normal(0, 0.02, (3, 1)) * (accuracy < 0.99))
         assert 0 <= low < high <= 1
         held += low <= accuracy <= high
+        widths.append(high - low)
     assert held >= 90
+    assert np.mean(widths) < 0.16
 
 
 def test_mcnemar_counts_the_images_that_one_alone_has_right():
@@ -142,6 +163,12 @@ def test_the_best_of_ten_equal_sizes_is_rarely_called_better():
         curve = {size: {"top_1_accuracy": rng.binomial(images, 0.46) / images} for size in ["real", *published.SIZES]}
         called += verdict(list(published.against_real(curve, images).values())[1][1]) == "better"
     assert called / tries <= 0.05
+
+
+def test_the_largest_class_is_compared_as_the_page_says():
+    """Its share is measured on the test images too: it is known no better than the accuracy."""
+    curve = {size: {"top_1_accuracy": 0.5} for size in ["real", *published.SIZES]}
+    assert published.against_largest(curve, 400, 160)["1x"] == (0.5 - 0.4, unpaired_interval(0.5, 0.4, 400))
 
 
 def test_the_page_of_the_published_figures_is_what_is_computed():

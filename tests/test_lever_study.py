@@ -137,6 +137,9 @@ def test_several_trainings_are_compared_by_seeds_where_there_are_some():
     right, half = "1" * 90 + "0" * 10, "1" * 50 + "0" * 50
     seeds = [rows_of("plain", half, half, seed=seed) for seed in (1, 2, 3)]
     alone = [rows_of("soft", right, right)]
+    assert table([*seeds, *alone])[-1].split(" | ")[-2].endswith(")")  # how much others would vary is not known
+    real = [rows_of("real", half, seed=seed) for seed in (1, 2, 3)]
+    assert table([*real, *alone])[-1].split(" | ")[-1].removesuffix(" |").endswith(")")
     assert table([*seeds[:1], *alone])[-1].split(" | ")[-2].endswith("**better**")  # two repeats of one seed each
     ours, theirs = hits(alone, by_seed=True), hits(seeds, by_seed=True)
     low, high = (100 * x for x in difference_interval(ours, theirs))

@@ -83,12 +83,14 @@ def test_erase_paints_a_rectangle_with_the_mean_colour_in_half_of_the_images():
 ])  # fmt: skip
 def test_own_data_is_mirrored_where_the_names_of_its_classes_allow_it(names, flips):
     spec = DatasetSpec("mine", "folder", len(names), 8, 10, 10, names)
-    assert augmentations(spec) == (("flip", "crop", "erase") if flips else ("crop", "erase"))
+    assert augmentations(spec, "standard") == (("flip", "crop", "erase") if flips else ("crop", "erase"))
+    assert augmentations(spec, "none") == () and "flip" in augmentations(spec, "mirrored")
+    assert "flip" not in augmentations(spec, "unmirrored")
 
 
 def test_of_the_known_datasets_digits_and_sided_organs_are_not_mirrored():
     assert all(spec.flips is not None for spec in DATASETS.values())
-    kept = {name for name, spec in DATASETS.items() if "flip" not in augmentations(spec)}
+    kept = {name for name, spec in DATASETS.items() if "flip" not in augmentations(spec, "standard")}
     assert kept == {"digits", "organamnist", "organcmnist", "organsmnist"}
 
 

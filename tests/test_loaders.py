@@ -22,11 +22,12 @@ from sklearn.model_selection import train_test_split
 
 from cli.flags import finish_args, new_parser
 from Data import loaders
+from Data.identity import data_identity, image_hashes
 from Data.loaders import Split, Splits, load_splits
 from Data.npz import NPZ_KEYS, SPLITS
 from Data.pictures import read_images
 from Data.registry import DATASETS, class_names, dataset_spec
-from Data.report import data_identity, image_hashes, partners
+from Data.repeated import partners
 from Data.resizing import resize_images
 from Experiment.errors import PassingError, UserError
 from Experiment.paths import Experiment

@@ -23,6 +23,8 @@ from Models.weight_files import PublishedFile
 from Models.weights import load_weights, stored_following
 from tests import foreign
 
+pytestmark = pytest.mark.usefixtures("no_pictures", "no_sheets")
+
 LORA = ["--train_model", "dif", "--enc_epoch", "1", "--lora_rank", "2", "--lora_targets", "all"]
 
 

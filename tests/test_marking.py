@@ -20,6 +20,8 @@ from Experiment.errors import UserError
 from tests.conftest import synthetic_files
 from tests.test_generation import FLAGS, images_of, manifest_of
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 
 def png(seed=0, packet=None):
     pixels = np.random.default_rng(seed).integers(0, 256, (6, 5, 3), np.uint8)

@@ -8,10 +8,10 @@ from PIL import Image, ImageOps
 
 from Data import near
 from Data.doubts import OTHER_SIZE, doubts
+from Data.identity import data_identity
 from Data.loaders import Split, Splits, load_splits
 from Data.near import near_copies
 from Data.registry import dataset_spec
-from Data.report import data_identity
 from Experiment.errors import UserError
 from Experiment.paths import Experiment
 
@@ -61,6 +61,17 @@ def test_photographs_of_one_place_and_mirrored_ones_of_another_class_are_no_copi
     left, right = split_of(arrows), split_of([ImageOps.mirror(arrow) for arrow in arrows])
     assert len(near_copies(right, left)[0]) == 12
     assert near_copies(right._replace(labels=1 - right.labels), left)[0] == []
+
+
+def test_photographs_of_one_kind_are_no_copies_however_the_kinds_differ():
+    """Discs, bright ones and dark ones, with as little of their own as a standardised scan has: only the class is recognised."""
+    distance = np.hypot(*(np.indices((48, 48)) - 23.5))[..., None]
+    rng, labels = np.random.default_rng(6), np.arange(120) % 2
+    discs = np.where(distance < 16, 80 + 120 * labels[:, None, None, None], 20) + rng.normal(0, 3, (120, 48, 48, 3))
+    train, test = (Split(discs[half].astype("uint8"), labels[half]) for half in (slice(0, 60), slice(60, 120)))
+    assert near_copies(test, train)[0] == []
+    few = Split(train.images[:3], np.array([0, 1, 2]))  # the only one of its class is not its own background
+    assert near_copies(Split(few.images[1:2], np.array([1])), few)[0] == [(0, 1)]
 
 
 def test_of_many_a_part_is_looked_at(monkeypatch):

@@ -10,7 +10,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from Data import pictures
 from Data.parallel import in_chunks
@@ -317,6 +317,14 @@ def test_a_preview_within_a_jpeg_is_no_page(tmp_path):
         tmp_path / "a.jpg", "MPO", save_all=True, append_images=[Image.new("RGB", (16, 16))]
     )
     assert probe(tmp_path / "a.jpg") == (16, 1) and is_colour(pixels(tmp_path / "a.jpg", 16), RED, 3)
+
+
+def test_what_only_begins_as_an_image_is_told_in_words(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(b"\xff\xd8\xff" + bytes(60))
+    _, broken = readable_images([tmp_path / "a.jpg"], 8)
+    assert broken == {0: f"{tmp_path}/a.jpg (it begins as JPEG, but its content is that of none)"}
+    with pytest.raises(UnidentifiedImageError, match="it begins as JPEG, but"):
+        probe(tmp_path / "a.jpg")
 
 
 def test_formats_are_only_those_that_the_content_allows():

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 import pipeline
+from cli import process
 from Data.loaders import load_splits
 from Data.measured import audit_file
 from Data.registry import DATASETS, dataset_spec
@@ -77,6 +78,29 @@ def test_a_full_size_backbone_runs_with_the_papers_values():
         "classifier_training.py --dataset cifar10 --exp 0001 --synthetic False",
         "classifier_training.py --dataset cifar10 --exp 0001 --take 10",
     ]
+
+
+@pytest.mark.parametrize("side, batch", [(28, None), (32, None), (64, 64), (128, 32)])
+def test_a_classifier_sees_fewer_of_larger_pictures_at_a_time(side, batch):
+    """Of the full-size backbones: the paper's 256 images of 128 px would not fit into the memory of most GPUs."""
+    flags = ["--dataset", "cifar10", "--exp", "x", "--resolution", side]
+    found = [command for command in commands(*flags) if command.startswith(("hyp_opt", "classifier"))]
+    assert len(found) == 4 and all((f"--batch_size {batch}" in command) == bool(batch) for command in found)
+
+
+def test_few_large_pictures_are_no_fewer_than_a_batch(tmp_path):
+    flags = [
+        "--dataset",
+        image_folder(tmp_path / "own", 36, 150),
+        "--exp",
+        "x",
+        "--root",
+        tmp_path / "out",
+        "--num_imgs",
+        20,
+    ]
+    search, real = (next(c for c in commands(*flags) if c.startswith(name)) for name in ("hyp_opt", "classifier"))
+    assert "--batch_size 20" in search and "--batch_size 12" in real  # of 24 training images
 
 
 def test_flags_reach_the_stages_that_have_them(tmp_path):
@@ -168,10 +192,20 @@ def test_own_images_are_seen_no_larger_than_the_backbone_makes_them(tmp_path, ca
     (["--exp", "x", "--also", "classifier_training:synthetic --take 2"], "is said by --sizes"),
     (["--exp", "x", "--also", "classifier_training:synthetic --synthetic_dir ."], "must name a set of the experiment"),
 ])  # fmt: skip
-def test_wrong_flags_end_in_one_line_before_anything_runs(flags, message, tmp_path):
-    done = run("pipeline.py", *flags, "--root", tmp_path)
-    assert done.returncode == 2 and message in done.stderr and len(done.stderr.splitlines()) == 1
-    assert done.stderr.startswith("pipeline.py: error: ") and not done.stdout and not list(tmp_path.iterdir())
+def test_wrong_flags_end_in_one_line_before_anything_runs(flags, message, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["pipeline.py"])
+    parse = lambda: pipeline.parse_args([*flags, "--root", str(tmp_path)])  # noqa: E731
+    with pytest.raises(SystemExit, match="2"):
+        process.run(pipeline.run_pipeline, parse, pipeline.plan, starts_keras=False)
+    said, error = capsys.readouterr()
+    assert error.startswith("pipeline.py: error: ") and message in error and len(error.splitlines()) == 1
+    assert not said and not list(tmp_path.iterdir())
+
+
+def test_a_wrong_flag_ends_the_process(tmp_path):
+    done = run("pipeline.py", "--exp", "x", "--sizes", "0", "--root", tmp_path)
+    assert done.returncode == 2 and done.stderr.startswith("pipeline.py: error: argument --sizes: ")
+    assert len(done.stderr.splitlines()) == 1 and not done.stdout and not list(tmp_path.iterdir())
 
 
 def test_a_dry_run_prints_the_commands_and_writes_nothing(tmp_path):
@@ -465,7 +499,7 @@ def test_the_table_of_accuracies(tmp_path):
                      "2 first search      0.200  0.150 to 0.260"]  # fmt: skip
 
 
-def test_the_page_of_an_experiment(tmp_path):
+def test_the_page_of_an_experiment(tmp_path, monkeypatch):
     """Of what the stages have left: it holds the figures and the pictures, escapes names, and names an audit or its command."""
     experiment, spec = Experiment(tmp_path, "x", "digits"), dataset_spec("digits")
     scores = {"top_1": 0.25, "top_5": 0.5, "interval": {"top_1": [0.2, 0.3]}}
@@ -498,6 +532,17 @@ def test_the_page_of_an_experiment(tmp_path):
         found = report.write_report(experiment, spec, splits, "resnet20", stages, seconds, [1], [folder], drawn, common)
         return found.read_text(encoding="utf-8")
 
+    args = Namespace(dataset="digits", exp="x", root=tmp_path, data_dir=tmp_path, seed=1234, sizes=[1], backbone="mini")
+    monkeypatch.setattr(outcome, "common_flags", lambda args: [])
+    monkeypatch.setattr(outcome, "changed", lambda args, flags: {})
+    lines = outcome.outcome(args, spec, experiment, "resnet20", stages, {"generation, 1x": 90.0})
+    beside = experiment.images_dir / "expx_real_beside_synthetic.png"
+    assert (
+        f"\npage for a browser: {experiment.report_page}" in lines and f"  {beside}" in lines and f"  {loss}" in lines
+    )
+    assert any(line.startswith("trained on synthetic images, 1x") and "0.700" in line for line in lines)
+    with Image.open(beside) as picture:
+        assert picture.width > 100
     page = written()
     for text in ("0.900", "0.870 to 0.930", "0.700", "0.200 to 0.300", "29", "1.75", "0.654", "20.0 points below &lt;real&gt;; trained otherwise: epochs 9 (real: 12)",
                  "synthetic images with labels of a classifier that has learnt from the real ones", "otherwise: optimizer adam and sgd",
@@ -557,5 +602,5 @@ def test_the_whole_method_on_few_images_and_again(tmp_path):
     assert all(Image.open(file).format == "PNG" for file in shown)
     again = succeed("pipeline.py", *tiny).stdout
     assert again.count("an earlier run has finished it") == 7
-    accuracies = [line for line in lines if line.startswith(("1 after", "trained on"))]
+    accuracies = [line for line in lines if line.startswith(("1 transfer", "trained on"))]
     assert len(accuracies) == 3 and set(accuracies) <= set(again.splitlines())

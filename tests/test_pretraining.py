@@ -13,13 +13,13 @@ from filelock import FileLock
 from keras import layers
 from PIL import Image
 
-from Data.glyphs import WORDS
 from Experiment.errors import UserError
 from Experiment.files import file_hash
 from Models.fit_state import FitState
 from Pretraining import __main__ as pretraining
 from Pretraining import corpus, draws, photographs, resumable
 from Pretraining.crops import all_words, caption, crops
+from Pretraining.glyphs import WORDS
 from Pretraining.half import save_half
 from Pretraining.kinds import KINDS, Kind
 from Pretraining.photographs import SOURCES, listed_photographs, read_photographs, source_hashes

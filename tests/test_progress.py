@@ -9,6 +9,7 @@ import pytest
 from cli.process import TerminalHandler
 from Experiment import progress as module
 from Experiment.progress import LIVE, MARK, TO_PIPELINE, duration, each, open_parts, progress, shown_live
+from tests.tiny_networks import one_layer
 
 
 class Terminal(io.StringIO):
@@ -84,19 +85,22 @@ def test_durations(seconds, text):
     assert duration(seconds) == text
 
 
-def few_images():
+@pytest.fixture
+def few_images(monkeypatch):
     """A classifier of two classes, and 12 images: two steps an epoch of batches of 6."""
     import numpy as np
 
     from Models.classifier import Classifier
+    from Models.classifiers import CLASSIFIERS
 
+    monkeypatch.setitem(CLASSIFIERS, "one", one_layer)
     rng = np.random.default_rng(0)
-    return Classifier("resnet20_16", 8, 2), (rng.integers(0, 256, (12, 8, 8, 3), np.uint8), np.arange(12) % 2)
+    return Classifier("one", 8, 2), (rng.integers(0, 256, (12, 8, 8, 3), np.uint8), np.arange(12) % 2)
 
 
-def test_the_steps_of_a_fit_are_counted_over_epochs(monkeypatch, capsys, at_once):
+def test_the_steps_of_a_fit_are_counted_over_epochs(monkeypatch, capsys, at_once, few_images):
     monkeypatch.setenv(TO_PIPELINE, LIVE)
-    classifier, data = few_images()
+    classifier, data = few_images
     classifier.fit(data, data, epochs=2, batch_size=6, seed=1, patience=(5, 5))
     lines = capsys.readouterr().out.splitlines()
     assert lines and all(line.startswith(MARK) for line in lines)  # Keras says nothing itself
@@ -107,8 +111,8 @@ def test_the_steps_of_a_fit_are_counted_over_epochs(monkeypatch, capsys, at_once
     assert capsys.readouterr().out == ""
 
 
-def test_an_epoch_of_more_than_a_minute_has_lines_of_its_own(monkeypatch, capsys):
-    classifier, data = few_images()
+def test_an_epoch_of_more_than_a_minute_has_lines_of_its_own(monkeypatch, capsys, few_images):
+    classifier, data = few_images
     how = {"epochs": 2, "batch_size": 6, "seed": 1, "patience": (5, 5)}
     classifier.fit(data, data, **how)
     assert "Epoch 2/2" in (said := capsys.readouterr().out) and " of 4, " not in said

@@ -13,6 +13,8 @@ import hyp_opt
 from Data.loaders import Split, Splits
 from Models.classifiers import CLASSIFIERS, resnet20_of
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 
 @pytest.mark.parametrize("name", ["best_model.h5/best_model.h5", "best_model.h5"])
 def test_released_classifier_is_tested_as_it_is(golden, tmp_path, monkeypatch, name):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import classifier_training
+from Data.soft_labels import aligned
 from Data.synthetic import MANIFEST
 from Experiment import presets
 from Experiment.errors import UserError
@@ -32,6 +33,8 @@ from Scoring import material
 from tests.test_cas import make_set, npz, parse, results, sets, train
 from tests.test_interruptions import weights_in
 from tests.tiny_networks import one_layer
+
+pytestmark = pytest.mark.usefixtures("no_pictures")
 
 FOLDER = "Checkpoints/Classifiers/Exp_0001/resnet20/two"
 
@@ -180,6 +183,7 @@ def test_a_synthetic_result_is_compared_with_the_real_one(root, caplog):
     one = results(root)["x1"]["against_real"]
     assert one["mcnemar_p"] == mcnemar(ours[0], real[0]) and "against_real" not in results(root)["real"]
     assert f"(McNemar's p {one['mcnemar_p']:.2g}; others may differ); trained otherwise" in compared_in_words(one)
+    assert "of these two trainings" in one["words"] and "of these two trainings" not in compared["words"]
 
 
 def test_a_result_is_compared_with_always_naming_the_largest_class(root, caplog):
@@ -256,18 +260,19 @@ def test_damaged_predictions_are_one_line(tmp_path, arrays):
         read_predictions(tmp_path)
 
 
-@pytest.mark.parametrize("added", [
-    {"interval": [0, 1]}, {"interval": {"top_1_accuracy": [0.5]}}, {"interval": {"top_1_accuracy": ["a", "b"]}},
-    {"repeats": 0}, {"repeats": "3"}, {"predictions": 5},
-])  # fmt: skip
-def test_damaged_results_are_one_line(root, added):
+def test_damaged_results_are_one_line(root):
     train(root)
     file = root / "CAS Results/test_accuracies_exp0001.json"
-    content = json.loads(file.read_text())
-    content["resnet20"]["two"]["x1"] |= added
-    file.write_text(json.dumps(content))
-    with pytest.raises(UserError, match="does not hold accuracies in 0..1 in the published schema"):
-        classifier_training.plan(parse(root))
+    whole = file.read_text()
+    for added in (
+        {"interval": [0, 1]}, {"interval": {"top_1_accuracy": [0.5]}}, {"interval": {"top_1_accuracy": ["a", "b"]}},
+        {"repeats": 0}, {"repeats": "3"}, {"predictions": 5},
+    ):  # fmt: skip
+        content = json.loads(whole)
+        content["resnet20"]["two"]["x1"] |= added
+        file.write_text(json.dumps(content))
+        with pytest.raises(UserError, match="does not hold accuracies in 0..1 in the published schema"):
+            classifier_training.plan(parse(root))
 
 
 # Levers
@@ -344,6 +349,20 @@ def test_how_a_teacher_multiplies_is_on_its_record_where_it_is_asked_for(tf32, m
     assert told["seed"] != presets.SEED  # with which its pupil begins
 
 
+def test_aligned_labels_have_the_class_frequencies_and_keep_the_evidence():
+    rng = np.random.default_rng(0)
+    said = rng.dirichlet([4.0, 1.0, 0.1], 500).astype("float32")  # of the third class hardly anything
+    labels = aligned(said, np.array([30, 60, 10]))
+    assert labels.dtype == np.float32 and labels.mean(axis=0) == pytest.approx([0.3, 0.6, 0.1], abs=2e-3)
+    assert labels.sum(axis=1) == pytest.approx(np.ones(500), abs=1e-5)
+    sure = np.argsort(said.min(axis=1))[-2:]  # of the two images all classes of which are likely enough to divide by
+    odds = [found[sure, 0] / found[sure, 1] for found in (said, labels)]
+    assert odds[0][0] / odds[0][1] == pytest.approx(odds[1][0] / odds[1][1], rel=1e-3)
+    assert aligned(np.eye(3, dtype="float32")[[0, 0, 1]], np.ones(3)).sum() == pytest.approx(
+        3
+    )  # a class that none is said to be
+
+
 def test_soft_labels_are_a_teachers_and_are_kept_beside_the_set(root, quick_teacher, monkeypatch, caplog):
     train(root, "--labels", "soft")
     folder = root / FOLDER / "teacher"
@@ -371,7 +390,7 @@ def test_soft_labels_are_a_teachers_and_are_kept_beside_the_set(root, quick_teac
     assert file.stat().st_mtime_ns == before
     # Beside a set that others own, nothing is kept.
     file.unlink()
-    monkeypatch.setattr("Scoring.soft_labels.atomic_path", read_only)
+    monkeypatch.setattr("Data.soft_labels.atomic_path", read_only)
     train(root, "--labels", "soft", "--seed", 8, "--restart")
     record["arguments"]["seed"] = presets.SEED  # of an earlier version: it goes on being the teacher
     (folder / "training.json").write_text(json.dumps(record))
@@ -409,6 +428,25 @@ def test_a_students_targets_are_what_the_teacher_says(root, quick_teacher):
         [0.05, 0.95]
     )  # real images: their own labels, smoothed
     assert material.recipe_of(args).smoothing == 0.0
+
+
+def test_aligned_labels_are_those_of_the_same_teacher(root, quick_teacher, caplog):
+    """Of the images that are learnt from, and of two classes that are equally frequent in the real ones."""
+    said = {}
+    for labels in ("soft", "aligned"):
+        args = parse(root, "--labels", labels)
+        known = classifier_training.plan(args)
+        taught = material.ask_teacher(args, known)
+        said[labels] = material.gather(args, known, args.seed, taught).labels
+        assert material.recipe_of(args).smoothing == 0.0
+    assert (
+        len(list((root / FOLDER).glob("*teacher"))) == 1
+        and "labels are aligned with the class frequencies" in caplog.text
+    )
+    assert said["aligned"].mean(axis=0) == pytest.approx([0.5, 0.5], abs=1e-3)
+    assert np.array_equal(said["aligned"][:, 0].argsort(kind="stable"), said["soft"][:, 0].argsort(kind="stable"))
+    train(root, "--labels", "aligned")
+    assert results(root)["x1"]["training"]["labels"] == "aligned"
 
 
 def test_a_teacher_of_other_data_is_refused(root, quick_teacher):

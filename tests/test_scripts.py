@@ -13,6 +13,7 @@ from PIL import Image
 
 from Data.loaders import load_splits
 from Data.registry import DATASETS
+from Experiment.files import file_hash
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PLOTS = {"history", "contour_is_ugs", "contour_is_epoch", "contour_epoch_ugs", "intermediate_values",
@@ -84,14 +85,15 @@ def test_a_finished_stage_says_so_and_refuses_other_arguments(root, flags, chang
     assert tree(folder) == before and (root / "CAS Results/test_accuracies_expsmoke.json").read_bytes() == results
 
 
-def test_adapting_unet_does_not_touch_the_encoder(root, tmp_path):
-    encoder = root / "Checkpoints/DDPM/Exp_smoke/digits/MyEmbedding/epoch2.weights.h5"
-    assert (root / "Checkpoints/DDPM/Exp_smoke/digits/DiffusionFt/epoch1.weights.h5").exists()
-    assert not (root / "Checkpoints/DDPM/Exp_smoke/digits/MyEmbedding/epoch3.weights.h5").exists()
-    assert encoder.exists()
+def test_adapting_unet_does_not_touch_the_encoder(root):
+    folder = root / "Checkpoints/DDPM/Exp_smoke/digits"
+    assert (folder / "DiffusionFt/epoch1.weights.h5").exists()
+    assert not (folder / "MyEmbedding/epoch3.weights.h5").exists()
+    learnt_beside = json.loads((folder / "DiffusionFt/training.json").read_text())["inputs"]["weights"]["enc"]
+    assert learnt_beside == file_hash(folder / "MyEmbedding/epoch2.weights.h5")
 
 
-def test_search_writes_best_settings_results_and_ten_plots(root):
+def test_search_writes_best_settings_results_and_plots(root):
     folder = root / "optimization_plots/smoke/digits/enc"
     contours = {name for name in PLOTS if name.startswith("contour")}  # of three trials they would be empty
     assert PLOTS - contours - {"param_importances"} | {"best_and_worst"} <= {p.stem for p in folder.glob("*.png")}
@@ -126,30 +128,6 @@ def test_generation_writes_exact_totals_and_a_manifest(root):
     assert len(list((root / "Images/digits/real").glob("class*.png"))) == 10
 
 
-def test_generation_resumes_with_the_same_bytes_whatever_the_batch(root, tmp_path):
-    flags = ("--dataset", "digits", "--exp", "again", *MINI, "--img_class", 3, "--enc_epoch", 0, "--dif_epoch", 0,
-             "--inf_steps", 2, "--ugs", 1.5, "--batch_size", 200, "--image_size", 20, "--precision", "float32")  # fmt: skip
-    succeed("generate_dataset.py", *flags, "--root", tmp_path)
-    folder = tmp_path / "Data/Synthetic/Exp_again/digits/30Enc0Dif0Is2Ugs1.5"
-    whole = tree(folder)
-    for name in ("class_00/img_1.png", "class_07/img_0.png", "manifest.json"):
-        (folder / name).unlink()
-    other_batch = [96 if flag == 200 else flag for flag in flags]  # mini's block: a smaller batch may change last bits
-    assert "28 there" in succeed("generate_dataset.py", *other_batch, "--root", tmp_path).stdout
-    resumed = tree(folder)
-    images = {p for p in whole if p.suffix == ".png" and p.parts[0].startswith("class_")}
-    assert len(images) == 30 and all(whole[p] == resumed[p] for p in images)
-    assert whole[Path("manifest.json")] == resumed[Path("manifest.json")]
-    other = run("generate_dataset.py", *flags, "--root", tmp_path, "--seed", 7)
-    assert other.returncode == 2 and "seed: 1234 there, 7 now" in other.stderr
-    assert "finished already" in succeed("generate_dataset.py", *flags, "--root", tmp_path).stdout
-    (folder / "class_00/img_1.png").write_bytes(b"spoilt")
-    assert (
-        "throwing away the 30 images" in succeed("generate_dataset.py", *flags, "--root", tmp_path, "--restart").stdout
-    )
-    assert tree(folder)[Path("class_00/img_1.png")] == whole[Path("class_00/img_1.png")]
-
-
 def test_classifier_writes_results_and_keeps_others(root):
     results = json.loads((root / "CAS Results/test_accuracies_expsmoke.json").read_text())
     assert set(results["resnet20_16"]["digits"]) == {"real", "x1"}
@@ -165,27 +143,6 @@ def test_classifier_writes_results_and_keeps_others(root):
     labels = load_splits(DATASETS["digits"], root).test.labels
     mean = np.average([float(row["accuracy"]) for row in classes], weights=np.bincount(labels))
     assert mean == pytest.approx(results["resnet20_16"]["digits"]["x1"]["top_1_accuracy"])
-
-
-def test_trained_classifier_is_only_tested_with_train_false(root):
-    flags = (
-        "--dataset",
-        "digits",
-        "--exp",
-        "smoke",
-        "--root",
-        root,
-        "--synthetic",
-        "False",
-        "--classifier",
-        "resnet20_16",
-    )
-    weights = root / "Checkpoints/Classifiers/Exp_smoke/resnet20_16/digits/real/best_model.weights.h5"
-    before = weights.read_bytes()
-    file = root / "CAS Results/test_accuracies_expsmoke.json"
-    result = json.loads(file.read_text())
-    succeed("classifier_training.py", *flags, "--train", "False")
-    assert weights.read_bytes() == before and json.loads(file.read_text()) == result
 
 
 @pytest.mark.parametrize(

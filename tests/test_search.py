@@ -18,11 +18,12 @@ from Data.registry import DatasetSpec, dataset_spec
 from Experiment import presets
 from Experiment.errors import PassingError, UserError
 from Experiment.files import read_json, write_json
+from Experiment.intervals import binomial_interval
 from Experiment.paths import Experiment
 from Experiment.results import FINE_TUNED, TRANSFERRED, step_3_otherwise
 from hyp_opt import parse_args
 from Models.augment import Augment
-from Models.weight_cards import write_card
+from Models.weight_cards import read_card, write_card
 from Search import report as search_report
 from Search import stage, studies, trials, workers
 from Search.inputs import claim_study, search_inputs
@@ -174,6 +175,7 @@ def test_the_measurement_does_not_draw_what_the_chosen_trial_has_drawn(select_on
     best = SimpleNamespace(params={"is": 5, "ugs": 1.0}, user_attrs={"saved_epoch": 3})
     found = measure(context.args, context, Split(np.zeros((4, 8, 8, 3), np.uint8), np.arange(4)), best)
     assert found["opt"]["top_1"] == 1.0 and len(set(context.seeds)) == 1
+    assert found["opt"]["interval"]["top_1"] == list(binomial_interval(1.0, 4))
     assert (context.seeds[0] not in range(1234, 1334)) == own  # the seeds of trials and their repeats
 
 
@@ -543,6 +545,47 @@ def test_the_result_of_a_study_that_is_gone_is_not_that_of_the_next(searched, go
     assert not stage.is_finished(args, known, again)
     stage.measure_best(args, known, again, Lucky(args, REPEATS), 0.0)
     assert looks == [2, 2] and stage.is_finished(args, known, again) and not stage.is_finished(args, known, study)
+
+
+def test_a_result_is_not_lost_to_an_empty_study_of_another_storage(searched):
+    args, known, study, _ = searched(0.5, 0.9, 0.8)
+    stage.measure_best(args, known, study, Lucky(args, REPEATS), 0.0)
+    known.address = "sqlite:///other.db"
+    stage.refuse_result_of_another(known, study)
+    with pytest.raises(UserError, match="has 0 finished trials: give the --storage of that search .none., use"):
+        stage.refuse_result_of_another(known, optuna.create_study())
+    known.best_file.unlink()
+    stage.refuse_result_of_another(known, optuna.create_study())
+
+
+def test_steps_that_are_moved_away_are_written_again(searched, caplog):
+    args, known, study, looks = searched(0.5, 0.9, 0.8)
+    stage.measure_best(args, known, study, Lucky(args, REPEATS), 0.0)
+    before = read_json(known.experiment.pipeline_file)
+    test = read_json(known.best_file)["test"]
+    stage.note_if_gone(args, known, test)
+    assert "written again" not in caplog.text
+    for content in (None, {"others": before["own"]}):
+        if content:
+            write_json(known.experiment.pipeline_file, content)
+        else:
+            known.experiment.pipeline_file.unlink()
+        stage.note_if_gone(args, known, test)
+        assert read_json(known.experiment.pipeline_file) == (content or {}) | before
+    stage.note_if_gone(args, known, {})  # of an earlier version
+    assert "are not in" in caplog.text and looks == [2]
+
+
+def test_weights_that_are_trained_again_during_a_search_end_it(tmp_path):
+    files, loaded = epoch_files(tmp_path), []
+    hashes = {str(epoch): read_card(file)["sha256"] for epoch, file in files.items()}
+    adapted = SimpleNamespace(load=loaded.append)
+    context = Context(parse_args(ARGS), None, adapted, None, 1, None, files, None, hashes=hashes)
+    context.load(3)
+    files[3].write_text("trained again")
+    with pytest.raises(UserError, match="epoch3.* has changed since this search began"):
+        context.load(3)
+    assert loaded == [files[3]]
 
 
 def test_a_restart_throws_the_result_away_before_the_study_and_not_when_it_is_refused(tmp_path, monkeypatch):

@@ -11,9 +11,12 @@ import optuna
 import pytest
 
 from Experiment.errors import UserError
+from Search.trials import Context
 from tests.conftest import STAGES
 from tests.test_interruptions import write_few_digits
 from tests.test_scripts import tree
+
+pytestmark = pytest.mark.usefixtures("no_pictures", "no_sheets")
 
 SMALL = ["--num_imgs", "33", "--is_max", "6", "--epochs", "6", "--gen_batch_size", "33", "--classifier", "resnet20_16"]
 
@@ -100,8 +103,21 @@ def test_a_search_follows_its_weights_and_removes_the_epochs_that_it_has_not_cho
     assert before.keys() == tree(searches).keys()
 
 
-def test_search_never_reads_the_test_images(tiny, tmp_path, float32_after):
-    """With noise in their place the whole search is the same, trial by trial; only the final measurement differs."""
+def stopping_at_third(load):
+    loaded = []
+
+    def stop(context, epoch):
+        loaded.append(epoch)
+        if len(loaded) == 3:
+            raise KeyboardInterrupt
+        load(context, epoch)
+
+    return stop
+
+
+def test_search_never_reads_the_test_images(tiny, tmp_path, float32_after, monkeypatch):
+    """With noise in their place the whole search is the same, trial by trial; only the final measurement differs. So it is
+    if it is stopped and begun again."""
     found, measured = [], []
     for name in ("images", "noise"):
         root = tmp_path / name
@@ -123,13 +139,22 @@ def test_search_never_reads_the_test_images(tiny, tmp_path, float32_after):
             said_by("SD_adapting", *common, "--epochs", 1, "--batch_size", 32, "--lr", 1e-3)
         else:
             shutil.copytree(tmp_path / "images/Checkpoints", root / "Checkpoints")
-        said_by("hyp_opt", *common, *SMALL, "--n_trials", 3, "--num_imgs", 40, "--epochs", 4, "--batch_size", 16,
-                "--test_imgs", 10, "--gen_batch_size", 20)  # fmt: skip
+        search = ("hyp_opt", *common, *SMALL, "--n_trials", 3, "--num_imgs", 40, "--epochs", 4, "--batch_size", 16,
+                  "--test_imgs", 10, "--gen_batch_size", 20)  # fmt: skip
+        if name == "noise":  # it is stopped in its third trial, too, and begun again
+            with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+                patch.setattr(Context, "load", stopping_at_third(Context.load))
+                said_by(*search)
+        said_by(*search)
         study = optuna.load_study(
             study_name="few_expx_study_enc", storage=f"sqlite:///{root}/optimization_plots/x/few/study.db"
         )
         best = json.loads((root / "optimization_plots/x/few/enc/best.json").read_text())
-        trials = [(t.params, t.value, t.state, t.intermediate_values) for t in study.trials]
+        trials = [
+            (t.params, t.value, t.state, t.intermediate_values)
+            for t in study.trials
+            if t.state.name in ("COMPLETE", "PRUNED")
+        ]
         found.append((trials, best["is"], best["ugs"], best["val_accuracy"]))
         measured.append(json.loads((root / "CAS Results/pipeline_optimization_expx.json").read_text()))
     assert len(found[0][0]) == 3 and found[0] == found[1]

@@ -17,9 +17,7 @@ from Models.weight_files import PublishedFile
 from Models.weights import load_weights, save_weights
 
 SOURCES = [
-    p
-    for p in REPOSITORY.rglob("*.py")
-    if not {".venv", ".venv-peer", "tests", "parity"} & set(p.relative_to(REPOSITORY).parts)
+    p for p in REPOSITORY.rglob("*.py") if not p.relative_to(REPOSITORY).parts[0].startswith((".", "tests", "parity"))
 ]
 
 

@@ -20,6 +20,8 @@ from Experiment.paths import Experiment
 from Models import sampler
 from tests.conftest import Stopped, stopped_writing_images
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 FLAGS = ["--enc_epoch", "31", "--dif_epoch", "10", "--inf_steps", "2", "--ugs", "1.5"]
 PRIOR = [70, 20, 5, 5]
 

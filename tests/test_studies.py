@@ -130,7 +130,7 @@ def test_a_search_beside_a_training_is_refused_and_over_an_unfinished_one_says_s
         hyp_opt.plan(hyp_opt.parse_args([*common, "--no-optimize"]))
 
 
-def test_workers_that_begin_together_name_one_study(tiny, tmp_path):
+def test_workers_that_begin_together_name_one_study(tiny, tmp_path, monkeypatch, caplog):
     """The settings are those of the first; another one's are refused before its first trial is of them."""
     from Search import stage
 
@@ -140,10 +140,26 @@ def test_workers_that_begin_together_name_one_study(tiny, tmp_path):
     known = SimpleNamespace(
         experiment=experiment, folder=experiment.search_dir("enc"), address=args.storage, inputs={"classes": ["a"]},
         hashes={"1": "a"}, epochs={1: None, 9: None}, spec=SimpleNamespace(name="digits"), adopted={},
+        best_file=experiment.search_dir("enc") / "best.json",
     )  # fmt: skip
     first = stage.begin_study(args, known)
     second = stage.begin_study(args, known)
     assert len(trials(first, TrialState.WAITING)) == len(trials(second, TrialState.WAITING)) == 2
+    other = SimpleNamespace(**vars(known) | {"address": f"sqlite:///{tmp_path}/other.db"})
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):  # killed between the two that are queued
+        enqueue, queued = optuna.Study.enqueue_trial, []
+        patch.setattr(
+            optuna.Study, "enqueue_trial", lambda *one, **how: queued and 1 / 0 or queued.append(enqueue(*one, **how))
+        )
+        stage.begin_study(args, other)
+    third = stage.begin_study(args, other)
+    assert [t.params for t in trials(third)] == [t.params for t in trials(first)] and len(trials(third)) == 2
+    args.warm_start = False
+    cold = stage.begin_study(args, SimpleNamespace(**vars(known) | {"address": f"sqlite:///{tmp_path}/cold.db"}))
+    run_trials(cold, square, 1)
+    args.warm_start = True
+    stage.begin_study(args, SimpleNamespace(**vars(known) | {"address": f"sqlite:///{tmp_path}/cold.db"}))
+    assert not args.warm_start and "--warm_start comes too late" in caplog.text
     args.num_imgs += 1
     with pytest.raises(UserError, match="other arguments: --num_imgs"):
         stage.begin_study(args, known)
@@ -555,7 +571,7 @@ def test_errors_of_the_objective_come_through(error, lost, address, tmp_path):
 
 
 def test_a_process_whose_trial_was_given_away_goes_on(address, tmp_path):
-    process = worker(address, tmp_path, 2, 5)
+    process = worker(address, tmp_path, 2, 2.5)
     study = new_study(address, tmp_path)
     deadline = time.time() + 60
     while not any(t.params for t in trials(study, TrialState.RUNNING)):
@@ -747,14 +763,16 @@ def test_what_is_no_address_is_one_line(address, said):
 def test_a_worker_has_a_heartbeat_before_it_has_a_name(tmp_path, monkeypatch):
     """Of a trial without one nobody would say that it has stopped."""
     study = new_study(f"sqlite:///{tmp_path}/study.db", tmp_path)
-    workers.first_heartbeat(study, study.ask())
+    trial = study.ask()
+    workers.first_heartbeat(study, trial)
     with sqlite3.connect(tmp_path / "study.db") as database:
         assert database.execute("SELECT COUNT(*) FROM trial_heartbeats").fetchone() == (1,)
     journal = new_study(f"journal:{tmp_path}/study.log", tmp_path)
     workers.first_heartbeat(journal, journal.ask())  # which has none
     order = []
     monkeypatch.setattr(studies, "first_heartbeat", lambda study, trial: order.append("worker" in trial.user_attrs))
-    run_trials(study, square, 1)
+    study.tell(trial, 0.5)  # else its end would be waited for
+    run_trials(study, square, 2)
     assert order == [False]
 
 

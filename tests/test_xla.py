@@ -1,5 +1,7 @@
 """XLA: stated for every model, and the same numbers with it as without."""
 
+import dataclasses
+
 import keras
 import numpy as np
 import pytest
@@ -9,8 +11,10 @@ from Models import runtime
 from Models.adapter import WholeNetwork, load_diffusion
 from Models.backbones import BACKBONES
 from Models.classifier import Classifier
+from Models.faster_layers import use_faster_layers
 from Models.feed import noisy_batches, padded, with_targets
 from Models.training import compile_model
+from tests.tiny_networks import small_unet
 
 CLASSES = 3
 
@@ -44,12 +48,15 @@ def test_every_model_states_it(tiny, xla):
         assert [model._jit_compile for model in stated] == [use == "on"] * 7  # None would be "auto"
 
 
-def test_mini_makes_the_same_images(xla):
-    """Several numbers of steps too, by one compilation."""
-    mini, rng = BACKBONES["mini"], np.random.default_rng(1)
-    diffusion = load_diffusion(mini, CLASSES)
-    latents = rng.standard_normal((6, *mini.latent_shape), dtype="float32")
-    contexts = rng.standard_normal((CLASSES + 1, *mini.context_shape), dtype="float32")
+@pytest.mark.parametrize("name", ["tiny", pytest.param("mini", marks=pytest.mark.slow)])
+def test_a_backbone_makes_the_same_images(xla, tiny, monkeypatch, name):
+    """Several numbers of steps too, by one compilation. The tiny one has a block of each kind here."""
+    backbone, rng = {"tiny": tiny, "mini": BACKBONES["mini"]}[name], np.random.default_rng(1)
+    diffusion = load_diffusion(backbone, CLASSES)
+    if name == "tiny":
+        diffusion = dataclasses.replace(diffusion, unet=use_faster_layers(small_unet(tiny.context_shape)))
+    latents = rng.standard_normal((6, *backbone.latent_shape), dtype="float32")
+    contexts = rng.standard_normal((CLASSES + 1, *backbone.context_shape), dtype="float32")
     made = {}
     for use in ("off", "on"):
         xla(use)

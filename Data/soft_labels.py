@@ -6,6 +6,7 @@ can be published with the dataset, and its answer is the target: its softmax at 
 """
 
 import contextlib
+import glob
 import logging
 import os
 
@@ -13,15 +14,13 @@ import numpy as np
 
 from Experiment.files import atomic_path, plain_arrays
 from Experiment.locks import locked
+from Experiment.text import first_ten
 
 log = logging.getLogger("experiment")
 
 PIECE = 2048  # images that the teacher sees at a time
-
-
-def soft_labels_file(folder, teacher_hash):
-    """Beside the folder of the dataset, as its sheet of samples is."""
-    return folder.with_name(f"{folder.name}.soft_labels.{teacher_hash[:8]}.npz")
+ROUNDS, TINY = 100, 1e-6  # of the alignment; half precision holds nothing smaller
+NAME = "{}.soft_labels.{}.npz"  # beside the folder of the dataset, as its sheet of samples is; of the teacher 8 digits
 
 
 def soft_labels(stored, teacher, teacher_hash, set_hash, classes):
@@ -33,7 +32,7 @@ def soft_labels(stored, teacher, teacher_hash, set_hash, classes):
         teacher_hash, set_hash: SHA-256 of its weights, and of the dataset.
         classes: Names of the classes, in the order of the columns.
     """
-    path = soft_labels_file(stored.folder, teacher_hash)
+    path = stored.folder.with_name(NAME.format(stored.folder.name, teacher_hash[:8]))
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):  # beside a set that others own nothing is kept, and nobody waits
             stack.enter_context(locked(path))
@@ -56,13 +55,54 @@ def read_or_asked(path, stored, teacher, teacher_hash, set_hash, classes):
     probabilities = np.concatenate(parts).astype(np.float16)
     agreed = float(np.mean(probabilities.argmax(axis=1) == stored.labels))
     log.info("the teacher's likeliest class is the image's own for %.1f %% of them", 100 * agreed)
-    files, names = np.array(list(map(os.fsencode, stored.names))), np.array(classes, dtype=np.str_)
+    files, names = np.array(as_kept(stored.names)), np.array(classes, dtype=np.str_)
     try:
         with atomic_path(path) as partial:
             np.savez(partial, probabilities=probabilities, files=files, classes=names, **made_of)
     except OSError as error:
         log.warning("they are not kept beside the set (%s): each run asks the teacher again", error)
     return normalised(probabilities)
+
+
+def aligned(probabilities, counts):
+    """Class probabilities float32 (N, C) whose means are the class shares of `counts` (C,): the same evidence on another prior.
+
+    Of images that look like no class of its own a teacher says some classes far more often than others, and its pupil learns
+    that they are more frequent. Each column is weighted so that this ends, as in the distribution alignment of ReMixMatch
+    (arXiv 1911.09785), here over all images at once and until the means hold.
+    """
+    shares, found = counts / counts.sum(), probabilities.astype(float) + TINY
+    for _ in range(ROUNDS):
+        found *= shares / found.mean(axis=0)
+        found /= found.sum(axis=1, keepdims=True)
+    return found.astype("float32")
+
+
+def as_kept(names):
+    """Names of images as the file has them: a list of bytes."""
+    return list(map(os.fsencode, names))
+
+
+def kept_soft_labels(folder, set_hash, names):
+    """Class probabilities float32 (N, C) that a teacher, whichever, has given to the images of a set, from the file beside it.
+
+    Args:
+        folder: Of the set.
+        set_hash: SHA-256 of its content, for which they must be.
+        names: Names of its images, class by class.
+
+    Returns:
+        None where there are none, or those of several teachers.
+    """
+    found, listed = {}, as_kept(names)
+    for path in sorted(folder.parent.glob(NAME.format(glob.escape(folder.name), "*"))):
+        with plain_arrays(path) as data:
+            whole = all(name in data.files for name in ("probabilities", "files", "set_sha256"))
+            if whole and str(data["set_sha256"]) == set_hash and data["files"].tolist() == listed:
+                found[path.name] = data["probabilities"]
+    if len(found) > 1:
+        log.warning("soft labels of several teachers are there, none of them goes along: %s", first_ten(found, ", "))
+    return normalised(*found.values()) if len(found) == 1 else None
 
 
 def normalised(probabilities):

@@ -6,12 +6,12 @@ import numpy as np
 
 from Models.runtime import jit_compile
 from Models.sampler import block_size, first_of_each_class, generate_images
-from sheets import MAX_SHEET_ROWS, sample_sheet
+from sheets import MAX_SHEET_ROWS, SHEET_COLUMNS, sample_sheet
 
 log = logging.getLogger("experiment")
 
 SOLVER, STEPS, SCALE = "dpmpp", 8, 1.5  # as good as DDIM in 20 steps, in less than half of the time
-COLUMNS, FEW_COLUMNS, MANY_CLASSES = 8, 2, 20
+FEW_COLUMNS, MANY_CLASSES = 2, 20
 
 
 def sheet_writer(diffusion, names, seed, folder, title):
@@ -26,7 +26,7 @@ def sheet_writer(diffusion, names, seed, folder, title):
     """
     sampler, block = diffusion.sampler(SOLVER), block_size(diffusion.backbone, diffusion.backbone.block)
     sampler.jit_compile = jit_compile()  # as in training: to compile it by XLA takes longer than a few sheets
-    columns = COLUMNS if len(names) <= MANY_CLASSES else FEW_COLUMNS
+    columns = SHEET_COLUMNS if len(names) <= MANY_CLASSES else FEW_COLUMNS
     numbers, labels = first_of_each_class(len(names), columns, MAX_SHEET_ROWS)
 
     def write(epoch):

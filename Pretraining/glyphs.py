@@ -40,6 +40,7 @@ WORDS = {
     "aspect": 6,
 }
 FIELD = 64  # side of a distance field, px
+KNOTS = 5  # random numbers along a side that a smooth curve goes by
 
 
 @functools.cache
@@ -85,17 +86,17 @@ def bin_word(value, low, high):
 
 
 @functools.cache
-def warp_basis(side, knots=5):
-    """Quadratic splines (side, knots): what turns a few random numbers into a smooth curve."""
+def warp_basis(side):
+    """Quadratic splines (side, KNOTS): what turns a few random numbers into a smooth curve."""
     from scipy.ndimage import zoom
 
-    return zoom(np.eye(knots, dtype="float32"), (side / knots, 1), order=2, mode="nearest", grid_mode=True)
+    return zoom(np.eye(KNOTS, dtype="float32"), (side / KNOTS, 1), order=2, mode="nearest", grid_mode=True)
 
 
 def smooth_warp(rng, count, side):
     """Random smooth displacements (count, side, side, 2), px: handwriting bends its strokes."""
     basis = warp_basis(side)
-    coarse = rng.standard_normal((count, basis.shape[1], basis.shape[1], 2)).astype("float32")
+    coarse = rng.standard_normal((count, KNOTS, KNOTS, 2)).astype("float32")
     return np.einsum("yk,nklc,xl->nyxc", basis, coarse, basis, optimize=True)
 
 
