@@ -19,7 +19,7 @@ from Experiment.text import first_ten
 log = logging.getLogger("experiment")
 
 PIECE = 2048  # images that the teacher sees at a time
-ROUNDS, TINY = 100, 1e-6  # of the alignment; half precision holds nothing smaller
+ROUNDS, TINY = 100, 1e-6  # of the alignment; what every class has at least, so that none has a mean of 0
 NAME = "{}.soft_labels.{}.npz"  # beside the folder of the dataset, as its sheet of samples is; of the teacher 8 digits
 
 

@@ -187,7 +187,8 @@ def measure_best(args, known, study, context, started):
                 results["opt"] |= {"select_on": "test"}
             results = with_origin(results, args, known)
             note(args, known, results)
-        note_if_gone(args, known, results)
+        else:
+            note_if_gone(args, known, results)
         if args.save_plots:  # of a search that goes on another trial may be the worst
             sheet = try_to_draw("best and worst", contact_sheet, context, study, best, known.folder)
             log.info("  %s", sheet or "no sheet of the best and the worst")
