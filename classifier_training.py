@@ -126,9 +126,10 @@ def train_classifier(args, known=None):
         known: What `plan` has found, if it was asked before.
 
     Returns:
-        {"top_1_accuracy": 0..1, "top_5_accuracy": 0..1} on test, means over the repeats; None with `--test False` or where
-        nothing is to be done.
+        {"top_1_accuracy": 0..1, "top_5_accuracy": 0..1} on test, means over the repeats; None with `--test False`, where
+        nothing is to be done, and for one repeat of several while others are missing.
     """
+    from Experiment.predictions import forget_result
     from Models.classifier import Classifier
     from Models.devices import sharing, start_devices
     from Models.runtime import make_repeatable
@@ -161,6 +162,7 @@ def train_classifier(args, known=None):
 
     with writing_in(folder, known.part, saved=lambda: progress(args, known)):
         if args.restart and missing:
+            forget_result(known.experiment, args.classifier, known.cardinality)
             throw_away(folder)
             known.thrown_away = True
         for repeat in missing:

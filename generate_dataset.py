@@ -94,7 +94,7 @@ def plan(args):
     spec = dataset_spec(args.dataset, args.skip_broken, args.resolution, args.background)
     experiment, backbone = Experiment(args.root, args.exp, spec.name), BACKBONES[args.backbone]
     names = {"enc_epoch": "enc_epoch", "dif_epoch": "epoch", "inf_steps": "is", "ugs": "ugs"}
-    taken = take_best(args, experiment, class_names(spec), "dif", names, levers=True)
+    taken = take_best(args, experiment, class_names(spec), "dif", names)
     sampling.fill_in_spacing(args)
     total = args.img_total or args.img_class * spec.num_classes
     name = f"{size_name(total)}Enc{args.enc_epoch}Dif{args.dif_epoch}Is{args.inf_steps}Ugs{args.ugs:g}"

@@ -122,7 +122,7 @@ def plan(args):
     experiment = Experiment(args.root, args.exp, spec.name)
     part = args.train_model
     names = {"enc_epoch": "epoch", "is_1": "is", "ugs_1": "ugs"}
-    taken = take_best(args, experiment, class_names(spec), "enc", names, "first")
+    taken = take_best(args, experiment, class_names(spec), "enc", names, second_search=True)
     if wrong := complete_bounds(args) or check_steps(args):
         raise UserError(wrong)
     fill_in_spacing(args)

@@ -10,13 +10,12 @@ from cli.flags import Parser, add_weights_flag, check_weights_flag
 from cli.lora import updates_fit
 from cli.process import run
 from Experiment.errors import UserError
-from Experiment.files import atomic_path
 from Experiment.paths import home
 from Experiment.plan import Plan
 from Models.backbones import BACKBONES
 from Models.lora_files import read_facts
 from Models.pretrained import pretrained_inputs
-from Models.weight_cards import KEPT, card_path, check_pretrained, read_card, write_card
+from Models.weight_cards import KEPT, check_pretrained, read_card, with_card
 from Models.weights import check_hdf5
 
 log = logging.getLogger("experiment")
@@ -72,10 +71,8 @@ def merge(args, known=None):
     known = known or plan(args)
     card = read_card(args.epoch)
     facts = {name: value for name, value in card.items() if name not in KEPT}
-    with atomic_path(args.to) as partial:
+    with with_card(args.to, facts | {"merged_from": card["sha256"]}) as partial:
         save_weights(merged_unet(BACKBONES[args.backbone], args.weights_dir, args.epoch), partial)
-        write_card(partial, facts | {"merged_from": card["sha256"]})
-        card_path(partial).replace(card_path(args.to))  # before the file itself, which means little without it
     log.info("%s of %s, %s -> %s", args.epoch, args.backbone, known.updates, args.to)
     return args.to
 

@@ -139,7 +139,7 @@ def named_paths(args, of_script):
         )
     if any(each.labels != "hard" for each in trainings):
         raise UserError(
-            "--carry: classifiers with --labels soft (of --recipe best) share a teacher, which needs a folder that all nodes "
+            "--carry: classifiers with labels of a teacher (of --recipe best) share it, which needs a folder that all nodes "
             "see: --also 'classifier_training --labels hard' goes without."
         )
     for script, stages in of_script.items():
@@ -156,7 +156,7 @@ def draw_again(experiment):
 
 
 def run_pipeline(args, known=None):
-    """All steps of the paper, one stage after the other. The same call again goes on where an earlier one was stopped.
+    """All steps of the paper, up to three stages of a light backbone at a time. The same call again goes on where one was stopped.
 
     Args:
         args: What `parse_args` returns.

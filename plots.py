@@ -117,6 +117,12 @@ def epochs_beside(results):
     return "" if real <= epochs_of(others) else epochs_along([results["real"]], others)
 
 
+def tests_beside(results):
+    """What the legend says of the real result where one of the others was tested on other images."""
+    tests = {entry["test"] for entry in results.values() if "test" in entry}
+    return " (other test images)" if "test" in results["real"] and len(tests) > 1 else ""
+
+
 def plot_points(axis, results, score, label, **style):
     """The line of one source, and intervals as upright lines. Points from sets of other settings than the first have another marker and legend line."""
     sizes = sorted(int(key[1:]) for key in results if key != "real")
@@ -158,7 +164,9 @@ def cas_curve(sources, path, title=""):
             largest = max([largest, *sizes])
             if "real" in results:
                 dashes = (5 * i, (5, 5))  # the second source's fill the gaps of the first's where the two coincide
-                told = f"{label}, trained on real{levers_beside(results)}{epochs_beside(results)}"
+                told = (
+                    f"{label}, trained on real{levers_beside(results)}{epochs_beside(results)}{tests_beside(results)}"
+                )
                 axis.axhline(results["real"][score], color=colour, linestyle=dashes, label=told)
                 if interval := interval_of(results["real"], score):
                     axis.axhspan(*interval, color=colour, alpha=0.1, linewidth=0)

@@ -1,6 +1,7 @@
 """The figures of the paper and of an experiment, from their results. Each function returns the files it wrote."""
 
 from Experiment.errors import UserError
+from Experiment.locks import locked
 from Experiment.paths import PUBLISHED_CAS_PLOTS, PUBLISHED_PIPELINE_PLOTS, Experiment
 from Experiment.published import published_curves, published_steps
 from Experiment.results import CAS_SCHEMA, PIPELINE_SCHEMA, read_results
@@ -28,19 +29,20 @@ def experiment_cas_curve(experiment):
     Raises:
         UserError: There are no accuracies of the dataset.
     """
-    found = {
-        "published": published_curves(),
-        f"experiment {experiment.exp}": read_results(experiment.cas_file, CAS_SCHEMA),
-    }
-    sources = {
-        f"{source} {classifier}": datasets[experiment.dataset]
-        for source, results in found.items()
-        for classifier, datasets in results.items()
-        if experiment.dataset in datasets
-    }
-    if not sources:
-        raise UserError(f"{experiment.cas_file} holds no accuracies of {experiment.dataset}.")
-    return cas_curve(sources, experiment.cas_plot, experiment.dataset)
+    with locked(experiment.cas_plot):  # of several tasks the last to draw has read what all before it have noted
+        found = {
+            "published": published_curves(),
+            f"experiment {experiment.exp}": read_results(experiment.cas_file, CAS_SCHEMA),
+        }
+        sources = {
+            f"{source} {classifier}": datasets[experiment.dataset]
+            for source, results in found.items()
+            for classifier, datasets in results.items()
+            if experiment.dataset in datasets
+        }
+        if not sources:
+            raise UserError(f"{experiment.cas_file} holds no accuracies of {experiment.dataset}.")
+        return cas_curve(sources, experiment.cas_plot, experiment.dataset)
 
 
 def experiment_cas_curves(root, exp):

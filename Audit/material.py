@@ -1,6 +1,5 @@
 """What an audit looks at: the images of a set and of the real splits, each seen once, with features kept on the disk."""
 
-import hashlib
 import logging
 import os
 import re
@@ -14,7 +13,7 @@ from Data.identity import image_hashes
 from Data.npz import mapped
 from Data.pictures import WHITE, Files, readable_images
 from Data.registry import class_names
-from Data.set_hashes import class_hashes
+from Data.set_hashes import class_hashes, combined
 from Data.stores import number_in
 from Data.synthetic import MANIFEST, RECORD, recipe
 from Experiment.disk import check_room
@@ -64,11 +63,10 @@ class AuditedSet:
             self.reading = "bilinear", WHITE
         else:
             self.files = Files(self.folder)
-            hashes = class_hashes(of_classes, self.content)
             self.manifest, self.recipe = {}, recipe(self.folder)
             # As the user's own real images, so that copies of these are found.
             self.reading = "antialias", spec.background
-            self.sha256 = hashlib.sha256("\n".join(hashes).encode()).hexdigest()
+            self.sha256 = combined(class_hashes(of_classes, self.content))
         self.names = [name for names in of_classes for name in names]
         self.labels = np.repeat(np.arange(len(classes), dtype=np.int32), [len(names) for names in of_classes])
         if not self.names:

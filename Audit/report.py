@@ -74,7 +74,7 @@ def class_rows(found, classes):
     ]  # fmt: skip
 
 
-def combined(accuracy, auc):
+def accuracy_over_privacy(accuracy, auc):
     """Accuracy over privacy, CAS / (2 AUC)^2, as the group's follow-up work has it; an AUC below 0.5 counts as 0.5."""
     return accuracy / (2 * max(auc, 0.5)) ** 2
 
@@ -88,7 +88,7 @@ def points(found, entries):
             told.append({
                 "name": words, "real": name == "real", "accuracy": entry["top_1_accuracy"], "auc": attack["auc"],
                 "accuracy_interval": interval_of(entry, "top_1_accuracy"), "auc_interval": attack["auc_interval"],
-                "score": combined(entry["top_1_accuracy"], attack["auc"]), "repeats": entry.get("repeats", 1),
+                "score": accuracy_over_privacy(entry["top_1_accuracy"], attack["auc"]), "repeats": entry.get("repeats", 1),
             })  # fmt: skip
     return told
 

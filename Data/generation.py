@@ -159,14 +159,14 @@ def draw_pictures(folder, classes, title, images_dir):
     side = image_side(store)
     in_sheet = {}
 
-    def shown():  # a class at a time: of many, all would take much memory
+    def by_class():  # a class at a time: of many, all would take much memory
         for label, of_class in enumerate(store.names):
             images = read_images(of_class[: COLLAGE_COLUMNS * COLLAGE_ROWS], side, files=store)
             if len(images) and len(in_sheet) < MAX_SHEET_ROWS:
                 in_sheet[label] = images[:SHEET_COLUMNS].copy()
             yield images
 
-    class_collages(shown(), images_dir, "synth")
+    class_collages(by_class(), images_dir, "synth")
     labels = np.repeat(list(in_sheet), list(map(len, in_sheet.values())))
     images = np.concatenate(list(in_sheet.values()))
     move_sheet(folder)

@@ -64,7 +64,7 @@ def dataset_moments(experiment, backbone, weights_dir, images, encode):
     Args:
         experiment: The `Experiment`: its cache, and the name of the dataset.
         backbone: A `Backbone`.
-        weights_dir: Folder of its pretrained files, if not the usual one.
+        weights_dir: Folder or file of its pretrained weights, if not the usual one.
         images, encode: As in `cached_moments`.
     """
     folder, name, weights = cache_of(experiment, backbone, weights_dir)

@@ -175,7 +175,7 @@ def load_medmnist(spec, data_dir, side):
     if path is None:
         info, size = medmnist_info(spec.name), medmnist_file(spec, data_dir)
         suffix = f"_{size}" if size != 28 else ""
-        path = fetch(info[f"url{suffix}"], f"{spec.name}{suffix}.npz", data_dir, info[f"MD5{suffix}"])
+        path = fetch(info[f"url{suffix}"], medmnist_name(spec.name, size), data_dir, info[f"MD5{suffix}"])
         log.info("%s: the file of %d px, %s", spec.name, size, path)
     # Every class need not be in each split of an official file.
     splits = read_npz(path, range(spec.num_classes), side, complete=False)
@@ -276,7 +276,6 @@ def without(lost, images, labels, files):
 
 def divided(scan, seed, experiment):
     """{split: (files, labels)} of a scanned folder, and the experiment's record: {split: Recorded} or None."""
-    recorded = None
     listings = dict(scan.splits)
     if len(listings) == len(SPLITS):
         return listings, None

@@ -78,6 +78,20 @@ def aligned(probabilities, counts):
     return found.astype("float32")
 
 
+def both(probabilities, labels, smoothing):
+    """Targets float32 (N, C): half of what a teacher says (N, C), half the class (N,) that each image was made as, smoothed.
+
+    The two err elsewhere: what was made as a frog and resembles nothing is a cat to the teacher. The cross-entropy with their
+    mean is the mean of the two losses of distillation (Hinton et al. 2015, arXiv 1503.02531, section 2), at temperature 1.
+    """
+    return (probabilities + smoothed(labels, probabilities.shape[1], smoothing)) / 2
+
+
+def smoothed(labels, classes, smoothing):
+    """Targets float32 (N, C) of classes int (N,), of each of which the share `smoothing` is spread over all classes."""
+    return (1 - smoothing) * np.eye(classes, dtype="float32")[labels] + np.float32(smoothing / classes)
+
+
 def as_kept(names):
     """Names of images as the file has them: a list of bytes."""
     return list(map(os.fsencode, names))

@@ -32,11 +32,10 @@ class StoredSet:
         self.files = open_set(folder, num_classes)
         self.counts, self.names = list(map(len, self.files.names)), list(itertools.chain(*self.files.names))
         self.labels = np.repeat(np.arange(num_classes, dtype=np.int32), self.counts)
-        self.file, self.manifest = None, read_manifest(folder)
+        self.file, self.manifest, self.sha256 = None, read_manifest(folder), content_hash(self.folder, self.files)
         if cache and self.manifest:
-            key = content_hash(self.folder, self.files)
             kind = "rounded" if mode == "bilinear" else mode  # earlier versions cut fractions off
-            self.file = cache / f"{self.folder.name}_{side}_{kind}_{key[:16]}.npy"
+            self.file = cache / f"{self.folder.name}_{side}_{kind}_{self.sha256[:16]}.npy"
 
     def read(self, rows):
         """Images uint8 (n, side, side, 3) of rows int (n,).

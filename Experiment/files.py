@@ -157,7 +157,7 @@ def plain_arrays(path):
 def change_json(path, change):
     """Replace the content of a JSON file by `change(content)`; other runs write before or after, not at the same time.
 
-    A broken file is set aside under another name, so that it does not cost hours of training.
+    Where nothing is left of it the file goes. A broken file is set aside under another name, so that it does not cost hours of training.
     """
     path = Path(path)
     with locked(path):
@@ -167,7 +167,10 @@ def change_json(path, change):
             before, aside = {}, path.with_name(f"{path.stem}.broken-{time.time_ns()}{path.suffix}")
             os.replace(path, aside)
             log.warning("%s It is kept as %s", error, aside)
-        write_json(path, change(before))
+        if after := change(before):
+            write_json(path, after)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def write_csv(path, rows):

@@ -4,7 +4,7 @@ Right and wrong predictions are hits (R, N): a row for each repeat, a column for
 """
 
 import numpy as np
-from scipy.stats import binomtest, rankdata, t
+from scipy.stats import binomtest, mannwhitneyu, t
 
 from Experiment.randomness import random_stream
 
@@ -123,9 +123,8 @@ def auc(positives, negatives):
 
     It is the share of pairs that are in order, the Mann-Whitney statistic; equal scores count half.
     """
-    count = len(positives)
-    ranks = rankdata(np.concatenate([positives, negatives]))[:count]
-    return float((ranks.sum() - count * (count + 1) / 2) / (count * len(negatives)))
+    sides = [np.asarray(side, float) for side in (positives, negatives)]  # of float32 it would round the ranks, too
+    return float(mannwhitneyu(*sides, method="asymptotic").statistic / (len(positives) * len(negatives)))
 
 
 def mcnemar(ours, theirs):

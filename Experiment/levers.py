@@ -19,7 +19,7 @@ BEST = {
     "SD_adapting": {},
     "hyp_opt": {"solver": "dpmpp"},
     "generate_dataset": {"solver": "dpmpp"},
-    "classifier_training": {"augment": "standard", "labels": "soft"},
+    "classifier_training": {"augment": "standard", "labels": "both"},
 }  # fmt: skip
 
 # Flags that say how results are computed or kept, and change no more than their last digits: on record where they are on, never

@@ -97,6 +97,24 @@ def note_result(experiment, classifier, size, entry):
     return compared
 
 
+def forget_result(experiment, classifier, size):
+    """Take the entry of a size, whose classifier is thrown away, out of the results, what was compared with it, and the curve."""
+
+    def left(results):
+        entries = results.get(classifier, {}).get(experiment.dataset, {})
+        entries.pop(size, None)
+        if size == "real":
+            for entry in entries.values():
+                entry.pop(COMPARED, None)
+        if not entries:
+            results.get(classifier, {}).pop(experiment.dataset, None)
+        return {name: datasets for name, datasets in results.items() if datasets}
+
+    if experiment.cas_file.exists():
+        change_json(experiment.cas_file, left)
+    experiment.cas_plot.unlink(missing_ok=True)
+
+
 def comparison(ours, real):
     """What a result says of its difference to real, from hits (R, N) and (S, N)."""
     difference, interval = float(ours.mean() - real.mean()), difference_interval(ours, real)

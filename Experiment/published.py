@@ -45,8 +45,8 @@ def with_intervals(entries, dataset):
     }
 
 
-def against_real(curve, images):
-    """Whether synthetic data beat real data: {claim: (difference, (low, high))} of a published curve.
+def against(curve, images, other, sizes):
+    """How far results are above another accuracy: {claim: (difference, (low, high))} of a published curve.
 
     The best of ten sizes is the best by chance too: its interval is made wide enough that, with ten equal sizes, none of
     ten intervals would miss 0 in 95 % of cases (Bonferroni).
@@ -54,32 +54,29 @@ def against_real(curve, images):
     Args:
         curve: {"real" | "x1" ... "x10": entry}.
         images: Number of test images.
-    """
-    accuracy = {size: entry["top_1_accuracy"] for size, entry in curve.items()}
-    best = max(SIZES, key=accuracy.get)
-    claims = {"1x": ("x1", CONFIDENCE), f"best of ten ({best[1:]}x)": (best, 1 - (1 - CONFIDENCE) / len(SIZES))}
-    return {
-        claim: (accuracy[size] - accuracy["real"],
-                unpaired_interval(accuracy[size], accuracy["real"], images, confidence))
-        for claim, (size, confidence) in claims.items()
-    }  # fmt: skip
-
-
-def against_largest(curve, images, largest):
-    """How far results are above the answer that all test images are of the largest class: {claim: (difference, (low, high))}.
-
-    Args:
-        curve: {"real" | "x1" ... "x10": entry}.
-        images, largest: Number of test images, in all and of the largest class.
+        other: The accuracy.
+        sizes: What is compared with it: keys of the curve, and `best` for the best of ten.
     """
     accuracy, found = {size: entry["top_1_accuracy"] for size, entry in curve.items()}, {}
     best = max(SIZES, key=accuracy.get)
-    for claim, size in {"1x": "x1", "2x": "x2", f"best of ten ({best[1:]}x)": best, "real": "real"}.items():
-        of_ten = claim.startswith("best")
-        confidence = 1 - (1 - CONFIDENCE) / len(SIZES) if of_ten else CONFIDENCE  # as in `against_real`
-        difference = accuracy[size] - largest / images
-        found[claim] = difference, unpaired_interval(accuracy[size], largest / images, images, confidence)
+    for size in sizes:
+        if size == "best":
+            claim, ours, confidence = f"best of ten ({best[1:]}x)", accuracy[best], 1 - (1 - CONFIDENCE) / len(SIZES)
+        else:
+            claim = size if size == "real" else f"{size[1:]}x"
+            ours, confidence = accuracy[size], CONFIDENCE
+        found[claim] = ours - other, unpaired_interval(ours, other, images, confidence)
     return found
+
+
+def against_real(curve, images):
+    """Whether synthetic data beat real data, see `against`."""
+    return against(curve, images, curve["real"]["top_1_accuracy"], ("x1", "best"))
+
+
+def against_largest(curve, images, largest):
+    """How far results are above always naming the largest class, of `largest` test images, see `against`."""
+    return against(curve, images, largest / images, ("x1", "x2", "best", "real"))
 
 
 def steps(results, images):

@@ -13,7 +13,7 @@ from Models.guidance import Guide
 from Models.lora import LowRank, UNetEpochs
 from Models.sampler import Sampler
 from Models.solvers import SOLVERS
-from Models.weight_cards import write_card
+from Models.weight_cards import with_card
 from Models.weights import check_weights, load_weights, save_weights
 
 
@@ -25,7 +25,7 @@ class Diffusion:
         backbone: A `Backbone`.
         encoder: The Class Encoder.
         unet, decoder: The backbone's, built; the decoder may be None.
-        weights_dir: Folder of the pretrained files, if not the usual one.
+        weights_dir: Folder or file of the pretrained weights, if not the usual one.
     """
 
     backbone: Backbone
@@ -65,7 +65,7 @@ def load_diffusion(backbone, num_classes, weights_dir=None, enc=None, dif=None, 
     Args:
         backbone: A `Backbone`.
         num_classes: Number of classes.
-        weights_dir: Folder of the pretrained files, if not the usual one.
+        weights_dir: Folder or file of the pretrained weights, if not the usual one.
         enc, dif: Epoch files of Class Encoder and UNet; None leaves them fresh and pretrained. Low-rank updates of the
             UNet are added to the pretrained weights.
         decoder: Whether the decoder is needed.
@@ -96,7 +96,7 @@ def load_guide(backbone, part, path, num_classes, weights_dir=None):
         part: What is of an earlier epoch, `enc` or `dif`.
         path: Its file; None: the pretrained UNet.
         num_classes: Number of classes.
-        weights_dir: Folder of the pretrained files, if not the usual one.
+        weights_dir: Folder or file of the pretrained weights, if not the usual one.
 
     Raises:
         UserError: A file is missing or does not fit.
@@ -154,8 +154,8 @@ class WholeNetwork:
 
     def save(self, path):
         """Save an epoch file, atomically, and its card (UserError where a weight is not finite)."""
-        save_weights(self.network, path)
-        write_card(path, self.facts)
+        with with_card(path, self.facts) as partial:
+            save_weights(self.network, partial)
 
     @property
     def bytes(self):

@@ -14,7 +14,7 @@ from Models.faster_layers import enable_low_rank
 from Models.lora_files import check_updates, read_facts, read_updates, write_updates
 from Models.numerics import AS_PUBLISHED, let_follow
 from Models.runtime import precision
-from Models.weight_cards import write_card
+from Models.weight_cards import with_card
 from Models.weights import check_weights, load_weights, stored_following
 
 ATTENTION = ("to_q", "to_k", "to_v", "out_proj")  # of KerasCV's CrossAttention
@@ -75,7 +75,7 @@ class UNetEpochs:
     Args:
         unet: The UNet.
         backbone: Its `Backbone`.
-        weights_dir: Folder of the pretrained files, if not the usual one.
+        weights_dir: Folder or file of the pretrained weights, if not the usual one.
     """
 
     def __init__(self, unet, backbone, weights_dir=None):
@@ -216,5 +216,5 @@ class LowRank:
     def save(self, path):
         """Save an epoch file, atomically, and its card (UserError where a number is not finite)."""
         pairs = {place: (layer.lora_kernel_a, layer.lora_kernel_b) for place, layer in self.layers.items()}
-        write_updates(path, self.updates, pairs)
-        write_card(path, self.facts)
+        with with_card(path, self.facts) as partial:
+            write_updates(partial, self.updates, pairs)

@@ -1,10 +1,11 @@
 """What is known of weights, in a small file beside them: their hash, and what an epoch's were trained on."""
 
+import contextlib
 import hashlib
 import logging
 
 from Experiment.errors import UserError
-from Experiment.files import file_hash, read_json, write_json
+from Experiment.files import atomic_path, file_hash, read_json, write_json
 from Experiment.paths import BEST_WEIGHTS, REPOSITORY, is_trained
 from Experiment.records import changes, flattened, training_record
 
@@ -22,12 +23,32 @@ def kept_elsewhere(path):
     return REPOSITORY / "cache" / "hashes" / f"{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:32]}.json"
 
 
-def write_card(path, facts):
-    """Describe a weight file: its SHA-256, size and time, and the writer's facts, such as `classes`."""
+def write_card(path, facts, name=None):
+    """Describe a weight file: its SHA-256, size and time, and the writer's facts, such as `classes`.
+
+    Args:
+        path: The file.
+        facts: What its writer says of it.
+        name: The name that the file will take, if it has another one yet.
+    """
     found = path.stat()
     card = {"sha256": file_hash(path), "bytes": found.st_size, "modified": found.st_mtime_ns, **facts}
-    write_json(card_path(path), card)
+    write_json(card_path(name or path), card)
     return card
+
+
+@contextlib.contextmanager
+def with_card(path, facts):
+    """Yield a name beside `path` to write weights to: they take their final name when the block and their card are done.
+
+    The card goes first. Whoever found the weights without it would make one that lacks the writer's facts; a card alone,
+    which a kill may leave, says nothing: it counts for the file alone of which it has the hash. Weights that are there, of
+    an epoch that is made again, go before, since the new card would take the facts from them.
+    """
+    with atomic_path(path) as partial:
+        yield partial
+        path.unlink(missing_ok=True)
+        write_card(partial, facts, path)
 
 
 def read_card(path):
@@ -37,12 +58,12 @@ def read_card(path):
     or a file of the user's has the card's name.
     """
     found, places = path.stat(), [place for place in (card_path(path), kept_elsewhere(path)) if free_for_card(place)]
-    cards = [known_card(place) for place in places]
-    for card in cards:
-        if (card.get("bytes"), card.get("modified")) == (found.st_size, found.st_mtime_ns) and "sha256" in card:
-            return card
+    if card := fitting_card(path, places):
+        return card
     sha256 = file_hash(path)
-    card = next(filter(None, cards), {})
+    if card := fitting_card(path, places):  # its writer's, who was at it meanwhile: it knows more
+        return card
+    card = next(filter(None, map(known_card, places)), {})
     # Facts hold for a copy of the file, not for another one under its name.
     facts = {k: v for k, v in card.items() if k not in KEPT} if card.get("sha256") == sha256 else {}
     card = {"sha256": sha256, "bytes": found.st_size, "modified": found.st_mtime_ns, **facts}
@@ -53,6 +74,15 @@ def read_card(path):
         except OSError:
             pass  # a folder that can only be read
     return card
+
+
+def fitting_card(path, places):
+    """The card, of those in `places`, that has the size and the time of the file as it is now; None if there is none."""
+    found = path.stat()
+    for card in map(known_card, places):
+        if (card.get("bytes"), card.get("modified")) == (found.st_size, found.st_mtime_ns) and "sha256" in card:
+            return card
+    return None
 
 
 def free_for_card(place):

@@ -85,11 +85,16 @@ def earlier_history(folder, last):
 
 
 def remove_epochs(folder, offset):
-    """Remove the epochs after the `offset`th and their cards. Returns their numbers.
+    """Remove the epochs after the `offset`th, their cards and pictures. Returns their numbers.
 
-    Published ones, which have another suffix, stay: no run has written them.
+    Published ones, which have another suffix, stay: no run has written them. Of epochs that --keep has dropped the sheets
+    are there, and go too.
     """
     files = {epoch: file for epoch, file in own_epochs(folder).items() if epoch > offset}
+    for sheet in (folder / "samples").glob("epoch*.png"):
+        if (match := re.fullmatch(r"epoch(\d+)", sheet.stem)) and int(match[1]) > offset:
+            sheet.unlink(missing_ok=True)
+    (folder / "loss.png").unlink(missing_ok=True)
     remove_files(files.values())
     return list(files)
 

@@ -41,7 +41,7 @@ def load_weights(model, path):
         UserError: The file is not whole, or its layers or shapes are not the model's.
     """
     check_weights(model, path)
-    with refusing_misfits(model, path):
+    with refusing_misfits(path, f"loaded into {model.name}"):
         model.load_weights(path)
     return model
 
@@ -53,7 +53,7 @@ def check_weights(model, path):
         UserError: It is no HDF5 file, or has other shapes.
     """
     check_hdf5(path)
-    with refusing_misfits(model, path), h5py.File(path) as file:
+    with refusing_misfits(path, f"loaded into {model.name}"), h5py.File(path) as file:
         check_heaps(file)
         in_file, expected = stored_shapes(file), sorted(tuple(w.shape) for w in model.weights)
         if sorted(in_file) != expected:
@@ -68,16 +68,9 @@ def stored_following(path):
     """
     check_hdf5(path)
     found = vars(AS_PUBLISHED)
-    try:
-        with h5py.File(path) as file:
-            check_heaps(file)
-            found = {name: as_text(file.attrs.get(name, value)) for name, value in found.items()}
-    except UserError:
-        raise
-    # As in `refusing_misfits`.
-    except Exception as error:
-        let_pass(error, path)
-        raise UserError(f"{path} cannot be read: {error}") from None
+    with refusing_misfits(path, "read"), h5py.File(path) as file:
+        check_heaps(file)
+        found = {name: as_text(file.attrs.get(name, value)) for name, value in found.items()}
     if found["numerics"] not in EPSILON or found["prediction_type"] not in PREDICTIONS:
         raise UserError(f"{path} follows {found}, which this version does not know.")
     return Following(**found)
@@ -88,8 +81,8 @@ def as_text(value):
 
 
 @contextlib.contextmanager
-def refusing_misfits(model, path):
-    """A block that loads the file `path` into `model`: it raises a UserError where the file is damaged or does not fit."""
+def refusing_misfits(path, what):
+    """A block that reads the file `path`: where the file is damaged or does not fit, a UserError says that it cannot be `what`."""
     try:
         yield
     except UserError:
@@ -97,7 +90,7 @@ def refusing_misfits(model, path):
     # What h5py and Keras raise for damaged files has no common type: TypeError and SystemError among others.
     except Exception as error:
         let_pass(error, path)
-        raise UserError(f"{path} cannot be loaded into {model.name}: {error}") from None
+        raise UserError(f"{path} cannot be {what}: {error}") from None
 
 
 def stored_shapes(file):

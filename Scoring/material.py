@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from Data.registry import augmentations
-from Data.soft_labels import aligned, soft_labels
+from Data.soft_labels import aligned, both, smoothed, soft_labels
 from Data.stored_set import StoredSet
 from Experiment import presets
 from Experiment.errors import UserError
@@ -73,19 +73,31 @@ def gather(args, known, seed, taught=None):
     log.info("reading %d images of %s", known.wanted, known.set_folder)
     spec, real = known.spec, round(args.real_share * known.wanted)
     stored = StoredSet(known.set_folder, spec.num_classes, spec.resolution, args.resize, known.experiment.decoded_dir)
+    if stored.sha256 != known.inputs["set"]["sha256"]:  # between two repeats, or while the teacher learnt
+        raise UserError(
+            f"{known.set_folder} has changed since this training began, and what is on its record is another set."
+        )
     rows = stored.choose(known.wanted - real, seed)
     if args.recycle:
         rows = stored.sliced(rows, seed)
     labels = stored.labels[rows]
     if taught:
         set_hash = known.inputs["set"]["sha256"]
-        labels = soft_labels(stored, *taught, set_hash, known.classes)[rows]
-        if args.labels == "aligned":
-            labels = aligned(labels, np.bincount(known.splits.train.labels, minlength=spec.num_classes))
-            log.info("labels are aligned with the class frequencies of the real training images: the likeliest class is the "
-                     "image's own for %.1f %%", 100 * np.mean(labels.argmax(axis=1) == stored.labels[rows]))  # fmt: skip
+        said = soft_labels(stored, *taught, set_hash, known.classes)[rows]
+        labels = targets(args.labels, said, labels, known.splits.train.labels)
     made = Material(stored.read(rows), labels, args.take if args.recycle else 1)
     return with_real(made, known.splits.train, real, seed) if real else made
+
+
+def targets(kind, said, labels, real_labels):
+    """Targets float32 (N, C) of --labels `kind`, from what a teacher says (N, C), and the classes (N,) of images and real ones."""
+    if kind == "both":
+        return both(said, labels, presets.LABEL_SMOOTHING)
+    if kind == "aligned":
+        said = aligned(said, np.bincount(real_labels, minlength=said.shape[1]))
+        log.info("labels are aligned with the class frequencies of the real training images: the likeliest class is the "
+                 "image's own for %.1f %%", 100 * np.mean(said.argmax(axis=1) == labels))  # fmt: skip
+    return said
 
 
 def with_real(made, train, count, seed):
@@ -97,8 +109,7 @@ def with_real(made, train, count, seed):
     rows = np.sort(random_stream(seed, "real_share").permutation(len(train.labels))[:count])
     labels = train.labels[rows]
     if made.labels.ndim == 2:
-        classes, smoothing = made.labels.shape[1], presets.LABEL_SMOOTHING
-        labels = (1 - smoothing) * np.eye(classes, dtype="float32")[labels] + np.float32(smoothing / classes)
+        labels = smoothed(labels, made.labels.shape[1], presets.LABEL_SMOOTHING)
     log.info("%d real training images stand among %d: the result is no Classification Accuracy Score", count,
              count + len(made.labels))  # fmt: skip
     return Material(np.concatenate([made.images, train.images[rows]]), np.concatenate([made.labels, labels]))

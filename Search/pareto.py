@@ -12,6 +12,8 @@ from Search.pictures import accuracy_against_cost
 from Search.settings import as_flags, settings_of
 from Search.workers import trials
 
+PARETO = ("pareto.csv", "pareto.png")
+
 log = logging.getLogger("experiment")
 
 
@@ -61,6 +63,7 @@ def report_pareto(args, study, folder):
             {"passes": costs[i], "seconds": "" if seconds is None else seconds, "accuracy": accuracies[i],
              "trial": completed[i].number, "flags": flags}
         )  # fmt: skip
-    write_csv(folder / "pareto.csv", rows)
-    picture = accuracy_against_cost(costs, accuracies, best, folder / "pareto.png", study.study_name)
-    log.info("accuracy against passes -> %s, %s", folder / "pareto.csv", picture)
+    table, picture = (folder / name for name in PARETO)
+    write_csv(table, rows)
+    accuracy_against_cost(costs, accuracies, best, picture, study.study_name)
+    log.info("accuracy against passes -> %s, %s", table, picture)

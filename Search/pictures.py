@@ -29,43 +29,46 @@ def too_few_to_draw(study, params=()):
     return f"all completed trials have the same {' and the same '.join(same)}" if same else None
 
 
+def contour(plots, study, *params):
+    if why := too_few_to_draw(study, params):
+        raise ValueError(why)
+    return plots.plot_contour(study, params=list(params))
+
+
+def importances(plots, study):
+    if why := too_few_to_draw(study):
+        raise ValueError(why)
+    return plots.plot_param_importances(study)
+
+
+PLOTS = {  # by name: functions of Optuna's module of plots, which is slow to import, and a study
+    "history": lambda plots, study: plots.plot_optimization_history(study),
+    "contour_is_ugs": lambda plots, study: contour(plots, study, "is", "ugs"),
+    "contour_is_epoch": lambda plots, study: contour(plots, study, "is", "epoch"),
+    "contour_epoch_ugs": lambda plots, study: contour(plots, study, "epoch", "ugs"),
+    "intermediate_values": lambda plots, study: plots.plot_intermediate_values(study),
+    "parallel_coordinate": lambda plots, study: plots.plot_parallel_coordinate(study),
+    "param_importances": importances,
+    "rank": lambda plots, study: plots.plot_rank(study),
+    "slice": lambda plots, study: plots.plot_slice(study),
+    "timeline": lambda plots, study: plots.plot_timeline(study),
+}
+
+
 def search_plots(study, folder):
     """The ten published plots of a study; one that cannot be drawn does not lose the others. Yields their files.
 
     One that would be empty, since the trials are so few or so alike, is left out.
     """
-
     import optuna.visualization.matplotlib as optuna_plots
 
-    def contour(*params):
-        if why := too_few_to_draw(study, params):
-            raise ValueError(why)
-        return optuna_plots.plot_contour(study, params=list(params))
-
-    def importances():
-        if why := too_few_to_draw(study):
-            raise ValueError(why)
-        return optuna_plots.plot_param_importances(study)
-
-    plots = {
-        "history": lambda: optuna_plots.plot_optimization_history(study),
-        "contour_is_ugs": lambda: contour("is", "ugs"),
-        "contour_is_epoch": lambda: contour("is", "epoch"),
-        "contour_epoch_ugs": lambda: contour("epoch", "ugs"),
-        "intermediate_values": lambda: optuna_plots.plot_intermediate_values(study),
-        "parallel_coordinate": lambda: optuna_plots.plot_parallel_coordinate(study),
-        "param_importances": importances,
-        "rank": lambda: optuna_plots.plot_rank(study),
-        "slice": lambda: optuna_plots.plot_slice(study),
-        "timeline": lambda: optuna_plots.plot_timeline(study),
-    }
-    for name, draw in plots.items():
+    for name, draw in PLOTS.items():
         # Optuna sets the ggplot style for the whole process: keep it away from the next figures. Users can
         # act on no warning of Matplotlib and pandas, except that of bars that mean nothing.
         with matplotlib.rc_context(), warnings.catch_warnings(action="ignore"):
             warnings.filterwarnings("error", ".*Parameter importances will be equal")
             try:
-                axis = np.ravel(draw())[0]
+                axis = np.ravel(draw(optuna_plots, study))[0]
                 legend = axis.get_legend() if name == "intermediate_values" else None
                 if legend and len(study.trials) > MOST_LEGEND_TRIALS:
                     legend.remove()  # one entry a trial would dwarf the picture

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from Experiment.levers import levers_on
 from Models.noise_schedule import DEFAULT_SPACINGS
 
 NOISE_LEVELS = (0.02, 15.0)  # sigma / alpha: all of Stable Diffusion's, 0.029 to 14.6
@@ -63,9 +64,7 @@ def as_params(args, levers):
 def levers_used(args, levers):
     """{argument of generate_dataset.py: value} of the levers that are on, searched or given."""
     solver, interval = levers.get("solver", args.solver), levers.get("interval", args.guidance_interval)
-    used = {} if solver == "ddim" else {"solver": solver}
-    used |= {"guidance_interval": interval} if interval else {}
-    return used | ({} if args.autoguide is None else {"autoguide": args.autoguide})
+    return levers_on({"solver": solver, "guidance_interval": interval, "autoguide": args.autoguide})
 
 
 def as_flags(args, settings):

@@ -19,8 +19,8 @@ from Models.weight_cards import weights_hashes
 from Models.weight_names import enc_epochs_in_use, own_epochs, remove_files, saved_epochs
 from result_plots import experiment_pipeline_bars
 from Search.inputs import claim_study, removed_epochs
-from Search.pareto import report_pareto
-from Search.pictures import search_plots
+from Search.pareto import PARETO, report_pareto
+from Search.pictures import PLOTS, search_plots
 from Search.repeats import (
     chosen,
     missing_repeats,
@@ -136,17 +136,26 @@ def check_epochs(known, study):
         )
 
 
+def remove_drawn(folder):
+    """Remove what was drawn of the trials so far, and their front: of a search that goes on it would tell an earlier state."""
+    for name in (*(f"{plot}.png" for plot in PLOTS), BEST_AND_WORST, *PARETO):
+        (folder / name).unlink(missing_ok=True)
+
+
 def run_budget(args, known, study, context):
-    """Run the trials that are missing.
+    """Run the trials that are missing. Pictures of the trials before go as the first one begins.
 
     Raises:
         PassingError: The time was over before the budget was complete: nothing may take this for a finished search.
         UserError: No trial was completed.
     """
+    outdated = [known.folder]
 
     def tried(trial):
         # Before there was a trial a worker that began at the same moment may have named other settings.
         claim_study(study, args, known, resolve_precision(args.precision))
+        while outdated:  # once: what somebody lets draw while the search runs stays
+            remove_drawn(outdated.pop())
         return objective(trial, context)
 
     finished = len(trials(study, *FINISHED))

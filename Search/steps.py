@@ -2,8 +2,7 @@
 
 import logging
 
-from Experiment.files import change_json, read_json, write_json
-from Experiment.locks import locked
+from Experiment.files import change_json, read_json
 from Experiment.records import short
 from Experiment.results import FINE_TUNED, STEP_TRAINING, TRANSFERRED, step_3_otherwise, steps_trained_otherwise
 from plots import SCORES
@@ -77,15 +76,13 @@ def lacks_steps(experiment, part):
 
 def forget_steps(experiment, part):
     """Take the steps of a search that is thrown away out of the results of an `Experiment`, and their pictures away."""
-    file = experiment.pipeline_file
-    if not file.exists():
-        return
-    with locked(file):
-        results = read_json(file)
+
+    def left(results):
         results.get(experiment.dataset, {}).pop(STAGE_NAMES[part], None)
-        if left := {name: stages for name, stages in results.items() if stages}:
-            write_json(file, left)
-        else:
-            file.unlink()
+        return {name: stages for name, stages in results.items() if stages}
+
+    if not experiment.pipeline_file.exists():
+        return
+    change_json(experiment.pipeline_file, left)
     for score in SCORES:
         experiment.pipeline_plot(score).unlink(missing_ok=True)

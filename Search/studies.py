@@ -131,18 +131,16 @@ def nobody_measures(best_file):
     Raises:
         UserError: A worker holds it. What it notes afterwards would go into the study that takes the place of this one.
     """
-    with contextlib.ExitStack() as stack:
-        try:
-            if best_file:
-                stack.enter_context(locked(best_file, wait=False))
-        except Timeout:
-            raise UserError(
-                f"a worker repeats or measures the best trials of this search ({best_file}): stop it first."
-            ) from None
-        yield
+    try:
+        with locked(best_file, wait=False):
+            yield
+    except Timeout:
+        raise UserError(
+            f"a worker repeats or measures the best trials of this search ({best_file}): stop it first."
+        ) from None
 
 
-def delete_study(address, name, lock_file, best_file=None):
+def delete_study(address, name, lock_file, best_file):
     """Delete a study, if it is there, and before it the file of its result. Returns how many trials it had.
 
     Raises:
@@ -160,8 +158,7 @@ def delete_study(address, name, lock_file, best_file=None):
             raise UserError(
                 f"process {worker['pid']}{where} is at trial {trial.number} of the study {name}: stop it first{wait}."
             )
-        if best_file:
-            best_file.unlink(missing_ok=True)  # first: it may not outlive its study
+        best_file.unlink(missing_ok=True)  # first: it may not outlive its study
         count = len(trials(study)) if there else 0
         if there:
             optuna.delete_study(study_name=name, storage=storage)

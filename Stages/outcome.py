@@ -99,7 +99,7 @@ def outcome(args, spec, experiment, classifier, stages, seconds):
         experiment: The `Experiment`.
         classifier: Name of the classifier.
         stages: A list of `Stage`.
-        seconds: {stage: s}.
+        seconds: {name of a stage, or `all`: s}.
     """
     splits = load_splits(spec, args.data_dir, args.seed, spec.resolution, experiment)
     count = len(splits.test.labels)

@@ -88,7 +88,8 @@ def light_recipe(args, spec):
 
 
 def recipe(args, spec):
-    """Flags of the stages, {part: {flag: value}}; None stands for the script's own default.
+    """Flags of the stages, {part: {flag: value}}; None stands for the script's own default. "classifier_epochs" is a function: of
+    a classifier's epochs, by the size of its set.
 
     Args:
         args: The pipeline's arguments: what the user has chosen stays.

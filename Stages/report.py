@@ -38,7 +38,7 @@ def write_report(experiment, spec, splits, classifier, stages, seconds, sizes, s
         splits: The real `Splits`.
         classifier: Name of the classifier.
         stages: A list of `Stage`.
-        seconds: {stage: s} of this run of the pipeline.
+        seconds: {name of a stage, or `all`: s} of this run of the pipeline.
         sizes: Synthetic sets, in real sizes.
         sets: Their folders, see `set_of`.
         drawn: Picture of real images beside synthetic ones.

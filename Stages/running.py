@@ -177,7 +177,7 @@ class Runner:
                 wait(futures)
 
     def seconds(self):
-        """{stage: s} of this run, and of the whole."""
+        """{name of a stage: s} of this run, and of the whole as `all`."""
         return {stage.name: self.runs[stage].seconds for stage in self.stages} | {"all": time.time() - self.started}
 
     def told(self):

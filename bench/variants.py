@@ -21,6 +21,7 @@ class Variant:
     real: bool = False
 
 
+DPMPP = "--solver dpmpp --inf_steps 8"
 VARIANTS = {
     "real": Variant(real=True),
     "plain": Variant(),
@@ -30,11 +31,11 @@ VARIANTS = {
     "tuned_longer": Variant(tuned=2),
     "tuned_longer_ema": Variant(dif="--ema", tuned=2),
     "dpmpp_6": Variant(made="--solver dpmpp --inf_steps 6"),
-    "dpmpp_8": Variant(made="--solver dpmpp --inf_steps 8"),
+    "dpmpp_8": Variant(made=DPMPP),
     "interval": Variant(made="--guidance_interval 0.28 1.6"),
     # Of the light backbones fine-tuning begins with 8e-4.
-    "rate_half": Variant(dif="--lr 4e-4", made="--solver dpmpp --inf_steps 8"),
-    "rate_double": Variant(dif="--lr 1.6e-3", made="--solver dpmpp --inf_steps 8"),
+    "rate_half": Variant(dif="--lr 4e-4", made=DPMPP),
+    "rate_double": Variant(dif="--lr 1.6e-3", made=DPMPP),
     "unguided": Variant(made="--ugs 1"),
     "autoguide": Variant(made="--autoguide {early}"),
     "class_prior": Variant(made="--class_prior real"),
@@ -61,25 +62,21 @@ VARIANTS = {
     "augment_long_4x": Variant(learned="--augment standard", size=4, longer=3),
     "augment_soft_4x": Variant(learned="--augment standard --labels soft", size=4),
     "augment_soft_long_4x": Variant(learned="--augment standard --labels soft", size=4, longer=3),
-    "best": Variant(made="--solver dpmpp --inf_steps 8", learned="--augment standard --labels soft", longer=3),
-    "best_4x": Variant(
-        made="--solver dpmpp --inf_steps 8", learned="--augment standard --labels soft", size=4, longer=3
+    "best": Variant(made=DPMPP, learned="--augment standard --labels both", longer=3),
+    "best_4x": Variant(made=DPMPP, learned="--augment standard --labels both", size=4, longer=3),
+    # `best` with other labels, of which "soft" were its own at first.
+    "best_hard": Variant(made=DPMPP, learned="--augment standard", longer=3),
+    "best_soft": Variant(made=DPMPP, learned="--augment standard --labels soft", longer=3),
+    "best_soft_4x": Variant(made=DPMPP, learned="--augment standard --labels soft", size=4, longer=3),
+    "best_aligned": Variant(made=DPMPP, learned="--augment standard --labels aligned", longer=3),
+    "best_aligned_4x": Variant(made=DPMPP, learned="--augment standard --labels aligned", size=4, longer=3),
+    # Of a dataset whose classes bear numbers, which may be mirrored all the same: of photographs, say.
+    "best_soft_mirrored": Variant(made=DPMPP, learned="--augment mirrored --labels soft", longer=3),
+    "best_soft_prior": Variant(
+        made=f"{DPMPP} --class_prior real", learned="--augment standard --labels soft", longer=3
     ),
     "aligned": Variant(learned="--labels aligned"),
-    "best_aligned": Variant(
-        made="--solver dpmpp --inf_steps 8", learned="--augment standard --labels aligned", longer=3
-    ),
-    "best_aligned_4x": Variant(
-        made="--solver dpmpp --inf_steps 8", learned="--augment standard --labels aligned", size=4, longer=3
-    ),
-    # Of a dataset whose classes bear numbers, which may be mirrored all the same: of photographs, say.
-    "best_mirrored": Variant(made="--solver dpmpp --inf_steps 8", learned="--augment mirrored --labels soft", longer=3),
-    "best_mirrored_4x": Variant(
-        made="--solver dpmpp --inf_steps 8", learned="--augment mirrored --labels soft", size=4, longer=3
-    ),
-    "best_prior": Variant(
-        made="--solver dpmpp --inf_steps 8 --class_prior real", learned="--augment standard --labels soft", longer=3
-    ),
+    "both": Variant(learned="--labels both"),
     "real_augment": Variant(learned="--augment standard", real=True),
     "real_augment_long": Variant(learned="--augment standard", longer=3, real=True),
 }

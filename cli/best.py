@@ -166,14 +166,16 @@ def take_spacing(args, found):
                         args.timestep_spacing)  # fmt: skip
 
 
-def take_best(args, experiment, classes, part, names, levers=False):
+def take_best(args, experiment, classes, part, names, second_search=False):
     """Put what a finished search has chosen in place of --best, so that a record is that of a run with typed numbers.
+
+    The levers of sampling are taken too.
 
     Args:
         args: The script's arguments.
         experiment, classes, part: As in `search_result`.
         names: {flag: key of what `search_result` returns}.
-        levers: Whether those of sampling are taken too; `first`: by a second search, see `take_first_levers`.
+        second_search: Whether a second search takes them, see `take_first_levers`.
 
     Returns:
         What `facts_of` does; of a second search `adopted` too, see `take_first_levers`.
@@ -184,11 +186,11 @@ def take_best(args, experiment, classes, part, names, levers=False):
         facts = facts_of(found)
         for flag, key in names.items():
             setattr(args, flag, found[key])
-        if levers == "first":
+        if second_search:
             facts["adopted"] = take_first_levers(args, found)
             if args.timestep_spacing is None and not args.search_solver:
                 facts["adopted"]["timestep_spacing"] = DEFAULT_SPACINGS[facts["adopted"].get("solver", args.solver)]
-        elif levers:
+        else:
             vars(args).update(found["levers"])
         take_spacing(args, found)
     return facts | take_best_epochs(args, experiment, classes)

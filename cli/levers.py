@@ -24,9 +24,9 @@ def add_score_flags(parser):
     add("--repeats", default=1, type=repeats(integer(1, MOST_REPEATS)), metavar="N",
         help="classifiers of different seeds: results are their mean, with an interval; I/N: train the I-th of them alone, "
              "auto/N: that of this task of a batch job; the one that ends last tests all (1)")  # fmt: skip
-    add("--labels", default="hard", choices=["hard", "soft", "aligned"],
+    add("--labels", default="hard", choices=["hard", "soft", "both", "aligned"],
         help="labels of synthetic images: their class; what a teacher says, a classifier trained on the real training images; "
-             "or that, with classes in all as frequent as in these (hard)")  # fmt: skip
+             "both, half of each; or what it says, with classes in all as frequent as in the real images (hard)")  # fmt: skip
     add("--recycle", action="store_true", help="each epoch sees the next 1x of --take: as many steps as 1x")
     add("--real_share", default=0.0, type=number(0, 0.99), metavar="SHARE",
         help="share of real training images among the synthetic ones, whose number falls accordingly (0)")  # fmt: skip

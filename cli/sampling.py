@@ -10,11 +10,11 @@ def add_sampling_levers(parser):
     """The flags of the two scripts that generate images."""
     parser.add_argument(
         "--solver", default=OFF["solver"], choices=list(DEFAULT_SPACINGS),
-        help="ddim as published, or dpmpp: DPM-Solver++(2M), for few steps, searched from 5 to 15 (ddim)",
+        help="ddim as published, or dpmpp: DPM-Solver++(2M), for few steps, by a first search from 5 to 15 (ddim)",
     )  # fmt: skip
     parser.add_argument(
         "--guidance_interval", nargs=2, type=number(0), metavar=("LO", "HI"),
-        help="guide only at noise levels LO < sigma / alpha <= HI, which go from 14.62 to 0.029: other steps are one pass",
+        help="guide only at noise levels LO < sigma / alpha <= HI, which go from 14.61 to 0.029: other steps are one pass",
     )  # fmt: skip
     parser.add_argument(
         "--autoguide", type=integer(0), metavar="EPOCH",

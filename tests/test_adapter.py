@@ -328,12 +328,21 @@ def test_records_of_what_began_later_go_with_a_restart(tmp_path):
 
 
 def test_restart_removes_what_the_run_made_and_no_more(tmp_path):
-    names = [f"epoch{n}.weights.h5" for n in (1, 3, 4)]
-    for name in ("epoch2.hdf5", "log.txt", *names, *(f"{name}.json" for name in names)):
+    names = [f"epoch{n}.weights.h5" for n in (1, 3, 5)]
+    stay = {
+        "epoch1.weights.h5",
+        "epoch1.weights.h5.json",
+        "epoch2.hdf5",
+        "log.txt",
+        "samples/epoch1.png",
+        "samples/own.png",
+    }
+    sheets = [f"samples/epoch{n}.png" for n in (3, 4, 10)]  # epoch 4 is one that --keep has dropped
+    (tmp_path / "samples").mkdir()
+    for name in (*stay, *names, *(f"{name}.json" for name in names), *sheets, "loss.png"):
         (tmp_path / name).touch()
-    assert remove_epochs(tmp_path, 2) == [3, 4]  # the run went on from epoch 2
-    left = sorted(p.name for p in tmp_path.iterdir())
-    assert left == ["epoch1.weights.h5", "epoch1.weights.h5.json", "epoch2.hdf5", "log.txt"]
+    assert remove_epochs(tmp_path, 2) == [3, 5]  # the run went on from epoch 2
+    assert {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()} == stay
 
 
 @pytest.mark.parametrize("kind", [SequentialAdam, StockAdam])

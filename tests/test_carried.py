@@ -700,7 +700,7 @@ def test_what_is_named_by_path(tmp_path):
         with pytest.raises(UserError, match="--storage that is a file lies on one node"):
             pipeline.named_paths(args, of_script)
     search.storage, training.labels = None, "soft"
-    with pytest.raises(UserError, match="share a teacher"):
+    with pytest.raises(UserError, match="labels of a teacher"):
         pipeline.named_paths(args, of_script)
 
 

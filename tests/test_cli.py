@@ -111,12 +111,6 @@ def test_a_wrong_flag_ends_in_one_line(parser, capsys, argv, reason):
     assert reason in message and message.count("\n") == 1
 
 
-def test_nothing_heavy_is_imported_to_parse_flags():
-    code = "import sys, cli; print(*{'keras', 'tensorflow', 'optuna', 'h5py', 'PIL', 'sklearn'} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == []
-
-
 @pytest.mark.parametrize("error, code, message", [
     (UserError("no such\n   file"), 2, "train.py: error: no such file\n"),
     (KeyboardInterrupt(), 130, "train.py: interrupted; nothing is lost that was saved before: the same command goes on from there\n"),

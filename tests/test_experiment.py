@@ -409,10 +409,11 @@ builtins.__import__, builtins.open, io.open = checked_import, checked_open, chec
 from Experiment.files import change_json
 from Experiment.locks import claimed
 from Search.studies import delete_study, open_study, pruner, run_trials
-address, lock = f"journal:{sys.argv[1]}/study.log", sys.argv[1] + "/study"
+folder = pathlib.Path(sys.argv[1])
+address, lock, best = f"journal:{folder}/study.log", folder / "study", folder / "best.json"
 study = open_study(address, "s", 1, pruner("none", 1), True, lock)
 run_trials(study, lambda trial: 1.0, 1)
-assert delete_study(address, "s", lock) == 1
+assert delete_study(address, "s", lock, best) == 1
 with claimed(sys.argv[1], "-1-of-2"):
     change_json(sys.argv[1] + "/a.json", lambda before: before | {"a": 1})
 """

@@ -21,7 +21,7 @@ from Data.doubts import OTHER_IMAGES
 from Experiment import disk
 from Experiment.disk import check_room
 from Experiment.errors import UserError
-from Experiment.files import read_json, write_json
+from Experiment.files import file_hash, read_json, write_json
 from Experiment.paths import Experiment
 from Experiment.plan import Plan
 from Experiment.records import changes, describe_run, finished_run, flattened, identity
@@ -33,7 +33,7 @@ from Models.fit_state import differences
 from Models.runtime import resolve_precision
 from Models.training import bytes_needed
 from Models.weight_cards import card_path, check_pretrained, learned_from, read_card, weights_hashes, write_card
-from Models.weight_names import epoch_path
+from Models.weight_names import epoch_path, saved_epochs
 from Models.weights import save_weights
 from Search.trials import prepare
 from tests.conftest import write_pets
@@ -124,6 +124,47 @@ def test_a_file_of_the_user_beside_weights_is_no_card(weights, content, tmp_path
     known = read_card(weights)
     monkeypatch.setattr(weight_cards, "file_hash", None)
     assert read_card(weights) == known and card_path(weights).read_text() == content
+
+
+def test_weights_have_their_name_only_once_they_have_their_card(weights, monkeypatch):
+    """A kill while they are hashed leaves no weights whose facts are lost, nor one just before they are named."""
+    other, encoder = weights.with_name("epoch2.weights.h5"), class_encoder(2, 3, (2, 2))
+    part = WholeNetwork(Diffusion(None, encoder, None), "enc", {"classes": ["cat", "dog"]})
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(weight_cards, "file_hash", killed)
+        part.save(other)
+    assert sorted(weights.parent.iterdir()) == [weights, card_path(weights)]
+    replace = os.replace
+    for file in (other, weights):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(os, "replace", lambda old, new, last=file: killed() if new == last else replace(old, new))
+            part.save(file)
+    assert sorted(weights.parent.iterdir()) == [
+        card_path(weights),
+        card_path(other),
+    ]  # no earlier weights with a new card
+    assert saved_epochs(weights.parent) == {}
+    save_weights(class_encoder(2, 3, (2, 2)), other)  # somebody else's, beside a card that was left
+    assert read_card(other).keys() == {"sha256", "bytes", "modified"}
+    part.save(other)
+    assert read_card(other)["classes"] == ["cat", "dog"]
+
+
+def test_a_card_that_its_writer_has_finished_meanwhile_is_not_replaced(weights, monkeypatch):
+    """As where an earlier version, or a copy, gives the card after the weights."""
+    written = card_path(weights).read_text()
+    card_path(weights).unlink()
+
+    def slowly(path):
+        card_path(weights).write_text(written)
+        return file_hash(path)
+
+    monkeypatch.setattr(weight_cards, "file_hash", slowly)
+    assert read_card(weights)["classes"] == ["cat", "dog"] and card_path(weights).read_text() == written
 
 
 def test_published_weights_get_a_card(weights, monkeypatch):
@@ -437,7 +478,7 @@ def test_a_file_system_that_was_away_has_damaged_no_file(tmp_path, monkeypatch, 
         pictures.read_images([str(tmp_path / "a.png")], 8)
 
     def load(patch):
-        with weights.refusing_misfits(SimpleNamespace(name="x"), "x"):
+        with weights.refusing_misfits("x", "read"):
             away()
 
     def tensors(patch):

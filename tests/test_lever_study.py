@@ -81,7 +81,7 @@ def test_best_is_the_recipe_of_that_name(study):
     learned, learned_4x = (command for command in commands if command[0] == "classifier_training.py")
     totals = [int(value(command, "--img_total")) for command in (made, made_4x)]
     assert value(made, "--solver") == value(made_4x, "--solver") == "dpmpp" and totals == [1000, 4000]
-    assert (value(learned, "--labels"), value(learned, "--augment")) == ("soft", "standard")
+    assert (value(learned, "--labels"), value(learned, "--augment")) == ("both", "standard")
     assert (value(learned, "--take"), value(learned_4x, "--take")) == ("1", "4")
     assert int(value(learned, "--epochs")) == 120  # three times the plain recipe's
     assert [row["passes"] for row in rows] == [16, 16] and value(learned, "--exp") == value(learned_4x, "--exp")

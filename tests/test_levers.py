@@ -1,5 +1,6 @@
 """Levers that the paper does not have: off by default, on record when they are on."""
 
+import argparse
 import csv
 import json
 
@@ -18,7 +19,7 @@ from Experiment.errors import UserError
 from Experiment.files import read_json, write_json
 from Experiment.levers import BEST, OFF
 from Experiment.paths import Experiment
-from Experiment.records import changes, describe_run, fixed_arguments
+from Experiment.records import changes, describe_arguments, describe_run, finished_run, fixed_arguments
 from Models.weight_cards import weights_hashes
 from Search.pareto import front, passes
 from Search.settings import NOISE_LEVELS, Settings, as_flags, as_params, levers_used, settings_of, suggest_settings
@@ -44,6 +45,14 @@ def test_a_lever_that_is_off_is_in_no_record():
     }
     assert not set(OFF) & set(fixed_arguments(args, ())) and args.timestep_spacing == "leading"
     assert not set(OFF) & set(describe_run(args, 0)["arguments"])
+
+
+def test_no_lever_of_all_is_in_a_record_or_missed_in_one_while_it_is_off(tmp_path):
+    off = argparse.Namespace(lr=1, restart=False, **OFF)
+    assert describe_arguments(off) == {"lr": 1, "restart": False}
+    record = tmp_path / "training.json"
+    record.write_text('{"arguments": {"lr": 1}, "inputs": {}}')
+    assert finished_run(record, off, ())
 
 
 @pytest.mark.parametrize("before, now, said", [
@@ -241,7 +250,7 @@ def test_solver_interval_and_steps_are_searched_together(adapted, tmp_path, capl
 @pytest.mark.parametrize("script, needed, levers", [
     (generate_dataset, GENERATE, {"solver": "dpmpp", "timestep_spacing": "linspace"}),
     (hyp_opt, [], {"solver": "dpmpp", "augment": "none"}),
-    (classifier_training, [], {"augment": "standard", "labels": "soft"}),
+    (classifier_training, [], {"augment": "standard", "labels": "both"}),
     (classifier_training, ["--synthetic", "False"], {"augment": "standard", "labels": "hard"}),
     (generate_dataset, ["--img_total", "9", "--best"], {"solver": "ddim"}),  # what the search has chosen comes later
     (hyp_opt, ["--search_solver"], {"solver": "ddim"}),

@@ -1,7 +1,5 @@
 """Levers of a classifier's training: augmentation, slices, targets, SGD. What is random is addressed."""
 
-import argparse
-
 import keras
 import numpy as np
 import pytest
@@ -9,8 +7,6 @@ from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
 from Data.registry import DATASETS, DatasetSpec, augmentations
 from Data.stored_set import StoredSet
-from Experiment.levers import OFF
-from Experiment.records import changes, describe_arguments, finished_run
 from Models.augment import Augment, crop, erase, flip
 from Models.classifier import Classifier, accuracies
 from Models.classifiers import CLASSIFIERS
@@ -199,24 +195,3 @@ def test_balanced_accuracy_and_auc_are_scikit_learns(num_classes):
     expected = [roc_auc_score(labels == c, probabilities[:, c]) for c in range(num_classes)]
     assert scores["auc"] == pytest.approx(np.mean(expected))
     assert accuracies(probabilities, 0 * labels)["auc"] is None  # one class alone
-
-
-# Records
-
-
-def test_a_lever_that_is_off_is_in_no_record(tmp_path):
-    off = argparse.Namespace(lr=1, restart=False, **OFF)
-    assert describe_arguments(off) == {"lr": 1, "restart": False}
-    record = tmp_path / "training.json"
-    record.write_text('{"arguments": {"lr": 1}, "inputs": {}}')
-    assert finished_run(record, off, ())
-
-
-@pytest.mark.parametrize("before, now, said", [
-    ({}, {"augment": "standard"}, "--augment none (now standard)"),
-    ({"optimizer": "sgd"}, {}, "--optimizer sgd (now adam)"),
-    ({"labels": "soft"}, {"labels": "soft"}, ""),
-])  # fmt: skip
-def test_a_lever_that_only_one_run_has_is_told(before, now, said):
-    flags = [{f"--{name}": value for name, value in side.items()} for side in (before, now)]
-    assert changes(*flags) == (f"other arguments: {said}" if said else "")

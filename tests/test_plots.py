@@ -169,6 +169,13 @@ def test_cas_curve_of_several_sources(tmp_path, drawn):
     assert len(set(colours.values())) == 3
 
 
+def test_a_real_result_of_other_test_images_is_marked(tmp_path, drawn):
+    same, other = ({"real": scores(0.5) | {"test": "a"}, "x1": scores(0.4) | {"test": test}} for test in "ab")
+    plots.cas_curve({"same": same, "other": other}, tmp_path / "c.png")
+    real = [text.get_text() for text in drawn[0].legends[0].get_texts() if "on real" in text.get_text()]
+    assert real == ["same, trained on real", "other, trained on real (other test images)"]
+
+
 def test_levers_of_the_real_training_alone_are_said(tmp_path, drawn):
     def curve(real, made):
         trainings = [{"training": {"epochs": 9, "optimizer": name}} for name in (real, made)]

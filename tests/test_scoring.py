@@ -8,9 +8,10 @@ import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import classifier_training
-from Data.soft_labels import aligned
+from Data.soft_labels import aligned, both
 from Data.synthetic import MANIFEST
 from Experiment import presets
 from Experiment.errors import UserError
@@ -184,6 +185,37 @@ def test_a_synthetic_result_is_compared_with_the_real_one(root, caplog):
     assert one["mcnemar_p"] == mcnemar(ours[0], real[0]) and "against_real" not in results(root)["real"]
     assert f"(McNemar's p {one['mcnemar_p']:.2g}; others may differ); trained otherwise" in compared_in_words(one)
     assert "of these two trainings" in one["words"] and "of these two trainings" not in compared["words"]
+
+
+def test_a_set_that_changes_between_two_repeats_ends_the_training(root):
+    """What the second one learnt from would not be what is on record."""
+    args = parse(root, "--repeats", 2)
+    known = classifier_training.plan(args)
+    assert len(material.gather(args, known, args.seed).labels) == 20
+    one = next((sets(root) / "60Enc1Dif2Is5Ugs1.5/class_00").glob("*.png"))
+    Image.new("RGB", (8, 8), "red").save(one)
+    with pytest.raises(UserError, match="has changed since this training began"):
+        material.gather(args, known, repeat_seed(args.seed, 2))
+
+
+@pytest.mark.parametrize("flags, size", [((), "x1"), (("--synthetic", "False"), "real")])
+def test_the_result_of_a_classifier_that_is_thrown_away_goes_with_it(root, flags, size):
+    """Else the next one, not tested yet, would stand under the old one's accuracy and levers."""
+    train(root)
+    train(root, "--synthetic", "False")
+    assert "against_real" in results(root)["x1"]
+    train(root, *flags, "--restart", "--test", "False")
+    left = results(root)
+    assert left.keys() == {"x1", "real"} - {size} and "against_real" not in left.get("x1", {})
+    train(root, *flags)
+    assert results(root).keys() == {"x1", "real"} and "against_real" in results(root)["x1"]
+
+
+def test_the_last_result_that_is_thrown_away_leaves_no_name(root):
+    train(root)
+    train(root, "--restart", "--test", "False")
+    assert not [path for path in (root / "CAS Results").rglob("*") if path.suffix in (".json", ".png")]
+    assert not classifier_training.plan(parse(root)).done
 
 
 def test_a_result_is_compared_with_always_naming_the_largest_class(root, caplog):
@@ -363,6 +395,15 @@ def test_aligned_labels_have_the_class_frequencies_and_keep_the_evidence():
     )  # a class that none is said to be
 
 
+def test_labels_of_both_are_half_the_teachers_and_half_their_class():
+    said = np.array([[0.2, 0.8], [0.6, 0.4]], "float32")
+    labels = both(said, np.array([0, 1]), 0.1)
+    assert labels.dtype == np.float32
+    assert labels == pytest.approx(
+        np.array([[(0.2 + 0.95) / 2, (0.8 + 0.05) / 2], [(0.6 + 0.05) / 2, (0.4 + 0.95) / 2]])
+    )
+
+
 def test_soft_labels_are_a_teachers_and_are_kept_beside_the_set(root, quick_teacher, monkeypatch, caplog):
     train(root, "--labels", "soft")
     folder = root / FOLDER / "teacher"
@@ -447,6 +488,18 @@ def test_aligned_labels_are_those_of_the_same_teacher(root, quick_teacher, caplo
     assert np.array_equal(said["aligned"][:, 0].argsort(kind="stable"), said["soft"][:, 0].argsort(kind="stable"))
     train(root, "--labels", "aligned")
     assert results(root)["x1"]["training"]["labels"] == "aligned"
+
+
+def test_half_of_the_labels_of_both_is_the_images_class(root, quick_teacher):
+    made = {}
+    for labels in ("soft", "both"):
+        args = parse(root, "--labels", labels)
+        known = classifier_training.plan(args)
+        made[labels] = material.gather(args, known, args.seed, material.ask_teacher(args, known)).labels
+    own = np.repeat(np.eye(2), 10, axis=0)  # of 20 images the first ten are of the first class
+    assert made["both"] == pytest.approx((made["soft"] + 0.9 * own + 0.05) / 2, abs=1e-6)
+    train(root, "--labels", "both")
+    assert results(root)["x1"]["training"]["labels"] == "both"
 
 
 def test_a_teacher_of_other_data_is_refused(root, quick_teacher):

@@ -27,6 +27,7 @@ from Models.weight_cards import read_card, write_card
 from Search import report as search_report
 from Search import stage, studies, trials, workers
 from Search.inputs import claim_study, search_inputs
+from Search.pictures import PLOTS
 from Search.repeats import chosen, missing_repeats, ranked, run_missing_repeats
 from Search.report import contact_sheet, measure, trial_line, write_trials
 from Search.steps import forget_steps, note_steps, with_origin
@@ -625,6 +626,54 @@ def test_a_search_that_is_extended_is_not_finished_until_it_is(searched, monkeyp
     assert not stage.is_finished(args, known, study)  # whichever budget it is asked for next
     stage.measure_best(args, known, study, Lucky(args, REPEATS), 0.0)
     assert "extended_to" not in read_json(known.best_file) and stage.is_finished(args, known, study)
+
+
+def test_pictures_of_fewer_trials_go_as_a_search_goes_on_and_are_drawn_again(searched, monkeypatch):
+    args, known, study, _ = searched(0.5, 0.9, 0.8, flags=("--save_plots", "--objective", "pareto"))
+    drawn = {f"{name}.png" for name in (*PLOTS, "best_and_worst", "pareto")} | {"pareto.csv"}
+
+    def plots(study, folder):
+        for name in PLOTS:
+            (folder / f"{name}.png").touch()
+            yield folder / f"{name}.png"
+
+    def sheet(context, study, best, folder):
+        (folder / "best_and_worst.png").touch()
+
+    def there():
+        return {path.name for path in known.folder.iterdir() if path.name in drawn | {"own.png", "trials.csv"}}
+
+    def tried(trial, context):
+        found.append(there())
+        known.folder.joinpath("rank.png").touch()  # as where somebody looks at the search while it runs
+        trial.suggest_int("is", 10, 12), trial.suggest_float("ugs", 0, 9), trial.suggest_int("epoch", 1, 3)
+        trial.set_user_attr("saved_epoch", 3)
+        return 0.4
+
+    found = []
+    for name, function in (
+        ("search_plots", plots),
+        ("contact_sheet", sheet),
+        ("objective", tried),
+        ("claim_study", print),
+    ):
+        monkeypatch.setattr(stage, name, function)
+    stage.measure_best(args, known, study, Lucky(args, REPEATS), 0.0)
+    stage.report(args, known, study, 0.0)
+    known.folder.joinpath("own.png").touch()
+    stays = {"own.png", "trials.csv"}
+    assert there() == drawn | stays
+    stage.run_budget(args, known, study, None)
+    args.n_trials, args.timeout = 5, 0.0
+    with pytest.raises(PassingError):
+        stage.run_budget(args, known, study, None)
+    assert there() == drawn | stays  # no trial has begun
+    args.timeout = None
+    stage.run_budget(args, known, study, None)
+    assert found == [stays, stays | {"rank.png"}]
+    stage.measure_best(args, known, study, Lucky(args, REPEATS), 0.0)
+    stage.report(args, known, study, 0.0)
+    assert there() == drawn | stays
 
 
 def test_a_search_that_an_earlier_version_has_finished_stays_so(searched):

@@ -311,7 +311,7 @@ def test_a_study_that_another_machine_is_at_is_not_deleted(tmp_path):
     with pytest.raises(
         UserError, match=r"process \d+ of another is at trial 0 of the study s: stop it first, or, if it was"
     ):
-        delete_study(f"sqlite:///{tmp_path}/study.db", "s", tmp_path / "study")
+        delete_study(f"sqlite:///{tmp_path}/study.db", "s", tmp_path / "study", tmp_path / "best.json")
 
 
 def test_timeout(tmp_path, monkeypatch):
@@ -619,9 +619,9 @@ def test_pruners_stop_the_bad_and_spare_the_best(name, pruned, tmp_path):
 
 
 def test_a_study_is_deleted_unless_someone_is_at_it(address, tmp_path):
-    assert delete_study(address, "s", tmp_path / "study") == 0
+    assert delete_study(address, "s", tmp_path / "study", tmp_path / "best.json") == 0
     run_trials(new_study(address, tmp_path), square, 3)
-    assert delete_study(address, "s", tmp_path / "study") == 3
+    assert delete_study(address, "s", tmp_path / "study", tmp_path / "best.json") == 3
     assert trials(new_study(address, tmp_path)) == []
     at_it = worker(address, tmp_path, 1, 60)
     while not trials(new_study(address, tmp_path), TrialState.RUNNING):
@@ -630,10 +630,10 @@ def test_a_study_is_deleted_unless_someone_is_at_it(address, tmp_path):
     while not trials(new_study(address, tmp_path), TrialState.RUNNING)[0].user_attrs.get("worker"):
         time.sleep(0.1)
     with pytest.raises(UserError, match=f"process {at_it.pid} is at trial 0"):
-        delete_study(address, "s", tmp_path / "study")
+        delete_study(address, "s", tmp_path / "study", tmp_path / "best.json")
     at_it.kill()
     at_it.wait()
-    assert delete_study(address, "s", tmp_path / "study") == 1
+    assert delete_study(address, "s", tmp_path / "study", tmp_path / "best.json") == 1
 
 
 @pytest.mark.parametrize("lives", [True, False])
@@ -655,9 +655,9 @@ def test_a_journal_that_another_machine_writes_to_is_not_deleted(lives, tmp_path
     monkeypatch.setattr(workers.time, "sleep", waited)
     if lives:
         with pytest.raises(UserError, match=r"process \d+ of node7 is at trial 0 of the study s: stop it first"):
-            delete_study(address, "s", tmp_path / "study")
+            delete_study(address, "s", tmp_path / "study", tmp_path / "best.json")
     else:
-        assert delete_study(address, "s", tmp_path / "study") == 2
+        assert delete_study(address, "s", tmp_path / "study", tmp_path / "best.json") == 2
 
 
 def test_errors_of_the_database_are_told_from_others():
@@ -692,7 +692,7 @@ def test_a_study_of_a_killed_worker_is_deleted_without_proc(address, tmp_path, m
     study = new_study(address, tmp_path)
     study.ask().set_user_attr("worker", this_worker() | {"pid": 2**22 + 1})
     study.ask().set_user_attr("worker", {"host": "laptop", "pid": os.getpid(), "started": None})  # of earlier versions
-    assert delete_study(address, "s", tmp_path / "study") == 2
+    assert delete_study(address, "s", tmp_path / "study", tmp_path / "best.json") == 2
 
 
 def random_trials(study):

@@ -381,17 +381,6 @@ def test_a_class_with_too_few_images(tmp_path):
         load_synthetic(tmp_path, 2, 4, wanted=6, seed=1)
 
 
-def test_an_image_that_was_edited_makes_another_set(tmp_path):
-    """Though the manifest is the same: it is older than the image."""
-    write_dataset(tmp_path, [2, 2])
-    before = set_identity(tmp_path, ["a", "b"])["sha256"]
-    assert set_identity(tmp_path, ["a", "b"])["sha256"] == before
-    file = synthetic_files(tmp_path, 2)[1][0]
-    Image.fromarray(picture(9, 9)).save(file)
-    os.utime(file, ns=(2**62, 2**62))
-    assert set_identity(tmp_path, ["a", "b"])["sha256"] != before
-
-
 def test_a_copy_is_read_whatever_its_manifest_says(tmp_path):
     """An image was edited; then all was copied, the manifest last: no time tells of it."""
     folder = small_set(tmp_path / "set")
