@@ -23,26 +23,26 @@ ROUNDS, TINY = 100, 1e-6  # of the alignment; what every class has at least, so 
 NAME = "{}.soft_labels.{}.npz"  # beside the folder of the dataset, as its sheet of samples is; of the teacher 8 digits
 
 
-def soft_labels(stored, teacher, teacher_hash, set_hash, classes):
+def soft_labels(stored, teacher, teacher_hash, classes):
     """Class probabilities float32 (N, C) of all images of a synthetic dataset: read, or asked of the teacher and kept.
 
     Args:
         stored: A `StoredSet`.
         teacher: A `Classifier`.
-        teacher_hash, set_hash: SHA-256 of its weights, and of the dataset.
+        teacher_hash: SHA-256 of its weights.
         classes: Names of the classes, in the order of the columns.
     """
     path = stored.folder.with_name(NAME.format(stored.folder.name, teacher_hash[:8]))
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):  # beside a set that others own nothing is kept, and nobody waits
             stack.enter_context(locked(path))
-        return read_or_asked(path, stored, teacher, teacher_hash, set_hash, classes)
+        return read_or_asked(path, stored, teacher, teacher_hash, classes)
 
 
-def read_or_asked(path, stored, teacher, teacher_hash, set_hash, classes):
+def read_or_asked(path, stored, teacher, teacher_hash, classes):
     """The same, by one process at a time."""
     made_of = {
-        "set_sha256": set_hash, "teacher_sha256": teacher_hash, "side": str(stored.side), "resize": stored.mode,
+        "set_sha256": stored.sha256, "teacher_sha256": teacher_hash, "side": str(stored.side), "resize": stored.mode,
     }  # fmt: skip
     if path.exists():
         with plain_arrays(path) as data:

@@ -157,7 +157,8 @@ def plain_arrays(path):
 def change_json(path, change):
     """Replace the content of a JSON file by `change(content)`; other runs write before or after, not at the same time.
 
-    Where nothing is left of it the file goes. A broken file is set aside under another name, so that it does not cost hours of training.
+    Where nothing is left of it the file goes. A broken file is set aside under another name, so that it does not cost hours
+    of training.
     """
     path = Path(path)
     with locked(path):

@@ -82,8 +82,7 @@ def gather(args, known, seed, taught=None):
         rows = stored.sliced(rows, seed)
     labels = stored.labels[rows]
     if taught:
-        set_hash = known.inputs["set"]["sha256"]
-        said = soft_labels(stored, *taught, set_hash, known.classes)[rows]
+        said = soft_labels(stored, *taught, known.classes)[rows]
         labels = targets(args.labels, said, labels, known.splits.train.labels)
     made = Material(stored.read(rows), labels, args.take if args.recycle else 1)
     return with_real(made, known.splits.train, real, seed) if real else made

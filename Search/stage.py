@@ -1,5 +1,6 @@
 """The parts of the stage: begin a study, run its trials, repeat the best, look at test, report, remove what is not chosen."""
 
+import functools
 import logging
 import time
 from statistics import mean
@@ -149,13 +150,12 @@ def run_budget(args, known, study, context):
         PassingError: The time was over before the budget was complete: nothing may take this for a finished search.
         UserError: No trial was completed.
     """
-    outdated = [known.folder]
+    remove_once = functools.cache(remove_drawn)  # what somebody lets draw while the search runs stays
 
     def tried(trial):
         # Before there was a trial a worker that began at the same moment may have named other settings.
         claim_study(study, args, known, resolve_precision(args.precision))
-        while outdated:  # once: what somebody lets draw while the search runs stays
-            remove_drawn(outdated.pop())
+        remove_once(known.folder)
         return objective(trial, context)
 
     finished = len(trials(study, *FINISHED))
