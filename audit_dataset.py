@@ -52,20 +52,14 @@ def parse_args(argv=None):
         help="most images of each side for the denoising loss of the adapted model; 0: leave it out (1000)")  # fmt: skip
     add("--shadows", default=SHADOWS, type=integer(0, 1000),
         help="shadow classifiers of the attack on classifiers, each a training; 0: leave it out (16)")  # fmt: skip
-    add(
-        "--shadow_epochs",
-        type=integer(1),
-        help="most epochs of a shadow (those of the classifier trained on real images)",
-    )
+    add("--shadow_epochs", type=integer(1), help="most epochs of a shadow (those of the classifier trained on real images)")
     add("--to", type=Path, help="folder of the page and all that goes with it (that in which the set's folder lies)")
     add("--fid", action="store_true", help="Frechet distances too, which depend on the number of images")
     add_model_flags(parser)
     add("--restart", action="store_true", help="make the audit anew; what is computed once for the images stays")
     args = finish_args(parser, argv)
     if args.shadows == 1:
-        parser.error(
-            "argument --shadows: must be 0, or 2 or more: an image must be inside of one and outside of another"
-        )
+        parser.error("argument --shadows: must be 0, or 2 or more: an image must be inside of one and outside of another")
     return args
 
 

@@ -141,9 +141,7 @@ def train_classifier(args, known=None):
     if known.done:
         return None
     spec, folder = known.spec, known.folder
-    log.info(
-        "classifier %s on %s, %s images, %s -> %s", args.classifier, spec.name, known.source, device_name(), folder
-    )
+    log.info("classifier %s on %s, %s images, %s -> %s", args.classifier, spec.name, known.source, device_name(), folder)
     missing = missing_repeats(args, known) if args.train else []
     start_devices(args)
     if missing:

@@ -99,16 +99,12 @@ def table(header, rows, caption=""):
     right = [bool(i and rows) and all(is_number(row[i]) for row in rows) for i in range(len(header))]
 
     def line(cells, tag):
-        marked = (
-            f'<{tag} class="n">{text(c)}</{tag}>' if n else f"<{tag}>{text(c)}</{tag}>" for c, n in zip(cells, right)
-        )
+        marked = (f'<{tag} class="n">{text(c)}</{tag}>' if n else f"<{tag}>{text(c)}</{tag}>" for c, n in zip(cells, right))
         return "<tr>" + "".join(marked) + "</tr>"
 
     body = "\n".join(line(row, "td") for row in rows)
     told = f"<caption>{text(caption)}</caption>" if caption else ""
-    return (
-        f'<div class="scroll"><table>{told}<thead>{line(header, "th")}</thead><tbody>\n{body}\n</tbody></table></div>'
-    )
+    return f'<div class="scroll"><table>{told}<thead>{line(header, "th")}</thead><tbody>\n{body}\n</tbody></table></div>'
 
 
 def cards(values):

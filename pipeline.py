@@ -78,9 +78,7 @@ def plan(args):
             f"--also: nobody has trained or trains the --filter_classifier {', '.join(judges)} on the real images: give --classifier."
         )
     if any(each.repeat for each in trainings) or any(each.shard[1] > 1 for each in generations):
-        raise UserError(
-            "--also: a stage is done as a whole: no --shard I/N and no --repeats I/N (--ray divides them itself)."
-        )
+        raise UserError("--also: a stage is done as a whole: no --shard I/N and no --repeats I/N (--ray divides them itself).")
     for address in {each.storage for each in searches if each.storage is not None}:
         from Search.storages import check_address
 
@@ -109,14 +107,10 @@ def check_classifiers(args, experiment, stages):
         UserError: They are of different kinds, are not tested, or are not of the sizes of --sizes.
     """
     if len(kinds := sorted({stage.classifier for stage in stages})) > 1:
-        raise UserError(
-            f"--also: classifiers of different kinds are not compared ({', '.join(kinds)}): give --classifier."
-        )
+        raise UserError(f"--also: classifiers of different kinds are not compared ({', '.join(kinds)}): give --classifier.")
     if not all(stage.test for stage in stages):
         raise UserError("--also: the pipeline ends with the accuracies on test, so classifiers are tested.")
-    if any(
-        stage.synthetic_dir and stage.synthetic_dir.parent != experiment.synthetic_root.resolve() for stage in stages
-    ):
+    if any(stage.synthetic_dir and stage.synthetic_dir.parent != experiment.synthetic_root.resolve() for stage in stages):
         raise UserError(f"--also: --synthetic_dir must name a set of the experiment, in {experiment.synthetic_root}.")
     if [stage.take for stage in stages if stage.synthetic] != args.sizes:
         raise UserError("--also: how large the synthetic sets are is said by --sizes.")
@@ -134,9 +128,7 @@ def named_paths(args, of_script):
     """
     trainings, named = of_script["classifier_training"], set()
     if any(str(each.storage).startswith(FILES) for each in of_script["hyp_opt"]):
-        raise UserError(
-            "--carry: a --storage that is a file lies on one node: leave it out, or name a database server."
-        )
+        raise UserError("--carry: a --storage that is a file lies on one node: leave it out, or name a database server.")
     if any(each.labels != "hard" for each in trainings):
         raise UserError(
             "--carry: classifiers with labels of a teacher (of --recipe best) share it, which needs a folder that all nodes "

@@ -164,9 +164,7 @@ def cas_curve(sources, path, title=""):
             largest = max([largest, *sizes])
             if "real" in results:
                 dashes = (5 * i, (5, 5))  # the second source's fill the gaps of the first's where the two coincide
-                told = (
-                    f"{label}, trained on real{levers_beside(results)}{epochs_beside(results)}{tests_beside(results)}"
-                )
+                told = f"{label}, trained on real{levers_beside(results)}{epochs_beside(results)}{tests_beside(results)}"
                 axis.axhline(results["real"][score], color=colour, linestyle=dashes, label=told)
                 if interval := interval_of(results["real"], score):
                     axis.axhspan(*interval, color=colour, alpha=0.1, linewidth=0)
@@ -219,9 +217,7 @@ def pipeline_bars(sources, score, path):
             axis.vlines(place, *interval, color="black", alpha=0.6, linewidth=0.9)
             axis.text(place, interval[1] + 0.005, f"{step[score]:.3f}", ha="center", va="bottom", fontsize=7)
     names = [
-        "\n".join(
-            [plain(dataset, 24), *([plain(label, 24)] if len(sources) > 1 else []), *cautions(sources[label][dataset])]
-        )
+        "\n".join([plain(dataset, 24), *([plain(label, 24)] if len(sources) > 1 else []), *cautions(sources[label][dataset])])
         for dataset, label in groups
     ]
     axis.set_xticks(range(len(groups)), names)

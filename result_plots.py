@@ -30,10 +30,7 @@ def experiment_cas_curve(experiment):
         UserError: There are no accuracies of the dataset.
     """
     with locked(experiment.cas_plot):  # of several tasks the last to draw has read what all before it have noted
-        found = {
-            "published": published_curves(),
-            f"experiment {experiment.exp}": read_results(experiment.cas_file, CAS_SCHEMA),
-        }
+        found = {"published": published_curves(), f"experiment {experiment.exp}": read_results(experiment.cas_file, CAS_SCHEMA)}
         sources = {
             f"{source} {classifier}": datasets[experiment.dataset]
             for source, results in found.items()

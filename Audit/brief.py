@@ -17,18 +17,11 @@ def brief(found):
         tables.append({"header": ["how frequent classes are"], "rows": [[told]]})
     shared = {"exactly": found["copies"]["exact"], "nearly": found["copies"]["near"]}
     rows = [
-        [f"images that stand in the training images too, {how}", str(of["the set and train"])]
-        for how, of in shared.items()
+        [f"images that stand in the training images too, {how}", str(of["the set and train"])] for how, of in shared.items()
     ]
     tables.append({"header": ["copies", "images"], "rows": rows})
     if made := attacks(found):
-        header = [
-            "membership, by",
-            "AUC (95 % interval)",
-            "true positives at 1 % false ones",
-            "the same by chance",
-            "p",
-        ]
+        header = ["membership, by", "AUC (95 % interval)", "true positives at 1 % false ones", "the same by chance", "p"]
         tables.append({"header": header, "rows": [attack_row(*attack) for attack in made.items()]})
     if found["missing"]:
         tables.append({"header": ["not done"], "rows": [[reason] for reason in found["missing"]]})

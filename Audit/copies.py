@@ -48,10 +48,7 @@ def nearest_rows(seen, rows, others, other_rows, field, same=False):
         field: Of the features.
         same: Whether both are the same images: then an image is not its own neighbour.
     """
-    reference, pieces = (
-        others.features(field, other_rows),
-        [rows] if same else np.array_split(rows, -(-len(rows) // MOST)),
-    )
+    reference, pieces = (others.features(field, other_rows), [rows] if same else np.array_split(rows, -(-len(rows) // MOST)))
     found = [nearest(seen.features(field, piece), reference, same) for piece in pieces]
     distances, places = map(np.concatenate, zip(*found))
     return distances, other_rows[places]

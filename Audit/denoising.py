@@ -34,10 +34,7 @@ def denoising_losses(diffusion, moments, labels, numbers, seed):
             whole = min(size, len(labels) - start)
             for i, timestep in enumerate(TIMESTEPS):
                 noise = np.stack(
-                    [
-                        random_stream(seed, "audit_noise", int(n), i).standard_normal(shape, "float32")
-                        for n in numbers[rows]
-                    ]
+                    [random_stream(seed, "audit_noise", int(n), i).standard_normal(shape, "float32") for n in numbers[rows]]
                 )
                 batch = {
                     "moments": np.asarray(moments[rows]), "latent_noise": np.zeros_like(noise), "noise": noise,

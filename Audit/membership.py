@@ -46,8 +46,7 @@ def ask_model(args, known, found):
         **({} if known.epochs["enc"] else {"fresh_encoder": made_with}),
     }
     kept = (
-        known.experiment.seen_dir
-        / f"{known.spec.name}_losses_{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]}.npz"
+        known.experiment.seen_dir / f"{known.spec.name}_losses_{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]}.npz"
     )
     if kept.exists():
         with plain_arrays(kept) as losses:
@@ -57,9 +56,7 @@ def ask_model(args, known, found):
         make_repeatable(made_with)  # for a fresh Class Encoder
         with precision(args.precision):
             classes = len(known.inputs["classes"])
-            diffusion = load_diffusion(
-                BACKBONES[args.backbone], classes, args.weights_dir, **known.epochs, decoder=False
-            )
+            diffusion = load_diffusion(BACKBONES[args.backbone], classes, args.weights_dir, **known.epochs, decoder=False)
     except UserError as error:  # pretrained weights that are not to be had
         found["missing"].append(f"{what}: {error}")
         found["later"] = True  # the same command may have them

@@ -77,9 +77,7 @@ def candidates(block, reference, squares, own):
     """
     rows, places, values = np.arange(len(block)), [], []
     for start in range(0, len(reference), REFERENCE):
-        found = block @ (
-            -2 * reference[start : start + REFERENCE].T
-        )  # less the square of the row, which is the same for all
+        found = block @ (-2 * reference[start : start + REFERENCE].T)  # less the square of the row, which is the same for all
         found += squares[start : start + REFERENCE]
         if own is not None:
             inside = (rows + own >= start) & (rows + own < start + found.shape[1])

@@ -128,10 +128,7 @@ def copies_part(views, most, seed, folder):
     for one, other in (("val", "train"), ("test", "train"), ("test", "val")):
         exact[f"{one} and {other}"] = copies.exact_between(splits[one], splits[other])
         near[f"{one} and {other}"] = copies.near_between(splits[one], views.read[one], splits[other], views.read[other])
-    asked = {
-        "generated": views.fake,
-        "real test images": views.test,
-    }  # the latter show what an extractor does by itself
+    asked = {"generated": views.fake, "real test images": views.test}  # the latter show what an extractor does by itself
     nearer = {
         field: {
             who: copies.nearer_to_training(seen, seen.sample(most, seed), views.train, views.val, field, seed)
@@ -166,7 +163,5 @@ def samples_picture(views, classes, path):
     labels = np.repeat(np.arange(len(classes)), counts)
     if not len(labels):
         return None
-    images = [
-        read(np.concatenate([rows[:count] for rows, count in zip(of_classes, counts)])) for of_classes, read in shown
-    ]
+    images = [read(np.concatenate([rows[:count] for rows, count in zip(of_classes, counts)])) for of_classes, read in shown]
     return side_by_side(*images, labels, classes, path, ("real, of the training images", "generated"))

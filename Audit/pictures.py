@@ -25,13 +25,10 @@ def nearest_sheet(generated, training, held_out, distances, path, title):
     for row, axis in enumerate(axes[:, 0]):
         here = slice(row * COLUMNS, (row + 1) * COLUMNS)
         lines = [
-            np.concatenate([part[here], blank(part, COLUMNS - len(part[here]))])
-            for part in (generated, training, held_out)
+            np.concatenate([part[here], blank(part, COLUMNS - len(part[here]))]) for part in (generated, training, held_out)
         ]
         axis.imshow(grid(enlarge(np.concatenate(lines)), COLUMNS), interpolation="nearest")
-        axis.set_yticks(
-            [(side + 2) * (i + 0.5) for i in range(3)], ["generated", "nearest in training", "nearest held out"]
-        )
+        axis.set_yticks([(side + 2) * (i + 0.5) for i in range(3)], ["generated", "nearest in training", "nearest held out"])
         places = [(side + 2) * i + side / 2 for i in range(len(distances[here]))]
         axis.set_xticks(places, [f"{distance:.3g}" for distance in distances[here]], fontsize=8)
         axis.tick_params(length=0)
@@ -62,8 +59,7 @@ def trade_off(points, path):
         axis.annotate(point["name"], (point["auc"], point["accuracy"]), (6, 5), textcoords="offset points", fontsize=9)
     axis.axvline(0.5, color="black", alpha=0.5, linewidth=0.8, linestyle=":")
     axis.set(
-        xlabel="AUC of the likelihood-ratio attack (0.5: the attack learns nothing)",
-        ylabel="accuracy on real test images",
+        xlabel="AUC of the likelihood-ratio attack (0.5: the attack learns nothing)", ylabel="accuracy on real test images"
     )
     axis.grid(alpha=0.3)
     axis.margins(0.12)

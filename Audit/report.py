@@ -52,9 +52,7 @@ def attacks(found):
     """{name: `strength`} of all attacks that were made."""
     model = {"denoising loss of the adapted model": found["denoising"]} if found["denoising"] else {}
     learnt = {"real": "the real images", "teacher": "the real images (the teacher)"} | found["learnt"]
-    named = {
-        f"likelihood ratio, classifier that has learnt {learnt[name]}": of for name, of in found["classifiers"].items()
-    }
+    named = {f"likelihood ratio, classifier that has learnt {learnt[name]}": of for name, of in found["classifiers"].items()}
     return model | named
 
 
@@ -127,17 +125,13 @@ def glance(found, known):
         if size != "real":
             ends = interval_of(entry, "top_1_accuracy")
             sure = f" ({ends[0]:.3f} to {ends[1]:.3f})" if ends else ""
-            told[f"accuracy of a classifier that has learnt {found['learnt'][size]}{sure}"] = (
-                f"{entry['top_1_accuracy']:.3f}"
-            )
+            told[f"accuracy of a classifier that has learnt {found['learnt'][size]}{sure}"] = f"{entry['top_1_accuracy']:.3f}"
     if "missing" not in quality:
         told["coverage: share of real images with a generated one near by (pixels)"] = f"{quality['coverage']:.2f}"
         told["precision: share of generated images among the real ones (pixels)"] = f"{quality['precision']:.2f}"
     told["generated images with the very pixels of a training image"] = found["copies"]["exact"]["the set and train"]
     share, usual = (nearer[who]["share"] for who in ("generated", "real test images"))
-    told[f"share nearer to training than to validation images; of real test images {usual:.2f} (pixels)"] = (
-        f"{share:.2f}"
-    )
+    told[f"share nearer to training than to validation images; of real test images {usual:.2f} (pixels)"] = f"{share:.2f}"
     if found["denoising"]:
         of = "AUC of telling training images by the model's denoising loss; 0.5 is chance"
         told[of] = f"{found['denoising']['auc']:.2f}"
@@ -277,9 +271,7 @@ def trade_part(found, known):
     told = points(found, known.entries)
     if not told:
         return ""
-    of = [
-        p["name"] + (f" (accuracy: mean of {p['repeats']}; AUC of the first)" if p["repeats"] > 1 else "") for p in told
-    ]
+    of = [p["name"] + (f" (accuracy: mean of {p['repeats']}; AUC of the first)" if p["repeats"] > 1 else "") for p in told]
     rows = [[name, f"{p['accuracy']:.3f}", f"{p['auc']:.3f}", f"{p['score']:.3f}"] for name, p in zip(of, told)]
     picture = trade_off(told, known.folder / "accuracy_and_privacy.png")
     return pages.section(

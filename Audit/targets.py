@@ -17,9 +17,7 @@ REAL = "real"
 def classifier_entries(experiment, classifier, source):
     """Results of classifiers that have learnt from the real images or from this set: {"real" or size: entry}."""
     entries = cas_results(experiment).get(classifier, {}).get(experiment.dataset, {})
-    sizes = sorted(
-        (size for size in entries if size != REAL and is_of(entries[size], size, source)), key=lambda s: int(s[1:])
-    )
+    sizes = sorted((size for size in entries if size != REAL and is_of(entries[size], size, source)), key=lambda s: int(s[1:]))
     return {size: entries[size] for size in ([REAL] if REAL in entries else []) + sizes}
 
 
@@ -53,9 +51,7 @@ def trained(experiment, entries, inputs, source):
             lacking.append(f"the classifier {name}: it was tested on other images")
         elif other_inputs(folder, inputs, ["train"]) if name == REAL else other_members:
             whose = "it" if name == REAL else "its generator"
-            lacking.append(
-                f"the classifier {name}: {whose} has learnt from other images than the training images of today"
-            )
+            lacking.append(f"the classifier {name}: {whose} has learnt from other images than the training images of today")
         else:
             found[name] = folder
     return found, lacking

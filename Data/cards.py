@@ -15,13 +15,7 @@ CITATION = """@article{lomurno2024stable,
   journal={arXiv preprint arXiv:2405.02698},
   year={2024}
 }"""
-SIZES = (
-    (1_000, "n<1K"),
-    (10_000, "1K<n<10K"),
-    (100_000, "10K<n<100K"),
-    (1_000_000, "100K<n<1M"),
-    (10_000_000, "1M<n<10M"),
-)
+SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"), (10_000_000, "1M<n<10M"))
 # What settings of a manifest are called in a card.
 WORDS = {
     "backbone": "backbone", "enc_epoch": "epoch of the Class Encoder (0: fresh)", "dif_epoch": "epoch of the UNet (0: pretrained)",
@@ -64,9 +58,7 @@ def card(source, layout, licences, credits, measured, doubts, audit, audited=Fal
         audit: Tables of an audit, [{"header", "rows"}]; empty where there was none.
         audited: Whether there was one, of these images or of others.
     """
-    soft = [
-        "In `hf` and `webdataset` each image has a soft label, what a classifier trained on the real images says of it."
-    ]
+    soft = ["In `hf` and `webdataset` each image has a soft label, what a classifier trained on the real images says of it."]
     parts = [
         f"# {title(source)}", f"**Generated images.** {summary(source)}", *classes_part(source, layout),
         "## Files", layout.files, *(soft if source.soft_labels is not None else []), f"```python\n{layout.reading}\n```",
@@ -102,11 +94,7 @@ def metadata(source, layout, licences):
 
 def table(header, rows):
     """A table in Markdown, whose cells are plain text: Markdown finds nothing in them."""
-    lines = [
-        [markdown(cell) for cell in header],
-        ["---"] * len(header),
-        *([markdown(cell) for cell in row] for row in rows),
-    ]
+    lines = [[markdown(cell) for cell in header], ["---"] * len(header), *([markdown(cell) for cell in row] for row in rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
@@ -143,9 +131,7 @@ def from_part(source, licence, credit):
     known = origin(source.spec)
     if not known:
         by = f": {markdown(credit)}." if credit else ", a dataset of whoever made this one."
-        return [
-            f"The training images of `{source.spec.name}`{by}" + (f" Licence: {linked(licence)}." if licence else "")
-        ]
+        return [f"The training images of `{source.spec.name}`{by}" + (f" Licence: {linked(licence)}." if licence else "")]
     told = f"The training images of [{source.spec.name}]({known.page}): {known.citation}."
     return [told + (f" Licence: {linked(licence)}." if licence else " Their authors state no licence.")]
 
@@ -162,8 +148,7 @@ def measured_part(source, measured, doubts):
     return [
         told,
         table(
-            ["classifier", "trained on", "beyond the paper's recipe", "top-1", "95 % interval", "top-5", "balanced"],
-            measured,
+            ["classifier", "trained on", "beyond the paper's recipe", "top-1", "95 % interval", "top-5", "balanced"], measured
         ),
         *doubtful,
     ]
@@ -171,9 +156,7 @@ def measured_part(source, measured, doubts):
 
 def audit_part(audit, audited):
     if not audit:
-        there = (
-            "One was made of other images or classifiers than those of now" if audited else "None lies beside the set"
-        )
+        there = "One was made of other images or classifiers than those of now" if audited else "None lies beside the set"
         return [f"{there}: how near these images come to single training images is not known."]
     told = "In brief: the audit's own file and page have every figure with what it depends on. None of them is a measure of privacy."
     return [*(table(each["header"], each["rows"]) for each in audit), told]
@@ -191,9 +174,7 @@ def licence_part(source, licences):
     if of_data:
         parts = [f"The licence of the real images is carried over: {linked(of_data)} asks that {of_data.duty}."]
     else:
-        parts = [
-            f"No licence is known for the real images of {source.spec.name}: ask their authors before you use these."
-        ]
+        parts = [f"No licence is known for the real images of {source.spec.name}: ask their authors before you use these."]
     if of_weights and not of_weights.page:
         parts.append(f"The weights were not the backbone's own: {of_weights.duty}.")
     elif of_weights:

@@ -114,9 +114,7 @@ def parquet_fields(layout):
 def file_fields(layout):
     """Fields of metadata.parquet, and the image whose path a line names."""
     (table,) = layout.tables
-    content, name = (
-        {"fileSet": {"@id": "images"}, "extract": {"fileProperty": known}} for known in ("content", "filename")
-    )
+    content, name = ({"fileSet": {"@id": "images"}, "extract": {"fileProperty": known}} for known in ("content", "filename"))
     path = {"fileObject": {"@id": table}, "extract": {"column": "file_name"}, "transform": {"regex": "(?:.*/)?(.*)"}}
     fields = [one_field("image", "image", content), one_field("file_name", "string", path) | {"references": name}]
     for name, kind in layout.features.items():

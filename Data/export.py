@@ -162,11 +162,7 @@ def write_webdataset(folder, source, images):
         tar.add(f"{image.name}.json", json.dumps(image.facts, ensure_ascii=False).encode())
     tar.close()
     shards = f"train-{{000000..{number - 1:06d}}}.tar" if number > 1 else "train-000000.tar"
-    mixed = (
-        " The classes come in turn, so each tar holds all of them."
-        if max(source.counts) - min(source.counts) <= 1
-        else ""
-    )
+    mixed = " The classes come in turn, so each tar holds all of them." if max(source.counts) - min(source.counts) <= 1 else ""
     return Layout(
         f"`{shards}`: of each image its PNG, its label (`.cls`), and its class and settings (`.json`).{mixed}",
         f'import webdataset\n\ntrain = webdataset.WebDataset("FOLDER/{shards}", shardshuffle=False).decode("rgb8")\n'
@@ -221,15 +217,11 @@ def write_array(archive, name, shape, kind, rows):
 
 
 def npz_layout(name, spec, real):
-    files = (
-        f"`{name}`: `train_images` and `train_labels`, with MedMNIST's keys, shapes and types, at {spec.resolution} px."
-    )
+    files = f"`{name}`: `train_images` and `train_labels`, with MedMNIST's keys, shapes and types, at {spec.resolution} px."
     if real:
         files += f" **`{'` and `'.join(f'{split}_images' for split in real)}` are real images**, not generated ones."
     if spec.source == "medmnist" and spec.resolution in MEDMNIST_SIDES:
-        files += (
-            " The `medmnist` package reads it; its `len()` insists on the official number of images, so count `imgs`."
-        )
+        files += " The `medmnist` package reads it; its `len()` insists on the official number of images, so count `imgs`."
         reading = f"""import medmnist
 
 Dataset = getattr(medmnist, medmnist.INFO["{spec.name}"]["python_class"])
@@ -263,9 +255,7 @@ def write_folders(folder, source, images):
     if changed := [name for name, of_class in zip(names, source.classes) if name != of_class]:
         told += f" {len(changed)} folders could not be named exactly as their class, or not alone: see the table."
     # Keras takes 256 px where nothing is said.
-    reading = (
-        f'import keras\n\ntrain = keras.utils.image_dataset_from_directory("FOLDER/train", image_size=({side}, {side}))'
-    )
+    reading = f'import keras\n\ntrain = keras.utils.image_dataset_from_directory("FOLDER/train", image_size=({side}, {side}))'
     return Layout(told, reading, folders=tuple(names))
 
 

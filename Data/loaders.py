@@ -11,15 +11,7 @@ import numpy as np
 from Data.folders import BROKEN, Unused, scan_folder
 from Data.npz import SPLITS, read_npz, read_rows
 from Data.oddities import warn_of_oddities
-from Data.own_split import (
-    Recorded,
-    check_digests,
-    checked_division,
-    first_copies,
-    places_of,
-    record_split,
-    recorded_split,
-)
+from Data.own_split import Recorded, check_digests, checked_division, first_copies, places_of, record_split, recorded_split
 from Data.pictures import Files, readable_images
 from Data.registry import MEDMNIST_SIDES, class_names, medmnist_info
 from Data.report import Report
@@ -248,9 +240,7 @@ def load_folder(spec, seed, side, experiment):
         images, labels, names[split] = without(lost, images, labels, files)
         gone = [shown(spec.classes[c]) for c in range(spec.num_classes) if not (labels == c).any()]
         if gone:
-            raise UserError(
-                f"{shown(scan.path)}, {split}: no image of these classes can be read: {first_ten(gone, ', ')}"
-            )
+            raise UserError(f"{shown(scan.path)}, {split}: no image of these classes can be read: {first_ten(gone, ', ')}")
         splits[split] = Split(resize_images(images, side) if side else images, labels)
     if keeps:
         keep_split(experiment, scan, digests, recorded, seed)

@@ -69,9 +69,5 @@ def check_pixels(png):
     """
     for part in chunks(png):
         length = int.from_bytes(part[:4], "big")
-        if (
-            part[4:8] == b"IDAT"
-            and len(part) == length + 12
-            and zlib.crc32(part[4:-4]) != int.from_bytes(part[-4:], "big")
-        ):
+        if part[4:8] == b"IDAT" and len(part) == length + 12 and zlib.crc32(part[4:-4]) != int.from_bytes(part[-4:], "big"):
             raise ValueError("the checksum of its pixels is wrong: the file is damaged")

@@ -35,8 +35,7 @@ def cas_rows(experiment, source):
         rows.append([classifier, learned, *scores(entry, source.spec.num_classes)])
     balanced = f"{1 / source.spec.num_classes:.4f}"
     return rows + [
-        ["none", "nothing: always the largest class", "nothing", f"{share:.4f}", "", "", balanced]
-        for share in sorted(shares)
+        ["none", "nothing: always the largest class", "nothing", f"{share:.4f}", "", "", balanced] for share in sorted(shares)
     ]
 
 
@@ -75,9 +74,7 @@ def is_of(entry, size, source):
         return False
     folder = str(made.get("folder"))
     if folder == source.folder.name and entry.get("content", short(source.sha256)) != short(source.sha256):
-        log.warning(
-            "%s of the results was measured on other images than %s holds now: it is left out", size, source.folder
-        )
+        log.warning("%s of the results was measured on other images than %s holds now: it is left out", size, source.folder)
         return False
     if folder != source.folder.name and (size_from_name(folder) or source.total + 1) > source.total:
         return False

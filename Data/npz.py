@@ -105,9 +105,7 @@ def labels_of(data, path, split):
         raise UserError(f"{path}: {key} is no array of NumPy.")
     if labels.ndim == 2 and labels.shape[1] > 1:
         found = labels.dtype.kind in "biuf" and np.isin(labels, (0, 1)).all() and (labels.sum(axis=1) == 1).all()
-        what = (
-            "one-hot: store labels.argmax(axis=1)" if found else "several for an image, which no classifier here takes"
-        )
+        what = "one-hot: store labels.argmax(axis=1)" if found else "several for an image, which no classifier here takes"
         raise UserError(f"{path}: {key} must be (N,) or (N, 1). Received: {labels.shape}, {what}")
     whole = labels.dtype.kind in "biuU"
     if labels.dtype.kind == "f":
@@ -181,9 +179,7 @@ def check_shape(data, path, split, labels):
             hint = " (channels come last: store images.transpose(0, 2, 3, 1))"
         elif len(shape) == 5 or len(shape) == 4 and channels[0] > 4:
             hint = " (volumes are not images)"
-        raise UserError(
-            f"{path}: {key} must be uint8 (N, H, W), (N, H, W, 1) or (N, H, W, 3). Received: {dtype} {shape}{hint}"
-        )
+        raise UserError(f"{path}: {key} must be uint8 (N, H, W), (N, H, W, 1) or (N, H, W, 3). Received: {dtype} {shape}{hint}")
     if 0 in shape or shape[0] != labels:
         raise UserError(f"{path}: {key} must be one image for each label. Received: {shape} with {labels} labels")
 

@@ -138,9 +138,7 @@ def with_copies(labels, whole, seed, classes, first, copies):
     log.info("%d files are copies of others: each comes into the same part as the first", len(copies))
     alone = np.setdiff1d(np.arange(len(first)), copies)
     parts = checked_division(labels[alone], whole, seed, classes)
-    return {
-        name: np.concatenate([alone[part], copies[np.isin(first[copies], alone[part])]]) for name, part in parts.items()
-    }
+    return {name: np.concatenate([alone[part], copies[np.isin(first[copies], alone[part])]]) for name, part in parts.items()}
 
 
 class Recorded(NamedTuple):

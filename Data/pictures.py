@@ -21,22 +21,7 @@ from Experiment.text import first_ten, shown
 BROKEN_IMAGE = (OSError, ValueError, SyntaxError, EOFError, TypeError, LookupError, ArithmeticError, RuntimeError,
                 MemoryError, AttributeError, struct.error, Image.DecompressionBombError)  # fmt: skip
 WHITE = (255, 255, 255)
-RAW_SUFFIXES = {
-    ".dng",
-    ".nef",
-    ".cr2",
-    ".cr3",
-    ".crw",
-    ".arw",
-    ".orf",
-    ".raf",
-    ".rw2",
-    ".pef",
-    ".srw",
-    ".x3f",
-    ".3fr",
-    ".iiq",
-}
+RAW_SUFFIXES = {".dng", ".nef", ".cr2", ".cr3", ".crw", ".arw", ".orf", ".raf", ".rw2", ".pef", ".srw", ".x3f", ".3fr", ".iiq"}
 HEIC_SUFFIXES = {".heic", ".heif", ".hif"}
 HEIC_BRANDS = (b"hei", b"hev")  # beginnings; of brand mif1 the name of the file tells HEIC from AVIF
 HEADER = 32  # bytes that tell the format
@@ -55,13 +40,7 @@ FORMAT_OF_SUFFIX = {".tga": "TGA", ".pcx": "PCX", ".xbm": "XBM"}
 IMAGE_SUFFIXES = set(
     ".png .apng .jpg .jpeg .jpe .jfif .bmp .gif .webp .avif .tif .tiff .ppm .pgm .pbm .pnm .jp2 .j2k .tga .qoi".split()
 )
-PAGED = (
-    "GIF",
-    "TIFF",
-    "WEBP",
-    "PNG",
-    "AVIF",
-)  # whose further pages are images: a JPEG's (MPO) are previews, a PSD's layers
+PAGED = ("GIF", "TIFF", "WEBP", "PNG", "AVIF")  # whose further pages are images: a JPEG's (MPO) are previews, a PSD's layers
 ORIENTATION = 0x0112  # EXIF tag
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,

@@ -195,16 +195,7 @@ def folder_spec(path):
         chosen = f"shorter sides are {smallest}..{largest} px, median {scan.side}; --resolution chooses another"
     side = min(scan.side, MAX_SIDE)
     return DatasetSpec(
-        own_name(Path(path)),
-        "folder",
-        len(scan.classes),
-        side,
-        count,
-        count,
-        scan.classes,
-        scan.path,
-        chosen=chosen,
-        scan=scan,
+        own_name(Path(path)), "folder", len(scan.classes), side, count, count, scan.classes, scan.path, chosen=chosen, scan=scan
     )
 
 
@@ -260,9 +251,7 @@ def augmentations(spec, how):
 def belied_by_mirroring(names):
     """The first of the names of classes that a mirrored image may belie, or that are of another script; None if none may."""
     letter = r"[^\W\d_]"
-    sided = re.compile(
-        rf"\d|left|(?<!b)right|(?<!{letter})({letter}$|[lr]|{SIDES_AND_NUMBERS})(?!{letter})", re.IGNORECASE
-    )
+    sided = re.compile(rf"\d|left|(?<!b)right|(?<!{letter})({letter}$|[lr]|{SIDES_AND_NUMBERS})(?!{letter})", re.IGNORECASE)
     for name in names:
         if any(c.isalpha() and "LATIN" not in unicodedata.name(c, "LATIN") for c in name):  # nobody here can read it
             return name

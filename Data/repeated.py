@@ -32,13 +32,7 @@ def repeated_images(splits):
     for same in np.split(many, np.flatnonzero(np.diff(group[many])) + 1) if len(many) else []:
         pairs += partners(same.tolist(), place, labels)
     return [
-        (
-            SPLITS[place[i]],
-            int(i - first[place[i]]),
-            SPLITS[place[j]],
-            int(j - first[place[j]]),
-            bool(labels[i] != labels[j]),
-        )
+        (SPLITS[place[i]], int(i - first[place[i]]), SPLITS[place[j]], int(j - first[place[j]]), bool(labels[i] != labels[j]))
         for i, j in pairs
     ]
 
@@ -48,9 +42,7 @@ def partners(same, place, labels):
     pairs, firsts, two = [], {}, []  # two: images of different labels; more are not needed
     for i in same:
         found = [
-            firsts.get((split, labels[i]), firsts.get(split))
-            for split in range(3)
-            if split != place[i] and split in firsts
+            firsts.get((split, labels[i]), firsts.get(split)) for split in range(3) if split != place[i] and split in firsts
         ]
         other = next((j for j in two if labels[j] != labels[i]), None)
         if other is not None and all(labels[j] == labels[i] for j in found):
@@ -73,7 +65,9 @@ def looks_repeated(splits, pairs):
     exact = {i for a, i, b, _, _ in pairs if (a, b) == ("test", "train")}
     found, looked_at = near_copies(splits.test, splits.train)
     found = [pair for pair in found if pair[0] not in exact]
-    words = f"{len(found)} of {looked_at} test images look like one in train (copies that were resized, compressed or mirrored?)"
+    words = (
+        f"{len(found)} of {looked_at} test images look like one in train (copies that were resized, compressed or mirrored?)"
+    )
     return found, words if found else ""
 
 

@@ -39,9 +39,7 @@ class Report:
         read = self.splits.train.images.shape[1]
         side = f"{self.spec.resolution} px" + (f" (read at {read} px)" if read != self.spec.resolution else "")
         chosen = f" ({self.spec.chosen})" if self.spec.chosen else ""
-        return (
-            f"{self.spec.name}: {'; '.join(used)}; {side}{chosen}; not used: {counts_of_unused(self.unused) or 'none'}"
-        )
+        return f"{self.spec.name}: {'; '.join(used)}; {side}{chosen}; not used: {counts_of_unused(self.unused) or 'none'}"
 
     def warning(self):
         """One line on images that stand twice, empty where there are none."""
@@ -116,9 +114,7 @@ def counts_of_unused(unused):
             continue
         if reason == LATER_PAGES:
             pages = sum(int(item.detail) for item in found)
-            told.append(
-                f"{pages} later pages of {len(found)} files ({first_ten([shown(i.file) for i in found], ', ')})"
-            )
+            told.append(f"{pages} later pages of {len(found)} files ({first_ten([shown(i.file) for i in found], ', ')})")
             continue
         details = Counter(item.detail for item in found if item.detail) if reason not in (BROKEN, BESIDE) else {}
         names = [f"{shown(name)} {count}" for name, count in Counter(details).most_common()]

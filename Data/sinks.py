@@ -181,10 +181,7 @@ class TarSink:
     def sync(self):
         with self.lock:
             for log in self.unsynced:
-                with (
-                    contextlib.suppress(FileNotFoundError),
-                    open(log, "rb+") as file,
-                ):  # gone: another process packed it
+                with contextlib.suppress(FileNotFoundError), open(log, "rb+") as file:  # gone: another process packed it
                     os.fsync(file.fileno())
             self.unsynced.clear()
 

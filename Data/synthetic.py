@@ -126,19 +126,11 @@ class SyntheticWriter:
         self.drain()
         stored = {"store": self.store}
         store = open_store(self.folder, len(self.counts), stored)
-        names = [
-            [f"{folder.name}/{image_name(i)}" for i in range(n)] for folder, n in zip(self.class_folders, self.counts)
-        ]
+        names = [[f"{folder.name}/{image_name(i)}" for i in range(n)] for folder, n in zip(self.class_folders, self.counts)]
         if self.store != FILES and store.names != names:
             raise PassingError(f"{self.folder} has not the images {self.counts} a class: run the same command again.")
         digests = class_hashes(names, store.read, self.hashes)
-        manifest = {
-            "total": sum(self.counts),
-            "counts": self.counts,
-            "sha256": digests,
-            **without_off(stored),
-            **settings,
-        }
+        manifest = {"total": sum(self.counts), "counts": self.counts, "sha256": digests, **without_off(stored), **settings}
         write_json(self.folder / MANIFEST, manifest)
         keep_hashes(self.folder, store, digests)
         return digests
@@ -158,9 +150,7 @@ def open_set(folder, num_classes):
     there = [len(of_class) for of_class in store.names]
     if manifest and manifest.get("counts") != there:
         if others := [name for of_class in store.names for name in of_class if not MEMBER.fullmatch(name)]:
-            raise UserError(
-                f"{folder} holds images that its manifest does not count: {first_ten(others)}. Remove them."
-            )
+            raise UserError(f"{folder} holds images that its manifest does not count: {first_ten(others)}. Remove them.")
         raise UserError(
             f"{Path(folder) / MANIFEST} counts {manifest.get('counts')} images a class, but there are {there}: the command "
             "that made the set makes what is missing."

@@ -27,6 +27,4 @@ def check_room(folder, needed, what):
     there = next(place for place in (folder, *folder.parents) if place.exists())
     free = shutil.disk_usage(there).free
     if free < needed:
-        raise UserError(
-            f"{what} takes {bytes_in_words(needed)}, and {there} has {bytes_in_words(free)} left for {folder}."
-        )
+        raise UserError(f"{what} takes {bytes_in_words(needed)}, and {there} has {bytes_in_words(free)} left for {folder}.")

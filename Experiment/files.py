@@ -176,10 +176,7 @@ def change_json(path, change):
 
 def write_csv(path, rows):
     """Write a list of dicts with the same keys as a CSV file."""
-    with (
-        atomic_path(path) as partial,
-        open(partial, "w", newline="", encoding="utf-8", errors="backslashreplace") as file,
-    ):
+    with atomic_path(path) as partial, open(partial, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)

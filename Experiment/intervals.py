@@ -28,11 +28,7 @@ def accuracy_interval(hits):
         return binomial_interval(accuracy, hits.shape[1])
     images, quantile = accuracy * (1 - accuracy) / deviation**2, t.ppf((1 + CONFIDENCE) / 2, freedom)
     middle = (accuracy + quantile**2 / (2 * images)) / (1 + quantile**2 / images)
-    half = (
-        np.sqrt(accuracy * (1 - accuracy) / images + quantile**2 / (4 * images**2))
-        * quantile
-        / (1 + quantile**2 / images)
-    )
+    half = np.sqrt(accuracy * (1 - accuracy) / images + quantile**2 / (4 * images**2)) * quantile / (1 + quantile**2 / images)
     return max(0.0, float(middle - half)), min(1.0, float(middle + half))
 
 

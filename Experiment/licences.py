@@ -33,8 +33,6 @@ OPENRAIL_PLUS = Licence(
     "CreativeML Open RAIL++-M", "openrail++", "https://huggingface.co/stabilityai/stable-diffusion-2/blob/main/LICENSE-MODEL",
     "the uses that its Attachment A rules out stay ruled out, also for images",
 )  # fmt: skip
-OF_OTHER_WEIGHTS = Licence(
-    "the licence of the weights", "other", "", "their licence, which is not known here, holds too"
-)
+OF_OTHER_WEIGHTS = Licence("the licence of the weights", "other", "", "their licence, which is not known here, holds too")
 NOT_KNOWN = Licence("no licence that is known", "unknown", "", "their authors be asked")
 OF_DATA = {licence.name: licence for licence in (CC_BY, CC_BY_NC)}

@@ -106,9 +106,7 @@ def guarded(folder):
     try:
         guard.acquire()
     except Timeout:
-        raise PassingError(
-            f"{guard.lock_file} is held by another process: wait for it (cluster/README.md, locks)."
-        ) from None
+        raise PassingError(f"{guard.lock_file} is held by another process: wait for it (cluster/README.md, locks).") from None
     try:
         yield
     finally:
@@ -216,9 +214,7 @@ def check_claims(path):
     """Raise a UserError if `path` is to be written in a claimed folder that somebody has deleted or replaced since."""
     for lock in CLAIMED:
         if lock.parent in path.parents and not lock.exists():
-            raise UserError(
-                f"{lock.parent} has been deleted while this process was writing in it: run the same command again."
-            )
+            raise UserError(f"{lock.parent} has been deleted while this process was writing in it: run the same command again.")
 
 
 def remove_partial_files(folder, of_dead_only=False):

@@ -108,8 +108,7 @@ def page():
     pipeline = read_results(PUBLISHED_PIPELINE, PIPELINE_SCHEMA)
     real = {dataset: against_real(curve, TEST_IMAGES[dataset]) for dataset, curve in curves.items()}
     constant = {
-        dataset: against_largest(curves[dataset], TEST_IMAGES[dataset], count)
-        for dataset, count in LARGEST_CLASS.items()
+        dataset: against_largest(curves[dataset], TEST_IMAGES[dataset], count) for dataset, count in LARGEST_CLASS.items()
     }
     brought = {dataset: steps(found, TEST_IMAGES[dataset]) for dataset, found in pipeline.items()}
     lines = [*HEAD.strip().split("\n"), "", *rows("synthetic against real", real), "", *LARGEST.strip().split("\n"), "",

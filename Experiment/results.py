@@ -117,9 +117,7 @@ def curve_recipes(entries):
     for name in ("resize", "batch_size", "images of 1x"):
         values = [each.get(name) for each in further]
         if len({*values} - {None}) > 1:
-            recipes = [
-                recipe if None in (recipe, value) else recipe | {name: value} for recipe, value in zip(recipes, values)
-            ]
+            recipes = [recipe if None in (recipe, value) else recipe | {name: value} for recipe, value in zip(recipes, values)]
     if len({entry["test"] for entry in entries if "test" in entry}) < 2:
         return recipes
     tests = [{"test images": entry.get("test", "not recorded")} for entry in entries]

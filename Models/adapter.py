@@ -102,9 +102,7 @@ def load_guide(backbone, part, path, num_classes, weights_dir=None):
         UserError: A file is missing or does not fit.
     """
     if part == "enc":
-        return Guide(
-            encoder=load_weights(class_encoder(num_classes, backbone.hidden_units, backbone.context_shape), path)
-        )
+        return Guide(encoder=load_weights(class_encoder(num_classes, backbone.hidden_units, backbone.context_shape), path))
     return Guide(unet=load_diffusion(backbone, num_classes, weights_dir, dif=path, decoder=False).unet)
 
 

@@ -191,13 +191,9 @@ SD_VAE = {
     "image_encoder": PublishedFile(
         "vae_encoder.h5", SD1_URLS, "c60fb220a40d090e0f86a6ab4c312d113e115c87c40ff75d11ffcf380aab7ebb"
     ),
-    "decoder": PublishedFile(
-        "kcv_decoder.h5", SD1_URLS, "ad350a65cc8bc4a80c8103367e039a3329b4231c2469a1093869a345f55b1962"
-    ),
+    "decoder": PublishedFile("kcv_decoder.h5", SD1_URLS, "ad350a65cc8bc4a80c8103367e039a3329b4231c2469a1093869a345f55b1962"),
 }
-SD1_UNET = PublishedFile(
-    "kcv_diffusion_model.h5", SD1_URLS, "8799ff9763de13d7f30a683d653018e114ed24a6a819667da4f5ee10f9e805fe"
-)
+SD1_UNET = PublishedFile("kcv_diffusion_model.h5", SD1_URLS, "8799ff9763de13d7f30a683d653018e114ed24a6a819667da4f5ee10f9e805fe")
 SD2_UNET = PublishedFile(
     "diffusion_model_v2_1.h5", SD2_URLS, "c31730e91111f98fe0e2dbde4475d381b5287ebb9672b1821796146a25c5132d"
 )

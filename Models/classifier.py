@@ -46,14 +46,7 @@ class KeepState(keras.callbacks.Callback):
 
     def __init__(self, state, stopping, history, best, share):
         super().__init__()
-        self.state, self.stopping, self.history, self.best, self.share, self.due = (
-            state,
-            stopping,
-            history,
-            best,
-            share,
-            0.0,
-        )
+        self.state, self.stopping, self.history, self.best, self.share, self.due = (state, stopping, history, best, share, 0.0)
 
     def on_train_begin(self, logs=None):
         if self.state.epoch:
@@ -184,9 +177,7 @@ class Classifier:
                 raise UserError(f"{state_file} is of another model: start afresh with --restart.")
             callbacks.append(KeepState(state, stopping, history, best, save_share))
             if state.counted and state.counted[1]["wait"] >= stopping.patience:
-                epochs = (
-                    first_epoch  # it had stopped when it was interrupted: only the best weights are still to be taken
-                )
+                epochs = first_epoch  # it had stopped when it was interrupted: only the best weights are still to be taken
         steps = steps or -(-len(train[1]) // (slices * batch_size))
         devices = devices_of(self.model)
         if devices > 1 and batch_size % devices and batch_size < len(train[1]):

@@ -67,9 +67,7 @@ class MeasuredAgainstNoise(keras.layers.Layer):
         return prediction + (noise - target)
 
 
-def denoising_model(
-    unet, context_encoder, latent_scale, side_by_side=1, schedule=STABLE_DIFFUSION, prediction_type="epsilon"
-):
+def denoising_model(unet, context_encoder, latent_scale, side_by_side=1, schedule=STABLE_DIFFUSION, prediction_type="epsilon"):
     """The model whose mean squared error against the noise is the loss of both adaptation steps.
 
     Args:

@@ -20,9 +20,7 @@ def start_devices(args):
     make_repeatable(args.seed, args.deterministic)
     use_hardware("off" if args.deterministic else args.xla, args.tf32)  # XLA does not promise to repeat itself
     if (there := len(used_gpus())) > 1 and getattr(args, "devices", 1) == 1:
-        log.info(
-            "this run computes on the first of %d GPUs (CUDA_VISIBLE_DEVICES before the command chooses others)", there
-        )
+        log.info("this run computes on the first of %d GPUs (CUDA_VISIBLE_DEVICES before the command chooses others)", there)
     if args.deterministic and on_gpu():
         log.info(
             "--deterministic switches off: XLA, the choice of the fastest algorithm for each convolution, and all algorithms "

@@ -95,9 +95,7 @@ def channels(model, kind, levels):
 def write_part(folder, config, named, model):
     """Write the tensors of some variables, and the configuration when they are there."""
     following = getattr(model, "following", AS_PUBLISHED)
-    arrays = {
-        one.diffusers: (lambda one=one: to_foreign(np.asarray(one.variable, "float32"), one.matrix)) for one in named
-    }
+    arrays = {one.diffusers: (lambda one=one: to_foreign(np.asarray(one.variable, "float32"), one.matrix)) for one in named}
     shapes = {one.diffusers: foreign_shapes(tuple(one.variable.shape))[one.matrix] for one in named}
     # In words that our own reader heeds; diffusers asks for `format` alone.
     write_tensors(folder / WEIGHTS, shapes, arrays, {"format": "pt", "numerics": following.numerics})

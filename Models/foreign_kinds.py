@@ -131,9 +131,7 @@ def refuse_other_heads(path, config, heads):
     """
     found = config.get("num_attention_heads") or config.get("attention_head_dim", 8)
     if (list(found) if isinstance(found, list) else [found] * len(heads)) != list(heads):
-        raise UserError(
-            f"{path} has {found} attention heads (attention_head_dim), where {list(heads)} are computed here."
-        )
+        raise UserError(f"{path} has {found} attention heads (attention_head_dim), where {list(heads)} are computed here.")
 
 
 def prediction_of_scheduler(path):
@@ -145,9 +143,7 @@ def prediction_of_scheduler(path):
     config = SCHEDULE_DEFAULTS | read_json(path)
     for key, value in SCHEDULE.items():
         if config[key] != value:
-            raise UserError(
-                f"{path} has {key} {config[key]!r}: only the schedule of Stable Diffusion is computed ({value!r})."
-            )
+            raise UserError(f"{path} has {key} {config[key]!r}: only the schedule of Stable Diffusion is computed ({value!r}).")
     return known_prediction(path, config.get("prediction_type", "epsilon"))
 
 

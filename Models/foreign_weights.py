@@ -125,10 +125,7 @@ class DiffusersFolder(ForeignWeights):
     def folder(self, part):
         folder = self.path / ("unet" if part == "unet" else "vae")
         if not folder.is_dir():
-            there = (
-                "; it has a transformer/: Stable Diffusion 3, or another later one"
-                * (self.path / "transformer").is_dir()
-            )
+            there = "; it has a transformer/: Stable Diffusion 3, or another later one" * (self.path / "transformer").is_dir()
             raise UserError(f"there is no {folder.name}/ in {self.path}{there}; {foreign_kinds.FITS}.")
         return folder
 
@@ -156,9 +153,7 @@ class DiffusersFolder(ForeignWeights):
         places = {with_new_names(name): name for name in tensors.shapes}
         if len(places) < len(tensors.shapes):
             twice = sorted(tensors.shapes.keys() - set(places.values()))
-            raise UserError(
-                f"{self.folder(part)} holds tensors under old and new names at once: {', '.join(twice[:3])}."
-            )
+            raise UserError(f"{self.folder(part)} holds tensors under old and new names at once: {', '.join(twice[:3])}.")
         return tensors, places if part == "unet" else of_part(part, places)
 
     def prediction_type(self):
@@ -167,9 +162,7 @@ class DiffusersFolder(ForeignWeights):
             return foreign_kinds.prediction_of_scheduler(path)
         if self.backbone.context_shape[1] == 768:
             return "epsilon"
-        raise UserError(
-            f"there is no {path}, which says whether the UNet predicts noise (2.x-base) or v (2.x at 768 px)."
-        )
+        raise UserError(f"there is no {path}, which says whether the UNet predicts noise (2.x-base) or v (2.x at 768 px).")
 
 
 class OriginalFile(ForeignWeights):

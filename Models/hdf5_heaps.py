@@ -28,10 +28,7 @@ def check_heaps(file):
         for heap in find_between(raw, HEAP_SIGNATURE, stored_at(file)):
             at, end = heap + 16, heap + int.from_bytes(raw[heap + 8 : heap + 16], "little")
             while at + 16 <= end <= len(raw):
-                number, size = (
-                    int.from_bytes(raw[at : at + 2], "little"),
-                    int.from_bytes(raw[at + 8 : at + 16], "little"),
-                )
+                number, size = (int.from_bytes(raw[at : at + 2], "little"), int.from_bytes(raw[at + 8 : at + 16], "little"))
                 at += 16 + -(-size // 8) * 8 if number else size
                 if not number:
                     break

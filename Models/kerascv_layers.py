@@ -12,15 +12,7 @@ import sys
 import types
 from pathlib import Path
 
-__all__ = [
-    "AttentionBlock",
-    "PaddedConv2D",
-    "ResnetBlock",
-    "bare_packages",
-    "decoder",
-    "diffusion_model",
-    "image_encoder",
-]
+__all__ = ["AttentionBlock", "PaddedConv2D", "ResnetBlock", "bare_packages", "decoder", "diffusion_model", "image_encoder"]
 
 PACKAGES = ("keras_cv", "keras_cv.src", "keras_cv.src.models", "keras_cv.src.models.stable_diffusion")
 

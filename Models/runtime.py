@@ -181,10 +181,6 @@ def fast_feed(make, model):
     def dataset(_=None):
         options = tf.data.Options()
         options.autotune.enabled = False
-        return (
-            tf.data.Dataset.from_generator(make, output_signature=of_any_batch)
-            .prefetch(4 * devices)
-            .with_options(options)
-        )
+        return tf.data.Dataset.from_generator(make, output_signature=of_any_batch).prefetch(4 * devices).with_options(options)
 
     return dataset() if devices == 1 else model.distribute_strategy.distribute_datasets_from_function(dataset)

@@ -30,9 +30,7 @@ def sheet_writer(diffusion, names, seed, folder, title):
     numbers, labels = first_of_each_class(len(names), columns, MAX_SHEET_ROWS)
 
     def write(epoch):
-        made = generate_images(
-            sampler, diffusion.encoder, numbers, num_steps=STEPS, scale=SCALE, seed=seed, block=block
-        )
+        made = generate_images(sampler, diffusion.encoder, numbers, num_steps=STEPS, scale=SCALE, seed=seed, block=block)
         images = np.concatenate([images for _, images, _ in made])  # bad ones too: they are to be seen
         path = folder / "samples" / f"epoch{epoch}.png"
         sample_sheet(images, labels, names, path, title.format(epoch))

@@ -104,9 +104,7 @@ def refuse_others(path):
     if path.suffix in PICKLES or (kind and "pickle" in kind):
         raise UserError(f"{path} is {kind or 'a pickle by its name'}: {PICKLE_ADVICE}.")
     if kind:
-        raise UserError(
-            f"{path} is {kind}; weights are read from safetensors files, and from KerasCV's HDF5 files by folder."
-        )
+        raise UserError(f"{path} is {kind}; weights are read from safetensors files, and from KerasCV's HDF5 files by folder.")
 
 
 def files_of_part(folder):
@@ -122,9 +120,7 @@ def files_of_part(folder):
     plain = "diffusion_pytorch_model"
     index = next((name for name in (f"{plain}{INDEX}", *sorted(names)) if name in names and name.endswith(INDEX)), None)
     if f"{plain}{SUFFIX}" in names:
-        beside = index == f"{plain}{INDEX}" and any(
-            SHARD.fullmatch(name) and name.startswith(f"{plain}-") for name in names
-        )
+        beside = index == f"{plain}{INDEX}" and any(SHARD.fullmatch(name) and name.startswith(f"{plain}-") for name in names)
         return shards_of_index(folder / index) if beside else [folder / f"{plain}{SUFFIX}"]
     if index:
         return shards_of_index(folder / index)
@@ -139,9 +135,7 @@ def files_of_part(folder):
     if not all(shards) or len({shard.group(1, 4) for shard in shards}) > 1:
         raise UserError(f"{folder} holds {', '.join(found[:4])}: leave the one that is meant, or all shards of it.")
     if [(int(shard[2]), int(shard[3])) for shard in shards] != [(i + 1, len(found)) for i in range(len(found))]:
-        raise UserError(
-            f"{folder} holds only {', '.join(found[:4])}: shards are missing, or there are some of another set."
-        )
+        raise UserError(f"{folder} holds only {', '.join(found[:4])}: shards are missing, or there are some of another set.")
     return [folder / name for name in found]
 
 

@@ -41,10 +41,7 @@ def compile_model(adapted, lr, steps, precision_name, gradient_checkpointing=Fal
     # The encoder computes in float32 whatever the precision; gradients of low-rank updates are scaled in float32.
     # The sum of two halves' gradients has digits that bfloat16 has not.
     bfloat16 = (
-        isinstance(adapted, WholeNetwork)
-        and adapted.part == "dif"
-        and precision_name == "mixed_bfloat16"
-        and side_by_side == 1
+        isinstance(adapted, WholeNetwork) and adapted.part == "dif" and precision_name == "mixed_bfloat16" and side_by_side == 1
     )
     optimizer = paper_optimizer(lr, steps, "bfloat16" if bfloat16 else "float32", average_power)
     model.compile(optimizer, "mse", jit_compile=jit_compile())
@@ -126,9 +123,7 @@ class SaveEpochs(keras.callbacks.Callback):
         number = self.offset + done
         self.losses.append(float(logs["loss"]))
         if not np.isfinite(logs["loss"]):
-            raise UserError(
-                f"the loss of epoch {number} is {logs['loss']}: try a smaller --lr, or --precision float32."
-            )
+            raise UserError(f"the loss of epoch {number} is {logs['loss']}: try a smaller --lr, or --precision float32.")
         if done % self.freq == 0 or done in (1, self.last):
             self.adapted.save(epoch_path(self.folder, number))
             write_csv(self.folder / "history.csv", self.history)

@@ -72,9 +72,7 @@ class PublishedFile:
                 if weights_dir
                 else "Delete it"
             )
-            raise UserError(
-                f"{path} is not the published file of {self.addresses}: its SHA-256 is not {self.sha256}. {mend}."
-            )
+            raise UserError(f"{path} is not the published file of {self.addresses}: its SHA-256 is not {self.sha256}. {mend}.")
         return path
 
     @property

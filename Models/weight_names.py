@@ -166,6 +166,4 @@ def chosen_epochs(experiment, enc_epoch, dif_epoch):
         UserError: An epoch is not there; it names the flag.
     """
     chosen = {"enc": enc_epoch, "dif": dif_epoch}
-    return {
-        part: epoch_file(experiment.part_dir(part), epoch, part) if epoch else None for part, epoch in chosen.items()
-    }
+    return {part: epoch_file(experiment.part_dir(part), epoch, part) if epoch else None for part, epoch in chosen.items()}

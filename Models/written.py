@@ -32,9 +32,7 @@ def write_generated(diffusion, writer, shard, resize, batch_size, solver="ddim",
     missing, broken = writer.missing(shard), []  # int (n,), ascending
     whole = len(writer.shard(shard))
     block = sampler.block_size(diffusion.backbone, batch_size)
-    made = sampler.generate_images(
-        diffusion.sampler(solver, guide), diffusion.encoder, missing, block=block, **settings
-    )
+    made = sampler.generate_images(diffusion.sampler(solver, guide), diffusion.encoder, missing, block=block, **settings)
     try:
         with progress(whole, "image", whole - len(missing), lines=True) as part:
             for numbers, images, good in made:  # (n,), uint8 (n, H, H, 3), bool (n,)
@@ -77,9 +75,7 @@ def write_filtered(diffusion, writer, selection, judge, resize, batch_size, solv
                     return labels[numbers % len(labels)], indices[numbers % len(labels)]
 
                 numbers = np.arange(selection.judged, len(labels))
-                made = sampler.generate_images(
-                    making, diffusion.encoder, numbers, block=block, places=places, **settings
-                )
+                made = sampler.generate_images(making, diffusion.encoder, numbers, block=block, places=places, **settings)
                 for numbers, images, good in made:  # (n,), uint8 (n, H, H, 3), bool (n,)
                     good = good if selection.last else good & judge(images, labels[numbers])
                     part.advance(write_kept(writer, selection, labels[numbers], images, good, resize))
@@ -113,6 +109,4 @@ def tell_round(selection, candidates):
     selection.next_round()
     selection.save()
     if selection.last:
-        log.warning(
-            "the filter has had its %d rounds: the %d missing images are made without it", selection.round, missing
-        )
+        log.warning("the filter has had its %d rounds: the %d missing images are made without it", selection.round, missing)

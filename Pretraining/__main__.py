@@ -24,19 +24,13 @@ from Pretraining.record import Record
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(
-        prog="python -m Pretraining", allow_abbrev=False, description=__doc__.splitlines()[0]
-    )
+    parser = argparse.ArgumentParser(prog="python -m Pretraining", allow_abbrev=False, description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--backbone", required=True, choices=list(KINDS), help="what is trained")
     add("--out", type=Path, help="folder of the weights (Models/BACKBONE_weights)")
     add("--photographs", type=Path, help="folder of the tar files, whose hashes are in Pretraining/photographs.py")
     add("--other_photographs", action="store_true", help="take whatever tar files are in --photographs")
-    add(
-        "--state",
-        type=Path,
-        help="folder of corpus, latents and fits that are under way, for a run that goes on (none)",
-    )
+    add("--state", type=Path, help="folder of corpus, latents and fits that are under way, for a run that goes on (none)")
     add("--images", type=integer(8, 10_000_000), help="size of the corpus (mini 240000, small 250000)")
     add("--vae_steps", type=integer(1), help="steps of 64 images (mini 2000, small 3000)")
     add("--decoder_steps", type=integer(1), help="steps of 64 images, decoder alone (mini 3000, small 2000)")
@@ -44,11 +38,7 @@ def parse_args(argv=None):
     add("--unet_cycles", type=integer(1), default=1, help="each begins from the averaged weights of the last one (1)")
     add("--batch_size", type=integer(1), help="batch of the UNet (mini 128, small 64)")
     add("--until", choices=[AUTOENCODER, DECODER, "unet"], default="unet", help="last part to make (unet)")
-    add(
-        "--precision",
-        choices=["auto", "float32", "mixed_bfloat16"],
-        help="of the fits (mini mixed_bfloat16, small auto)",
-    )
+    add("--precision", choices=["auto", "float32", "mixed_bfloat16"], help="of the fits (mini mixed_bfloat16, small auto)")
     add("--processes", type=integer(1), help="that make the corpus (as many as cores)")
     add("--seed", type=integer(0, 2**63 - 1), default=1234, help="(1234)")
     add("--restart", action="store_true", help="make all of it again, in the place of what is there")
@@ -60,8 +50,7 @@ def parse_args(argv=None):
     args.out = args.out or kind.folder
     if (kind.glyphs < 1) != bool(args.photographs):
         parser.error(
-            f"argument --photographs: {args.backbone} "
-            + ("learns from photographs" if kind.glyphs < 1 else "takes none")
+            f"argument --photographs: {args.backbone} " + ("learns from photographs" if kind.glyphs < 1 else "takes none")
         )
     return args
 

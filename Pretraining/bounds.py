@@ -33,9 +33,7 @@ def autoencoder(kind, folder):
     """Encoder and decoder with the weights in a folder, in which the UNet may be missing."""
     from Models.weights import load_weights
 
-    return [
-        load_weights(kind.builders[part](SIZE, kind.context_shape), folder / f"{part}.weights.h5") for part in PARTS
-    ]
+    return [load_weights(kind.builders[part](SIZE, kind.context_shape), folder / f"{part}.weights.h5") for part in PARTS]
 
 
 def reconstructions(encoder, decoder, images):

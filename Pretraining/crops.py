@@ -76,10 +76,7 @@ def crops(photograph, category, rng, count):
     images = 127.5 + (images * gain - 127.5) * contrast + brightness
     across = (left + side / 2) / width
     across = np.where(mirrored, 1 - across, across)
-    return (
-        np.clip(images + 0.5, 0, 255).astype("uint8"),
-        caption(category, grey, share, across, (top + side / 2) / height),
-    )
+    return (np.clip(images + 0.5, 0, 255).astype("uint8"), caption(category, grey, share, across, (top + side / 2) / height))
 
 
 def crops_part(arguments):

@@ -64,10 +64,7 @@ def train_autoencoder(fit, encoder, decoder, images, edges):
         Facts for the record.
     """
     latent_shape = decoder.input_shape[1:]
-    inputs = {
-        "picture": keras.Input(images.shape[1:], name="picture"),
-        "noise": keras.Input(latent_shape, name="noise"),
-    }
+    inputs = {"picture": keras.Input(images.shape[1:], name="picture"), "noise": keras.Input(latent_shape, name="noise")}
     made = in_float32(decoder(Sample()(encoder(inputs["picture"]), inputs["noise"])))
 
     def batch(stream):

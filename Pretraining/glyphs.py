@@ -182,9 +182,7 @@ def corpus_part(arguments):
     """Worker: one part of the corpus, a function of (seed, part) alone."""
     seed, part, count = arguments
     fields, words = glyph_fields()
-    made = [
-        draw(fields, words, random_stream(seed, "corpus", part, i), min(500, count - i)) for i in range(0, count, 500)
-    ]
+    made = [draw(fields, words, random_stream(seed, "corpus", part, i), min(500, count - i)) for i in range(0, count, 500)]
     return [np.concatenate(arrays) for arrays in zip(*made)]
 
 

@@ -74,9 +74,7 @@ class Pretraining:
     def missing(self, names):
         """The parts among `names` that are to be made (UserError where the record does not fit)."""
         done = 0
-        while done < len(names) and self.record.is_done(
-            names[done], self.settings(names[done]), self.begins_from(names[done])
-        ):
+        while done < len(names) and self.record.is_done(names[done], self.settings(names[done]), self.begins_from(names[done])):
             done += 1
         if done < len(names):
             self.record.refuse_leftovers(names[done], names)

@@ -74,9 +74,7 @@ def gather(args, known, seed, taught=None):
     spec, real = known.spec, round(args.real_share * known.wanted)
     stored = StoredSet(known.set_folder, spec.num_classes, spec.resolution, args.resize, known.experiment.decoded_dir)
     if stored.sha256 != known.inputs["set"]["sha256"]:  # between two repeats, or while the teacher learnt
-        raise UserError(
-            f"{known.set_folder} has changed since this training began, and what is on its record is another set."
-        )
+        raise UserError(f"{known.set_folder} has changed since this training began, and what is on its record is another set.")
     rows = stored.choose(known.wanted - real, seed)
     if args.recycle:
         rows = stored.sliced(rows, seed)
@@ -102,9 +100,7 @@ def targets(kind, said, labels, real_labels):
 def with_real(made, train, count, seed):
     """Synthetic `Material` and as many real training images, drawn by seed. Beside a teacher's labels theirs are smoothed."""
     if count > len(train.labels):
-        raise UserError(
-            f"argument --real_share: {count} real images are needed, there are {len(train.labels)} to train on."
-        )
+        raise UserError(f"argument --real_share: {count} real images are needed, there are {len(train.labels)} to train on.")
     rows = np.sort(random_stream(seed, "real_share").permutation(len(train.labels))[:count])
     labels = train.labels[rows]
     if made.labels.ndim == 2:

@@ -57,9 +57,7 @@ def train_repeat(args, known, classifier, made, repeat, free):
     facts = {"trained_on": str(known.set_folder or "real training images"), "images": len(made.labels)}
     facts |= {"repeat": repeat, "repeat_seed": seed} if repeat > 1 else {}
     facts["doubts"] = known.doubts  # empty ones too: of a record of an earlier version nothing is known
-    alone = argparse.Namespace(
-        **{name: value for name, value in vars(args).items() if name not in ("repeat", "repeats")}
-    )
+    alone = argparse.Namespace(**{name: value for name, value in vars(args).items() if name not in ("repeat", "repeats")})
     record = describe_run(alone, known.started if repeat == 1 else started, known.inputs, **facts, val_accuracy=best,
                           **known.origin)  # fmt: skip
     write_json(folder / TRAINING_RECORD, record)

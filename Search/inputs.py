@@ -23,9 +23,7 @@ MOST_EPOCHS_SHOWN = 3
 # Pretrained weights. Studies of earlier versions name them only where they are not the backbone's own.
 PRETRAINED = ("weights.unet", "weights.decoder")
 
-ONCE = (
-    "the finished classifier"  # what --select_on test asks, as published; earlier versions asked it after every epoch
-)
+ONCE = "the finished classifier"  # what --select_on test asks, as published; earlier versions asked it after every epoch
 
 
 def search_inputs(splits, spec, epochs, epoch_files):

@@ -76,13 +76,7 @@ def as_flags(args, settings):
     """
     steps, scale, epoch, levers = settings
     epochs = {"enc": (epoch, 0), "dif": (args.enc_epoch, epoch)}[args.train_model]
-    used = {
-        "enc_epoch": epochs[0],
-        "dif_epoch": epochs[1],
-        "inf_steps": steps,
-        "ugs": scale,
-        **levers_used(args, levers),
-    }
+    used = {"enc_epoch": epochs[0], "dif_epoch": epochs[1], "inf_steps": steps, "ugs": scale, **levers_used(args, levers)}
     if args.timestep_spacing not in (None, DEFAULT_SPACINGS[used.get("solver", "ddim")]):
         used["timestep_spacing"] = args.timestep_spacing
     texts = {name: " ".join(map(str, value)) if isinstance(value, list) else value for name, value in used.items()}

@@ -54,9 +54,7 @@ def note_steps(file, dataset, part, steps, encoders):
         stages = results.setdefault(dataset, {})
         for stage in STAGE_NAMES.values():
             if stage != STAGE_NAMES[part] and stage in stages and not goes_with(stages[stage]):
-                log.warning(
-                    "%s in the results is of other test images, or of a Class Encoder that is gone: taken out", stage
-                )
+                log.warning("%s in the results is of other test images, or of a Class Encoder that is gone: taken out", stage)
                 del stages[stage]
         stages[STAGE_NAMES[part]] = steps
         if told := steps_trained_otherwise(stages):

@@ -39,16 +39,12 @@ def database_errors(address):
         while cause and cause not in causes:
             causes.append(cause)
             cause = cause.__cause__ or cause.__context__
-        refused = [
-            c for c in causes if isinstance(c, (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError))
-        ]
+        refused = [c for c in causes if isinstance(c, (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError))]
         if not refused or isinstance(error, UserError):
             raise
         said = " ".join(without_password(refused[-1], address).split())[:300]
         if any(map(lasts, causes)):
-            raise UserError(
-                f"--storage {masked(address)} cannot be written: {said}. What it has recorded is kept."
-            ) from None
+            raise UserError(f"--storage {masked(address)} cannot be written: {said}. What it has recorded is kept.") from None
         raise DatabaseError(
             f"--storage {masked(address)} refuses: {said}. What it has recorded is kept; run again when it is back."
         ) from None
@@ -138,9 +134,7 @@ def open_storage(address):
         # A server may be started anew within a trial: its old connections are tried before use.
         return Database(
             where,
-            engine_kwargs={"connect_args": {"timeout": 60}}
-            if address.startswith("sqlite")
-            else {"pool_pre_ping": True},
+            engine_kwargs={"connect_args": {"timeout": 60}} if address.startswith("sqlite") else {"pool_pre_ping": True},
             heartbeat_interval=HEARTBEAT,
             grace_period=GRACE,
             heartbeat_stale_trial_callback=retry,

@@ -14,16 +14,7 @@ from Experiment.errors import UserError
 from Experiment.locks import locked
 from Experiment.records import masked
 from Search.storages import DatabaseError, open_storage
-from Search.workers import (
-    GRACE,
-    first_heartbeat,
-    retry,
-    signing,
-    sweep_stale_trials,
-    this_worker,
-    trial_at_work,
-    trials,
-)
+from Search.workers import GRACE, first_heartbeat, retry, signing, sweep_stale_trials, this_worker, trial_at_work, trials
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 RANDOM_TRIALS = 10  # that a search begins with
@@ -135,9 +126,7 @@ def nobody_measures(best_file):
         with locked(best_file, wait=False):
             yield
     except Timeout:
-        raise UserError(
-            f"a worker repeats or measures the best trials of this search ({best_file}): stop it first."
-        ) from None
+        raise UserError(f"a worker repeats or measures the best trials of this search ({best_file}): stop it first.") from None
 
 
 def delete_study(address, name, lock_file, best_file):

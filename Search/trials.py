@@ -150,12 +150,7 @@ class Context:
             rung = how.get("first_epoch", 0)  # where it begins
             how["augment"] = Augment(names, len(images), how["seed"], rung)
         history, _ = self.classifier.fit(
-            (images, labels),
-            self.val,
-            batch_size=self.args.batch_size,
-            patience=presets.TRIAL_PATIENCE,
-            verbose=0,
-            **how,
+            (images, labels), self.val, batch_size=self.args.batch_size, patience=presets.TRIAL_PATIENCE, verbose=0, **how
         )
         return history
 
@@ -193,9 +188,7 @@ def prepare(args, known):
     block = block_size(backbone, args.gen_batch_size)
     sampler = diffusion.sampler(args.solver, guide)
     test = known.splits.test if args.select_on == "test" else None
-    return Context(
-        args, spec, adapted, sampler, block, classifier, known.epochs, known.splits.val, test, hashes=known.hashes
-    )
+    return Context(args, spec, adapted, sampler, block, classifier, known.epochs, known.splits.val, test, hashes=known.hashes)
 
 
 def first_epochs(args, known):

@@ -261,12 +261,7 @@ def divided(work, slots, one_machine=False, carried=False):
         count, what = 1, ""
         if stage.script == "generate_dataset" and not {"--filter", "--restart", "--shard"} & given:
             count, what = slots, "shard"
-        elif (
-            stage.script == "hyp_opt"
-            and not ALONE & given
-            and not carried
-            and (one_machine or on_a_server(stage.flags))
-        ):
+        elif stage.script == "hyp_opt" and not ALONE & given and not carried and (one_machine or on_a_server(stage.flags)):
             count, what = min(slots, SEARCH_WORKERS), "worker"
         elif stage.script == "classifier_training" and not {"--restart", "--train"} & given:
             count, what = repeats_of(stage.flags), "repeat"

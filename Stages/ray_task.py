@@ -52,12 +52,8 @@ def run_command(command, live, board, key, wanted, carried=None):
         board.put.remote(key, line, is_error)
 
     if (own := software()) != wanted:
-        ours, theirs = (
-            " ".join(sorted(set(a.split(", ")) - set(b.split(", ")))) for a, b in ((wanted, own), (own, wanted))
-        )
-        tell(
-            f"{command[0]}: error: node {socket.gethostname()} has {theirs or 'less'} where the pipeline has {ours or 'less'}"
-        )
+        ours, theirs = (" ".join(sorted(set(a.split(", ")) - set(b.split(", ")))) for a, b in ((wanted, own), (own, wanted)))
+        tell(f"{command[0]}: error: node {socket.gethostname()} has {theirs or 'less'} where the pipeline has {ours or 'less'}")
         deliver(board)
         return 2
     # Where Ray was begun in the background of a shell, interrupts are ignored, and so would the cancelling be. It comes again
@@ -105,9 +101,7 @@ def run_in_copy(command, live, board, tell, stopped, root, exp, dataset):
         sending = pool.submit(copy.keep_sending, ended, say)
         sending.add_done_callback(lambda done: done.exception() and stopped.set())  # what the script makes is of no use
         try:
-            code = follow_process(
-                process, lambda line, is_error: tell(line.replace(str(copy.folder), root), is_error), stopped
-            )
+            code = follow_process(process, lambda line, is_error: tell(line.replace(str(copy.folder), root), is_error), stopped)
         finally:
             ended.set()
     if (error := sending.exception()) and is_refused(error):

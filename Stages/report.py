@@ -52,9 +52,7 @@ def write_report(experiment, spec, splits, classifier, stages, seconds, sizes, s
         glance(entries, sizes),
         data_part(spec, splits, experiment.split_file),
         pages.section(
-            "Samples",
-            pages.figure(drawn, "Real training images beside synthetic ones, one class a row"),
-            samples(sets[0]),
+            "Samples", pages.figure(drawn, "Real training images beside synthetic ones, one class a row"), samples(sets[0])
         ),
         accuracy_part(experiment, entries, classifier, sizes, spec.num_classes),
         steps_part(experiment, spec.num_classes),
@@ -64,7 +62,9 @@ def write_report(experiment, spec, splits, classifier, stages, seconds, sizes, s
         audit_part(experiment, sets, class_names(spec), common),
         run_part(experiment, stages, seconds, sets[-1]),
     ]
-    lead = f"A diffusion model adapted to {spec.name}, a synthetic dataset made with it, and classifiers that have learnt from it"
+    lead = (
+        f"A diffusion model adapted to {spec.name}, a synthetic dataset made with it, and classifiers that have learnt from it"
+    )
     title = f"Experiment {experiment.exp} on {experiment.dataset}"
     return pages.write_page(experiment.report_page, pages.page(title, lead, filter(None, parts), FOOT))
 
@@ -79,9 +79,7 @@ def set_of(experiment, spec, classifier, take):
 
 
 def glance(entries, sizes):
-    told = [
-        (f"{entries['real']['top_1_accuracy']:.3f}", "accuracy of a classifier that has seen the real training images")
-    ]
+    told = [(f"{entries['real']['top_1_accuracy']:.3f}", "accuracy of a classifier that has seen the real training images")]
     told += [
         (f"{entries[f'x{n}']['top_1_accuracy']:.3f}", f"accuracy after {n}x synthetic images{beside(entries[f'x{n}'])}")
         for n in sizes
@@ -143,9 +141,7 @@ def accuracy_part(experiment, entries, classifier, sizes, num_classes):
     against += [f"{trained_on(size, entries[size])}: {words}" for size, words in no_better_than_largest(entries)]
     differences = pages.items(against) if against else ""
     picture = pages.figure_if_there(experiment.cas_plot, words)
-    return pages.section(
-        "Accuracy", pages.table(header, rows, told), doubts_part(entries.values()), differences, picture
-    )
+    return pages.section("Accuracy", pages.table(header, rows, told), doubts_part(entries.values()), differences, picture)
 
 
 def doubts_part(entries):
@@ -162,8 +158,7 @@ def steps_part(experiment, num_classes):
     found = read_json(experiment.pipeline_file)[experiment.dataset]
     entries = [(name, found[stage][key]) for name, (stage, key) in FOUR_STEPS.items()]
     rows = [
-        [name, f"{of['top_1']:.3f}", interval(of, "top_1"), top_5_in_words(of["top_5"], num_classes, 3)]
-        for name, of in entries
+        [name, f"{of['top_1']:.3f}", interval(of, "top_1"), top_5_in_words(of["top_5"], num_classes, 3)] for name, of in entries
     ]
     plot = pages.figure_if_there(experiment.pipeline_plot("top_1"), "Accuracy after each step")
     stages = {stage: found[stage] for stage, _ in FOUR_STEPS.values()}

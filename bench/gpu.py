@@ -46,9 +46,7 @@ def seconds_of_steps(args, model, batches):
     from Models.runtime import fast_feed
 
     times, feed = EpochTimes(), fast_feed(batches, model)
-    model.fit(
-        feed, steps_per_epoch=args.train_steps, epochs=args.rounds + 1, callbacks=[times], verbose=0, shuffle=False
-    )
+    model.fit(feed, steps_per_epoch=args.train_steps, epochs=args.rounds + 1, callbacks=[times], verbose=0, shuffle=False)
     first, *others = times.seconds
     return sorted(others)[len(others) // 2] / args.train_steps, first
 
@@ -185,11 +183,7 @@ def feed(args, limit):
     for name, batches, size in (("adaptation", noisy, batch), ("classifier", plain, 256)):
         seconds, _ = seconds_of(lambda batches=batches: [next(batches) for _ in range(50)], args.rounds)
         yield {"part": f"feed, {name}", "batch": size, "milliseconds_a_batch": round(seconds * 20, 2)}
-    yield {
-        "part": "feed, adaptation, behind a step of 5 ms",
-        "batch": batch,
-        "milliseconds_a_batch": behind_a_step(moments),
-    }
+    yield {"part": "feed, adaptation, behind a step of 5 ms", "batch": batch, "milliseconds_a_batch": behind_a_step(moments)}
     pictures = rng.integers(0, 256, (256, sd1.image_size, sd1.image_size, 3), np.uint8)
     with tempfile.TemporaryDirectory() as folder:
         writer = SyntheticWriter(Path(folder), Balanced(1).counts(len(pictures)))
@@ -246,9 +240,7 @@ def measured(row, work, args, limit, unit, count, passes):
     row["peak_gb"] = peak_memory()
     if passes:
         row["tflop_s"] = round(passes * BACKBONES[args.backbone].gflop / seconds / 1000, 2)
-        row["share_of_limit"] = round(
-            row["tflop_s"] / limit["float32" if row["precision"] == "float32" else "bfloat16"], 3
-        )
+        row["share_of_limit"] = round(row["tflop_s"] / limit["float32" if row["precision"] == "float32" else "bfloat16"], 3)
     return row
 
 

@@ -151,9 +151,7 @@ class Subject:
             with self.once.guard:  # of variants at a time two may share an experiment
                 if finished and not mine.exists():
                     copied = mine.with_name(f"{mine.name}.copied")
-                    shutil.copytree(
-                        finished.parent, copied, dirs_exist_ok=True, ignore=shutil.ignore_patterns(".lock*")
-                    )
+                    shutil.copytree(finished.parent, copied, dirs_exist_ok=True, ignore=shutil.ignore_patterns(".lock*"))
                     copied.rename(mine)
 
     def classify(self, exp, variant, repeats, folder):
@@ -162,9 +160,7 @@ class Subject:
         epochs = variant.longer * values["classifier_epochs"](variant.size)
         flags = {**values["classifier"], "epochs": epochs, "repeats": repeats}
         flags |= {"synthetic": "False"} if variant.real else {"take": variant.size, "synthetic_dir": folder}
-        self.script(
-            "classifier_training.py", *self.flags(exp, backbone=False), *as_flags(flags), *shlex.split(variant.learned)
-        )
+        self.script("classifier_training.py", *self.flags(exp, backbone=False), *as_flags(flags), *shlex.split(variant.learned))
 
     def measure(self, name):
         """Measure a variant. Returns a row of the results."""

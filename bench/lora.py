@@ -27,16 +27,7 @@ CLASSIFIER = ("--classifier", "resnet20_16", "--batch_size", "64")
 
 def script(name, experiment, *flags):
     """Run one of the project's scripts on the digits."""
-    command = [
-        sys.executable,
-        REPOSITORY / name,
-        "--dataset",
-        DATASET,
-        "--exp",
-        experiment.exp,
-        "--root",
-        experiment.root,
-    ]
+    command = [sys.executable, REPOSITORY / name, "--dataset", DATASET, "--exp", experiment.exp, "--root", experiment.root]
     subprocess.run(list(map(str, [*command, *flags])), check=True, stdout=sys.stderr)  # fmt: skip
 
 
@@ -57,16 +48,7 @@ def measure(args, variant, seed):
     flags = [] if rank == "full" else ["--lora_rank", rank]
     flags += ["--lr", rate] if rate else []
     script(
-        "SD_adapting.py",
-        experiment,
-        *common,
-        "--train_model",
-        "dif",
-        "--epochs",
-        args.epochs,
-        "--freq",
-        args.epochs,
-        *flags,
+        "SD_adapting.py", experiment, *common, "--train_model", "dif", "--epochs", args.epochs, "--freq", args.epochs, *flags
     )
     script("generate_dataset.py", experiment, *common, "--dif_epoch", args.epochs, "--img_total", IMAGES,
            "--inf_steps", STEPS, "--ugs", SCALE)  # fmt: skip
@@ -102,9 +84,7 @@ def key(row):
 
 
 def print_table(rows):
-    print(
-        "\n| variant | epochs | lr | MB an epoch | seeds | loss | validation | test |\n|---|---|---|---|---|---|---|---|"
-    )
+    print("\n| variant | epochs | lr | MB an epoch | seeds | loss | validation | test |\n|---|---|---|---|---|---|---|---|")
     for variant, epochs in sorted({(row["variant"], row["epochs"]) for row in rows}):
         of_variant = [row for row in rows if (row["variant"], row["epochs"]) == (variant, epochs)]
         means = [statistics.mean(row[name] for row in of_variant) for name in ("loss", "val_accuracy", "test_accuracy")]
@@ -123,13 +103,7 @@ def main(args):
             if (variant, seed, args.epochs, args.classifier_epochs) in known:
                 continue
             rows.append(measure(args, variant, seed))
-            settings = {
-                "dataset": DATASET,
-                "backbone": "mini",
-                "inf_steps": STEPS,
-                "ugs": SCALE,
-                "enc_epochs": ENC_EPOCHS,
-            }
+            settings = {"dataset": DATASET, "backbone": "mini", "inf_steps": STEPS, "ugs": SCALE, "enc_epochs": ENC_EPOCHS}
             write_json(RESULTS, {"settings": settings, "rows": rows})
             print(json.dumps(rows[-1]), flush=True)
     print_table(rows)

@@ -81,9 +81,7 @@ def main(args):
     backbone, rng = BACKBONES[args.backbone], np.random.default_rng(0)
     batches = args.batches or [backbone.block // 2, backbone.block, 2 * backbone.block, 8]
     shapes = backbone.latent_shape, (320,), backbone.context_shape
-    print(
-        f"{args.backbone}, {args.precision}, batches {batches}, ONEDNN_MAX_CPU_ISA={os.environ.get('ONEDNN_MAX_CPU_ISA')}"
-    )
+    print(f"{args.backbone}, {args.precision}, batches {batches}, ONEDNN_MAX_CPU_ISA={os.environ.get('ONEDNN_MAX_CPU_ISA')}")
     found = 0
     with precision(args.precision):
         keras.utils.set_random_seed(0)

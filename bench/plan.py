@@ -84,9 +84,7 @@ def main(argv=None):
         prog="python -m bench.plan", allow_abbrev=False, description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    parser.add_argument(
-        "--tflops", type=float, required=True, help="what a GPU keeps up, trillions of operations a second"
-    )
+    parser.add_argument("--tflops", type=float, required=True, help="what a GPU keeps up, trillions of operations a second")
     parser.add_argument("flags", nargs="+", metavar="FLAG", help="of pipeline.py")
     args = parser.parse_args(argv)
     if not args.tflops > 0:

@@ -15,11 +15,7 @@ class Side:
     """A process of `bench.worker` or `bench.peer` that waits for jobs."""
 
     def __init__(self, module, *arguments, python=sys.executable):
-        environment = os.environ | {
-            "SD_UNTRAINED_BACKBONE": "1",
-            "CUDA_VISIBLE_DEVICES": "-1",
-            "TF_CPP_MIN_LOG_LEVEL": "3",
-        }
+        environment = os.environ | {"SD_UNTRAINED_BACKBONE": "1", "CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "3"}
         self.name, self.memory_gb = " ".join(map(str, (module, *arguments))), 0
         self.errors = tempfile.TemporaryFile("w+")
         self.process = subprocess.Popen(

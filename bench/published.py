@@ -67,9 +67,7 @@ def training_step(part, batch_size, num_classes=10):
     """A function that makes one training step on noise images."""
     model = Trainer(part, num_classes)
     schedule = keras.optimizers.schedules.CosineDecay(1e-4, 1000)
-    optimizer = keras.optimizers.Adam(
-        schedule, epsilon=1e-8, weight_decay=0.004, global_clipnorm=10.0
-    )  # Keras's own, not ours
+    optimizer = keras.optimizers.Adam(schedule, epsilon=1e-8, weight_decay=0.004, global_clipnorm=10.0)  # Keras's own, not ours
     model.compile(optimizer, lambda _, error: ops.mean(error))
     rng = np.random.default_rng(0)
     images = rng.uniform(-1, 1, (batch_size, SIZE, SIZE, 3)).astype("float32")

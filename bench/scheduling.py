@@ -120,9 +120,7 @@ def main(argv=None):
     )
     parser.add_argument("files", nargs="+", type=Path, help="trials.csv of searches")
     parser.add_argument("--trials", type=int, default=50, help="the budget (50)")
-    parser.add_argument(
-        "--failures", type=float, default=0.01, help="probability that a trial's worker is killed (0.01)"
-    )
+    parser.add_argument("--failures", type=float, default=0.01, help="probability that a trial's worker is killed (0.01)")
     parser.add_argument("--start", type=float, default=15, help="seconds from a worker's start to its first trial (15)")
     parser.add_argument("--to", type=Path, default=REPOSITORY / "cluster/simulation.png", help="the picture")
     args = parser.parse_args(argv)

@@ -129,9 +129,7 @@ def writing(images="1000"):
     sampler, numbers = diffusion.sampler(), np.arange(int(images))
 
     def made():
-        return generate_images(
-            sampler, diffusion.encoder, numbers, num_steps=STEPS, scale=SCALE, seed=SEED, block=mini.block
-        )
+        return generate_images(sampler, diffusion.encoder, numbers, num_steps=STEPS, scale=SCALE, seed=SEED, block=mini.block)
 
     everything = tempfile.TemporaryDirectory()  # deleting what was written is no part of writing it
 
@@ -172,13 +170,7 @@ def classifier():
 
     def later_epochs(images, labels, epochs=4):
         _, seconds = network.fit(
-            (images, labels),
-            (images[:100], labels[:100]),
-            epochs=epochs,
-            batch_size=64,
-            seed=SEED,
-            patience=(9, 9),
-            verbose=0,
+            (images, labels), (images[:100], labels[:100]), epochs=epochs, batch_size=64, seed=SEED, patience=(9, 9), verbose=0
         )
         return sum(seconds[1:])
 

@@ -26,9 +26,7 @@ def generation(args):
     rows = []
     for exact, dtype in ((False, "bfloat16"), (True, "float32")):
         if not exact and not computes_bfloat16():
-            print(
-                "bfloat16 is left out: this processor has no instructions for it, and a step takes minutes", flush=True
-            )
+            print("bfloat16 is left out: this processor has no instructions for it, and a step takes minutes", flush=True)
             continue
         known = [("bench.worker", "published_generation"), ("bench.worker", "our_generation", dtype_name(exact))]
         if args.peer:

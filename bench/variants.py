@@ -72,9 +72,7 @@ VARIANTS = {
     "best_aligned_4x": Variant(made=DPMPP, learned="--augment standard --labels aligned", size=4, longer=3),
     # Of a dataset whose classes bear numbers, which may be mirrored all the same: of photographs, say.
     "best_soft_mirrored": Variant(made=DPMPP, learned="--augment mirrored --labels soft", longer=3),
-    "best_soft_prior": Variant(
-        made=f"{DPMPP} --class_prior real", learned="--augment standard --labels soft", longer=3
-    ),
+    "best_soft_prior": Variant(made=f"{DPMPP} --class_prior real", learned="--augment standard --labels soft", longer=3),
     "aligned": Variant(learned="--labels aligned"),
     "both": Variant(learned="--labels both"),
     "real_augment": Variant(learned="--augment standard", real=True),

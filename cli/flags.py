@@ -127,9 +127,7 @@ def new_parser(doc, exp_required=False, script=None):
     )
     parser.add_argument("--root", default=REPOSITORY, type=Path, help="folder of all outputs (the repository)")
     parser.add_argument("--data_dir", type=Path, help=f"folder with the dataset's official files (ROOT/{REAL_DATA})")
-    parser.add_argument(
-        "--seed", default=presets.SEED, type=integer(0, 2**63 - 1), help="seed of everything random (1234)"
-    )
+    parser.add_argument("--seed", default=presets.SEED, type=integer(0, 2**63 - 1), help="seed of everything random (1234)")
     parser.add_argument(
         "--deterministic",
         action="store_true",
@@ -276,13 +274,9 @@ def named_path(args):
     """
     path, target = (Path(turn(home(args.dataset))) for turn in (os.path.abspath, os.path.realpath))
     if path.name != target.name and target.exists():
-        linked, earlier = (
-            Experiment(args.root, args.exp, own_name(each)).part_dir("enc").parent for each in (path, target)
-        )
+        linked, earlier = (Experiment(args.root, args.exp, own_name(each)).part_dir("enc").parent for each in (path, target))
         if earlier.exists() and not linked.exists():
-            warn_once(
-                f"--dataset {path} is a link: the experiment goes on under the name of what it leads to, {target}"
-            )
+            warn_once(f"--dataset {path} is a link: the experiment goes on under the name of what it leads to, {target}")
             return str(target)
     return str(path)
 
@@ -293,9 +287,7 @@ def finish_args(parser, argv=None):
     if args.deterministic and args.xla == "on":
         parser.error("argument --xla: on is not allowed with --deterministic, which switches it off")
     if args.xla == "on" and getattr(args, "devices", 1) != 1:  # Keras would compile the step of all devices as one
-        parser.error(
-            "argument --xla: on is not allowed with --devices, whose training TensorFlow does not compile by XLA"
-        )
+        parser.error("argument --xla: on is not allowed with --devices, whose training TensorFlow does not compile by XLA")
     args.root = home(args.root).resolve()
     args.data_dir = home(args.data_dir or args.root / REAL_DATA).resolve()
     if args.dataset in DATASETS:

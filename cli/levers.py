@@ -38,9 +38,7 @@ def check_score_flags(parser, args):
     if args.repeats > MOST_REPEATS:
         parser.error(f"argument --repeats: must be at most {MOST_REPEATS}")
     if isinstance(args.repeat, ThisTask) and isinstance(args.take, ThisTask):
-        parser.error(
-            "argument --repeats: auto is not allowed with --take auto: each task would train one repeat of one size"
-        )
+        parser.error("argument --repeats: auto is not allowed with --take auto: each task would train one repeat of one size")
     given = [name for name in ("restart", "train") if getattr(args, name) != parser.get_default(name)]
     if given and args.repeat:
         parser.error(f"argument --repeats: one of several is not allowed with --{given[0]}")

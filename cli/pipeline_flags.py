@@ -27,11 +27,7 @@ def add_pipeline_flags(parser):
         help="images of each measurement on test (--num_imgs; mini, small: 1x, at most 1000, or 600 above 16 px, no fewer than the default of a trial)",
     )
     add("--trial_epochs", type=count, help="most epochs of a trial's classifier (100; mini, small: 32, 16 above 16 px)")
-    add(
-        "--classifier_epochs",
-        type=count,
-        help="most epochs of classifiers (100; mini, small: 40, fewer for larger sets)",
-    )
+    add("--classifier_epochs", type=count, help="most epochs of classifiers (100; mini, small: 40, fewer for larger sets)")
     add("--also", action="append", default=[], metavar="'SCRIPT FLAGS'",
         help="further flags of a script, or of a part of it, as in --also 'hyp_opt --pruner none', --also 'SD_adapting:dif "
              "--keep 1'; may be given several times")  # fmt: skip

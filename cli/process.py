@@ -164,9 +164,7 @@ def lacks_memory(error):
 def write_traceback(error):
     """Where an error happened that no log.txt holds, as a file among the system's temporary ones. Returns the words for it."""
     try:
-        with tempfile.NamedTemporaryFile(
-            "w", prefix="error-", suffix=".txt", delete=False, errors="backslashreplace"
-        ) as file:
+        with tempfile.NamedTemporaryFile("w", prefix="error-", suffix=".txt", delete=False, errors="backslashreplace") as file:
             file.writelines(traceback.format_exception(error))
     except OSError:  # that disk is full too: the error's own line is what counts
         return ""

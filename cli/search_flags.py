@@ -24,10 +24,7 @@ def add_search_flags(add):
     add("--warm_start", action="store_true", help="try the paper's best settings for other datasets first")
     add("--n_trials", type=integer(1), help="finished trials in all, over all runs (enc 50, dif 40)")
     add("--timeout", type=number(0, above=True), help="seconds after which no trial is begun")
-    add(
-        "--storage",
-        help="where the study lies: sqlite:///FILE, journal:FILE, postgresql://... (SQLite beside the plots)",
-    )
+    add("--storage", help="where the study lies: sqlite:///FILE, journal:FILE, postgresql://... (SQLite beside the plots)")
     add("--pruner", default="hyperband", choices=["hyperband", "halving", "median", "none"],
         help="what stops bad trials early (hyperband)")  # fmt: skip
     add("--restart", action="store_true", help="throw away the study that is there")

@@ -90,16 +90,7 @@ def filter_hash(args, spec, experiment, classes):
         return {}
     folder = filter_folder(args, experiment)
     if not is_trained(folder):
-        flags = [
-            "--dataset",
-            args.dataset,
-            "--exp",
-            args.exp,
-            "--root",
-            args.root,
-            "--classifier",
-            args.filter_classifier,
-        ]
+        flags = ["--dataset", args.dataset, "--exp", args.exp, "--root", args.root, "--classifier", args.filter_classifier]
         command = shlex.join(map(str, ["python", "classifier_training.py", *flags, "--synthetic", False]))
         raise UserError(
             f"--filter needs a classifier that is trained on the real training images, and there is none in {folder}: {command} "

@@ -149,9 +149,7 @@ def warn_of_idle_gpus():
     """Warn where the driver knows a GPU and TensorFlow lists none: a run of days would be one of months."""
     found, broken = driver_gpus()
     if broken:
-        log.warning(
-            "a GPU is there, but not used: %s. Install the driver's library, or restart the container with it", broken
-        )
+        log.warning("a GPU is there, but not used: %s. Install the driver's library, or restart the container with it", broken)
     if not found or used_gpus():
         return
     log.warning(
@@ -186,13 +184,9 @@ def why_not_used():
     """TensorFlow's own reason, which it notes at its start where no level of the log hides it: asked of another process."""
     asked = "import tensorflow as tf; tf.config.list_physical_devices('GPU')"
     environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "0"}
-    process = subprocess.run(
-        [sys.executable, "-c", asked], capture_output=True, text=True, env=environment, errors="replace"
-    )
+    process = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, env=environment, errors="replace")
     notes = process.stderr.splitlines()
     for note in notes:
         log.debug("TensorFlow: %s", note)
-    reasons = [
-        re.sub(r"^.*?\] ", "", note) for note in notes if re.search(r"(?i)dlopen|gpu|cuinit|not built with", note)
-    ]
+    reasons = [re.sub(r"^.*?\] ", "", note) for note in notes if re.search(r"(?i)dlopen|gpu|cuinit|not built with", note)]
     return f": {reasons[0].rstrip('.')}" if reasons else ""

@@ -35,9 +35,7 @@ def find_task(wanted=None, environ=os.environ):
         first, step = array_numbers(environ) if system == "SLURM array" else (0, 1)
         place = (whole(environ, number) - first) // step
         return within(place * tasks + index, whole(environ, count) * tasks, system)
-    raise ValueError(
-        f"no batch system is at work: none of {', '.join(number for number, _ in SYSTEMS.values())} is set"
-    )
+    raise ValueError(f"no batch system is at work: none of {', '.join(number for number, _ in SYSTEMS.values())} is set")
 
 
 def step_of(environ):

@@ -56,10 +56,7 @@ def randomise(model, part):
             value = 0.2 * value + (1 if "norm" in name and name.endswith("weight") else 0)
         value = value.to(torch.bfloat16).float()
         weight.copy_(torch.where(value.abs() < SMALLEST, torch.zeros(()), value))
-    print(
-        f"{part}: {sum(p.numel() for p in model.parameters()):,} parameters, {len(model.state_dict())} tensors",
-        flush=True,
-    )
+    print(f"{part}: {sum(p.numel() for p in model.parameters()):,} parameters, {len(model.state_dict())} tensors", flush=True)
     return model.eval()
 
 
@@ -131,9 +128,7 @@ def check_original(unet, vae, path):
     """Let diffusers read the file of the original layout: it must be the same weights."""
     read = load_file(path)
     converted = convert_ldm_unet_checkpoint(dict(read), dict(unet.config))
-    converted |= {
-        f"vae {name}": value for name, value in convert_ldm_vae_checkpoint(dict(read), dict(vae.config)).items()
-    }
+    converted |= {f"vae {name}": value for name, value in convert_ldm_vae_checkpoint(dict(read), dict(vae.config)).items()}
     own = {**unet.state_dict(), **{f"vae {name}": value for name, value in vae.state_dict().items()}}
     assert converted.keys() == own.keys(), converted.keys() ^ own.keys()
     assert all(torch.equal(value.float().reshape(own[name].shape), own[name]) for name, value in converted.items())

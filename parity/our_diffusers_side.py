@@ -29,9 +29,7 @@ from parity.shapes import SHAPES, backbone_of  # noqa: E402
 
 MOST_GREY_LEVELS, OF_PIXELS = 1, 0.999
 # Two tensors of one shape, which the control lets change places.
-SWAPPED = [
-    f"model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn1.{name}.weight" for name in ("to_q", "to_k")
-]
+SWAPPED = [f"model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn1.{name}.weight" for name in ("to_q", "to_k")]
 
 
 def predicted(unet, expected):

@@ -47,12 +47,7 @@ def compare(part, ours, published):
     shape = "x".join(map(str, published.shape))
     print(
         ROW.format(
-            part,
-            f"{difference:.1e}",
-            f"{np.abs(published).max():.2f}",
-            f"{spread:.2f}",
-            "ok" if good else "TOO MUCH",
-            shape,
+            part, f"{difference:.1e}", f"{np.abs(published).max():.2f}", f"{spread:.2f}", "ok" if good else "TOO MUCH", shape
         ),
         flush=True,
     )

@@ -160,9 +160,7 @@ def chaos(stage, kills, seed, folder):
 
     begin(whole)
     start_up, alone, _ = finish(whole)
-    turn = (
-        alone - start_up
-    ) / kills  # so that a quarter of the work is done at the last kill, besides the first of each start
+    turn = (alone - start_up) / kills  # so that a quarter of the work is done at the last kill, besides the first of each start
     while (disturbed := disturb(turn))[0] < kills:
         turn /= 2  # the machine has become faster
     killed, found, seen = disturbed

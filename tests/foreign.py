@@ -67,9 +67,7 @@ def small_vae(part):
             for level, width in enumerate(widths):
                 down = PaddedConv2D(width, 3, padding=((0, 1), (0, 1)), strides=2)
                 parts += [ResnetBlock(width), ResnetBlock(width)] + [down] * (level < len(widths) - 1)
-            return keras.Sequential(
-                [*parts, *middle, *end, PaddedConv2D(8, 3, padding=1), PaddedConv2D(8, 1)], name=part
-            )
+            return keras.Sequential([*parts, *middle, *end, PaddedConv2D(8, 3, padding=1), PaddedConv2D(8, 1)], name=part)
         parts = [
             layers.Input(backbone.latent_shape),
             layers.Rescaling(1 / backbone.latent_scale),
@@ -125,16 +123,12 @@ def foreign_tensors(models, levels=2, seed=0):
     return found
 
 
-def write_folder(
-    folder, tensors, shards=1, index=True, dtype="float32", scheduler=SCHEDULER, old_names=False, heads=HEADS
-):
+def write_folder(folder, tensors, shards=1, index=True, dtype="float32", scheduler=SCHEDULER, old_names=False, heads=HEADS):
     """Write a folder of diffusers."""
     for name, parts, config in (("unet", ("unet",), UNET_CONFIG), ("vae", ("image_encoder", "decoder"), VAE_CONFIG)):
         inside = folder / name
         inside.mkdir(parents=True, exist_ok=True)
-        (inside / "config.json").write_text(
-            json.dumps(config | ({"attention_head_dim": heads} if name == "unet" else {}))
-        )
+        (inside / "config.json").write_text(json.dumps(config | ({"attention_head_dim": heads} if name == "unet" else {})))
         arrays = {names[1]: values[1].astype(dtype) for part in parts for names, values in tensors[part].items()}
         if old_names:
             for old, new in (("query", "to_q"), ("key", "to_k"), ("value", "to_v"), ("proj_attn", "to_out.0")):

@@ -59,9 +59,7 @@ def write_images(folder):
     for i, image in enumerate(numpy_images(24)):
         path = folder / "own" / ("cat", "dog")[i % 2] / f"{i:02d}{suffix}"
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image).convert(random.choice(["RGB", "L", "P" if suffix in (".png", ".gif") else "RGB"])).save(
-            path
-        )
+        Image.fromarray(image).convert(random.choice(["RGB", "L", "P" if suffix in (".png", ".gif") else "RGB"])).save(path)
     return folder / "own/cat" / random.choice([f"00{suffix}", f"04{suffix}"])  # the first tells the resolution
 
 
@@ -286,9 +284,7 @@ def write_study(folder):
     from Models.weight_cards import read_card
     from Search.studies import open_study, pruner
 
-    study = open_study(
-        f"sqlite:///{folder}/study.db", "digits_expx_study_enc", 1, pruner("median", 10), True, folder / "study"
-    )
+    study = open_study(f"sqlite:///{folder}/study.db", "digits_expx_study_enc", 1, pruner("median", 10), True, folder / "study")
     for value in (0.5, 0.7):
         trial = study.ask({"is": optuna.distributions.IntDistribution(1, 9), "ugs": optuna.distributions.FloatDistribution(0, 2),
                            "epoch": optuna.distributions.IntDistribution(1, 9)})  # fmt: skip
@@ -372,9 +368,7 @@ def damage_json(raw):
 def files_below(folder):
     """What an error must leave as it is: all but logs, locks and the study, in which every run notes its settings."""
     own = (".lock", ".txt", ".db")
-    return {
-        p: hashlib.sha256(p.read_bytes()).digest() for p in folder.rglob("*") if p.is_file() and p.suffix not in own
-    }
+    return {p: hashlib.sha256(p.read_bytes()).digest() for p in folder.rglob("*") if p.is_file() and p.suffix not in own}
 
 
 # One process of one reader
@@ -420,9 +414,7 @@ def follow(name, seconds, folder):
         command = [sys.executable, "-m", "tests.fuzz", "--worker", name, str(case), str(until), str(folder)]
         with open(folder / "stderr", "w") as errors:
             process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=errors, text=True)
-        watchdog = subprocess.Popen(
-            [sys.executable, "-c", WATCHDOG, str(process.pid), str(folder / "alive"), str(HANG)]
-        )
+        watchdog = subprocess.Popen([sys.executable, "-c", WATCHDOG, str(process.pid), str(folder / "alive"), str(HANG)])
         outcome = "started"
         for line in process.stdout:
             (folder / "alive").touch()

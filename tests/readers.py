@@ -81,12 +81,7 @@ def write_soft_labels(folder, counts):
     names = [f"{of_class.name}/img_{i}.png".encode() for of_class, count in zip(folders, counts) for i in range(count)]
     probabilities = np.random.default_rng(0).dirichlet(np.ones(len(counts)), len(names)).astype(np.float16)
     sha256 = content_hash(folder, open_set(folder, len(counts)))
-    np.savez(
-        folder.with_name(f"{folder.name}.soft_labels.0.npz"),
-        probabilities=probabilities,
-        files=names,
-        set_sha256=sha256,
-    )
+    np.savez(folder.with_name(f"{folder.name}.soft_labels.0.npz"), probabilities=probabilities, files=names, set_sha256=sha256)
 
 
 def own_data(folder):
@@ -112,9 +107,7 @@ def keras_reads(folder):
     """[(class, hash)], by keras.utils.image_dataset_from_directory."""
     import keras
 
-    read = keras.utils.image_dataset_from_directory(
-        folder / "train", image_size=(SIDE, SIDE), shuffle=False, batch_size=None
-    )
+    read = keras.utils.image_dataset_from_directory(folder / "train", image_size=(SIDE, SIDE), shuffle=False, batch_size=None)
     return [(read.class_names[int(label)], pixels_hash(image)) for image, label in read]
 
 
@@ -147,9 +140,7 @@ def compared(dataset, classes, expected, found):
         wanted = Counter((names[label] if by_folder else label, image) for label, image in expected)
         there = Counter(map(tuple, facts.get("images", []))) if "images" in facts else wanted
         good = there == wanted and facts.get("names", list(classes)) == list(classes) and not facts.get("errors")
-        good = good and facts.get("classes", [[i, c] for i, c in enumerate(classes)]) == [
-            [i, c] for i, c in enumerate(classes)
-        ]
+        good = good and facts.get("classes", [[i, c] for i, c in enumerate(classes)]) == [[i, c] for i, c in enumerate(classes)]
         good = good and abs(facts.get("soft", 1.0) - 1) < 1e-5
         shown = {key: value for key, value in facts.items() if key not in ("images", "classes", "names")}
         read = f"{there.total()} of {len(expected)} images" if "images" in facts else "read"
@@ -160,9 +151,7 @@ def compared(dataset, classes, expected, found):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument(
-        "--python", type=Path, help="Python of an environment with the readers (else .venv-readers is made)"
-    )
+    parser.add_argument("--python", type=Path, help="Python of an environment with the readers (else .venv-readers is made)")
     python = parser.parse_args().python or environment()
     logging.getLogger("experiment").setLevel(logging.WARNING)
     every = ["hf", "parquet", "webdataset", "folders"]

@@ -57,9 +57,7 @@ def croissant(folder):
 
 def hugging_face_folder(folder):
     """A folder a class, by `imagefolder`: labels are of the folders in alphabetical order."""
-    read = datasets.load_dataset("imagefolder", data_dir=str(folder), cache_dir=str(folder.parent / "cache-set"))[
-        "train"
-    ]
+    read = datasets.load_dataset("imagefolder", data_dir=str(folder), cache_dir=str(folder.parent / "cache-set"))["train"]
     return {"images": [[row["label"], pixels_hash(row["image"])] for row in read]}
 
 
@@ -101,10 +99,7 @@ def web_dataset_set(folder):
 
 
 def main(folder):
-    found = {
-        "datasets, set": hugging_face_folder(folder / "set"),
-        "ImageFolder, set": image_folder(folder / "set", False),
-    }
+    found = {"datasets, set": hugging_face_folder(folder / "set"), "ImageFolder, set": image_folder(folder / "set", False)}
     print(json.dumps(found | (exports(folder) if (folder / "hf").is_dir() else {})))
 
 
@@ -115,9 +110,7 @@ def exports(folder):
     found["datasets, webdataset"] = {
         "images": [
             [row["cls"], pixels_hash(row["png"])]
-            for row in datasets.load_dataset(
-                str(folder / "webdataset"), split="train", cache_dir=str(folder / "cache-w")
-            )
+            for row in datasets.load_dataset(str(folder / "webdataset"), split="train", cache_dir=str(folder / "cache-w"))
         ]
     }
     found["webdataset"] = web_dataset(folder / "webdataset")

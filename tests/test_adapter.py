@@ -329,14 +329,7 @@ def test_records_of_what_began_later_go_with_a_restart(tmp_path):
 
 def test_restart_removes_what_the_run_made_and_no_more(tmp_path):
     names = [f"epoch{n}.weights.h5" for n in (1, 3, 5)]
-    stay = {
-        "epoch1.weights.h5",
-        "epoch1.weights.h5.json",
-        "epoch2.hdf5",
-        "log.txt",
-        "samples/epoch1.png",
-        "samples/own.png",
-    }
+    stay = {"epoch1.weights.h5", "epoch1.weights.h5.json", "epoch2.hdf5", "log.txt", "samples/epoch1.png", "samples/own.png"}
     sheets = [f"samples/epoch{n}.png" for n in (3, 4, 10)]  # epoch 4 is one that --keep has dropped
     (tmp_path / "samples").mkdir()
     for name in (*stay, *names, *(f"{name}.json" for name in names), *sheets, "loss.png"):

@@ -253,8 +253,7 @@ def test_denoising_loss_finds_what_a_model_was_overtrained_on(tiny_latent_model)
 
     diffusion, moments, labels = tiny_latent_model(50)
     losses = [
-        denoising_losses(diffusion, moments[s], labels[s], np.arange(50) + s.start, 3)
-        for s in (slice(0, 50), slice(50, 100))
+        denoising_losses(diffusion, moments[s], labels[s], np.arange(50) + s.start, 3) for s in (slice(0, 50), slice(50, 100))
     ]
     found = strength(-losses[0], -losses[1])
     assert found["auc_interval"][0] > 0.8
@@ -364,19 +363,7 @@ def write_images(folder, images, labels, names=("class_00", "class_01")):
 
 
 def audited(root, data, *flags):
-    argv = [
-        "--dataset",
-        str(data),
-        "--exp",
-        "e",
-        "--root",
-        str(root),
-        "--classifier",
-        "resnet20_16",
-        "--shadows",
-        "0",
-        *flags,
-    ]
+    argv = ["--dataset", str(data), "--exp", "e", "--root", str(root), "--classifier", "resnet20_16", "--shadows", "0", *flags]
     return audit_dataset.audit(audit_dataset.parse_args(argv))
 
 
@@ -389,9 +376,7 @@ def quick_teacher(monkeypatch):
         from keras import Sequential, layers
 
         shape = (resolution, resolution, 3)
-        return Sequential(
-            [layers.Input(shape), layers.Flatten(), layers.Dense(16), layers.Dense(num_classes, "softmax")]
-        )
+        return Sequential([layers.Input(shape), layers.Flatten(), layers.Dense(16), layers.Dense(num_classes, "softmax")])
 
     monkeypatch.setattr("Experiment.presets.CLASSIFIER_EPOCHS", 1)
     monkeypatch.setitem(CLASSIFIERS, "resnet20_16", build)
@@ -426,10 +411,7 @@ def test_a_set_of_training_images_is_caught_by_every_number(tmp_path, quick_teac
     share = "share nearer to training"
     usual = figure(found["copies"], share, "real test images", "pixel components")
     assert figure(found["copies"], share, "generated", "pixel components") > usual + 0.5
-    for features in (
-        "pixel components",
-        "resnet20_16 features",
-    ):  # nearer than any other images of the same kind can be
+    for features in ("pixel components", "resnet20_16 features"):  # nearer than any other images of the same kind can be
         assert (
             figure(found["copies"], "KID, generated", features)
             < 0
@@ -466,10 +448,7 @@ def test_near_duplicates_are_found_and_others_are_not(tmp_path):
     changed = changed.clip(0, 255).astype(np.uint8)
     extractors = {"pixels": PixelFeatures(images, 1)}
     labels = data["train_labels"][:, 0].astype("int32")
-    reads = {
-        name: (lambda rows, x=x: (x[rows], {}))
-        for name, x in (("a", images), ("b", changed), ("c", data["test_images"]))
-    }
+    reads = {name: (lambda rows, x=x: (x[rows], {})) for name, x in (("a", images), ("b", changed), ("c", data["test_images"]))}
     seen = {
         name: see(tmp_path / f"{name}.npy", np.resize(labels, n), reads[name], extractors)
         for name, n in (("a", 40), ("b", 40), ("c", 32))
@@ -636,9 +615,7 @@ def test_fid_of_a_class_that_is_too_small_is_left_empty(tmp_path):
     of = dict.fromkeys(("kid", "kid_spread", "kid_subset", "generated", *METRICS), 0.5)
     found = {
         "fid": True,
-        "quality": {
-            "pixels": {"name": "pixels", "classes": [{"missing": "3 images", "generated": 3}, of | {"fid": 0.1}]}
-        },
+        "quality": {"pixels": {"name": "pixels", "classes": [{"missing": "3 images", "generated": 3}, of | {"fid": 0.1}]}},
     }
     write_csv(tmp_path / "classes.csv", class_rows(found, ["a", "b"]))
     rows = list(csv.DictReader((tmp_path / "classes.csv").open()))
@@ -661,11 +638,7 @@ def test_a_set_of_ours_is_known_where_the_real_classes_have_its_names(tmp_path):
 
 
 def test_classifiers_that_have_seen_real_images_too_are_not_attacked_as_if_not(tmp_path):
-    entry = {
-        "top_1_accuracy": 0.5,
-        "top_5_accuracy": 1.0,
-        "training": {"epochs": 3, "real_share": 0.5, "labels": "soft"},
-    }
+    entry = {"top_1_accuracy": 0.5, "top_5_accuracy": 1.0, "training": {"epochs": 3, "real_share": 0.5, "labels": "soft"}}
     found, lacking = trained(
         Experiment(tmp_path, "e", "own"), {"x1": entry}, {"data": {"test": "t"}}, SimpleNamespace(manifest={})
     )
@@ -680,9 +653,7 @@ def test_a_model_that_has_learnt_from_other_images_too_is_not_attacked(tmp_path,
     epochs = {part: tmp_path / f"{part}.weights.h5" for part in ("enc", "dif")}
     monkeypatch.setattr(targets, "chosen_epochs", lambda *_: epochs)
     monkeypatch.setattr(targets, "weights_hashes", lambda *_: {"enc": "1", "dif": "2"})
-    monkeypatch.setattr(
-        weight_cards, "read_card", lambda path: {"learned_from": seen[: 1 if "enc" in path.name else 2]}
-    )
+    monkeypatch.setattr(weight_cards, "read_card", lambda path: {"learned_from": seen[: 1 if "enc" in path.name else 2]})
     manifest = {"backbone": "mini", "enc_epoch": 1, "dif_epoch": 2, "weights": {"enc": "1", "dif": "2"}}
     source, data = SimpleNamespace(manifest=manifest), {"classes": ["p", "q"], "resolution": 8, "train": "a" * 64}
     with pytest.raises(UserError, match="its epochs have learnt from other images than the training images of today"):
@@ -712,9 +683,7 @@ def test_classifiers_of_other_training_images_than_those_of_today_are_not_attack
 
 
 def test_the_model_is_attacked_on_the_unet_that_made_the_set(tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        audit_dataset, "base_hashes", lambda args, parts, dif: {"image_encoder": "a" * 64, "unet": "b" * 64}
-    )
+    monkeypatch.setattr(audit_dataset, "base_hashes", lambda args, parts, dif: {"image_encoder": "a" * 64, "unet": "b" * 64})
     args, epochs = SimpleNamespace(backbone="sd1"), {"enc": None, "dif": None}
     for made in ({}, {"weights": {"unet": "b" * 64}}):
         source = SimpleNamespace(manifest=made)
@@ -794,10 +763,7 @@ def test_half_of_a_set_is_refused(tmp_path):
 
 
 def test_other_class_frequencies_are_told_wherever_the_figures_are(tmp_path, quick_teacher, caplog):
-    data, told = (
-        tiny_data(tmp_path / "own.npz"),
-        "(0: 25 % of the set, 50 % of the training images, 50 % of the held-out",
-    )
+    data, told = (tiny_data(tmp_path / "own.npz"), "(0: 25 % of the set, 50 % of the training images, 50 % of the held-out")
     rows = np.concatenate([np.flatnonzero(data["val_labels"][:, 0] == label)[: 4 + 8 * label] for label in (0, 1)])
     folder = write_images(tmp_path / "set", data["val_images"][rows], data["val_labels"][rows, 0], ("0", "1"))
     page = audited(tmp_path, tmp_path / "own.npz", "--synthetic_dir", str(folder))

@@ -122,9 +122,7 @@ def test_a_host_that_is_gone_and_one_that_holds_something_else_are_passed_over(c
         assert replace(FILE, urls=urls).path() == cache / "unet.h5"
         assert list(dict.fromkeys(asked)) == ["/gone/unet.h5", "/other/unet.h5", "/good/unet.h5"]
         (cache / "unet.h5").unlink()
-        with pytest.raises(
-            UserError, match=r"unet.h5 cannot be downloaded from \S+gone/unet.h5 .*, nor from \S+other/"
-        ):
+        with pytest.raises(UserError, match=r"unet.h5 cannot be downloaded from \S+gone/unet.h5 .*, nor from \S+other/"):
             replace(FILE, urls=urls[:2]).path()
         server.shutdown()
     assert not [path for path in cache.iterdir() if path.name != "unet.h5.json"]
@@ -161,9 +159,7 @@ def test_the_full_image_encoder_ends_before_kerascvs_last_layer(monkeypatch):
     monkeypatch.setenv(UNTRAINED, "1")
     encoder = BACKBONES["sd1"].image_encoder()
     assert encoder.output_shape[-1] == 8  # mean and log-variance
-    assert (
-        BACKBONES["sd1"].files["unet"].left_out and not MINI.files["unet"].left_out
-    )  # the shipped weights are always loaded
+    assert BACKBONES["sd1"].files["unet"].left_out and not MINI.files["unet"].left_out  # the shipped weights are always loaded
 
 
 # Those that are shipped
@@ -189,9 +185,7 @@ def shipped(request):
 def test_sizes_of_the_shipped(shipped):
     counts = tuple(shipped.networks[part].count_params() for part in PARTS)
     folder = shipped.backbone.files["unet"].folder
-    assert (
-        counts == {"mini": (217_000, 3_984_068, 214_647), "small": (448_392, 4_049_604, 520_151)}[shipped.backbone.name]
-    )
+    assert counts == {"mini": (217_000, 3_984_068, 214_647), "small": (448_392, 4_049_604, 520_151)}[shipped.backbone.name]
     assert sum(path.stat().st_size for path in folder.iterdir()) < 14e6
 
 
@@ -242,8 +236,6 @@ def test_weights_held_in_bfloat16_are_as_exact_as_mixed_precision():
         with precision(name, learns):
             unet, decoder = MINI.unet(), MINI.decoder()
         assert {w.dtype for w in unet.weights} == {"bfloat16" if name != "float32" and not learns else "float32"}
-        outputs.append(
-            [np.asarray(y, "float32") for y in (unet.predict_on_batch(inputs), decoder.predict_on_batch(inputs[0]))]
-        )
+        outputs.append([np.asarray(y, "float32") for y in (unet.predict_on_batch(inputs), decoder.predict_on_batch(inputs[0]))])
     for exact, mixed, held in zip(*outputs):
         assert 0 < np.std(held - exact) < 1.3 * np.std(mixed - exact) < 0.05 * np.std(exact)

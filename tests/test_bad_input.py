@@ -297,9 +297,7 @@ def refused(script, argv, capsys, monkeypatch, root, code=2):
     lines = capsys.readouterr().err.strip().splitlines()
     assert ended.value.code == code and len(lines) == 1, lines
     assert snapshot(root) == before
-    print(
-        f"{SCRIPTS[script]}.py {' '.join(argv)} -> {lines[0]}"
-    )  # a table of them all: pytest tests/test_bad_input.py -rP
+    print(f"{SCRIPTS[script]}.py {' '.join(argv)} -> {lines[0]}")  # a table of them all: pytest tests/test_bad_input.py -rP
     return lines[0]
 
 
@@ -355,8 +353,7 @@ def test_pretrained_weights(name, message, bad, capsys, monkeypatch, tmp_path, f
 
 
 @pytest.mark.parametrize(
-    "script, argv, part",
-    [("adapt", ADAPT, "image_encoder"), ("adapt", ADAPT, "decoder"), ("generate", GENERATE, "decoder")],
+    "script, argv, part", [("adapt", ADAPT, "image_encoder"), ("adapt", ADAPT, "decoder"), ("generate", GENERATE, "decoder")]
 )
 def test_pretrained_vae(script, argv, part, bad, capsys, monkeypatch, tmp_path, float32_after):
     argv = [*argv, "--weights_dir", str(bad / "weights" / part)]

@@ -68,9 +68,7 @@ def planned(script, experiment, flags):
     common = ["--dataset", "digits", "--exp", "x", "--root", str(experiment.root), "--backbone", "mini"]
     args = script.parse_args([*common, *flags])
     known = script.plan(args)
-    return describe_arguments(args), {
-        name: getattr(known, name, None) for name in ("identity", "inputs", "settings", "folder")
-    }
+    return describe_arguments(args), {name: getattr(known, name, None) for name in ("identity", "inputs", "settings", "folder")}
 
 
 @pytest.mark.parametrize("script, flags, best, typed", CASES)
@@ -82,8 +80,7 @@ def test_a_search_that_goes_on_has_no_result_yet(experiment):
     searches_with(experiment, extended_to=50)
     for script, flags in ((hyp_opt, SECOND), (SD_adapting, ["--train_model", "dif", "--enc_epoch", "best"])):
         with pytest.raises(
-            UserError,
-            match="goes on, to 50 trials, and is not finished: run hyp_opt.py --train_model enc --n_trials 50",
+            UserError, match="goes on, to 50 trials, and is not finished: run hyp_opt.py --train_model enc --n_trials 50"
         ):
             planned(script, experiment, flags)
 
@@ -268,18 +265,13 @@ def test_a_search_on_validation_takes_nothing_that_was_chosen_on_test(flags, fla
 ])  # fmt: skip
 def test_what_was_chosen_on_test_is_said_and_known(script, flags, on_test, caplog, monkeypatch):
     monkeypatch.setattr("cli.best.log.propagate", True)
-    args = script.parse_args(
-        ["--dataset", "digits", "--exp", "x", "--root", str(on_test.root), "--backbone", "mini", *flags]
-    )
+    args = script.parse_args(["--dataset", "digits", "--exp", "x", "--root", str(on_test.root), "--backbone", "mini", *flags])
     assert script.plan(args).taken == {"select_on": "test"}
     assert [r.levelname for r in caplog.records if "has chosen on TEST images" in r.getMessage()] == ["WARNING"]
 
 
 def test_records_say_what_was_chosen_on_test(tiny, tmp_path):
-    experiment, common = (
-        Experiment(tmp_path, "x", "digits"),
-        ["--exp", "x", "--backbone", "tiny", "--root", str(tmp_path)],
-    )
+    experiment, common = (Experiment(tmp_path, "x", "digits"), ["--exp", "x", "--backbone", "tiny", "--root", str(tmp_path)])
     common += ["--dataset", "digits"]
     weights = {}
     for part, flags in (("enc", []), ("dif", ["--enc_epoch", "best"])):

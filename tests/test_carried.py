@@ -604,9 +604,7 @@ def test_pictures_of_several_results_are_drawn_in_the_end(root, monkeypatch):
     monkeypatch.setattr(pipeline, "outcome", lambda *_: [])
     monkeypatch.setattr(result_plots, "cas_curve", noting(plots.cas_curve))
     monkeypatch.setattr(result_plots, "pipeline_bars", lambda sources, score, file: drawn.append(sources))
-    known = types.SimpleNamespace(
-        spec=types.SimpleNamespace(resolution=99), note="", experiment=experiment, classifier=""
-    )
+    known = types.SimpleNamespace(spec=types.SimpleNamespace(resolution=99), note="", experiment=experiment, classifier="")
     pipeline.run_pipeline(types.SimpleNamespace(carry=True, backbone="mini"), known)
     assert drawn[0]["experiment e resnet20"].keys() == {"x1", "x2"} and experiment.cas_plot.exists()
     assert drawn[1]["experiment e"]["digits"].keys() == {"train_x1", "train_x2"} and len(drawn) == 3

@@ -101,9 +101,7 @@ def test_what_a_trained_classifier_comes_from_is_in_its_record(root):
     first = results(root)
     train(root, "--train", "False")
     assert weights.read_bytes() == before and results(root) == first
-    assert (
-        results(root)["x1"]["set"]["folder"] == "20Enc1Dif2Is5Ugs1.5" and results(root)["x1"]["training"]["epochs"] == 1
-    )
+    assert results(root)["x1"]["set"]["folder"] == "20Enc1Dif2Is5Ugs1.5" and results(root)["x1"]["training"]["epochs"] == 1
 
 
 @pytest.mark.parametrize("repeats", [1, 2])
@@ -143,9 +141,7 @@ def test_a_set_that_was_made_again_is_not_finished(root):
     assert "finished already" in classifier_training.plan(parse(root)).done
     shutil.rmtree(folder)
     make_set(folder, level=40, ugs=2.5)
-    with pytest.raises(
-        UserError, match=r"other inputs: set.sha256 \w{8} \(now \w{8}\), set.ugs 1.5 \(now 2.5\). Use another"
-    ):
+    with pytest.raises(UserError, match=r"other inputs: set.sha256 \w{8} \(now \w{8}\), set.ugs 1.5 \(now 2.5\). Use another"):
         classifier_training.plan(parse(root))
 
 
@@ -262,9 +258,7 @@ def test_a_card_lists_results_of_images_that_are_in_the_set(root):
     spec = dataset_spec(str(root / "two.npz"))
     made = {"folder": large.name, **recipe(small)}
     of_large = [is_of({"set": made}, "x1", SetToExport(folder, spec)) for folder in (small, large)]
-    of_small = [
-        is_of({"set": made | {"folder": small.name}}, "x1", SetToExport(folder, spec)) for folder in (small, large)
-    ]
+    of_small = [is_of({"set": made | {"folder": small.name}}, "x1", SetToExport(folder, spec)) for folder in (small, large)]
     assert (of_large, of_small) == ([False, True], [True, True])
 
 
@@ -291,9 +285,7 @@ def test_other_epochs_along_a_curve_are_said_in_its_legend(root, monkeypatch):
     for total in (20, 40):
         make_set(sets(root) / f"{total}Enc1Dif2Is5Ugs1.5", total)
     train(root)
-    assert legends_of(root, monkeypatch, "--take", 2, "--epochs", 3) == [
-        "trained on synthetic, in at most 1 to 3 epochs"
-    ]
+    assert legends_of(root, monkeypatch, "--take", 2, "--epochs", 3) == ["trained on synthetic, in at most 1 to 3 epochs"]
 
 
 def test_sizes_whose_images_were_taken_otherwise_are_no_curve(root):
@@ -310,9 +302,7 @@ def test_sizes_of_one_recipe_make_one_curve(root):
         make_set(sets(root) / f"{total}Enc1Dif2Is5Ugs1.5", total)
     train(root)
     train(root, "--take", 2)
-    assert results(root)["x1"]["set"]["folder"].startswith("20") and results(root)["x2"]["set"]["folder"].startswith(
-        "40"
-    )
+    assert results(root)["x1"]["set"]["folder"].startswith("20") and results(root)["x2"]["set"]["folder"].startswith("40")
 
 
 def test_a_set_that_was_edited_is_another_one(root, caplog):
@@ -347,9 +337,7 @@ def test_1x_of_another_size_is_another_curve(root):
     entry = results(root)["x1"]
     assert entry["unit"] == 20
     write_json(file, {"resnet20": {"two": {"x1": entry | {"unit": 15}}}})
-    with pytest.raises(
-        UserError, match="x1 in the results comes from other settings: images of 1x 15 .now images of 1x 20."
-    ):
+    with pytest.raises(UserError, match="x1 in the results comes from other settings: images of 1x 15 .now images of 1x 20."):
         train(root, "--take", 2)
 
 
@@ -391,9 +379,7 @@ def test_a_result_by_settings_that_were_chosen_on_test_says_so(root):
 def test_a_finished_classifier_says_so_without_tensorflow(root):
     make_set(sets(root) / "20Enc1Dif2Is5Ugs1.5")
     train(root)
-    code = (
-        "import sys, classifier_training as c; print(c.plan(c.parse_args(sys.argv[1:])).done, 'keras' in sys.modules)"
-    )
+    code = "import sys, classifier_training as c; print(c.plan(c.parse_args(sys.argv[1:])).done, 'keras' in sys.modules)"
     flags = ["--dataset", root / "two.npz", "--epochs", "1", "--batch_size", "10", "--root", root]
     done = subprocess.run([sys.executable, "-c", code, *flags], cwd=REPOSITORY, capture_output=True, text=True)
     assert done.stdout.startswith("finished already") and done.stdout.strip().endswith("False"), done.stderr

@@ -70,9 +70,7 @@ def test_the_weights_of_the_best_epoch_are_kept(classifier):
 
 def test_learning_rate_falls_and_training_ends_without_progress(classifier):
     output = classifier.model.layers[-1]
-    forget = keras.callbacks.LambdaCallback(
-        on_train_batch_end=lambda batch, logs: output.kernel.assign(0 * output.kernel)
-    )
+    forget = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: output.kernel.assign(0 * output.kernel))
     history, seconds = fit(classifier, epochs=20, patience=(1, 4), callbacks=[forget])
     assert history["learning_rate"] == pytest.approx([1e-3, 1e-3, 1e-4, 1e-5, 1e-5], rel=1e-4)  # 1e-5 is the floor
     assert len(seconds) == 5
@@ -80,9 +78,7 @@ def test_learning_rate_falls_and_training_ends_without_progress(classifier):
 
 def test_a_loss_that_is_not_finite_ends_the_training(classifier):
     output = classifier.model.layers[-1]
-    broken = keras.callbacks.LambdaCallback(
-        on_epoch_begin=lambda epoch, logs: output.kernel.assign(np.nan * output.kernel)
-    )
+    broken = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: output.kernel.assign(np.nan * output.kernel))
     history, _ = fit(classifier, epochs=5, callbacks=[broken])
     assert len(history["loss"]) == 1 and not np.isfinite(history["loss"][0])
 
@@ -179,13 +175,7 @@ def test_an_interrupted_fit_goes_on_as_if_nothing_had_happened(classifier, tmp_p
 
 def test_a_fit_that_patience_had_ended_trains_no_further(classifier, tmp_path):
     """Killed between its last state and the record: the same command takes the best weights, and no step more."""
-    how = {
-        "epochs": 40,
-        "patience": (1, 2),
-        "state_file": tmp_path / "state.npz",
-        "save_share": 1.0,
-        "settings": {"--seed": 5},
-    }
+    how = {"epochs": 40, "patience": (1, 2), "state_file": tmp_path / "state.npz", "save_share": 1.0, "settings": {"--seed": 5}}
     whole, _ = fit(classifier, **how)
     probabilities, epochs = classifier.probabilities(VAL[0]), []
     assert len(whole["loss"]) < 40

@@ -160,10 +160,7 @@ def test_what_is_saved_is_told_on_interruption(capsys, monkeypatch):
 
     with pytest.raises(SystemExit):
         run(main)
-    assert (
-        capsys.readouterr().err
-        == "train.py: interrupted; 1 of 9 epochs are saved: the same command goes on from there\n"
-    )
+    assert capsys.readouterr().err == "train.py: interrupted; 1 of 9 epochs are saved: the same command goes on from there\n"
 
 
 def test_what_cannot_go_on_begins_anew(capsys, monkeypatch):
@@ -195,9 +192,7 @@ def test_memory_that_lacks_has_many_names():
     class NotFoundError(Exception):
         """As TensorFlow's, where no algorithm of a convolution finds room on a GPU."""
 
-    told = NotFoundError(
-        "No algorithm worked! Error messages: RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9"
-    )
+    told = NotFoundError("No algorithm worked! Error messages: RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9")
     assert not process.lacks_memory(told)  # of somebody else
     NotFoundError.__module__ = "tensorflow.python.framework.errors_impl"
     assert process.lacks_memory(told) and not process.lacks_memory(NotFoundError("no such key"))
@@ -219,10 +214,7 @@ def test_lack_of_memory_is_one_line(capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["train.py"])
     with pytest.raises(SystemExit) as ended:
         run(lambda args: bytearray(2**62))
-    assert (
-        ended.value.code == 2
-        and capsys.readouterr().err == "train.py: error: out of memory: try a smaller --batch_size\n"
-    )
+    assert ended.value.code == 2 and capsys.readouterr().err == "train.py: error: out of memory: try a smaller --batch_size\n"
 
 
 def test_sigterm_ends_as_ctrl_c_does():
@@ -368,9 +360,7 @@ def test_notes_of_the_start_up_are_shown_only_if_it_fails(tmp_path, capfd, monke
         startup.import_keras()
     monkeypatch.delitem(sys.modules, "keras", raising=False)
     os.write(2, b" and after")  # what the terminal is again
-    assert [record.message for record in caplog.records] == (
-        [] if fails else ["TensorFlow: a note of C++"]
-    )  # to log.txt
+    assert [record.message for record in caplog.records] == ([] if fails else ["TensorFlow: a note of C++"])  # to log.txt
     assert capfd.readouterr().err == ("a note of C++" if fails else "") + " and after"
 
 

@@ -37,17 +37,12 @@ def test_jobs_of_kubernetes_are_commands_that_exist(job, monkeypatch):
     """With what a pod finds in its environment; a mistake of the user ends the job, and all else is tried again."""
     spec = job["spec"]
     (stage,) = spec["template"]["spec"]["containers"]
-    (settings,) = (
-        part["data"] for part in yaml.safe_load_all((KUBERNETES / "experiment.yaml").read_text()) if "data" in part
-    )
+    (settings,) = (part["data"] for part in yaml.safe_load_all((KUBERNETES / "experiment.yaml").read_text()) if "data" in part)
     values = settings | {item["name"]: item.get("value", "s3cret") for item in stage.get("env", [])}
     values = {name: re.sub(r"\$\((\w+)\)", lambda found: values[found[1]], value) for name, value in values.items()}
     for name, value in values.items():
         monkeypatch.setenv(name, value)
-    indexed, script = (
-        spec.get("completionMode") == "Indexed",
-        importlib.import_module(stage["args"][0].removesuffix(".py")),
-    )
+    indexed, script = (spec.get("completionMode") == "Indexed", importlib.import_module(stage["args"][0].removesuffix(".py")))
     for index in range(spec["completions"]) if indexed else [None]:
         if indexed:
             monkeypatch.setenv("JOB_COMPLETION_INDEX", str(index))
@@ -81,9 +76,7 @@ esac
 """
 
 
-@pytest.mark.parametrize(
-    "failing, last, before", [("nothing", 7, ""), ("3-adapt-unet", 3, " Complete"), ("nothing", 7, "1 ")]
-)
+@pytest.mark.parametrize("failing, last, before", [("nothing", 7, ""), ("3-adapt-unet", 3, " Complete"), ("nothing", 7, "1 ")])
 def test_the_jobs_of_kubernetes_run_one_after_the_other(tmp_path, failing, last, before):
     """With a stand-in for kubectl. Jobs that have ended make room for new ones, those that run go on."""
     log, kubectl = tmp_path / "log", tmp_path / "kubectl"
@@ -97,11 +90,7 @@ def test_the_jobs_of_kubernetes_run_one_after_the_other(tmp_path, failing, last,
     assert all(line.startswith("--namespace=me ") for line in lines)
     files = sorted(file.name for file in KUBERNETES.glob("[1-7]-*.yaml"))[:last]
     assert [line.split()[-1] for line in lines if " apply " in line][1:] == files
-    named = [
-        f"job/{job['metadata']['name']}"
-        for file in files
-        for job in yaml.safe_load_all((KUBERNETES / file).read_text())
-    ]
+    named = [f"job/{job['metadata']['name']}" for file in files for job in yaml.safe_load_all((KUBERNETES / file).read_text())]
     assert [line.split()[-1] for line in lines if " delete " in line] == ([] if before == "1 " else named)
 
 
@@ -216,7 +205,9 @@ def wait(condition, seconds):
 
 
 TRAINING = "--epochs 1 --batch_size 250"
-SEARCH = "--n_trials 1 --num_imgs 20 --test_imgs 20 --epochs 1 --is_max 5 --repeats 0 --classifier resnet20_16 --gen_batch_size 20"
+SEARCH = (
+    "--n_trials 1 --num_imgs 20 --test_imgs 20 --epochs 1 --is_max 5 --repeats 0 --classifier resnet20_16 --gen_batch_size 20"
+)
 SECOND = f"{SEARCH} --is_min 5"
 IMAGES = 1000
 
@@ -244,9 +235,7 @@ def test_the_chain_through_kills_gives_the_bytes_of_one_process(slurm, tmp_path)
     slurm(checkout / "cluster/slurm/chain.sh", *options, env=environment)
 
     wait(
-        lambda: (
-            len(waiting_files(root)) > 100 and len(slurm("squeue", "-h", "-n", "generate", "-t", "R").splitlines()) == 2
-        ),
+        lambda: len(waiting_files(root)) > 100 and len(slurm("squeue", "-h", "-n", "generate", "-t", "R").splitlines()) == 2,
         1800,
     )
     steps = [line.split() for line in slurm("squeue", "-s", "-h", "-o", "%i %N").splitlines()]
@@ -261,11 +250,7 @@ def test_the_chain_through_kills_gives_the_bytes_of_one_process(slurm, tmp_path)
     results = root / "CAS Results/test_accuracies_exps.json"
     assert results.exists() and '"real"' in results.read_text() and '"x1"' in results.read_text()
     logs = "".join(path.read_text() for path in tmp_path.glob("generate-*.txt"))
-    assert (
-        "ended with code 137" in logs
-        and "is queued again" in logs
-        and logs.count(" there,") + logs.count(" there ") >= 2
-    )
+    assert "ended with code 137" in logs and "is queued again" in logs and logs.count(" there,") + logs.count(" there ") >= 2
     alone = tmp_path / "alone"
     shutil.copytree(root / "Checkpoints", alone / "Checkpoints")
     shutil.copytree(root / "optimization_plots", alone / "optimization_plots")

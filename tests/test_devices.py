@@ -65,9 +65,7 @@ def test_the_mean_of_parts_is_that_of_the_batch(count, parts, sizes):
     made = list(in_parts([(even, even), (values, values)], parts))[parts:]
     assert [len(part) for part, *_ in made] == sizes
     assert np.mean([(part * weights).mean() for part, _, weights in made]) == pytest.approx(values.mean())
-    assert [len(part) for part, *_ in in_parts([(values, values)], parts)] == (
-        sizes if count % parts == 0 else [count] * parts
-    )
+    assert [len(part) for part, *_ in in_parts([(values, values)], parts)] == (sizes if count % parts == 0 else [count] * parts)
 
 
 @pytest.mark.parametrize("count", [5, 8, 9, 11, 16, 17])
@@ -101,9 +99,7 @@ def test_records_and_banners_name_the_device(monkeypatch):
 
 
 def test_how_it_is_computed_is_on_record_and_makes_no_other_run():
-    plain, how = (
-        SD_adapting.parse_args(["--exp", "x", *flags]) for flags in ([], ["--xla", "off", "--devices", "all"])
-    )
+    plain, how = (SD_adapting.parse_args(["--exp", "x", *flags]) for flags in ([], ["--xla", "off", "--devices", "all"]))
     assert fixed_arguments(plain, ()) == fixed_arguments(how, ())
     assert not set(HOW) & set(describe_run(plain, 0)["arguments"])
     assert describe_run(how, 0)["arguments"].items() >= {"xla": "off", "devices": "all"}.items()
@@ -218,8 +214,7 @@ def test_a_gpu_that_is_not_used_is_a_warning_with_the_way_out(driver, monkeypatc
     monkeypatch.setattr(startup.log, "propagate", True)
     startup.warn_of_idle_gpus()
     assert (
-        "a GPU is there (NVIDIA H100 80GB HBM3, 80 GB), but TensorFlow does not use it: Cannot dlopen some GPU"
-        in caplog.text
+        "a GPU is there (NVIDIA H100 80GB HBM3, 80 GB), but TensorFlow does not use it: Cannot dlopen some GPU" in caplog.text
     )
     assert 'pip install "tensorflow[and-cuda]==2.' in caplog.text
     caplog.clear()

@@ -21,16 +21,7 @@ import pytest
 from Experiment import machine as hardware
 from Experiment import records
 from Experiment.errors import UserError
-from Experiment.files import (
-    atomic_path,
-    change_json,
-    file_hash,
-    plain_arrays,
-    read_json,
-    reserve,
-    write_csv,
-    write_json,
-)
+from Experiment.files import atomic_path, change_json, file_hash, plain_arrays, read_json, reserve, write_csv, write_json
 from Experiment.locks import claim, claimed, machine, process_start, release
 from Experiment.paths import PUBLISHED_CAS, PUBLISHED_PIPELINE, REPOSITORY, Experiment, size_from_name, size_name
 from Experiment.randomness import STREAMS, random_stream, random_streams
@@ -62,9 +53,7 @@ def test_size_name_can_be_read_back(count, name):
     assert size_from_name(f"{name}Enc50Dif10Is50Ugs7.5") == size_from_name(name) == count
 
 
-@pytest.mark.parametrize(
-    "name, count", [("40.0kEnc50Dif10Is50Ugs7.5", 40_000), ("x2", None), ("40kb", None), ("old", None)]
-)
+@pytest.mark.parametrize("name, count", [("40.0kEnc50Dif10Is50Ugs7.5", 40_000), ("x2", None), ("40kb", None), ("old", None)])
 def test_size_from_name(name, count):
     assert size_from_name(name) == count
 

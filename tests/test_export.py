@@ -204,16 +204,12 @@ def test_the_same_set_gives_the_same_bytes_and_names_no_place(root, kind):
 def test_a_set_without_marks_is_marked_on_its_way(tmp_path):
     write_set(tmp_path / "set", mark=False, finish=False)  # as the paper's authors published theirs
     folder = exported(tmp_path, "folders", "--synthetic_dir", str(tmp_path / "set"))
-    assert (
-        sorted((int(path.parent.name), pixels_of(path.read_bytes())) for path in folder.glob("*/*/*.png")) == wanted()
-    )
+    assert sorted((int(path.parent.name), pixels_of(path.read_bytes())) for path in folder.glob("*/*/*.png")) == wanted()
     assert "The settings are not recorded" in (folder / "README.md").read_text()
 
 
 def write_soft_labels(folder, sha256, teacher="0123abcd"):
-    names = [
-        f"class_{label:02d}/img_{index}.png".encode() for label in range(10) for index in range(3 if label < 3 else 2)
-    ]
+    names = [f"class_{label:02d}/img_{index}.png".encode() for label in range(10) for index in range(3 if label < 3 else 2)]
     probabilities = np.random.default_rng(0).dirichlet(np.ones(10), 23).astype(np.float16)
     np.savez(
         folder.with_name(f"{folder.name}.soft_labels.{teacher}.npz"),
@@ -431,9 +427,7 @@ def test_licences_are_carried_over(tmp_path, dataset, backbone, ids):
     folder = exported(tmp_path, "folders", "--synthetic_dir", str(tmp_path / "set"), dataset=dataset)
     assert front_matter(folder)["license"] == ids
     text = (folder / "README.md").read_text()
-    assert ("Attachment A" in text) == (backbone != "mini") and ("No licence is known" in text) == (
-        dataset == "cifar10"
-    )
+    assert ("Attachment A" in text) == (backbone != "mini") and ("No licence is known" in text) == (dataset == "cifar10")
 
 
 def test_other_weights_have_a_licence_of_their_own(tmp_path):
@@ -495,11 +489,7 @@ def test_the_card_says_what_how_and_of_what(root):
                  "No accuracy was measured", "None lies beside the set", "Not meant for diagnosis", "CC BY 4.0", "@article{lomurno2024stable"):  # fmt: skip
         assert said in text
     card = front_matter(root / "out")
-    assert (card["pretty_name"], card["size_categories"], card["tags"][0]) == (
-        "Synthetic digits",
-        ["n<1K"],
-        "synthetic",
-    )
+    assert (card["pretty_name"], card["size_categories"], card["tags"][0]) == ("Synthetic digits", ["n<1K"], "synthetic")
 
 
 def test_settings_are_those_that_are_on_whatever_their_kind(tmp_path):
@@ -534,9 +524,7 @@ def test_the_card_shows_accuracies_of_its_recipe_alone(root):
                "resnet20_16": {"digits": {"x1": other, "real": real}},
                "resnet56": {"digits": {"x1": mixed, "real": real}}}  # fmt: skip
     write_json(experiment.cas_file, results)
-    tables = [
-        {"header": ["figure", "generated images", "real ones in their place"], "rows": [["coverage", "0.123", "0.987"]]}
-    ]
+    tables = [{"header": ["figure", "generated images", "real ones in their place"], "rows": [["coverage", "0.123", "0.987"]]}]
     write_json(audit_file(made), {"brief": tables, "figures": {"coverage, generated, pixels, n 9, k 5": 0.1234}})
     text = (exported(root, "folders", "--synthetic_dir", str(made)) / "README.md").read_text()
     rows = [line for line in text.splitlines() if line.startswith("| resnet")]
@@ -554,9 +542,7 @@ def test_the_card_shows_accuracies_of_its_recipe_alone(root):
     shutil.rmtree(root / "out")
     text = (exported(root, "folders", "--synthetic_dir", str(made)) / "README.md").read_text()
     assert "| coverage | 0.123 | 0.987 |" in text and "0.1234" not in text
-    write_json(
-        audit_file(made), {"copies": {"nearer than held-out": 0.1234}, "extractor": "pixels"}
-    )  # of an earlier version
+    write_json(audit_file(made), {"copies": {"nearer than held-out": 0.1234}, "extractor": "pixels"})  # of an earlier version
     shutil.rmtree(root / "out")
     text = (exported(root, "folders", "--synthetic_dir", str(made)) / "README.md").read_text()
     assert "| copies.nearer than held-out | 0.1234 |" in text and "| extractor | pixels |" in text
@@ -582,9 +568,7 @@ def test_croissant_names_files_by_hash_and_all_columns(root, monkeypatch, most, 
     described = json.loads((folder / "croissant.json").read_text())
     assert described["conformsTo"] == "http://mlcommons.org/croissant/1.1" and described["@type"] == "sc:Dataset"
     file_set, *tables = described["distribution"]
-    assert file_set["encodingFormat"] == images and len(list(folder.glob(file_set["includes"]))) == (
-        23 if most > 1 else 1
-    )
+    assert file_set["encodingFormat"] == images and len(list(folder.glob(file_set["includes"]))) == (23 if most > 1 else 1)
     for table in tables:
         assert hashlib.sha256((folder / table["contentUrl"]).read_bytes()).hexdigest() == table["sha256"]
     labels, records = described["recordSet"]

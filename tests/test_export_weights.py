@@ -42,18 +42,7 @@ def epochs(tmp_path_factory):
     save_weights(encoder, epoch_path(experiment.part_dir("enc"), 1))
     unet = let_follow(foreign_weights(backbone, place).fill(models["unet"], "unet"), AS_PUBLISHED)
     save_weights(unet, epoch_path(experiment.part_dir("dif"), 1))
-    flags = [
-        "--dataset",
-        "digits",
-        "--exp",
-        "x",
-        "--backbone",
-        "small",
-        "--root",
-        str(folder / "out"),
-        "--weights",
-        str(place),
-    ]
+    flags = ["--dataset", "digits", "--exp", "x", "--backbone", "small", "--root", str(folder / "out"), "--weights", str(place)]
     return backbone, models, tensors, encoder, [*flags, "--enc_epoch", "1"]
 
 
@@ -115,10 +104,7 @@ def test_the_card_is_yaml_facts_and_an_example_that_parses(exported):
     assert (head["library_name"], head["license"]) == ("diffusers", "other") and "class-conditional" in head["tags"]
     code = re.search(r"```python\n(.*?)```", text, re.DOTALL)[1]
     ast.parse(code)
-    assert (
-        'vae_folder, label, count, steps, scale = ".", ".", 0, 4, 15, 1.5' in code
-        and "torch.randn(count, 4, 8, 8)" in code
-    )
+    assert 'vae_folder, label, count, steps, scale = ".", ".", 0, 4, 15, 1.5' in code and "torch.randn(count, 4, 8, 8)" in code
     assert "for module in [*unet.modules()]:" in code  # the UNet alone was trained with KerasCV's arithmetic
     assert "| 9 | 9 |" in text and "SHA-256 of dif" in text
 
@@ -147,18 +133,7 @@ def test_another_export_is_refused(exported, small, tmp_path):
 
 
 def test_mini_is_refused_with_the_reason(tmp_path):
-    flags = [
-        "--dataset",
-        "digits",
-        "--exp",
-        "x",
-        "--backbone",
-        "mini",
-        "--enc_epoch",
-        "1",
-        "--to",
-        str(tmp_path / "to"),
-    ]
+    flags = ["--dataset", "digits", "--exp", "x", "--backbone", "mini", "--enc_epoch", "1", "--to", str(tmp_path / "to")]
     with pytest.raises(UserError, match="--backbone mini cannot be exported: .* 64 here, and mini in 320"):
         export_weights.plan(export_weights.parse_args(flags))
     assert not (tmp_path / "to").exists()
@@ -230,10 +205,7 @@ def test_the_card_of_updates_names_their_base_and_how_they_are_loaded(small, upd
     assert 'unet = UNet2DConditionModel.from_pretrained("a-stable-diffusion", subfolder="unet").eval()' in code
     assert 'unet.load_lora_adapter(folder, weight_name="pytorch_lora_weights.safetensors", prefix="unet")' in code
     assert f"whose file has the SHA-256 `{base}`" in text and 'pipe.load_lora_weights(".")' in text
-    assert (
-        "pip install torch diffusers peft" in text
-        and "| low-rank updates | rank 2, alpha 3, targets attention |" in text
-    )
+    assert "pip install torch diffusers peft" in text and "| low-rank updates | rank 2, alpha 3, targets attention |" in text
     assert "module" not in code  # the base is diffusers'
     assert (to / "vae").is_dir() and not (to / "model_index.json").exists()  # no pipeline without a UNet
     # Merged into the same folder, nothing is left of it.
@@ -254,13 +226,9 @@ def test_updates_of_another_base_are_not_exported(small, updates, tmp_path):
     assert not (tmp_path / "to").exists()
 
 
-@pytest.mark.parametrize(
-    "epoch, held", [(0, "the pretrained UNet has none"), (1, r"\S+epoch1.weights.h5 holds a whole UNet")]
-)
+@pytest.mark.parametrize("epoch, held", [(0, "the pretrained UNet has none"), (1, r"\S+epoch1.weights.h5 holds a whole UNet")])
 def test_what_has_no_updates_is_not_exported_as_such(small, tmp_path, epoch, held):
-    with pytest.raises(
-        UserError, match=rf"--lora separate is for an epoch \(--dif_epoch\) of low-rank updates: {held}"
-    ):
+    with pytest.raises(UserError, match=rf"--lora separate is for an epoch \(--dif_epoch\) of low-rank updates: {held}"):
         exported_updates(small[-1], epoch, tmp_path / "to", "--lora", "separate")
 
 
@@ -278,9 +246,7 @@ def test_an_export_is_not_written_over_what_it_is_made_of(small, tmp_path):
     (place / "export.json").touch()  # an earlier export
     for to in (place, tmp_path):
         with pytest.raises(UserError, match="holds the --weights that are exported from: name another folder"):
-            export_weights.plan(
-                export_weights.parse_args([*flags, "--weights", str(place), "--restart", "--to", str(to)])
-            )
+            export_weights.plan(export_weights.parse_args([*flags, "--weights", str(place), "--restart", "--to", str(to)]))
     assert (place / "unet").is_dir()
 
 

@@ -43,9 +43,7 @@ def test_convolution(monkeypatch, size, channels, filters, kernel, stride, produ
     expected = np.asarray(layer(x))
     layer.__class__ = faster_layers.Conv2D
     stock = []
-    monkeypatch.setattr(
-        keras.layers.Conv2D, "convolution_op", lambda *args: stock.append(args) or expected - layer.bias
-    )
+    monkeypatch.setattr(keras.layers.Conv2D, "convolution_op", lambda *args: stock.append(args) or expected - layer.bias)
     found = np.asarray(keras.Model(i := keras.Input((size, size, channels)), layer(i))(x) if product else layer(x))
     assert expected.std() > 0.1 and np.abs(found - expected).max() < 1e-4
     assert size is None or bool(stock) != product
@@ -61,12 +59,7 @@ def inputs():
     rng = np.random.default_rng(2)
     contexts = 20 * rng.standard_normal((4, 3, 5), dtype="float32")  # strong enough to be seen in the output
     rows = np.array([3, 0, 0, 2, 1])
-    return (
-        rng.standard_normal((5, 4, 4, 4), dtype="float32"),
-        rng.standard_normal((5, 320), dtype="float32"),
-        contexts,
-        rows,
-    )
+    return (rng.standard_normal((5, 4, 4, 4), dtype="float32"), rng.standard_normal((5, 320), dtype="float32"), contexts, rows)
 
 
 def test_unet_keeps_its_numbers_and_its_weights(unet, inputs, tmp_path):

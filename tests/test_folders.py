@@ -151,8 +151,7 @@ def test_a_dataset_beside_something_else_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name",
-    ["Käfer", "a b", "-dash", "a,b;c", "x" * 200, "\udcff", "\u202eabc", "日本", "a\nb", "'\"$(rm)", "0", "%s {}"],
+    "name", ["Käfer", "a b", "-dash", "a,b;c", "x" * 200, "\udcff", "\u202eabc", "日本", "a\nb", "'\"$(rm)", "0", "%s {}"]
 )
 def test_names_of_classes_are_whatever_a_file_system_allows(tmp_path, name):
     try:
@@ -225,8 +224,7 @@ def test_a_damaged_photograph_beside_the_class_folders_is_called_so(tmp_path):
 
 def test_what_systems_leave_is_ignored(tmp_path):
     image_folder(
-        tmp_path,
-        {"a": 1, "b": 1, "__MACOSX": 1, "@eaDir": 1, ".ipynb_checkpoints": 1, "$RECYCLE.BIN": 1, "lost+found": 0},
+        tmp_path, {"a": 1, "b": 1, "__MACOSX": 1, "@eaDir": 1, ".ipynb_checkpoints": 1, "$RECYCLE.BIN": 1, "lost+found": 0}
     )
     image_folder(tmp_path / "a", {"@eaDir": 2, "__MACOSX": 1})
     for name in (".DS_Store", "a/Thumbs.db", "a/desktop.ini", "a/._0.png", "b/Icon\r", "b/.hidden.png"):
@@ -254,9 +252,7 @@ def test_broken_images_are_told_from_what_is_none(tmp_path):
         (tmp_path / "a" / name).write_text("<html>" if "html" in name else "")
     (tmp_path / "a/gone.png").symlink_to("nowhere")
     scan = scan_folder(tmp_path)
-    assert set(scan.broken) == {"a/empty.png", "a/html.jpg", "a/gone.png"} and names(scan) == {
-        "all": ["a/0.png", "b/0.png"]
-    }
+    assert set(scan.broken) == {"a/empty.png", "a/html.jpg", "a/gone.png"} and names(scan) == {"all": ["a/0.png", "b/0.png"]}
     assert "empty" in scan.broken["a/empty.png"] and "no image" in scan.broken["a/html.jpg"]
 
 

@@ -120,11 +120,7 @@ def test_every_layout_and_type_gives_the_same_numbers(how, backbone, models, ten
 
     how = {name: np.dtype(ml_dtypes.bfloat16) if value == "bfloat16" else value for name, value in how.items()}
     single = how.pop("single", None)
-    place = (
-        write_original(tmp_path / SINGLE, tensors, single, METADATA)
-        if single
-        else write_folder(tmp_path, tensors, **how)
-    )
+    place = write_original(tmp_path / SINGLE, tensors, single, METADATA) if single else write_folder(tmp_path, tensors, **how)
     source = foreign_weights(backbone, place)
     for part, model in models.items():
         filled = source.fill(blank(model), part)
@@ -183,9 +179,7 @@ def test_what_a_single_file_predicts_is_read(metadata, yaml, expected, backbone,
 def test_a_yaml_of_something_else_says_nothing_of_what_is_predicted(backbone, tensors, tmp_path):
     place = write_original(tmp_path / SINGLE, tensors)
     (tmp_path / "model.yaml").write_text("train:\n  lr: 1\n")
-    with pytest.raises(
-        UserError, match="does not say whether .*: nor does model.yaml: add a line parameterization: eps"
-    ):
+    with pytest.raises(UserError, match="does not say whether .*: nor does model.yaml: add a line parameterization: eps"):
         foreign_weights(backbone, place).check("unet")
 
 
@@ -405,9 +399,7 @@ def test_of_several_files_the_plain_one_is_read(backbone, tensors, tmp_path):
     for file in index.iterdir():
         if file.name != "config.json":
             file.rename(place / "unet" / file.name)
-    assert (
-        len(foreign_weights(backbone, place).files("unet")) == 2
-    )  # which a later save has left, as diffusers reads it
+    assert len(foreign_weights(backbone, place).files("unet")) == 2  # which a later save has left, as diffusers reads it
     one, other = (place / "unet").glob("*-of-*")
     one.unlink()
     with pytest.raises(UserError, match="which is missing"):  # half of a download, not an old save
@@ -617,12 +609,7 @@ def test_every_stage_follows_the_weights(small, tmp_path):
     dif = ["--enc_epoch", "0", "--dif_epoch", "1", "--inf_steps", "2", "--ugs", "1.5", "--img_total", "4"]
     made = generate_dataset.generate(generate_dataset.parse_args([*own, *dif]))
     settings = json.loads((made / "generation.json").read_text())["weights"]
-    assert settings["prediction_type"] == "v_prediction" and set(settings) == {
-        "decoder",
-        "numerics",
-        "prediction_type",
-        "dif",
-    }
+    assert settings["prediction_type"] == "v_prediction" and set(settings) == {"decoder", "numerics", "prediction_type", "dif"}
     args = hyp_opt.parse_args([*own, "--train_model", "dif", "--num_imgs", "20", "--batch_size", "10"])
     known = hyp_opt.plan(args)
     assert known.inputs["weights"]["decoder"] == settings["decoder"]
@@ -665,9 +652,7 @@ def test_the_search_for_a_place(tmp_path, capsys):
 
     with pytest.raises(SystemExit):
         generate_dataset.parse_args(["--img_total", "1", "--weights", str(tmp_path / "nowhere")])
-    assert re.search(
-        r"argument --weights/--weights_dir: there is no folder or file \S*nowhere", capsys.readouterr().err
-    )
+    assert re.search(r"argument --weights/--weights_dir: there is no folder or file \S*nowhere", capsys.readouterr().err)
     (tmp_path / SINGLE).touch()
     with pytest.raises(
         UserError, match=rf"there is no kcv_decoder.h5 in \S+ \(to use {SINGLE}, give its path\): get it from https"

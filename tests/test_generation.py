@@ -176,7 +176,9 @@ def test_broken_images_are_named_and_all_others_written(args, monkeypatch):
             yield numbers, images, ~np.isin(numbers, [3, 12, 22])
 
     monkeypatch.setattr(sampler, "generate_images", with_broken)
-    message = "3 of 23 images are not finite or of one colour, and not written: class_03/img_0.png, class_02/img_1.png, class_02/"
+    message = (
+        "3 of 23 images are not finite or of one colour, and not written: class_03/img_0.png, class_02/img_1.png, class_02/"
+    )
     with pytest.raises(UserError, match=message):
         generate_dataset.generate(args)
     folder = generate_dataset.plan(args).folder
@@ -215,9 +217,7 @@ def test_the_pictures_of_many_classes_are_drawn_a_class_at_a_time(tmp_path, monk
             Image.new("RGB", (32, 32), (label, i, 0)).save(folder / f"img_{i}.png")
     monkeypatch.setattr(sheets, "collage", lambda images, path: seen.append((len(images), images[0, 0, 0, 0])))
     monkeypatch.setattr(sheets, "sample_sheet", lambda images, labels, *rest: drawn.append((images[:, 0, 0], labels)))
-    draw_pictures(
-        tmp_path / "set", list(map(str, range(classes))), "title", tmp_path
-    )  # what it imports is not measured
+    draw_pictures(tmp_path / "set", list(map(str, range(classes))), "title", tmp_path)  # what it imports is not measured
     seen.clear(), drawn.clear()
     tracemalloc.start()
     try:

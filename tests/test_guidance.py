@@ -179,9 +179,7 @@ def test_a_guide_that_predicts_something_else_is_refused(tiny):
 def test_the_pretrained_unet_that_guides_is_on_record(tiny, tmp_path):
     tiny.unet().save_weights(tmp_path / "epoch3.weights.h5")
     args = SimpleNamespace(backbone="tiny", weights_dir=None)
-    alone, guided = (
-        base_hashes(args, parts, tmp_path / "epoch3.weights.h5") for parts in (["decoder"], ["decoder", "unet"])
-    )
+    alone, guided = (base_hashes(args, parts, tmp_path / "epoch3.weights.h5") for parts in (["decoder"], ["decoder", "unet"]))
     assert set(alone) == {"decoder"} and guided == alone | {"unet": tiny.weights_hash("unet")}
 
 

@@ -151,10 +151,7 @@ class Momentum:
 
 def test_a_new_solver_carries_its_state(tiny_unet):
     unet, rng = tiny_unet(), np.random.default_rng(1)
-    latents, contexts = (
-        rng.standard_normal((3, 4, 4, 4), dtype="float32"),
-        rng.standard_normal((2, 2, 3), dtype="float32"),
-    )
+    latents, contexts = (rng.standard_normal((3, 4, 4, 4), dtype="float32"), rng.standard_normal((2, 2, 3), dtype="float32"))
     found, _ = Sampler(unet, solver=Momentum).sample(latents, contexts, [0, 0, 0], 4, 1.0)
     from Models.diffusion import timestep_embedding
 

@@ -143,10 +143,7 @@ def test_weights_have_their_name_only_once_they_have_their_card(weights, monkeyp
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr(os, "replace", lambda old, new, last=file: killed() if new == last else replace(old, new))
             part.save(file)
-    assert sorted(weights.parent.iterdir()) == [
-        card_path(weights),
-        card_path(other),
-    ]  # no earlier weights with a new card
+    assert sorted(weights.parent.iterdir()) == [card_path(weights), card_path(other)]  # no earlier weights with a new card
     assert saved_epochs(weights.parent) == {}
     save_weights(class_encoder(2, 3, (2, 2)), other)  # somebody else's, beside a card that was left
     assert read_card(other).keys() == {"sha256", "bytes", "modified"}
@@ -189,9 +186,7 @@ def test_epochs_of_another_pretrained_unet_are_refused(weights, caplog):
     assert not caplog.text
     check_pretrained([weights], {"decoder": "c" * 64})
     assert "was trained with another VAE than the one in use" in caplog.text
-    with pytest.raises(
-        UserError, match=r"another pretrained UNet \(aaaaaaaaaaaa, not cccccccccccc\): give the --weights"
-    ):
+    with pytest.raises(UserError, match=r"another pretrained UNet \(aaaaaaaaaaaa, not cccccccccccc\): give the --weights"):
         check_pretrained([weights], {"unet": "c" * 64})
 
 
@@ -202,9 +197,7 @@ def test_epochs_of_a_unet_that_predicted_something_else_are_refused(weights):
     check_pretrained([weights], same | {"prediction_type": "v_prediction"})
     check_pretrained([weights], same, "v_prediction")
     check_pretrained([weights], {"decoder": "b" * 64})  # a whole UNet says it itself
-    with pytest.raises(
-        UserError, match="UNet that predicts v_prediction, and these weights are said to predict epsilon"
-    ):
+    with pytest.raises(UserError, match="UNet that predicts v_prediction, and these weights are said to predict epsilon"):
         check_pretrained([weights], same)
     write_card(weights, {"pretrained": {"decoder": "b" * 64}})
     with pytest.raises(UserError, match="trained with another VAE: give the --weights"):
@@ -279,9 +272,7 @@ class Killed(BaseException):
     pass
 
 
-def test_a_restart_that_is_killed_while_it_removes_epochs_leaves_no_finished_training(
-    tiny, folder, tmp_path, monkeypatch
-):
+def test_a_restart_that_is_killed_while_it_removes_epochs_leaves_no_finished_training(tiny, folder, tmp_path, monkeypatch):
     flags = ["--epochs", 3, "--keep", 3]
     known, args = adapted(folder, tmp_path / "out", *flags)
     SD_adapting.adapt(args, known)
@@ -395,18 +386,7 @@ def test_a_unet_that_was_fine_tuned_with_another_class_encoder_is_told(tiny, fol
 
     def warned(script, *flags):
         caplog.clear()
-        common = [
-            "--dataset",
-            folder,
-            "--exp",
-            "x",
-            "--backbone",
-            "tiny",
-            "--root",
-            tmp_path / "out",
-            "--enc_epoch",
-            "1",
-        ]
+        common = ["--dataset", folder, "--exp", "x", "--backbone", "tiny", "--root", tmp_path / "out", "--enc_epoch", "1"]
         script.plan(script.parse_args([*map(str, common), *flags]))
         return "was fine-tuned with another Class Encoder than" in caplog.text
 
@@ -559,9 +539,7 @@ def test_who_has_learnt_from_images_that_are_tested_today_is_told(tiny, tmp_path
     assert caplog.text.count(OTHER_IMAGES) == 1
     hyp_opt.plan(hyp_opt.parse_args([*model, "--num_imgs", "20", "--batch_size", "10"]))
     assert caplog.text.count(OTHER_IMAGES) == 2
-    dif = SD_adapting.adapt(
-        SD_adapting.parse_args([*model, "--train_model", "dif", "--enc_epoch", "1", "--batch_size", "10"])
-    )
+    dif = SD_adapting.adapt(SD_adapting.parse_args([*model, "--train_model", "dif", "--enc_epoch", "1", "--batch_size", "10"]))
     assert "begins from have learnt from other images" in caplog.text
     assert len(learned_from([dif / "epoch1.weights.h5"])) == 2
 
@@ -580,9 +558,7 @@ def test_continued_epochs_draw_their_own_noise(tiny, folder, tmp_path, monkeypat
     from Models import training
 
     begun = []
-    monkeypatch.setattr(
-        training, "noisy_batches", lambda *a, made=training.noisy_batches: begun.append(a[5]) or made(*a)
-    )
+    monkeypatch.setattr(training, "noisy_batches", lambda *a, made=training.noisy_batches: begun.append(a[5]) or made(*a))
     for flags in (["--epochs", 2], ["--enc_epoch", 2, "--epochs", 1]):
         known, args = adapted(folder, tmp_path / "out", *flags)
         SD_adapting.adapt(args, known)

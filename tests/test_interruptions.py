@@ -185,15 +185,11 @@ def test_a_stopped_run_says_what_is_saved(tmp_path, few, stop, code):
     there = len(list(tmp_path.rglob("img_*.png")))
     last = errors.strip().splitlines()[-1]
     assert process.returncode == code
-    assert (
-        last
-        == f"generate_dataset.py: interrupted; {there} of 5000 images are saved: the same command goes on from there"
-    )
+    assert last == f"generate_dataset.py: interrupted; {there} of 5000 images are saved: the same command goes on from there"
 
 
 @pytest.mark.parametrize(
-    "stage, stop, code",
-    [("adapt", signal.SIGINT, 130), ("classify", signal.SIGTERM, 143), ("search", signal.SIGINT, 130)],
+    "stage, stop, code", [("adapt", signal.SIGINT, 130), ("classify", signal.SIGTERM, 143), ("search", signal.SIGINT, 130)]
 )
 def test_every_stage_says_what_is_saved_when_it_is_stopped(root, few, tmp_path, stage, stop, code):
     process = working(stage, tmp_path, few, root / "Checkpoints/DDPM/Exp_smoke/few/MyEmbedding")

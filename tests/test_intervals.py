@@ -75,9 +75,7 @@ def test_nineteen_of_twenty_intervals_hold_the_true_difference(ours, theirs, ima
         found.append(pair[0].mean() - pair[1].mean())
         widths.append(high - low)
     assert least <= held / tries
-    assert np.mean(widths) < 4 * 3.92 * np.std(
-        found
-    )  # and are not wide for nothing: two of each side leave Student's t little
+    assert np.mean(widths) < 4 * 3.92 * np.std(found)  # and are not wide for nothing: two of each side leave Student's t little
 
 
 def test_one_beside_several_has_a_reserve_and_parts_of_hits_are_not_all_right():

@@ -39,9 +39,7 @@ def study(tmp_path, monkeypatch):
 
         monkeypatch.setattr(Subject, "script", script)
         monkeypatch.setattr(generate_dataset, "plan", planned)
-        monkeypatch.setattr(
-            Subject, "scores", lambda *_: {"val": [0.5], "test": [0.5], "hits": ["10"], "test_images": "t"}
-        )
+        monkeypatch.setattr(Subject, "scores", lambda *_: {"val": [0.5], "test": [0.5], "hits": ["10"], "test_images": "t"})
         place = ["--work", tmp_path / "work", "--results", tmp_path / "rows.json", "--datasets", "digits"]
         levers.main(levers.parse_args(list(map(str, [*place, *flags]))))
         return commands, json.loads((tmp_path / "rows.json").read_text())["rows"]
@@ -60,15 +58,9 @@ def test_variants_share_what_is_the_same_for_them_and_rows_are_not_measured_agai
     assert [command[0] for command in commands].count("SD_adapting.py") == 4  # twice a Class Encoder and a UNet
     assert len(made) == 2 and value(made[0], "--exp") != value(made[1], "--exp")
     assert ["--labels" in command for command in learned] == [False, True, False, False]
-    assert (
-        value(learned[0], "--synthetic_dir")
-        == value(learned[1], "--synthetic_dir")
-        != value(learned[2], "--synthetic_dir")
-    )
+    assert value(learned[0], "--synthetic_dir") == value(learned[1], "--synthetic_dir") != value(learned[2], "--synthetic_dir")
     assert value(learned[3], "--synthetic") == "False" and all(value(c, "--repeats") == "2" for c in learned)
-    assert (
-        len({value(command, "--exp") for command in learned}) == 4
-    )  # accuracies of one do not replace those of another
+    assert len({value(command, "--exp") for command in learned}) == 4  # accuracies of one do not replace those of another
     assert [row["variant"] for row in rows] == ["plain", "soft", "ema", "real"]
     assert [row["precision"] for row in rows] == ["float32"] * 3 + [None]
     commands, rows = study("--variants", "plain", "soft", "--seeds", "1234", "1")
@@ -112,15 +104,7 @@ def test_a_teacher_is_trained_once_for_all_variants_and_seeds(study, tmp_path):
 
 
 def rows_of(variant, *hits, seed=1234, dataset="digits"):
-    return {
-        "dataset": dataset,
-        "seed": seed,
-        "variant": variant,
-        "passes": 28,
-        "val": [0.5],
-        "test": [0.5],
-        "hits": hits,
-    }
+    return {"dataset": dataset, "seed": seed, "variant": variant, "passes": 28, "val": [0.5], "test": [0.5], "hits": hits}
 
 
 def test_the_table_compares_with_plain_of_the_same_size_and_with_real():

@@ -243,9 +243,7 @@ def test_an_official_file_is_read_where_it_lies(tmp_path, monkeypatch):
     """By its path, whatever lies in --data_dir; a class may be missing in a split of an official file."""
     path = tmp_path / "breastmnist_64.npz"
     np.savez(path, **npz_arrays(side=64, channels=(), classes=2, test_labels=np.zeros((3, 1), np.uint8)))
-    monkeypatch.setitem(
-        INFO, "breastmnist", INFO["breastmnist"] | {"MD5_64": hashlib.md5(path.read_bytes()).hexdigest()}
-    )
+    monkeypatch.setitem(INFO, "breastmnist", INFO["breastmnist"] | {"MD5_64": hashlib.md5(path.read_bytes()).hexdigest()})
     splits = load_splits(dataset_spec(path), tmp_path / "nowhere")
     assert splits.train.images.shape == (5, 64, 64, 3) and splits.test.labels.tolist() == [0, 0, 0]
 
@@ -382,9 +380,7 @@ def test_folder_without_some_splits(tmp_path, folder, sizes):
 
 def test_too_few_images_for_a_split(tmp_path):
     numbered_images(tmp_path, {"ant": 2, "cat": 9})
-    with pytest.raises(
-        UserError, match=r"every class in each part: ant \(2\); a class here needs (\d+) images"
-    ) as error:
+    with pytest.raises(UserError, match=r"every class in each part: ant \(2\); a class here needs (\d+) images") as error:
         load_splits(dataset_spec(tmp_path), "unused")
     needed = int(re.search(r"needs (\d+)", str(error.value))[1])
     numbered_images(tmp_path, {"ant": needed, "cat": 9})
@@ -426,9 +422,7 @@ def test_images_of_all_sizes_are_cut_to_the_middle_square(tmp_path):
         paths.append(tmp_path / f"{size}.png")
         image = Image.new("RGB", size, "red")  # a green square in the middle, red beside it
         side = min(size)
-        image.paste(
-            "green", ((size[0] - side) // 2, (size[1] - side) // 2, (size[0] + side) // 2, (size[1] + side) // 2)
-        )
+        image.paste("green", ((size[0] - side) // 2, (size[1] - side) // 2, (size[0] + side) // 2, (size[1] + side) // 2))
         image.save(paths[-1])
     images = read_images(paths, 8)
     assert images.shape == (4, 8, 8, 3) and (images == (0, 128, 0)).all()
@@ -517,10 +511,7 @@ def test_one_line_says_what_is_used_and_what_is_not(tmp_path, caplog, experiment
     (line,) = [r.getMessage() for r in caplog.records if "not used" in r.getMessage()]
     assert "train 35 images (ant 21, cat 14); val 5 images" in line and "test 11 images (ant 6, cat 5)" in line
     assert "9 px (as they are)" in line and str(experiment.unused_file) in line
-    assert (
-        "not used: 2 not an image (.doc 1, .txt 1), 3 in a sub-folder (cat/more 3), 1 beside the class folders, "
-        in line
-    )
+    assert "not used: 2 not an image (.doc 1, .txt 1), 3 in a sub-folder (cat/more 3), 1 beside the class folders, " in line
     assert "2 later pages of 1 files (cat/film.gif)" in line
     assert len(listed(experiment)) == 7 and ("cat/more/000.png", "in a sub-folder", "cat/more") in listed(experiment)
 
@@ -560,10 +551,7 @@ def test_images_in_two_splits_are_counted_and_listed(tmp_path, caplog, experimen
     else:
         arrays = npz_arrays()
         arrays["test_images"][:2] = arrays["train_images"][:2]
-        spec, row = (
-            own_npz(tmp_path, **arrays),
-            ("test_images[1]", "test: the same pixels as in train", "train_images[1]"),
-        )
+        spec, row = (own_npz(tmp_path, **arrays), ("test_images[1]", "test: the same pixels as in train", "train_images[1]"))
     load_splits(spec, "unused", 1, None, experiment)
     (warning,) = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
     assert f"{4 if kind == 'folder' else 2} of test in train too" in warning and str(experiment.unused_file) in warning
@@ -800,16 +788,10 @@ def test_data_are_identified_by_content(tmp_path, experiment):
     spec = dataset_spec(folder)
     splits = load_splits(spec, "unused", 1, None, experiment)
     known = data_identity(splits, spec)
-    assert (
-        list(known) == ["classes", "resolution", *SPLITS]
-        and known["classes"] == ["ant", "cat"]
-        and known["resolution"] == 9
-    )
+    assert list(known) == ["classes", "resolution", *SPLITS] and known["classes"] == ["ant", "cat"] and known["resolution"] == 9
     assert all(re.fullmatch("[0-9a-f]{64}", known[split]) for split in SPLITS)
 
-    for split, (images, labels) in zip(
-        SPLITS, splits
-    ):  # the same as a folder with splits, elsewhere, in another format
+    for split, (images, labels) in zip(SPLITS, splits):  # the same as a folder with splits, elsewhere, in another format
         for i, (image, label) in enumerate(zip(images, labels)):
             path = tmp_path / "copy" / split / spec.classes[label] / f"{i:03d}.bmp"
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -902,9 +884,7 @@ def test_labels_that_are_no_array_are_one_line(tmp_path):
 
 
 def test_a_split_without_images_is_named_where_labels_are_words(tmp_path):
-    arrays = {
-        f"{split}_images": np.zeros((n, 8, 8, 3), np.uint8) for split, n in (("train", 4), ("val", 0), ("test", 4))
-    }
+    arrays = {f"{split}_images": np.zeros((n, 8, 8, 3), np.uint8) for split, n in (("train", 4), ("val", 0), ("test", 4))}
     arrays |= {f"{name.split('_')[0]}_labels": np.array(["cat", "dog"] * 2)[: len(of)] for name, of in arrays.items()}
     np.savez(tmp_path / "own.npz", **arrays)
     with pytest.raises(UserError, match="val"):

@@ -141,9 +141,7 @@ def train(backbone, folder, epochs, policy="float32", checkpoints=False, facts=N
     done, history, _ = state.load()
     saver = SaveEpochs(adapted, folder, state, 1, epochs, 0, history.get("loss", []), lambda *call: None)
     batches = with_targets(noisy_batches(MOMENTS, LABELS, 3, 3, seed, done))
-    model.fit(
-        batches, steps_per_epoch=2, epochs=epochs, initial_epoch=done, callbacks=[saver], shuffle=False, verbose=0
-    )
+    model.fit(batches, steps_per_epoch=2, epochs=epochs, initial_epoch=done, callbacks=[saver], shuffle=False, verbose=0)
     return adapted, model
 
 

@@ -99,9 +99,7 @@ def test_training_goes_on_from_updates(common, trained):
     assert read_facts(trained / "epoch3.weights.h5") == facts
     adapt(*[flag if flag != "2" else "3" for flag in more])  # all of the UNet, from the sum
     assert read_facts(trained / "epoch4.weights.h5") is None
-    with pytest.raises(
-        UserError, match=r"epoch4.weights.h5 holds a whole UNet: low-rank updates of rank 2.* cannot go on"
-    ):
+    with pytest.raises(UserError, match=r"epoch4.weights.h5 holds a whole UNet: low-rank updates of rank 2.* cannot go on"):
         SD_adapting.plan(SD_adapting.parse_args([*common, *LORA, "--dif_epoch", "4"]))  # fmt: skip
 
 
@@ -147,13 +145,9 @@ def test_updates_of_a_foreign_file_are_merged(tmp_path, monkeypatch):
     monkeypatch.setitem(BACKBONES, "small", backbone)
     unet = backbone.build["unet"](backbone)
     tensors = foreign.foreign_tensors({"unet": unet}, levels=1)
-    place = foreign.write_original(
-        tmp_path / "sd.safetensors", tensors, metadata={"modelspec.prediction_type": "v_prediction"}
-    )
+    place = foreign.write_original(tmp_path / "sd.safetensors", tensors, metadata={"modelspec.prediction_type": "v_prediction"})
     kernels = kernel_shapes(target_layers(unet, "attention"))
-    updates = {
-        where: (np.full((*shape[:-1], 2), 0.5), np.full((2, shape[-1]), 0.25)) for where, shape in kernels.items()
-    }
+    updates = {where: (np.full((*shape[:-1], 2), 0.5), np.full((2, shape[-1]), 0.25)) for where, shape in kernels.items()}
     epoch, to = tmp_path / "epoch1.weights.h5", tmp_path / "whole.weights.h5"
     write_updates(epoch, Facts(2, 2.0, "attention", backbone.weights_hash("unet", place)), updates)
     flags = [str(epoch), "--to", str(to), "--backbone", "small"]
@@ -161,9 +155,7 @@ def test_updates_of_a_foreign_file_are_merged(tmp_path, monkeypatch):
     assert stored_following(merged) == Following(DIFFUSERS, "v_prediction")
     for one in named_variables(load_weights(unet, merged), "unet", 1):
         added = 0.25 if id(one.variable) in {id(x.kernel) for x in target_layers(unet, "attention").values()} else 0
-        assert (
-            np.abs(to_foreign(one.variable.numpy()) - tensors["unet"][one.ldm, one.diffusers][0] - added).max() < 1e-6
-        )
+        assert np.abs(to_foreign(one.variable.numpy()) - tensors["unet"][one.ldm, one.diffusers][0] - added).max() < 1e-6
     with pytest.raises(SystemExit):
         merge_lora.parse_args([*flags, "--weights", str(tmp_path / "nowhere")])
 
@@ -188,9 +180,7 @@ def test_a_unet_that_an_epoch_replaces_is_not_downloaded(common, tiny, tmp_path,
     monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
     adapt(*common)
     adapt(*common, "--train_model", "dif", "--enc_epoch", "1")
-    monkeypatch.setitem(
-        tiny.files, "unet", PublishedFile("unet.h5", ("http://127.0.0.1:9/",), tiny.weights_hash("unet"))
-    )
+    monkeypatch.setitem(tiny.files, "unet", PublishedFile("unet.h5", ("http://127.0.0.1:9/",), tiny.weights_hash("unet")))
     assert len(generate(*common, "--dif_epoch", "1")[0]) == 11
     assert hyp_opt.plan(hyp_opt.parse_args([*common, "--train_model", "dif", "--enc_epoch", "1"])).hashes
     with pytest.raises(UserError, match="unet.h5 cannot be downloaded from http://127.0.0.1:9/unet.h5"):

@@ -56,9 +56,7 @@ def test_a_file_holds_one_packet():
         file = marked(png(packet=packet))
         assert has_mark(file) and np.array_equal(opened(file), opened(png()))
         assert sum(b"XML:com.adobe.xmp" in part for part in chunks(file)) == 1
-    assert marked(png(packet=f"<other says='{DIGITAL_SOURCE_TYPE}'/>")) == png(
-        packet=f"<other says='{DIGITAL_SOURCE_TYPE}'/>"
-    )
+    assert marked(png(packet=f"<other says='{DIGITAL_SOURCE_TYPE}'/>")) == png(packet=f"<other says='{DIGITAL_SOURCE_TYPE}'/>")
 
 
 @given(st.binary(max_size=80))

@@ -70,10 +70,7 @@ def test_every_mode_becomes_rgb(mode):
         image, wanted = Image.new("L", (4, 4), 255 if mode == "1" else 90), (255,) * 3 if mode == "1" else GREY
         image = image.convert("LA").convert("La") if mode == "La" else image.convert(mode)
     elif mode.startswith("I;16"):
-        image, wanted = (
-            Image.frombytes(mode, (4, 4), struct.pack("<H" if mode != "I;16B" else ">H", 90 * 257) * 16),
-            GREY,
-        )
+        image, wanted = (Image.frombytes(mode, (4, 4), struct.pack("<H" if mode != "I;16B" else ">H", 90 * 257) * 16), GREY)
     elif mode == "LAB":
         from PIL import ImageCms
 
@@ -138,9 +135,7 @@ def test_pixels_of_unknown_range_are_refused(tmp_path, kind):
 # Transparency
 
 
-@pytest.mark.parametrize(
-    "background, wanted", [("white", (255, 255, 255)), ("#102030", (16, 32, 48)), ("Navy", (0, 0, 128))]
-)
+@pytest.mark.parametrize("background, wanted", [("white", (255, 255, 255)), ("#102030", (16, 32, 48)), ("Navy", (0, 0, 128))])
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "RGB", "L", "1", "I;16"])
 def test_transparent_pixels_show_the_background(tmp_path, mode, background, wanted):
     path = tmp_path / "a.png"
@@ -313,9 +308,7 @@ def test_later_pages_are_counted_and_the_first_is_used(tmp_path, suffix):
 
 
 def test_a_preview_within_a_jpeg_is_no_page(tmp_path):
-    Image.new("RGB", (16, 16), RED).save(
-        tmp_path / "a.jpg", "MPO", save_all=True, append_images=[Image.new("RGB", (16, 16))]
-    )
+    Image.new("RGB", (16, 16), RED).save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=[Image.new("RGB", (16, 16))])
     assert probe(tmp_path / "a.jpg") == (16, 1) and is_colour(pixels(tmp_path / "a.jpg", 16), RED, 3)
 
 

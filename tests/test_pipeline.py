@@ -89,16 +89,7 @@ def test_a_classifier_sees_fewer_of_larger_pictures_at_a_time(side, batch):
 
 
 def test_few_large_pictures_are_no_fewer_than_a_batch(tmp_path):
-    flags = [
-        "--dataset",
-        image_folder(tmp_path / "own", 36, 150),
-        "--exp",
-        "x",
-        "--root",
-        tmp_path / "out",
-        "--num_imgs",
-        20,
-    ]
+    flags = ["--dataset", image_folder(tmp_path / "own", 36, 150), "--exp", "x", "--root", tmp_path / "out", "--num_imgs", 20]
     search, real = (next(c for c in commands(*flags) if c.startswith(name)) for name in ("hyp_opt", "classifier"))
     assert "--batch_size 20" in search and "--batch_size 12" in real  # of 24 training images
 
@@ -119,9 +110,7 @@ def test_what_the_user_chooses_stays():
     chosen = ["--enc_epochs", 3, "--dif_epochs", 5, "--n_trials", 7, "--num_imgs", 50, "--test_imgs", 60, "--trial_epochs", 9,
               "--classifier_epochs", 11, "--classifier", "resnet20"]  # fmt: skip
     for backbone in ("mini", "sd1"):
-        enc, first, dif, second, _, real, one = commands(
-            "--dataset", "digits", "--exp", "x", "--backbone", backbone, *chosen
-        )
+        enc, first, dif, second, _, real, one = commands("--dataset", "digits", "--exp", "x", "--backbone", backbone, *chosen)
         assert "--epochs 3" in enc and "--epochs 5" in dif and "--epochs 11" in real and "--epochs 11" in one
         for search in (first, second):
             assert "--n_trials 7" in search and "--num_imgs 50" in search and "--test_imgs 60" in search
@@ -162,9 +151,7 @@ def test_own_images_are_seen_no_larger_than_the_backbone_makes_them(tmp_path, ca
     assert all("--resolution 32" in " ".join(stage.command) for stage in small.stages) and "at 32 px" in small.note
     assert "--batch_size 21" in " ".join(small.stages[-1].command)  # of 42 training images
     classifying = [stage for stage in small.stages if stage.script in ("hyp_opt", "classifier_training")]
-    assert all(
-        "--optimizer adam_steps" in " ".join(stage.command) for stage in classifying
-    )  # few epochs: the rate must fall
+    assert all("--optimizer adam_steps" in " ".join(stage.command) for stage in classifying)  # few epochs: the rate must fall
     full = known(*flags, "--backbone", "sd1")
     assert not any("--resolution" in stage.command for stage in full.stages) and not full.note
     assert not any("--optimizer" in stage.command for stage in full.stages)
@@ -294,9 +281,7 @@ def test_a_stage_that_fails_ends_all_in_one_line(script, why, scripts, capfd):
     runner = runner_of([scripts(script), scripts("says", 0), scripts("finished", 1)])
     with pytest.raises(UserError) as error:
         runner.run()
-    assert str(error.value) == f"stage 1/3 {script}: {why}" and exit_code(error.value) == (
-        75 if script == "away" else 2
-    )
+    assert str(error.value) == f"stage 1/3 {script}: {why}" and exit_code(error.value) == (75 if script == "away" else 2)
     output = capfd.readouterr()
     assert "hello" in output.out and "[3/3" not in output.out  # what runs beside it ends in peace
     assert ("ZeroDivisionError" in output.err) == (script == "crashes")
@@ -336,9 +321,7 @@ run(work, lambda: None, lambda args: SimpleNamespace(done=None), starts_keras=Fa
 """
 
 
-@pytest.mark.parametrize(
-    "signum, code, times", [(signal.SIGINT, 130, 1), (signal.SIGTERM, 143, 1), (signal.SIGINT, 130, 2)]
-)
+@pytest.mark.parametrize("signum, code, times", [(signal.SIGINT, 130, 1), (signal.SIGTERM, 143, 1), (signal.SIGINT, 130, 2)])
 def test_a_stop_waits_for_the_stage_and_tells_what_is_finished_in_one_line(signum, code, times, scripts, tmp_path):
     driver = STOPPED.format(repository=str(REPOSITORY), folder=str(tmp_path))
     process = subprocess.Popen(
@@ -407,9 +390,7 @@ def test_stages_that_start_side_by_side_do_not_shorten_the_time_left(monkeypatch
     monkeypatch.setattr(display.time, "monotonic", lambda: now)
     # Both were 20 s at starting; then they worked for 30 s, one of them for 20 s more.
     short = Namespace(code=0, fraction=0.0, finished_before=False, seconds=50.0, begun=now - 70, first=(now - 50, 0.0))
-    long = Namespace(
-        code=None, fraction=0.25, finished_before=False, seconds=0.0, begun=now - 70, first=(now - 50, 0.0)
-    )
+    long = Namespace(code=None, fraction=0.25, finished_before=False, seconds=0.0, begun=now - 70, first=(now - 50, 0.0))
     shown.runs = {stages[0]: short, stages[2]: long}
     assert shown.left() == pytest.approx(50.0 / 20.0 * (30 + 10) + 20.0)
 
@@ -442,12 +423,7 @@ def test_work_grows_with_what_is_to_be_done():
         return [operations(script, args, DATASETS["digits"], 10) for script in pipeline.SCRIPTS]
 
     plain = work()
-    assert all(value > 0 for value in plain) and [b > a for a, b in zip(plain, work(epochs=3))] == [
-        True,
-        True,
-        False,
-        True,
-    ]
+    assert all(value > 0 for value in plain) and [b > a for a, b in zip(plain, work(epochs=3))] == [True, True, False, True]
     assert [b > a for a, b in zip(plain, work(backbone="sd1"))] == [True, True, True, False]
     assert work(train_model="enc")[1] > plain[1] > work(n_trials=2)[1] and work(synthetic=False)[3] == plain[3] / 2
     assert work(labels="soft")[3] > plain[3]
@@ -472,10 +448,7 @@ def test_the_table_of_accuracies(tmp_path):
         "interval": {"top_1_accuracy": [0.65, 0.75]},
         "against_largest_class": {"verdict": "better", "words": "fine"},
     }
-    entries["x4"] |= {
-        "training": {"labels": "soft"},
-        "against_largest_class": {"verdict": "worse", "words": "it is worse"},
-    }
+    entries["x4"] |= {"training": {"labels": "soft"}, "against_largest_class": {"verdict": "worse", "words": "it is worse"}}
     write_json(experiment.cas_file, cas)
     found = outcome.measured(experiment, "resnet20")
     rows = outcome.accuracy_rows(*found, [1, 4])
@@ -507,12 +480,7 @@ def test_the_page_of_an_experiment(tmp_path, monkeypatch):
         stage: {step: scores | {"training": {"optimizer": optimizer}} for step in ("no_opt", "opt")}
         for stage, optimizer in (("After Transfer Learning", "adam"), ("After Fine-Tuning", "sgd"))
     }})  # fmt: skip
-    real = {
-        "top_1_accuracy": 0.9,
-        "top_5_accuracy": 1.0,
-        "interval": {"top_1_accuracy": [0.87, 0.93]},
-        "test_images": 500,
-    }
+    real = {"top_1_accuracy": 0.9, "top_5_accuracy": 1.0, "interval": {"top_1_accuracy": [0.87, 0.93]}, "test_images": 500}
     made = {"top_1_accuracy": 0.7, "top_5_accuracy": 0.9, "against_real": {
         "words": "20.0 points below <real>", "trained_otherwise": {"epochs": [9, 12]}
     }, "training": {"labels": "soft"}}  # fmt: skip
@@ -537,9 +505,7 @@ def test_the_page_of_an_experiment(tmp_path, monkeypatch):
     monkeypatch.setattr(outcome, "changed", lambda args, flags: {})
     lines = outcome.outcome(args, spec, experiment, "resnet20", stages, {"generation, 1x": 90.0})
     beside = experiment.images_dir / "expx_real_beside_synthetic.png"
-    assert (
-        f"\npage for a browser: {experiment.report_page}" in lines and f"  {beside}" in lines and f"  {loss}" in lines
-    )
+    assert f"\npage for a browser: {experiment.report_page}" in lines and f"  {beside}" in lines and f"  {loss}" in lines
     assert any(line.startswith("trained on synthetic images, 1x") and "0.700" in line for line in lines)
     with Image.open(beside) as picture:
         assert picture.width > 100

@@ -327,9 +327,7 @@ def test_what_is_doubtful_is_said_below_its_bars(tmp_path, drawn):
 def test_experiment_figures_lie_in_its_own_folders(tmp_path, drawn):
     write_json(tmp_path / "CAS Results" / "test_accuracies_expmine.json", DEMO_CAS)
     write_json(tmp_path / "CAS Results" / "pipeline_optimization_expmine.json", DEMO_PIPELINE)
-    assert result_plots.experiment_cas_curves(tmp_path, "mine") == [
-        tmp_path / "CAS Results/CAS_plots/expmine/digits.png"
-    ]
+    assert result_plots.experiment_cas_curves(tmp_path, "mine") == [tmp_path / "CAS Results/CAS_plots/expmine/digits.png"]
     charts = [tmp_path / f"optimization_plots/mine/{score}.png" for score in ("top_1", "top_5")]
     assert result_plots.experiment_pipeline_bars(tmp_path, "mine") == charts
     assert all(map(is_picture, charts))
@@ -358,11 +356,7 @@ def test_a_dataset_without_results_has_no_curve(tmp_path):
 
 
 def test_experiment_without_results_has_no_figures(tmp_path):
-    assert (
-        result_plots.experiment_cas_curves(tmp_path, "none")
-        == result_plots.experiment_pipeline_bars(tmp_path, "none")
-        == []
-    )
+    assert result_plots.experiment_cas_curves(tmp_path, "none") == result_plots.experiment_pipeline_bars(tmp_path, "none") == []
     assert list(tmp_path.iterdir()) == []
 
 
@@ -501,9 +495,7 @@ def test_a_search_plot_that_fails_does_not_lose_the_others(tmp_path, monkeypatch
     ((0.5,), False, "param_importances is not drawn: 1 completed trials are fewer than 4"),
     ((0.5, 0.5, 0.5, 0.5), False, "contour_is_ugs is not drawn: all completed trials have the same accuracy"),
 ])  # fmt: skip
-def test_a_search_plot_that_would_be_empty_is_left_out_and_nothing_else_is_said(
-    values, alike, why, tmp_path, caplog, recwarn
-):
+def test_a_search_plot_that_would_be_empty_is_left_out_and_nothing_else_is_said(values, alike, why, tmp_path, caplog, recwarn):
     study = study_of(*values)
     if alike:
         trials = [optuna.trial.create_trial(params={**t.params, "is": 9}, distributions=t.distributions, value=t.value,

@@ -94,8 +94,7 @@ def test_other_photographs_are_refused_unless_asked_for(folder):
 def test_the_pinned_photographs_are_taken(folder, monkeypatch):
     write_tar(folder / "grocery.tar", ["Kiwi"])
     ours = [
-        photographs.Source(source.file, file_hash(folder / source.file), *list(vars(source).values())[2:])
-        for source in SOURCES
+        photographs.Source(source.file, file_hash(folder / source.file), *list(vars(source).values())[2:]) for source in SOURCES
     ]
     monkeypatch.setattr(photographs, "SOURCES", ours)
     assert source_hashes(folder) == {source.file: source.sha256 for source in ours}
@@ -142,9 +141,7 @@ def test_crops_show_the_place_that_their_captions_tell():
         places = of[word] - WORDS[word]
         at = [brightness[~grey & ~flipped & (places == place)].mean() for place in range(3)]
         assert at[0] + 10 < at[1] < at[2] - 10
-    mirrored_at = [
-        images[~grey & mirrored & (of["slant"] - WORDS["slant"] == place), ..., 1].mean() for place in range(3)
-    ]
+    mirrored_at = [images[~grey & mirrored & (of["slant"] - WORDS["slant"] == place), ..., 1].mean() for place in range(3)]
     assert mirrored_at[0] > mirrored_at[1] > mirrored_at[2]  # the left of a mirrored picture was its right
     contrast = images[~grey, :, :, 0].std((1, 2))
     seen = of["scale"][~grey] - WORDS["scale"]
@@ -233,12 +230,7 @@ class TinyKind(Kind):
             "image_encoder": lambda *_: keras.Sequential([keras.Input((32, 32, 3)), layers.Conv2D(8, 8, strides=8)]),
             "unet": unet,
             "decoder": lambda *_: keras.Sequential(
-                [
-                    keras.Input((4, 4, 4)),
-                    layers.Conv2D(4, 1),
-                    layers.UpSampling2D(8),
-                    layers.Conv2D(3, 3, padding="same"),
-                ]
+                [keras.Input((4, 4, 4)), layers.Conv2D(4, 1), layers.UpSampling2D(8), layers.Conv2D(3, 3, padding="same")]
             ),
         }
 
@@ -477,7 +469,5 @@ def test_recorded_losses_are_means_over_all_steps(monkeypatch):
     def batch(stream):
         return np.ones((4, 1), "float32"), stream.standard_normal((4, 1), dtype="float32")
 
-    means = [
-        float(np.mean([(batch(fit.stream(step))[1] ** 2).mean() for step in part])) for part in ((0, 1, 2), (3, 4, 5))
-    ]
+    means = [float(np.mean([(batch(fit.stream(step))[1] ** 2).mean() for step in part])) for part in ((0, 1, 2), (3, 4, 5))]
     assert resumable.run_fit(fit, model, "mse", batch)["loss"] == pytest.approx(means, abs=1e-5)

@@ -74,9 +74,7 @@ def test_what_an_autoencoder_keeps_of_digits(tmp_path, backbone, least):
     result = json.loads((tmp_path / "x.json").read_text())["results"]["digits"]
     assert result["images"] == 64 and result["psnr"] > least
     assert Image.open(tmp_path / "digits.png").width > 16 * 32
-    real, made = (
-        load_splits(dataset_spec(name), tmp_path) for name in ("digits", tmp_path / "digits_reconstructed.npz")
-    )
+    real, made = (load_splits(dataset_spec(name), tmp_path) for name in ("digits", tmp_path / "digits_reconstructed.npz"))
     assert all(np.array_equal(ours.labels, theirs.labels) for ours, theirs in zip(real, made))
     assert np.array_equal(real.test.images, made.test.images)
     at_32_px = resize_images(load_splits(dataset_spec("digits"), tmp_path, side=32).train.images, 8)
@@ -89,6 +87,4 @@ def test_what_an_autoencoder_keeps_of_digits(tmp_path, backbone, least):
 
 def test_psnr_is_of_each_image():
     black = np.zeros((2, 4, 4, 3), "uint8")
-    assert np.allclose(
-        bounds.psnr(black, black + np.array([1, 255], "uint8")[:, None, None, None]), [48.13, 0], atol=0.01
-    )
+    assert np.allclose(bounds.psnr(black, black + np.array([1, 255], "uint8")[:, None, None, None]), [48.13, 0], atol=0.01)

@@ -29,21 +29,11 @@ settings.register_profile("long", max_examples=2000, deadline=None, suppress_hea
 settings.register_profile("short", max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 settings.load_profile("long" if os.environ.get("FUZZ") else "short")
 
-SCRIPTS = [
-    "SD_adapting",
-    "hyp_opt",
-    "generate_dataset",
-    "classifier_training",
-    "pipeline",
-    "export_dataset",
-    "audit_dataset",
-]
+SCRIPTS = ["SD_adapting", "hyp_opt", "generate_dataset", "classifier_training", "pipeline", "export_dataset", "audit_dataset"]
 TYPES = {"integer": flags.integer(1, 1000), "number": flags.number(0, 1000), "boolean": flags.boolean, "exp": flags.experiment_name,
          "dataset": flags.dataset_name, "shard": shard}  # fmt: skip
 PLAIN = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
-JSON = st.recursive(
-    PLAIN, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4)
-)
+JSON = st.recursive(PLAIN, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4))
 
 
 # Arguments
@@ -72,9 +62,7 @@ def flags_of(script):
 @pytest.mark.parametrize("script", SCRIPTS)
 @given(data=st.data())
 def test_any_command_line_is_parsed_or_refused_in_one_line(script, data, capsys, tmp_path):
-    values = st.text(max_size=12) | st.sampled_from(
-        ["digits", "mini", "enc", "dif", "True", "1", "0", "-1", "nan", "1/2"]
-    )
+    values = st.text(max_size=12) | st.sampled_from(["digits", "mini", "enc", "dif", "True", "1", "0", "-1", "nan", "1/2"])
     argv = [*data.draw(st.lists(st.sampled_from(flags_of(script)) | values, max_size=8)), "--root", str(tmp_path)]
     module = importlib.import_module(script)
     try:

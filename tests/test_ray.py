@@ -36,9 +36,7 @@ def test_without_ray_the_way_to_it_is_told(monkeypatch):
         Cluster("local", 1)
 
 
-@pytest.mark.parametrize(
-    "address", ["127.0.0.1:1", "nowhere.invalid:6379", "local-host", "127.0.0.1:x", "127.0.0.1:99999"]
-)
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "nowhere.invalid:6379", "local-host", "127.0.0.1:x", "127.0.0.1:99999"])
 def test_an_address_where_no_cluster_answers(monkeypatch, address):
     monkeypatch.setitem(sys.modules, "ray", types.ModuleType("ray"))
     with pytest.raises(UserError, match="no cluster answers there"):
@@ -63,24 +61,14 @@ def test_a_cluster_of_another_version_is_one_line(monkeypatch):
 
 
 def test_generation_is_divided_and_nothing_else():
-    generation, other = (
-        Stage("generation, 1x", "generate_dataset", ("--best",), 4),
-        Stage("first search", "hyp_opt", (), 1),
-    )
+    generation, other = (Stage("generation, 1x", "generate_dataset", ("--best",), 4), Stage("first search", "hyp_opt", (), 1))
     filtered = Stage("generation, 4x", "generate_dataset", ("--best", "--filter=0.5"), 4)
     anew = Stage("generation, 4x", "generate_dataset", ("--best", "--restart"), 4)
     work = divided({other: 5.0, generation: 9.0, filtered: 2.0}, 3)
     assert [stage.name for stage in work] == [
         "first search", *(f"generation, 1x, shard {i} of 3" for i in (1, 2, 3)), "generation, 4x", "generation, 1x, all shards"
     ]  # fmt: skip
-    assert [stage.flags for stage in work][1] == ("--best", "--shard", "1/3") and list(work.values()) == [
-        5,
-        3,
-        3,
-        3,
-        2,
-        0,
-    ]
+    assert [stage.flags for stage in work][1] == ("--best", "--shard", "1/3") and list(work.values()) == [5, 3, 3, 3, 2, 0]
     *_, last = work  # each shard may see the images of the others too late to write the manifest
     assert (last.flags, last.group) == (generation.flags, 4.5)
     assert len(divided({generation: 9.0}, 3, one_machine=True)) == 3
@@ -208,9 +196,7 @@ def pids(folder, shard):
 def check_whole(folder, count=40):
     assert all((folder / f"{i}.txt").read_text() == str(i * i) for i in range(count))
     writes = (folder / "writes").read_text().split()
-    assert (
-        sorted(map(int, set(writes))) == list(range(count)) and len(writes) - count <= 2
-    )  # one in the making at a kill
+    assert sorted(map(int, set(writes))) == list(range(count)) and len(writes) - count <= 2  # one in the making at a kill
 
 
 def test_tasks_run_side_by_side_and_tell_what_they_do(cluster, tmp_path, capsys):
@@ -246,9 +232,7 @@ def test_what_is_killed_runs_again(cluster, tmp_path, who):
 def test_a_node_that_goes_is_replaced(nodes, cluster, tmp_path):
     runner, thread = start(cluster, stub_stages(tmp_path / "out", 60))
     wait(lambda: len(list((tmp_path / "out").glob("*.txt"))) > 5)
-    nodes.remove_node(
-        next(node for node in nodes.list_all_nodes() if node is not nodes.head_node), allow_graceful=False
-    )
+    nodes.remove_node(next(node for node in nodes.list_all_nodes() if node is not nodes.head_node), allow_graceful=False)
     nodes.add_node(num_cpus=1, object_store_memory=80 * 2**20)
     thread.join()
     assert all(run.code == 0 for run in runner.runs.values())
@@ -425,9 +409,7 @@ def test_a_full_object_store_is_one_line_and_tried_again(tmp_path, capsys):
 def test_nodes_are_asked_for_what_is_named_by_path(carrying, tmp_path):
     carrying.check_paths([])
     carrying.check_paths([str(tmp_path)])
-    with pytest.raises(
-        UserError, match="must lie there on every node: .* lacks /nowhere/data; .* lacks /nowhere/data$"
-    ):
+    with pytest.raises(UserError, match="must lie there on every node: .* lacks /nowhere/data; .* lacks /nowhere/data$"):
         carrying.check_paths([str(tmp_path), "/nowhere/data"])
 
 
@@ -534,9 +516,7 @@ def test_the_pipeline_through_kills_gives_the_bytes_of_one_machine(nodes, alone,
     killed.kill()
     make(250)
     assert killed.pid not in {process.pid for process in processes(spread, "generate_dataset.py")}
-    nodes.remove_node(
-        next(node for node in nodes.list_all_nodes() if node is not nodes.head_node), allow_graceful=False
-    )
+    nodes.remove_node(next(node for node in nodes.list_all_nodes() if node is not nodes.head_node), allow_graceful=False)
     nodes.add_node(num_cpus=1, object_store_memory=80 * 2**20)
     make(450)
     first.kill()
@@ -547,9 +527,7 @@ def test_the_pipeline_through_kills_gives_the_bytes_of_one_machine(nodes, alone,
     assert "an earlier run has finished it" in done.stdout and there < 1000
     print(f"through the faults: {time.time() - started:.0f} s, {there} images when the driver was killed")
     ours, theirs = tree(alone), tree(spread)
-    same = {
-        path for path in ours if path.suffix == ".png" and "Synthetic" in path.parts and path.name.startswith("img_")
-    }
+    same = {path for path in ours if path.suffix == ".png" and "Synthetic" in path.parts and path.name.startswith("img_")}
     assert len(same) == 1000 and same == {p for p in theirs if p.name.startswith("img_") and p.suffix == ".png"}
     same |= {path for path in ours if path.name == "manifest.json"}
     same |= {path for path in ours if path.name.endswith(".weights.h5")}

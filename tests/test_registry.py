@@ -207,13 +207,7 @@ def test_an_official_file_by_path_is_the_named_dataset(tmp_path, monkeypatch, su
     assert dataset_spec(path).name == ("breastmnist_64" if suffix else "breastmnist_own")
     official(monkeypatch, path, suffix)
     spec = dataset_spec(path)
-    assert (spec.name, spec.source, spec.path, spec.resolution, spec.unit) == (
-        "breastmnist",
-        "medmnist",
-        path,
-        side,
-        546,
-    )
+    assert (spec.name, spec.source, spec.path, spec.resolution, spec.unit) == ("breastmnist", "medmnist", path, side, 546)
     assert class_names(spec) == ("malignant", "normal, benign")
 
 

@@ -7,14 +7,7 @@ from keras import layers, ops
 
 from Models.backbones import BACKBONES
 from Models.class_encoder import class_encoder
-from Models.sampler import (
-    Sampler,
-    block_size,
-    class_contexts,
-    first_of_each_class,
-    generate_images,
-    initial_noise,
-)  # fmt: skip
+from Models.sampler import Sampler, block_size, class_contexts, first_of_each_class, generate_images, initial_noise  # fmt: skip
 
 
 class ClosedForm(layers.Layer):

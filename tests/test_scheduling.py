@@ -81,17 +81,11 @@ def test_a_pipeline_is_as_fast_as_its_stages_divide(tmp_path):
     of = {name: values for name, *values in rows}
     work, alone, four = of["transfer learning"]
     assert alone == four == pytest.approx((1e6 * work / 1000 / 100 + START_UP) / 3600)
-    assert 3 < of[names[4]][1] / of[names[4]][2] <= 4 and of[names[6]][1] / of[names[6]][2] == pytest.approx(
-        1.5, abs=0.05
-    )
+    assert 3 < of[names[4]][1] / of[names[4]][2] <= 4 and of[names[6]][1] / of[names[6]][2] == pytest.approx(1.5, abs=0.05)
     assert of["all"][1] == pytest.approx(sum(of[name][1] for name in names[:-1]))
 
 
 def test_the_plan_is_printed_as_a_table(tmp_path, capsys):
     plan.main(["--tflops", "50", "--", "--dataset", "cifar10", "--exp", "e", "--root", str(tmp_path)])
     lines = capsys.readouterr().out.splitlines()
-    assert (
-        lines[0] == "| stage | PFLOP | 1 GPU | 8 GPUs | 64 GPUs |"
-        and lines[-1].startswith("| all | ")
-        and len(lines) == 10
-    )
+    assert lines[0] == "| stage | PFLOP | 1 GPU | 8 GPUs | 64 GPUs |" and lines[-1].startswith("| all | ") and len(lines) == 10

@@ -73,10 +73,7 @@ def test_the_first_of_several_repeats_is_what_one_run_gives(root):
     train(root, "--restart", "--repeats", 3)
     three = results(root)["x1"]
     assert outcome(root / FOLDER / "20") == alone
-    assert three["values"]["top_1_accuracy"][0] == entry["top_1_accuracy"] and (three["repeats"], entry["repeats"]) == (
-        3,
-        1,
-    )
+    assert three["values"]["top_1_accuracy"][0] == entry["top_1_accuracy"] and (three["repeats"], entry["repeats"]) == (3, 1)
     assert three["top_1_accuracy"] == pytest.approx(np.mean(three["values"]["top_1_accuracy"]))
     low, high = three["interval"]["top_1_accuracy"]
     assert 0 <= low <= three["top_1_accuracy"] <= high <= 1 and three["test_images"] == 20
@@ -226,20 +223,12 @@ def test_a_result_is_compared_with_always_naming_the_largest_class(root, caplog)
         for rankings in ([right], [largest], [right, largest])
     )
     assert better["share"] == same["share"] == 0.7 and better["difference"] == pytest.approx(0.3)
-    assert (better["verdict"], same["verdict"], mixed["verdict"]) == (
-        "better",
-        "no difference shown",
-        "no difference shown",
-    )
-    assert (
-        same["words"].startswith("equal to always naming the largest class, 95 % interval") and same["interval"][0] < 0
-    )
+    assert (better["verdict"], same["verdict"], mixed["verdict"]) == ("better", "no difference shown", "no difference shown")
+    assert same["words"].startswith("equal to always naming the largest class, 95 % interval") and same["interval"][0] < 0
     # What it names is the same in every training: only ours vary.
     ours = np.stack([labels == 0, np.ones(100, bool)])
     assert mixed["interval"] == pytest.approx(difference_interval(ours, np.stack([labels == 0] * 2)))
-    told = no_better_than_largest(
-        {"real": {"against_largest_class": better}, "x1": {"against_largest_class": same}, "x2": {}}
-    )
+    told = no_better_than_largest({"real": {"against_largest_class": better}, "x1": {"against_largest_class": same}, "x2": {}})
     assert told == [("x1", same["words"])]
     train(root)
     entry = results(root)["x1"]["against_largest_class"]
@@ -250,11 +239,7 @@ def test_real_images_that_the_generator_has_not_seen_are_told(root):
     """Of a result whose generator has learnt from other training images than the real classifier."""
     made, real = ({"training": {"epochs": 9}, "learned_from": images} for images in ("a", "b"))
     assert trained_otherwise(made, real) == {"trained_otherwise": {"training images": ["a", "b"]}}
-    assert (
-        trained_otherwise(made, real | {"learned_from": "a"})
-        == trained_otherwise({"training": {"epochs": 9}}, real)
-        == {}
-    )
+    assert trained_otherwise(made, real | {"learned_from": "a"}) == trained_otherwise({"training": {"epochs": 9}}, real) == {}
     train(root, "--synthetic", "False")
     before = results(root)["real"]["learned_from"]
     train(root, "--synthetic", "False", "--train", "False")
@@ -323,9 +308,7 @@ def test_a_lever_is_recorded_and_its_run_is_another_one(root, flags, recorded, m
     assert classifier_training.plan(parse(root, *flags)).done
     plain = [flag for flag in flags if flag in ("--take", 3, "--epochs", 4)]
     name = next(iter(recorded))
-    with pytest.raises(
-        UserError, match=rf"finished run with other arguments: --{name} .* \(now (none|adam|0.0|False)\)"
-    ):
+    with pytest.raises(UserError, match=rf"finished run with other arguments: --{name} .* \(now (none|adam|0.0|False)\)"):
         classifier_training.plan(parse(root, *plain))
     folder = root / FOLDER / size.replace("x1", "20").replace("x3", "60")
     with_lever = outcome(folder)[0]
@@ -341,9 +324,7 @@ def test_a_run_of_before_is_not_finished_with_a_lever(root):
 
 def test_a_curve_does_not_mix_levers(root):
     train(root)
-    with pytest.raises(
-        UserError, match=r"x1 in the results comes from other settings: augment none \(now augment standard\)"
-    ):
+    with pytest.raises(UserError, match=r"x1 in the results comes from other settings: augment none \(now augment standard\)"):
         classifier_training.plan(parse(root, "--take", 2, "--augment", "standard"))
 
 
@@ -399,9 +380,7 @@ def test_labels_of_both_are_half_the_teachers_and_half_their_class():
     said = np.array([[0.2, 0.8], [0.6, 0.4]], "float32")
     labels = both(said, np.array([0, 1]), 0.1)
     assert labels.dtype == np.float32
-    assert labels == pytest.approx(
-        np.array([[(0.2 + 0.95) / 2, (0.8 + 0.05) / 2], [(0.6 + 0.05) / 2, (0.4 + 0.95) / 2]])
-    )
+    assert labels == pytest.approx(np.array([[(0.2 + 0.95) / 2, (0.8 + 0.05) / 2], [(0.6 + 0.05) / 2, (0.4 + 0.95) / 2]]))
 
 
 def test_soft_labels_are_a_teachers_and_are_kept_beside_the_set(root, quick_teacher, monkeypatch, caplog):
@@ -465,9 +444,7 @@ def test_a_students_targets_are_what_the_teacher_says(root, quick_teacher):
     said = taught[0].probabilities(made.images[:16])
     assert made.labels.dtype == np.float32 and np.abs(made.labels[:16] - said).max() < 1e-3
     assert np.allclose(made.labels.sum(axis=1), 1, atol=1e-6)
-    assert np.unique(made.labels[16:]).tolist() == pytest.approx(
-        [0.05, 0.95]
-    )  # real images: their own labels, smoothed
+    assert np.unique(made.labels[16:]).tolist() == pytest.approx([0.05, 0.95])  # real images: their own labels, smoothed
     assert material.recipe_of(args).smoothing == 0.0
 
 
@@ -480,10 +457,7 @@ def test_aligned_labels_are_those_of_the_same_teacher(root, quick_teacher, caplo
         taught = material.ask_teacher(args, known)
         said[labels] = material.gather(args, known, args.seed, taught).labels
         assert material.recipe_of(args).smoothing == 0.0
-    assert (
-        len(list((root / FOLDER).glob("*teacher"))) == 1
-        and "labels are aligned with the class frequencies" in caplog.text
-    )
+    assert len(list((root / FOLDER).glob("*teacher"))) == 1 and "labels are aligned with the class frequencies" in caplog.text
     assert said["aligned"].mean(axis=0) == pytest.approx([0.5, 0.5], abs=1e-3)
     assert np.array_equal(said["aligned"][:, 0].argsort(kind="stable"), said["soft"][:, 0].argsort(kind="stable"))
     train(root, "--labels", "aligned")

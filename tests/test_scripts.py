@@ -99,10 +99,7 @@ def test_search_writes_best_settings_results_and_plots(root):
     assert PLOTS - contours - {"param_importances"} | {"best_and_worst"} <= {p.stem for p in folder.glob("*.png")}
     assert not {p.stem for p in folder.glob("*.png")} & contours
     rows = list(csv.DictReader((folder / "trials.csv").open()))
-    assert [row["trial"] for row in rows] == ["0", "1", "2"] and {row["state"] for row in rows} <= {
-        "COMPLETE",
-        "PRUNED",
-    }
+    assert [row["trial"] for row in rows] == ["0", "1", "2"] and {row["state"] for row in rows} <= {"COMPLETE", "PRUNED"}
     best = json.loads((folder / "best.json").read_text())
     completed = [row for row in rows if row["state"] == "COMPLETE"]
     assert set(best["repeats"]) == {row["trial"] for row in completed} == {row["trial"] for row in rows if row["mean"]}
@@ -172,18 +169,7 @@ def test_help_and_wrong_flags_answer_at_once(script):
     for flags, code in ((["--help"], 0), (["--dataset", "cifar11"], 2)):
         done = run(script, *flags, env={"PYTHONPROFILEIMPORTTIME": "1"})
         assert done.returncode == code
-        imported = {
-            line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")
-        }
+        imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
         assert "argparse" in imported
-        assert not imported & {
-            "tensorflow",
-            "keras",
-            "keras_cv",
-            "optuna",
-            "matplotlib",
-            "pandas",
-            "sklearn",
-            "scipy.stats",
-        }
+        assert not imported & {"tensorflow", "keras", "keras_cv", "optuna", "matplotlib", "pandas", "sklearn", "scipy.stats"}
     assert "did you mean cifar10?" in done.stderr

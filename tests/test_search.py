@@ -74,9 +74,7 @@ def test_trials_learn_from_augmented_images(monkeypatch):
     spec = DatasetSpec("mine", "folder", 2, 8, 10, 10, ("cat", "dog"))
     for flags in ([], ["--augment", "standard"]):
         args = parse_args([*ARGS, *flags])
-        Context(args, spec, None, None, 1, Classifier(), {}, None).train(
-            np.zeros((9, 8, 8, 3), np.uint8), np.zeros(9, int)
-        )
+        Context(args, spec, None, None, 1, Classifier(), {}, None).train(np.zeros((9, 8, 8, 3), np.uint8), np.zeros(9, int))
     assert asked[0] is None and asked[1].__class__ is Augment
 
 
@@ -161,9 +159,7 @@ def test_a_bad_image_prunes_its_trial_alone_and_says_why(monkeypatch, tmp_path):
 def test_a_bad_image_in_the_measurement_is_an_error_and_on_a_sheet_it_is_drawn(monkeypatch):
     context = with_bad_images(monkeypatch, [33])
     best = SimpleNamespace(params={"is": 5, "ugs": 1.0}, user_attrs={"saved_epoch": 3})
-    with pytest.raises(
-        UserError, match="1 of the first 40 images with 50 steps and scale 7.5 hold NaN or are of one value"
-    ):
+    with pytest.raises(UserError, match="1 of the first 40 images with 50 steps and scale 7.5 hold NaN or are of one value"):
         measure(context.args, context, None, best)
     assert context.images(5, 1.0, np.arange(41), bad_too=True).shape == (41, 8, 8, 3)
 
@@ -198,10 +194,7 @@ def test_on_test_the_finished_classifier_is_asked_once_as_published():
 def test_ranges(flags, low, high, scale):
     ranges = run(Scripted(parse_args([*ARGS, *flags]), [0.1] * 8)).distributions
     assert (ranges["is"].low, ranges["is"].high) == (low, high)
-    assert (ranges["ugs"].low, ranges["ugs"].high) == (0, scale) and (ranges["epoch"].low, ranges["epoch"].high) == (
-        1,
-        9,
-    )
+    assert (ranges["ugs"].low, ranges["ugs"].high) == (0, scale) and (ranges["epoch"].low, ranges["epoch"].high) == (1, 9)
 
 
 def test_a_search_of_both_solvers_keeps_the_papers_range():
@@ -320,9 +313,7 @@ def test_a_search_ends_where_the_weights_have_changed(tmp_path):
     args, files = parse_args(ARGS), epoch_files(tmp_path)
     study = claimed_study(args, known_of(files))
     epoch_files(tmp_path, ("one", "again", "three"))
-    with pytest.raises(
-        UserError, match=r"other inputs: enc epoch 2 \w{8} \(now \w{8}\)\. Use another --exp, or --restart"
-    ):
+    with pytest.raises(UserError, match=r"other inputs: enc epoch 2 \w{8} \(now \w{8}\)\. Use another --exp, or --restart"):
         claim_study(study, args, known_of(files), "float32")
     epoch_files(tmp_path, "123456")
     with pytest.raises(UserError, match=r"enc epoch 1 .* and 3 more epochs"):
@@ -343,9 +334,7 @@ def test_a_search_ends_where_the_encoder_the_data_or_the_precision_has_changed(t
 
 def test_a_copy_elsewhere_shares_the_study(tmp_path):
     here, there = (
-        parse_args([*ARGS[2:], "--dataset", str(tmp_path / name)])
-        for name in ("a", "b")
-        if not (tmp_path / name).mkdir()
+        parse_args([*ARGS[2:], "--dataset", str(tmp_path / name)]) for name in ("a", "b") if not (tmp_path / name).mkdir()
     )
     study = claimed_study(here, known_of(epoch_files(tmp_path / "here")))
     claim_study(study, there, known_of(epoch_files(tmp_path / "there")), "float32")
@@ -651,12 +640,7 @@ def test_pictures_of_fewer_trials_go_as_a_search_goes_on_and_are_drawn_again(sea
         return 0.4
 
     found = []
-    for name, function in (
-        ("search_plots", plots),
-        ("contact_sheet", sheet),
-        ("objective", tried),
-        ("claim_study", print),
-    ):
+    for name, function in (("search_plots", plots), ("contact_sheet", sheet), ("objective", tried), ("claim_study", print)):
         monkeypatch.setattr(stage, name, function)
     stage.measure_best(args, known, study, Lucky(args, REPEATS), 0.0)
     stage.report(args, known, study, 0.0)
@@ -710,15 +694,11 @@ def test_steps_of_other_test_images_or_of_an_encoder_that_is_gone_are_taken_out(
 
     both = {"After Transfer Learning", "After Fine-Tuning"}
     assert search("enc", first) | search("dif", first) == both == search("enc", first) and not caplog.text
-    assert (
-        search("enc", later) == {"After Transfer Learning"} and "After Fine-Tuning in the results is of" in caplog.text
-    )
+    assert search("enc", later) == {"After Transfer Learning"} and "After Fine-Tuning in the results is of" in caplog.text
     # From another epoch than the first search has chosen: the user's own choice.
     assert search("dif", first, there=[later]) == both
     caplog.clear()
-    assert (
-        search("dif", last) == {"After Fine-Tuning"} and "After Transfer Learning in the results is of" in caplog.text
-    )
+    assert search("dif", last) == {"After Fine-Tuning"} and "After Transfer Learning in the results is of" in caplog.text
     assert search("enc", last) == {"After Transfer Learning", "After Fine-Tuning"}
     assert search("dif", last, test="e" * 64) == {"After Fine-Tuning"}
     assert read_json(file)["own"]["After Fine-Tuning"]["opt"] == scores | {

@@ -123,18 +123,7 @@ def test_search_never_reads_the_test_images(tiny, tmp_path, float32_after, monke
         root = tmp_path / name
         root.mkdir()
         write_few_digits(root / "few.npz", noise=name == "noise")
-        common = (
-            "--dataset",
-            root / "few.npz",
-            "--root",
-            root,
-            "--exp",
-            "x",
-            "--backbone",
-            "tiny",
-            "--precision",
-            "float32",
-        )
+        common = ("--dataset", root / "few.npz", "--root", root, "--exp", "x", "--backbone", "tiny", "--precision", "float32")
         if name == "images":
             said_by("SD_adapting", *common, "--epochs", 1, "--batch_size", 32, "--lr", 1e-3)
         else:
@@ -151,14 +140,10 @@ def test_search_never_reads_the_test_images(tiny, tmp_path, float32_after, monke
         )
         best = json.loads((root / "optimization_plots/x/few/enc/best.json").read_text())
         trials = [
-            (t.params, t.value, t.state, t.intermediate_values)
-            for t in study.trials
-            if t.state.name in ("COMPLETE", "PRUNED")
+            (t.params, t.value, t.state, t.intermediate_values) for t in study.trials if t.state.name in ("COMPLETE", "PRUNED")
         ]
         found.append((trials, best["is"], best["ugs"], best["val_accuracy"]))
         measured.append(json.loads((root / "CAS Results/pipeline_optimization_expx.json").read_text()))
     assert len(found[0][0]) == 3 and found[0] == found[1]
-    assert (
-        len({np.float64(v) for trial in found[0][0] for v in trial[3].values()}) > 1
-    )  # accuracies that tell something
+    assert len({np.float64(v) for trial in found[0][0] for v in trial[3].values()}) > 1  # accuracies that tell something
     assert measured[0] != measured[1]

@@ -16,9 +16,7 @@ from Models.class_encoder import class_encoder
 from Models.weight_files import PublishedFile
 from Models.weights import load_weights, save_weights
 
-SOURCES = [
-    p for p in REPOSITORY.rglob("*.py") if not p.relative_to(REPOSITORY).parts[0].startswith((".", "tests", "parity"))
-]
+SOURCES = [p for p in REPOSITORY.rglob("*.py") if not p.relative_to(REPOSITORY).parts[0].startswith((".", "tests", "parity"))]
 
 
 def calls(tree):
@@ -31,9 +29,7 @@ def calls(tree):
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(REPOSITORY)))
 def test_source_neither_unpickles_nor_runs_text_nor_a_shell(path):
     tree = ast.parse(path.read_text())
-    imported = {
-        alias.name.split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names
-    }
+    imported = {alias.name.split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     imported |= {(node.module or "").split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     assert not imported & {"pickle", "cPickle", "dill", "joblib", "marshal", "shelve", "cloudpickle"}
     for name, keywords in calls(tree):
@@ -64,15 +60,11 @@ def test_every_download_is_https_with_a_pinned_hash():
         if spec.source == "medmnist":
             info = medmnist_info(spec.name)
             for suffix in ("", "_64", "_128", "_224"):
-                assert info[f"url{suffix}"].startswith("https://") and re.fullmatch(
-                    "[0-9a-f]{32}", info[f"MD5{suffix}"]
-                )
+                assert info[f"url{suffix}"].startswith("https://") and re.fullmatch("[0-9a-f]{32}", info[f"MD5{suffix}"])
     for backbone in BACKBONES.values():
         for file in backbone.files.values():
             if isinstance(file, PublishedFile):
-                assert all(url.startswith("https://") for url in file.urls) and re.fullmatch(
-                    "[0-9a-f]{64}", file.sha256
-                )
+                assert all(url.startswith("https://") for url in file.urls) and re.fullmatch("[0-9a-f]{64}", file.sha256)
 
 
 def weights(path):
@@ -111,9 +103,7 @@ def test_weights_that_lead_to_another_file_are_refused(tmp_path, kind):
 def test_only_weights_are_read_from_hdf5(tmp_path):
     """A whole model with code in its configuration: none of it runs."""
     path, ran = weights(tmp_path / "epoch1.weights.h5"), tmp_path / "ran"
-    evil = (
-        f"""{{"class_name": "Lambda", "config": {{"function": "__import__('pathlib').Path({str(ran)!r}).touch()"}}}}"""
-    )
+    evil = f"""{{"class_name": "Lambda", "config": {{"function": "__import__('pathlib').Path({str(ran)!r}).touch()"}}}}"""
     with h5py.File(path, "r+") as file:
         file.attrs["model_config"] = evil
         file.attrs["training_config"] = np.bytes_(b"cos\nsystem\n(S'touch %s'\ntR." % str(ran).encode())

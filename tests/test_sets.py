@@ -99,9 +99,7 @@ def test_too_few_images_for_a_rare_class_are_refused(tiny_experiment, monkeypatc
     labels = np.repeat(np.arange(10), [100] * 9 + [1])
     monkeypatch.setattr(sets, "load_splits", lambda *a: SimpleNamespace(train=SimpleNamespace(labels=labels)))
     args = generate_dataset.parse_args([*tiny_experiment, *FLAGS, "--img_total", "100", "--class_prior", "real"])
-    with pytest.raises(
-        UserError, match="of 100 images none would be of class 9, which 1 of 901 real images are: make more"
-    ):
+    with pytest.raises(UserError, match="of 100 images none would be of class 9, which 1 of 901 real images are: make more"):
         generate_dataset.plan(args)
 
 
@@ -171,18 +169,7 @@ def test_tries_are_bounded_and_what_is_then_missing_is_counted(tmp_path):
 
 @pytest.fixture
 def real_classifier(tiny_experiment):
-    flags = [
-        "--classifier",
-        "resnet20_16",
-        "--epochs",
-        "1",
-        "--batch_size",
-        "64",
-        "--synthetic",
-        "False",
-        "--test",
-        "False",
-    ]
+    flags = ["--classifier", "resnet20_16", "--epochs", "1", "--batch_size", "64", "--synthetic", "False", "--test", "False"]
     classifier_training.train_classifier(classifier_training.parse_args([*without_backbone(tiny_experiment), *flags]))
     return [*tiny_experiment, *FLAGS, "--img_total", "40", "--filter_classifier", "resnet20_16"]
 
@@ -213,9 +200,7 @@ def test_a_filtered_set_is_full_resumed_and_says_what_it_took(real_classifier, m
     assert sum(counts["tried"]) > 40 and counts["rounds"] > 1 and sum(counts["unfiltered"]) == 0
     assert len(manifest["weights"]["filter"]) == 64 and manifest["filter_classifier"] == "resnet20_16"
     assert [seen["resolution"] for seen in manifest["learned_from"]] == [8]  # what the filter has seen
-    assert (
-        f"4 of {counts['tried'][0]} candidates kept" in caplog.text and "filter, round 1: 40 candidates" in caplog.text
-    )
+    assert f"4 of {counts['tried'][0]} candidates kept" in caplog.text and "filter, round 1: 40 candidates" in caplog.text
     assert generate_dataset.plan(args).done
 
     with pytest.raises(Stopped), stopped_writing_images(3):
@@ -247,8 +232,7 @@ def test_the_filter_is_the_classifier_of_the_real_images(real_classifier, monkey
 def test_a_filter_without_its_classifier_names_the_command(tiny_experiment):
     args = generate_dataset.parse_args([*tiny_experiment, *FLAGS, "--img_total", "40", "--filter"])
     with pytest.raises(
-        UserError,
-        match="classifier_training.py --dataset digits --exp 0001 --root .* --classifier resnet20 --synthetic",
+        UserError, match="classifier_training.py --dataset digits --exp 0001 --root .* --classifier resnet20 --synthetic"
     ):
         generate_dataset.plan(args)
 

@@ -102,18 +102,7 @@ def test_a_study_follows_the_backbones_own_files(tiny, tmp_path, autoguide):
 def test_a_search_beside_a_training_is_refused_and_over_an_unfinished_one_says_so(tiny, tmp_path, caplog):
     from Models.weight_cards import write_card
 
-    common = [
-        "--dataset",
-        "digits",
-        "--exp",
-        "x",
-        "--root",
-        str(tmp_path),
-        "--backbone",
-        "tiny",
-        "--train_model",
-        "enc",
-    ]
+    common = ["--dataset", "digits", "--exp", "x", "--root", str(tmp_path), "--backbone", "tiny", "--train_model", "enc"]
     folder = Experiment(tmp_path, "x", "digits").part_dir("enc")
     folder.mkdir(parents=True)
     for epoch in (1, 4):
@@ -308,9 +297,7 @@ def test_home_is_understood_in_addresses(monkeypatch, tmp_path):
 def test_a_study_that_another_machine_is_at_is_not_deleted(tmp_path):
     study = new_study(f"sqlite:///{tmp_path}/study.db", tmp_path)
     study.ask().set_user_attr("worker", this_worker() | {"host": "another"})
-    with pytest.raises(
-        UserError, match=r"process \d+ of another is at trial 0 of the study s: stop it first, or, if it was"
-    ):
+    with pytest.raises(UserError, match=r"process \d+ of another is at trial 0 of the study s: stop it first, or, if it was"):
         delete_study(f"sqlite:///{tmp_path}/study.db", "s", tmp_path / "study", tmp_path / "best.json")
 
 
@@ -416,9 +403,7 @@ def test_half_a_line_of_a_journal_spoils_nothing(tmp_path, monkeypatch):
     assert states(new_study(f"journal:{file}", tmp_path)) == ["WAITING", "WAITING"]
 
 
-@pytest.mark.parametrize(
-    "content, end", [(b"", 0), (b"ab", 0), (b"a\nbc\n", 5), (b"a\nbcdefgh", 2), (b"\n" + 9 * b"x", 1)]
-)
+@pytest.mark.parametrize("content, end", [(b"", 0), (b"ab", 0), (b"a\nbc\n", 5), (b"a\nbcdefgh", 2), (b"\n" + 9 * b"x", 1)])
 def test_where_the_last_whole_line_ends(content, end):
     for piece in (1, 2, 3, 100):
         assert end_of_lines(io.BytesIO(content), piece) == end
@@ -662,10 +647,7 @@ def test_a_journal_that_another_machine_writes_to_is_not_deleted(lives, tmp_path
 
 def test_errors_of_the_database_are_told_from_others():
     lost = sqlalchemy.exc.OperationalError("SELECT 1", {}, Exception("server closed the connection"))
-    with (
-        pytest.raises(DatabaseError, match="--storage here refuses: .*server closed the connection"),
-        database_errors("here"),
-    ):
+    with pytest.raises(DatabaseError, match="--storage here refuses: .*server closed the connection"), database_errors("here"):
         raise lost
     with pytest.raises(DatabaseError), database_errors("here"):
         try:
@@ -777,9 +759,6 @@ def test_a_worker_has_a_heartbeat_before_it_has_a_name(tmp_path, monkeypatch):
 
 
 def test_a_password_is_not_told_however_it_is_written():
-    with (
-        pytest.raises(DatabaseError, match="refuses: no ... for opt. What") as told,
-        database_errors("x://opt:a%20b@h"),
-    ):
+    with pytest.raises(DatabaseError, match="refuses: no ... for opt. What") as told, database_errors("x://opt:a%20b@h"):
         raise optuna.exceptions.StorageInternalError("no a b for opt")
     assert "x://opt:***@h" in str(told.value)

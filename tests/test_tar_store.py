@@ -68,9 +68,7 @@ def tree(folder):
 
 
 def pngs(folder):
-    return {
-        f"{path.parent.name}/{path.name}": path.read_bytes() for path in sorted(Path(folder).glob("class_*/img_*.png"))
-    }
+    return {f"{path.parent.name}/{path.name}": path.read_bytes() for path in sorted(Path(folder).glob("class_*/img_*.png"))}
 
 
 def in_tars(folder):
@@ -540,9 +538,7 @@ def test_a_damaged_image_in_a_tar_is_named(tmp_path):
     whole[at] ^= 1
     path.write_bytes(whole)
     for reader in ("training", "export", "pictures"):
-        with pytest.raises(
-            UserError, match=r"images cannot be read: .*images-000000.tar: class_00/img_0.png \(the checksum"
-        ):
+        with pytest.raises(UserError, match=r"images cannot be read: .*images-000000.tar: class_00/img_0.png \(the checksum"):
             if reader == "training":  # all images
                 load_synthetic(folder, 3, 4, 20, 1)
             else:
@@ -677,11 +673,7 @@ def test_stages_give_the_same_with_either_store(tiny_experiment, tmp_path):
                 export_dataset.parse_args([*data, "--synthetic_dir", str(folder), "--to", str(to), "--format", form])
             )
             exports[name, form] = {p.relative_to(to): p.read_bytes() for p in sorted(to.rglob("*")) if p.is_file()}
-        made[name] = (
-            read_manifest(folder),
-            stored.read(np.arange(23)),
-            tree(folder) if name != "files" else pngs(folder),
-        )
+        made[name] = (read_manifest(folder), stored.read(np.arange(23)), tree(folder) if name != "files" else pngs(folder))
         shutil.move(folder, tmp_path / f"moved-{name}")
         sheet = root / f"{folder.name}.samples.png"
         made[name] += (sheet.read_bytes(),)
