@@ -7,15 +7,13 @@ python SD_adapting.py --dataset cifar10 --train_model dif --exp first --enc_epoc
 import logging
 import time
 
-import numpy as np
-
-from cli.adaptation import add_training_levers, said_training, set_up
+from cli.adaptation import add_training_levers
 from cli.best import epoch_or_best, take_best_epochs
 from cli.flags import add_model_flags, add_training_flags, check_batch_size, finish_args, new_parser
 from cli.lora import add_lora_flags, base_hashes, check_lora_flags, wanted_updates
 from cli.process import run, writing_in
 from Data.identity import data_identity
-from Data.latents import dataset_moments
+from Data.latents import cached_moments, moments_file
 from Data.loaders import load_splits
 from Data.registry import class_names, dataset_spec
 from Experiment.disk import bytes_in_words, check_room
@@ -23,7 +21,6 @@ from Experiment.files import read_json, write_json
 from Experiment.locks import refuse_if_claimed
 from Experiment.machine import device_name
 from Experiment.paths import FIT_STATE, TRAINING_RECORD, Experiment
-from Experiment.pictures import try_to_draw
 from Experiment.plan import Plan
 from Experiment.progress import FINISHED_BEFORE
 from Experiment.records import DATA_FLAGS, describe_run, finished_run, identity
@@ -31,20 +28,11 @@ from Models.backbones import BACKBONES
 from Models.fit_state import FitState, is_of_run
 from Models.foreign_weights import is_foreign
 from Models.weight_cards import check_pretrained, compare_encoders, weights_hashes
-from Models.weight_names import (
-    chosen_epochs,
-    earlier_history,
-    forget_epochs,
-    partly_replaced,
-    refuse_to_overwrite,
-    remove_epochs,
-)
+from Models.weight_names import chosen_epochs, partly_replaced, refuse_to_overwrite
 
 log = logging.getLogger("experiment")
 
 FREE = (*DATA_FLAGS, "weights_dir", "freq", "keep")  # arguments that do not change the result
-SHEETS = 2  # sample sheets over a run, beside that of the first epoch
-COLLAGE = 24  # images of a class in the published collages
 
 
 def parse_args(argv=None):
@@ -127,6 +115,8 @@ def adapt(args, known=None):
     Returns:
         The folder of the epochs.
     """
+    from Adapting.levers import said_training
+    from Adapting.training import set_up, train
     from Models.adapter import load_diffusion
     from Models.devices import sharing, start_devices
     from Models.moments import moments_encoder
@@ -156,8 +146,8 @@ def adapt(args, known=None):
     done, history, _ = (0, {}, []) if args.restart else state.load()
     needed = bytes_needed(adapted, args.epochs, args.freq, args.keep, done)
     check_room(folder, needed, "this run" if not done else "what is left of this run")
-    encode = moments_encoder(backbone, args.weights_dir)
-    moments = dataset_moments(known.experiment, backbone, args.weights_dir, known.train.images, encode)  # (N, h, w, 8)
+    images, encode = known.train.images, moments_encoder(backbone, args.weights_dir)
+    moments = cached_moments(moments_file(known.experiment, backbone, args.weights_dir, images), images, encode)  # (N, h, w, 8)
     with writing_in(folder, saved=lambda: f"{state.epoch} of {args.epochs} epochs are saved"):
         log.info(
             "%s of %s on %s: %d images, %d parameters, epochs %d to %d of %d steps, batch %d, lr %g, %s, seed %d, "
@@ -166,10 +156,8 @@ def adapt(args, known=None):
             known.offset + 1, known.offset + args.epochs, -(-len(known.train.labels) // args.batch_size),
             args.batch_size, args.lr, used, args.seed, bytes_in_words(needed), device_name(), folder,
         )  # fmt: skip
-        if known.updates:
-            log.info("low-rank updates: %s", known.updates)
-        if said := said_training(args, recorded):
-            log.info(said)
+        for line in said_training(args, known.updates, recorded):
+            log.info(line)
         losses = history.get("loss", [])
         losses = train(args, known, adapted, model, state, moments, done, losses, write_sheet, fit_levers)
         recorded |= known.taken | {"precision_used": used, "loss": losses[-1]}
@@ -177,42 +165,6 @@ def adapt(args, known=None):
         log.info("loss %.4f after %d epochs, %.0f s -> %s", losses[-1], args.epochs, time.time() - started, folder)
         state.path.unlink(missing_ok=True)
     return folder
-
-
-def train(args, known, adapted, model, state, moments, done, losses, write_sheet, levers):
-    """Train from epoch `done` on, and save epochs, history, sheets and loss curve. Returns the losses of this run."""
-    from Models.training import SaveEpochs, fit_epochs
-    from plots import loss_curve
-    from sheets import class_collages
-
-    spec, folder, offset, (images, labels) = known.spec, known.folder, known.offset, known.train
-    if args.restart:
-        # Records and state first: if this process is killed now, nothing says that the epochs are complete.
-        forget_epochs(folder, offset)
-        state.path.unlink(missing_ok=True)
-        thrown_away = remove_epochs(folder, offset)
-        log.info("throwing away the epochs %s in %s", ", ".join(map(str, thrown_away)) or "none", folder)
-    write_json(folder / "run.json", known.identity)
-    known.thrown_away = args.restart
-    if done:
-        log.info("going on after epoch %d", offset + done)
-    if args.train_model == "dif" and args.enc_epoch == 0:
-        log.warning("the UNet is trained with a fresh Class Encoder: --enc_epoch names a trained one")
-    shown = (images[np.flatnonzero(labels == label)[:COLLAGE]] for label in range(spec.num_classes))
-    try_to_draw("the real images", class_collages, shown, known.experiment.images_dir, "real")
-    sheet_every = max(1, args.epochs // SHEETS)
-
-    def on_save(epoch, last):
-        if last or (epoch - offset) % sheet_every == 0 or epoch - offset == 1:
-            write_sheet(epoch)
-
-    earlier = earlier_history(folder, offset)
-    saver = SaveEpochs(adapted, folder, state, args.freq, args.epochs, offset, losses, on_save, earlier, args.keep)
-    saver.finish_saving(done)
-    fit_epochs(model, saver, moments, labels, spec.num_classes, args.batch_size, args.seed, done, **levers)
-    title = f"{spec.name}, {args.train_model}"
-    try_to_draw("the loss", loss_curve, saver.history, folder / "loss.png", title)
-    return saver.losses
 
 
 if __name__ == "__main__":

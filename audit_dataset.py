@@ -9,10 +9,19 @@ import time
 from pathlib import Path
 
 from Audit.brief import brief
-from Audit.frequencies import unequal_in
 from Audit.material import AuditedSet
 from Audit.report import figures, write_report
-from Audit.targets import classifier_entries, epochs_of, hashes_of, learnt, real_folder, trained, usual_classifier
+from Audit.targets import (
+    classifier_entries,
+    doubts_in_words,
+    epochs_of,
+    hashes_of,
+    in_one_text,
+    learnt,
+    real_folder,
+    trained,
+    usual_classifier,
+)  # fmt: skip
 from cli.flags import add_model_flags, finish_args, integer, new_parser
 from cli.lora import base_hashes
 from cli.process import run, writing_in
@@ -26,10 +35,8 @@ from Experiment.files import write_json
 from Experiment.locks import refuse_if_claimed
 from Experiment.paths import BEST_WEIGHTS, Experiment, home
 from Experiment.plan import Plan
-from Experiment.predictions import no_better_than_largest
 from Experiment.progress import FINISHED_BEFORE
-from Experiment.records import DATA_FLAGS, describe_run, finished_run, flattened
-from Experiment.results import all_doubts
+from Experiment.records import DATA_FLAGS, describe_run, finished_run
 from Models.backbones import BACKBONES
 from Models.classifiers import CLASSIFIERS
 from Models.weight_cards import check_pretrained
@@ -52,14 +59,15 @@ def parse_args(argv=None):
         help="most images of each side for the denoising loss of the adapted model; 0: leave it out (1000)")  # fmt: skip
     add("--shadows", default=SHADOWS, type=integer(0, 1000),
         help="shadow classifiers of the attack on classifiers, each a training; 0: leave it out (16)")  # fmt: skip
-    add("--shadow_epochs", type=integer(1), help="most epochs of a shadow (those of the classifier trained on real images)")
+    add("--shadow_epochs", type=integer(1),
+        help="most epochs of a shadow (those of the classifier trained on real images)")  # fmt: skip
     add("--to", type=Path, help="folder of the page and all that goes with it (that in which the set's folder lies)")
     add("--fid", action="store_true", help="Frechet distances too, which depend on the number of images")
     add_model_flags(parser)
     add("--restart", action="store_true", help="make the audit anew; what is computed once for the images stays")
     args = finish_args(parser, argv)
     if args.shadows == 1:
-        parser.error("argument --shadows: must be 0, or 2 or more: an image must be inside of one and outside of another")
+        parser.error("argument --shadows: must be 0, or 2 or more: an image is inside of one and outside of another")
     return args
 
 
@@ -97,16 +105,10 @@ def plan(args):
         missing.append(f"The denoising loss of the model that made the set: {error}")
     # As text: a record in which there are none says so, and is not that of a run that finds some.
     real = real_folder(experiment, args.classifier, inputs)
-    inputs |= {"set": source.sha256, "classifiers": in_words(hashes_of(targets)), "weights": in_words(hashes)}
-    inputs["extractor"] = in_words(hashes_of({"real": real} if real else {}))
-    inputs["accuracies"] = in_words({name: entry["top_1_accuracy"] for name, entry in entries.items()})
-    of_results = [
-        *all_doubts(entries.values()),
-        *(f"{size}: {words}" for size, words in no_better_than_largest(entries)),
-        # Here, where every record has a text: audits of before, which compared unequal shares, are not taken for this one.
-        *filter(None, [unequal_in(splits, source.labels, inputs["classes"])]),
-    ]
-    inputs["doubts"] = "; ".join(of_results) or "none"
+    inputs |= {"set": source.sha256, "classifiers": in_one_text(hashes_of(targets)), "weights": in_one_text(hashes)}
+    inputs["extractor"] = in_one_text(hashes_of({"real": real} if real else {}))
+    inputs["accuracies"] = in_one_text({name: entry["top_1_accuracy"] for name, entry in entries.items()})
+    inputs["doubts"] = doubts_in_words(entries, splits, source, inputs["classes"])
     place = (home(args.to).resolve() if args.to else folder.parent) / f"{folder.name}.audit"
     known = Plan(
         spec=spec, experiment=experiment, source=source, splits=splits, native=native, entries=entries, targets=targets,
@@ -134,10 +136,6 @@ def base_of(args, source, epochs):
     if "unet" in base and made.get("unet", base["unet"]) != base["unet"]:
         raise UserError("the set was made with another pretrained UNet: give the --weights of its generation")
     return base
-
-
-def in_words(hashes):
-    return ", ".join(f"{name} {value}" for name, value in sorted(flattened(hashes).items())) or "none"
 
 
 def audit(args, known=None):

@@ -4,7 +4,6 @@ python export_weights.py --dataset cifar10 --exp 0001 --enc_epoch 31 --dif_epoch
 """
 
 import logging
-import shutil
 import time
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from Experiment.records import DATA_FLAGS, describe_run, finished_run
 from Models import exported
 from Models.backbones import BACKBONES
 from Models.export_card import card
+from Models.export_folder import BEGUN, RECORD, refuse_other_folders, remove_left
 from Models.foreign_weights import is_foreign
 from Models.lora_files import read_facts
 from Models.numerics import DIFFUSERS
@@ -32,11 +32,6 @@ from Models.weight_names import chosen_epochs
 log = logging.getLogger("experiment")
 
 FREE = (*DATA_FLAGS, "weights_dir", "seed", "to")  # arguments that do not change the result
-# What an export writes; a folder with anything else in it is somebody's.
-BEGUN = "export.begun"  # lies there until the export is complete
-OWN_NAMES = {"README.md", exported.TABLE, exported.UPDATES, "export.json", BEGUN, "log.txt", "model_index.json", "scheduler",
-             "unet", "vae"}  # fmt: skip
-OWN_BEGINNINGS = (".lock", ".partial")
 
 
 def parse_args(argv=None):
@@ -88,23 +83,10 @@ def plan(args):
     known = Plan(name=spec.name, classes=classes, epochs=epochs, inputs=inputs, updates=updates)
     refuse_other_folders(args.to)
     if not (args.to / BEGUN).exists() and finished_run(
-        args.to / "export.json", args, FREE, inputs, "name another folder by --to, or --restart to replace it"
+        args.to / RECORD, args, FREE, inputs, "name another folder by --to, or --restart to replace it"
     ):
         known.done = f"{FINISHED_BEFORE}: {args.to} (--restart exports again)"
     return known
-
-
-def refuse_other_folders(folder):
-    """Refuse a place that is no folder of an export: a file, or a folder of something else (UserError)."""
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"--to {folder} is no folder.")
-    there = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
-    there = [name for name in there if not name.startswith(OWN_BEGINNINGS)]
-    others = [name for name in there if name not in OWN_NAMES]
-    if not others and not {"export.json", BEGUN} & set(there):
-        others = there  # a Stable Diffusion's own folder has these names too
-    if others:
-        raise UserError(f"--to {folder} holds something else than an export: {', '.join(others[:4])}.")
 
 
 def export(args, known=None):
@@ -134,7 +116,7 @@ def export(args, known=None):
         remove_left(args.to)
         write_parts(args, known, encoder, networks)
         # Last: what has this record is complete.
-        write_json(args.to / "export.json", describe_run(args, started, known.inputs))
+        write_json(args.to / RECORD, describe_run(args, started, known.inputs))
         (args.to / BEGUN).unlink()
         log.info("exported in %.0f s -> %s", time.time() - started, args.to)
     return args.to
@@ -157,14 +139,6 @@ def networks_of(args, known):
             networks["image_encoder"] = backbone.image_encoder(args.weights_dir)
             networks["decoder"] = backbone.decoder(args.weights_dir)
     return encoder, networks
-
-
-def remove_left(folder):
-    """Remove what an earlier export has left: it may have had parts that this one has not."""
-    for name in OWN_NAMES - {"log.txt", BEGUN}:
-        if (folder / name).is_dir():
-            shutil.rmtree(folder / name)
-        (folder / name).unlink(missing_ok=True)
 
 
 def write_parts(args, known, encoder, networks):

@@ -7,7 +7,6 @@
 
 import logging
 import time
-from functools import partial
 
 from cli import sampling, sets, tasks
 from cli.best import add_best_flag, epoch_or_best, settle_best, take_best
@@ -16,19 +15,17 @@ from cli.lora import base_hashes
 from cli.process import run, writing_in
 from Data import generation
 from Data.registry import class_names, dataset_spec
-from Data.resizing import resize_images
-from Data.synthetic import SyntheticWriter
 from Experiment import presets
-from Experiment.disk import bytes_in_words, check_room
+from Experiment.disk import check_room
 from Experiment.files import write_json
 from Experiment.levers import without_off
 from Experiment.locks import refuse_if_claimed
-from Experiment.machine import device_name
 from Experiment.paths import Experiment, size_name
 from Experiment.pictures import try_to_draw
 from Experiment.plan import Plan
 from Experiment.progress import FINISHED_BEFORE
 from Experiment.records import DATA_FLAGS, describe_run, fixed_arguments
+from Generating.material import facts_of_set, filter_hash, numbering_of, writer_of
 from Models.backbones import BACKBONES
 from Models.weight_cards import check_pretrained, compare_encoders, weights_hashes
 from Models.weight_names import chosen_epochs, guide_epoch
@@ -104,8 +101,8 @@ def plan(args):
     hashes = base_hashes(args, ["decoder", *sampling.guide_parts(args, guide)], epochs["dif"])
     check_pretrained([*epochs.values(), guide], hashes, backbone.prediction_type)
     compare_encoders(epochs["enc"], args.seed, epochs["dif"])
-    hashes |= weights_hashes({**epochs, "guide": guide}, classes) | sets.filter_hash(args, spec, experiment, classes)
-    numbering, prior = sets.numbering_of(args, spec, experiment, total, max(args.batch_size, backbone.block))
+    hashes |= weights_hashes({**epochs, "guide": guide}, classes) | filter_hash(args, spec, experiment, classes)
+    numbering, prior = numbering_of(args, spec, experiment, total, max(args.batch_size, backbone.block))
     settings = {
         "total": total,
         **fixed_arguments(args, FREE),
@@ -148,6 +145,7 @@ def generate(args, known=None):
     Raises:
         UserError: Images are broken, or the run cannot begin.
     """
+    from Generating.images import write_images
     from Models.adapter import load_diffusion
     from Models.devices import start_devices
     from Models.runtime import precision, resolve_precision
@@ -181,39 +179,10 @@ def generate(args, known=None):
         title, images = f"{known.name}, {folder.name}", known.experiment.images_dir
         sheet = try_to_draw("the set", generation.draw_pictures, folder, known.classes, title, images)
         write_json(folder / "run.json", describe_run(args, started, {"weights": settings["weights"]}, **known.taken))
-        facts = known.taken | sets.facts_of_set(args, known)
+        facts = known.taken | facts_of_set(args, known)
         generation.finish_set(writer, settings | facts)  # last: what has a manifest is complete
         log.info("%d images in %.0f s -> %s, samples %s", made, time.time() - started, folder, sheet or "none")
     return folder
-
-
-def writer_of(args, known):
-    """What writes the set. A filter numbers candidates; what it keeps is numbered as if classes were balanced."""
-    numbering, mark = known.numbering if args.filter is None else None, not known.settings.get("no_mark", True)
-    return SyntheticWriter(known.folder, known.counts, BACKBONES[args.backbone].block, numbering, mark, args.store)
-
-
-def write_images(args, known, precision, diffusion, guide, writer):
-    """Generate and write the images of this shard that are missing. Returns their number."""
-    from Models.written import write_generated
-
-    there, whole = writer.progress(args.shard)
-    side = known.settings["image_size"]
-    log.info(
-        "%d images of %s with %s, %d there, %d inference steps, guidance scale %g%s, %s, seed %d, about %s on disk, %s -> %s",
-        whole, known.name, diffusion.backbone.name, there, args.inf_steps, args.ugs, sampling.said_sampling(args),
-        precision, args.seed, bytes_in_words(generation.room_of(whole - there, side)), device_name(), known.folder,
-    )  # fmt: skip
-    if "no_mark" not in known.settings:
-        log.info("an earlier version has begun the set, without a mark of generated images: it goes on without one")
-    how = {
-        "resize": partial(resize_images, side=side, mode="bilinear"), "batch_size": args.batch_size,
-        "solver": args.solver, "guide": guide, "num_steps": args.inf_steps, "scale": args.ugs, "seed": args.seed,
-        "spacing": args.timestep_spacing, "interval": args.guidance_interval,
-    }  # fmt: skip
-    if args.filter is not None:
-        return sets.generate_filtered(args, known, diffusion, writer, how)
-    return write_generated(diffusion, writer, args.shard, places=known.numbering.places, **how)
 
 
 if __name__ == "__main__":

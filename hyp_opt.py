@@ -28,7 +28,7 @@ from cli.sampling import (
     finish_sampling_levers,
     guide_parts,
 )  # fmt: skip
-from cli.search_flags import add_measurement_flags, add_search_flags
+from cli.search_flags import add_measurement_flags, add_search_flags, complete_bounds
 from Data.loaders import load_splits
 from Data.registry import class_names, dataset_spec
 from Experiment import presets
@@ -94,17 +94,6 @@ def sqlite_address(file):
     return sqlalchemy.URL.create("sqlite", database=str(file)).render_as_string()
 
 
-def complete_bounds(args):
-    """Fill in the bounds of the search that are not given. Returns what is wrong with them, or None."""
-    first = args.train_model == "enc"
-    most = presets.DPMPP_STEPS_MAX if args.solver == "dpmpp" else presets.STEPS_RANGE[1]
-    args.is_max = args.is_max or (most if first else args.is_1)
-    args.ugs_max = args.ugs_max or (presets.SCALE_MAX if first else 2 * args.ugs_1)
-    if args.is_min > args.is_max:
-        return f"argument --is_min: {args.is_min} is more than the most inference steps, {args.is_max}"
-    return None
-
-
 def plan(args):
     """Look at what is there.
 
@@ -119,8 +108,7 @@ def plan(args):
         UserError: The search cannot begin: no weights, or those of other classes, or results or data that are broken.
     """
     spec = dataset_spec(args.dataset, args.skip_broken, args.resolution, args.background)
-    experiment = Experiment(args.root, args.exp, spec.name)
-    part = args.train_model
+    experiment, part = Experiment(args.root, args.exp, spec.name), args.train_model
     names = {"enc_epoch": "epoch", "is_1": "is", "ugs_1": "ugs"}
     taken = take_best(args, experiment, class_names(spec), "enc", names, second_search=True)
     if wrong := complete_bounds(args) or check_steps(args):

@@ -141,12 +141,6 @@ def named_paths(args, of_script):
     return sorted(found if args.dataset in DATASETS else found | {args.dataset})
 
 
-def draw_again(experiment):
-    """Draw what shows the results of several tasks, each of which has seen its own and those before it."""
-    try_to_draw("the curve", experiment_cas_curve, experiment)
-    try_to_draw("the steps", experiment_pipeline_bars, experiment.root, experiment.exp)
-
-
 def run_pipeline(args, known=None):
     """All steps of the paper, up to three stages of a light backbone at a time. The same call again goes on where one was stopped.
 
@@ -164,8 +158,9 @@ def run_pipeline(args, known=None):
         print(known.note)
     with start_runner(args, known) as runner, telling_what_is_saved(runner.told):
         runner.run()
-        if args.carry:
-            draw_again(known.experiment)
+        if args.carry:  # each task has drawn its own results and those before it
+            try_to_draw("the curve", experiment_cas_curve, known.experiment)
+            try_to_draw("the steps", experiment_pipeline_bars, known.experiment.root, known.experiment.exp)
         lines = outcome(args, known.spec, known.experiment, known.classifier, runner.stages, runner.seconds())
     print("\n".join(lines))
 

@@ -1,11 +1,12 @@
 """The figures of the paper and of an experiment, from their results. Each function returns the files it wrote."""
 
+from curves import cas_curve
 from Experiment.errors import UserError
 from Experiment.locks import locked
 from Experiment.paths import PUBLISHED_CAS_PLOTS, PUBLISHED_PIPELINE_PLOTS, Experiment
 from Experiment.published import published_curves, published_steps
 from Experiment.results import CAS_SCHEMA, PIPELINE_SCHEMA, read_results
-from plots import SCORES, cas_curve, pipeline_bars
+from plots import SCORES, pipeline_bars
 
 
 def published_cas_curves():

@@ -9,7 +9,7 @@ import numpy as np
 from Audit.attacks import likelihood_ratio, strength
 from Audit.denoising import denoising_losses
 from Audit.shadows import ShadowRecipe, confidence_of, shadow_confidences
-from Data.latents import dataset_moments, moments_file
+from Data.latents import cached_moments, moments_file
 from Experiment.errors import UserError
 from Experiment.files import atomic_path, plain_arrays, read_json
 from Experiment.levers import without_off
@@ -76,10 +76,11 @@ def chosen_moments(args, known, backbone):
         images, of_split = getattr(known.native, split)
         stream = random_stream(args.seed, "audit_subset", LOSSES_ADDRESS, i)
         rows = np.sort(stream.permutation(len(of_split))[: args.losses])
-        if moments_file(*of_dataset, images).exists():  # of the adaptation
-            moments[split] = np.asarray(dataset_moments(*of_dataset, images, encode)[rows])
+        of_all = moments_file(*of_dataset, images)
+        if of_all.exists():  # of the adaptation
+            moments[split] = np.asarray(cached_moments(of_all, images, encode)[rows])
         else:
-            moments[split] = np.asarray(dataset_moments(*of_dataset, images[rows], encode))
+            moments[split] = np.asarray(cached_moments(moments_file(*of_dataset, images[rows]), images[rows], encode))
         labels[split] = of_split[rows]
     return moments, labels
 

@@ -3,8 +3,8 @@
 import matplotlib.pyplot as plt
 import numpy as np
 
+from curves import SOURCE_STYLES
 from figures import save_figure
-from plots import SOURCE_STYLES
 from sheets import enlarge, grid
 
 COLUMNS, ROWS = 12, 2  # pairs of a sheet of nearest images

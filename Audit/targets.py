@@ -1,12 +1,14 @@
 """What membership is asked of: classifiers that the experiment has trained, and the epochs that made the set."""
 
+from Audit.frequencies import unequal_in
 from Data.doubts import others
 from Data.measured import cas_results, is_of
 from Experiment.errors import UserError
 from Experiment.levers import in_words, levers_on
 from Experiment.paths import BEST_WEIGHTS
-from Experiment.records import short
-from Experiment.results import recorded_training
+from Experiment.predictions import no_better_than_largest
+from Experiment.records import flattened, short
+from Experiment.results import all_doubts, recorded_training
 from Models.backbones import BACKBONES
 from Models.weight_cards import learned_from, other_inputs, read_card, weights_hashes
 from Models.weight_names import chosen_epochs
@@ -96,3 +98,22 @@ def epochs_of(experiment, source, data):
     if others(learned_from(epochs.values()), data):
         raise UserError("its epochs have learnt from other images than the training images of today")
     return epochs, hashes
+
+
+def in_one_text(values):
+    """Values {name: value}, which may be nested, as one text; `none` where there are none."""
+    return ", ".join(f"{name} {value}" for name, value in sorted(flattened(values).items())) or "none"
+
+
+def doubts_in_words(entries, splits, source, classes):
+    """What an audit's record says of results that may mislead, as one text; `none` where there is nothing.
+
+    Unequal shares of the classes are in it since every record has it: audits of before, which compared them, are not taken for
+    one of now.
+    """
+    doubts = [
+        *all_doubts(entries.values()),
+        *(f"{size}: {words}" for size, words in no_better_than_largest(entries)),
+        *filter(None, [unequal_in(splits, source.labels, classes)]),
+    ]
+    return "; ".join(doubts) or "none"

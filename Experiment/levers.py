@@ -26,6 +26,8 @@ BEST = {
 # compared. `deterministic` is on record in any case.
 HOW = {"xla": "auto", "devices": 1, "store": "files"}
 
+SAMPLING = ("solver", "guidance_interval", "autoguide")
+
 
 def levers_on(values):
     """{lever: value} of the levers among named values that are on."""
@@ -52,3 +54,12 @@ def filled_in(values, others, prefix=""):
 def in_words(options):
     """The levers of {name: value} that are on, as one text; empty where none is."""
     return ", ".join(f"{name} {value}" for name, value in levers_on(options).items())
+
+
+def sampling_in_words(values):
+    """The levers of sampling among named values that are on, for a log line: empty, or begins with a comma."""
+    levers = levers_on(values)
+    said = f", solver {levers['solver']}" if "solver" in levers else ""
+    if "guidance_interval" in levers:
+        said += ", guided between the noise levels {:g} and {:g}".format(*levers["guidance_interval"])
+    return said + (f", guided by epoch {levers['autoguide']}" if "autoguide" in levers else "")

@@ -34,7 +34,7 @@ def exact(batches):
 
 
 def moments_encoder(backbone, weights_dir=None):
-    """What `Data.latents.dataset_moments` encodes images with: the backbone's encoder, in float32, built when it is needed."""
+    """What `Data.latents.cached_moments` encodes images with: the backbone's encoder, in float32, built when it is needed."""
 
     def encode(images):
         with precision("float32"):

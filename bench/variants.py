@@ -37,6 +37,7 @@ VARIANTS = {
     "rate_half": Variant(dif="--lr 4e-4", made=DPMPP),
     "rate_double": Variant(dif="--lr 1.6e-3", made=DPMPP),
     "unguided": Variant(made="--ugs 1"),
+    "guided_3": Variant(made=f"{DPMPP} --ugs 3"),
     "autoguide": Variant(made="--autoguide {early}"),
     "class_prior": Variant(made="--class_prior real"),
     "filter": Variant(made="--filter --filter_classifier resnet20_16"),
@@ -64,6 +65,10 @@ VARIANTS = {
     "augment_soft_long_4x": Variant(learned="--augment standard --labels soft", size=4, longer=3),
     "best": Variant(made=DPMPP, learned="--augment standard --labels both", longer=3),
     "best_4x": Variant(made=DPMPP, learned="--augment standard --labels both", size=4, longer=3),
+    "best_tuned_longer": Variant(made=DPMPP, learned="--augment standard --labels both", tuned=2, longer=3),
+    "best_filter": Variant(
+        made=f"{DPMPP} --filter --filter_classifier resnet20_16", learned="--augment standard --labels both", longer=3
+    ),
     # `best` with other labels, of which "soft" were its own at first.
     "best_hard": Variant(made=DPMPP, learned="--augment standard", longer=3),
     "best_soft": Variant(made=DPMPP, learned="--augment standard --labels soft", longer=3),

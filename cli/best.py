@@ -3,10 +3,9 @@
 import logging
 
 from cli.flags import integer
-from cli.sampling import SAMPLING, as_words
 from Experiment.errors import UserError
 from Experiment.files import read_json
-from Experiment.levers import OFF, levers_on
+from Experiment.levers import OFF, SAMPLING, levers_on, sampling_in_words
 from Experiment.results import EXTENDED
 from Models.noise_schedule import DEFAULT_SPACINGS
 from Models.weight_cards import weights_hashes
@@ -93,7 +92,7 @@ def search_result(experiment, part, classes, flag, select_on=None):
                 f"again since. Search again: hyp_opt.py --train_model {part} --restart."
             )
     log.info("%s takes epoch %d, steps %d, scale %g%s, Class Encoder epoch %d from %s", flag, found["epoch"], found["is"],
-             found["ugs"], as_words(found["levers"]), found["enc_epoch"], file)  # fmt: skip
+             found["ugs"], sampling_in_words(found["levers"]), found["enc_epoch"], file)  # fmt: skip
     if found["select_on"] == "test":
         said = f"{flag}: the search in {file} has chosen on TEST images"
         if select_on == "val":

@@ -2,7 +2,7 @@
 
 from cli.flags import integer, number
 from cli.lora import updates_fit
-from Experiment.levers import OFF, levers_on
+from Experiment.levers import OFF, SAMPLING
 from Models.noise_schedule import DEFAULT_SPACINGS, STABLE_DIFFUSION
 
 
@@ -39,7 +39,6 @@ def check_search_levers(parser, args):
 
 
 MOST_STEPS_DPM = {"linspace": STABLE_DIFFUSION.num_timesteps - 1, "leading": STABLE_DIFFUSION.num_timesteps // 2 - 1}
-SAMPLING = ("solver", "guidance_interval", "autoguide")
 
 
 def check_steps(args):
@@ -109,16 +108,3 @@ def sampling_name(args):
         "" if args.autoguide is None else f"Ag{args.autoguide}",
     ]
     return "".join(parts)
-
-
-def said_sampling(args):
-    """The same for a log line: empty, or begins with a comma."""
-    return as_words(levers_on({name: getattr(args, name) for name in SAMPLING}))
-
-
-def as_words(levers):
-    """Levers {name: value} that are on, for a log line: empty, or begins with a comma."""
-    said = f", solver {levers['solver']}" if "solver" in levers else ""
-    if "guidance_interval" in levers:
-        said += ", guided between the noise levels {:g} and {:g}".format(*levers["guidance_interval"])
-    return said + (f", guided by epoch {levers['autoguide']}" if "autoguide" in levers else "")

@@ -45,3 +45,14 @@ def add_measurement_flags(add):
     add("--test_imgs", type=integer(1), help="images of the final measurement on test (--num_imgs)")
     add("--save_plots", action="store_true", help="write the ten plots")
     add("--prune", action="store_true", help="report, and remove the epochs that the finished search has not chosen")
+
+
+def complete_bounds(args):
+    """Fill in the bounds of the search that are not given. Returns what is wrong with them, or None."""
+    first = args.train_model == "enc"
+    most = presets.DPMPP_STEPS_MAX if args.solver == "dpmpp" else presets.STEPS_RANGE[1]
+    args.is_max = args.is_max or (most if first else args.is_1)
+    args.ugs_max = args.ugs_max or (presets.SCALE_MAX if first else 2 * args.ugs_1)
+    if args.is_min > args.is_max:
+        return f"argument --is_min: {args.is_min} is more than the most inference steps, {args.is_max}"
+    return None

@@ -194,11 +194,13 @@ def write_results(folder):
 
 
 def read_results(path):
+    import curves
     import plots
     import result_plots
     from Experiment.paths import Experiment
 
-    plots.save_figure = lambda figure, path: plots.plt.close(figure)  # the drawing is tried, not the encoding of PNGs
+    # The drawing is tried, not the encoding of PNGs.
+    plots.save_figure = curves.save_figure = lambda figure, path: plots.plt.close(figure)
     experiment = Experiment(path.parent.parent, "x", "digits")
     if path == experiment.cas_file:
         result_plots.experiment_cas_curve(experiment)
@@ -258,23 +260,19 @@ def read_state(path):
     fit_state()(path).load()
 
 
-def write_moments(folder):
-    from Data.latents import cached_moments
+def moments(folder, encode):
+    from Data.latents import cache_file, cached_moments
 
-    cached_moments(
-        folder,
-        "digits",
-        numpy_images(4),
-        "abc",
-        lambda images: (batch[:, :2, :2].repeat(3, -1)[..., :8] / 255.0 for batch in [images]),
-    )
+    return cached_moments(cache_file(folder, "digits", numpy_images(4), "abc"), numpy_images(4), encode)
+
+
+def write_moments(folder):
+    moments(folder, lambda images: (batch[:, :2, :2].repeat(3, -1)[..., :8] / 255.0 for batch in [images]))
     return next(folder.glob("*.npy"))
 
 
 def read_moments(path):
-    from Data.latents import cached_moments
-
-    cached_moments(path.parent, "digits", numpy_images(4), "abc", None).sum()
+    moments(path.parent, None).sum()
 
 
 def write_study(folder):

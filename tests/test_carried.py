@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pytest
 
+import curves
 import pipeline
-import plots
 import result_plots
 from Experiment.errors import MAY_PASS, UserError
 from Experiment.files import read_json, write_json
@@ -602,7 +602,7 @@ def test_pictures_of_several_results_are_drawn_in_the_end(root, monkeypatch):
 
     monkeypatch.setattr(pipeline, "start_runner", start_runner)
     monkeypatch.setattr(pipeline, "outcome", lambda *_: [])
-    monkeypatch.setattr(result_plots, "cas_curve", noting(plots.cas_curve))
+    monkeypatch.setattr(result_plots, "cas_curve", noting(curves.cas_curve))
     monkeypatch.setattr(result_plots, "pipeline_bars", lambda sources, score, file: drawn.append(sources))
     known = types.SimpleNamespace(spec=types.SimpleNamespace(resolution=99), note="", experiment=experiment, classifier="")
     pipeline.run_pipeline(types.SimpleNamespace(carry=True, backbone="mini"), known)

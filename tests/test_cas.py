@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import classifier_training
-import plots
+import curves
 from Data.cards import measured_part
 from Data.export_images import SetToExport
 from Data.measured import cas_doubts, cas_rows, is_of
@@ -264,8 +264,8 @@ def test_a_card_lists_results_of_images_that_are_in_the_set(root):
 
 def legends_of(root, monkeypatch, *flags):
     """Train, and return what the legend of the curve says, but for the name of the source."""
-    figures, save = [], plots.save_figure
-    monkeypatch.setattr(plots, "save_figure", lambda figure, path: figures.append(figure) or save(figure, path))
+    figures, save = [], curves.save_figure
+    monkeypatch.setattr(curves, "save_figure", lambda figure, path: figures.append(figure) or save(figure, path))
     train(root, *flags)
     return [text.get_text().split(", ", 1)[1] for text in figures[-1].legends[0].get_texts()]
 

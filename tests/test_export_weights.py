@@ -17,6 +17,7 @@ from Experiment.text import markdown
 from Models.backbones import BACKBONES
 from Models.class_encoder import class_encoder
 from Models.export_card import card, example
+from Models.export_folder import BEGUN
 from Models.exported import write_tensors
 from Models.foreign_weights import foreign_weights
 from Models.lora import kernel_shapes, target_layers
@@ -256,9 +257,9 @@ def test_an_export_that_was_stopped_is_made_again(small, tmp_path, monkeypatch):
         patch.setattr(export_weights, "write_card", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             export_weights.export(export_weights.parse_args(argv))
-    assert (tmp_path / "to" / export_weights.BEGUN).exists() and not (tmp_path / "to/export.json").exists()
+    assert (tmp_path / "to" / BEGUN).exists() and not (tmp_path / "to/export.json").exists()
     export_weights.export(export_weights.parse_args(argv))
-    assert not (tmp_path / "to" / export_weights.BEGUN).exists() and (tmp_path / "to/export.json").exists()
+    assert not (tmp_path / "to" / BEGUN).exists() and (tmp_path / "to/export.json").exists()
 
 
 def test_an_export_that_was_stopped_while_it_removes_an_earlier_one_is_not_finished(small, tmp_path, monkeypatch):

@@ -22,6 +22,7 @@ FLOORS = {
     "figures": 1,
     "sheets": 2,
     "plots": 2,
+    "curves": 2,
     "result_plots": 3,
     "pages": 2,
     "Data": 3,
@@ -29,6 +30,8 @@ FLOORS = {
     "Audit": 5,
     "Search": 5,
     "Scoring": 5,
+    "Adapting": 5,
+    "Generating": 5,
     "cli": 5,
     "Stages": 5,
     **dict.fromkeys(SCRIPTS, 6),
@@ -68,7 +71,7 @@ def test_imports_go_down(path, tree):
 @pytest.mark.parametrize("path, tree", list(sources()), ids=lambda x: str(x) if not isinstance(x, ast.AST) else "")
 def test_what_a_reader_holds_in_the_head(path, tree):
     lines = (REPOSITORY / path).read_text(encoding="utf-8").count("\n")
-    assert lines <= (220 if path.stem in SCRIPTS else 340)
+    assert lines <= (200 if path.stem in SCRIPTS else 325)
     for node in ast.walk(tree):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             assert node.end_lineno - node.lineno < 60, node.name

@@ -17,6 +17,7 @@ import classifier_training
 import generate_dataset
 import hyp_opt
 import SD_adapting
+from Adapting import training as adapting
 from Data.doubts import OTHER_IMAGES
 from Experiment import disk
 from Experiment.disk import check_room
@@ -282,7 +283,7 @@ def test_a_restart_that_is_killed_while_it_removes_epochs_leaves_no_finished_tra
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(SD_adapting, "remove_epochs", killed)
+        patch.setattr(adapting, "remove_epochs", killed)
         known, args = adapted(folder, tmp_path / "out", *flags, "--restart")
         with pytest.raises(Killed):
             SD_adapting.adapt(args, known)

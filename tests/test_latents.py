@@ -5,7 +5,7 @@ import hashlib
 import numpy as np
 import pytest
 
-from Data.latents import cached_moments
+from Data.latents import cache_file, cached_moments
 
 IMAGES = np.arange(5 * 2 * 2 * 3, dtype=np.uint8).reshape(5, 2, 2, 3)
 
@@ -26,7 +26,7 @@ def encoder(calls):
 def test_moments_are_computed_once(tmp_path):
     calls = []
     for _ in range(2):
-        moments = cached_moments(tmp_path / "new", "digits_mini_32", IMAGES, "abc", encoder(calls))
+        moments = cached_moments(cache_file(tmp_path / "new", "digits_mini_32", IMAGES, "abc"), IMAGES, encoder(calls))
         assert moments.dtype == np.float32 and np.array_equal(moments, moments_of(IMAGES))
         assert isinstance(moments, np.memmap)
     assert calls == [5]
@@ -38,8 +38,8 @@ def test_moments_are_computed_once(tmp_path):
 ], ids=["weights", "order", "number", "shape"])  # fmt: skip
 def test_other_images_or_weights_are_encoded_anew(tmp_path, images, weights_hash):
     calls = []
-    cached_moments(tmp_path, "digits", IMAGES, "abc", encoder(calls))
-    other = cached_moments(tmp_path, "digits", images, weights_hash, encoder(calls))
+    cached_moments(cache_file(tmp_path, "digits", IMAGES, "abc"), IMAGES, encoder(calls))
+    other = cached_moments(cache_file(tmp_path, "digits", images, weights_hash), images, encoder(calls))
     assert len(calls) == 2 and np.array_equal(other, moments_of(images))
 
 
@@ -49,7 +49,7 @@ def test_an_interrupted_encoding_leaves_nothing(tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        cached_moments(tmp_path, "digits", IMAGES, "abc", encode)
+        cached_moments(cache_file(tmp_path, "digits", IMAGES, "abc"), IMAGES, encode)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -65,7 +65,7 @@ def test_the_moments_take_no_memory_beside_the_images(tmp_path):
 
     tracemalloc.start()
     try:
-        moments = cached_moments(tmp_path, "own", images, "abc", encode)
+        moments = cached_moments(cache_file(tmp_path, "own", images, "abc"), images, encode)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()

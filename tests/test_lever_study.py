@@ -3,14 +3,15 @@
 import json
 from types import SimpleNamespace
 
+import matplotlib.pyplot as plt
 import pytest
 
 import classifier_training
 import generate_dataset
 import SD_adapting
-from bench import levers
+from bench import levers, levers_page
 from bench.levers import Subject
-from bench.levers_table import hits, machines, table
+from bench.levers_table import hits, machines, measured, table
 from bench.variants import VARIANTS
 from Experiment.intervals import difference_interval
 
@@ -112,8 +113,8 @@ def test_the_table_compares_with_plain_of_the_same_size_and_with_real():
     rows = [rows_of("real", right), rows_of("plain", wrong), rows_of("soft", right), rows_of("soft_4x", right)]
     lines = {line.split(" | ")[1]: line.split(" | ") for line in table(rows)[2:]}
     assert "+30.0" in lines["`soft`"][-2] and lines["`soft`"][-2].endswith(") better, of these two trainings")
-    assert lines["`soft_4x`"][-2] == "" and "better" not in lines["`soft`"][-1]
-    assert lines["`plain`"][-2] == "" and "worse" in lines["`plain`"][-1]
+    assert "`plain`" in lines["`soft_4x`"] and "better" not in lines["`soft`"][-1]  # there is no plain one of its size
+    assert lines["`plain`"][-3:-1] == ["", ""] and "worse" in lines["`plain`"][-1]
 
 
 def test_several_trainings_are_compared_by_seeds_where_there_are_some():
@@ -193,3 +194,51 @@ def test_every_variant_is_a_command_line_that_the_scripts_take(study):
     names = [name for name in VARIANTS if name != "plain"]
     _, rows = study("--variants", *names)
     assert [row["variant"] for row in rows] == names
+
+
+def test_a_variant_is_compared_with_the_plain_one_that_has_most_of_its_seeds():
+    right, half = "1" * 90 + "0" * 10, "1" * 50 + "0" * 50
+    seeds = [rows_of(name, half, seed=seed) for name in ("dpmpp_8", "best", "best_4x") for seed in (1, 2)]
+    few = [
+        rows_of("plain", right, seed=1),
+        rows_of("sgd", right, seed=1),
+        rows_of("best_hard", right, seed=2),
+        rows_of("ema", right),
+    ]
+
+    def against(rows):
+        found = {one.name: one.plain for one in measured(rows)}
+        return {name: rows and (rows[0]["variant"], [row["seed"] for row in rows]) for name, rows in found.items()}
+
+    found = against(seeds + few)
+    assert found["best"] == found["best_4x"] == ("dpmpp_8", [1, 2]) and found["best_hard"] == ("dpmpp_8", [2])
+    assert found["dpmpp_8"] == found["sgd"] == ("plain", [1]) and found["plain"] is None
+    assert found["ema"] == ("plain", [1])  # of another seed, but there is no other
+    assert against([*seeds, *(rows_of("plain_4x", half, seed=seed) for seed in (1, 2))])["best_4x"][0] == "plain_4x"
+    mixed = [rows_of("best", right, seed=1), rows_of("plain", half, seed=1)]
+    assert against([*mixed, rows_of("dpmpp_8", half, seed=2)])["best"] == ("plain", [1])
+
+
+def test_the_page_is_what_the_files_of_the_study_give():
+    assert {path.name for path in levers_page.HERE.glob("levers*.json")} == set(levers_page.STUDIES)
+    assert levers_page.PAGE.read_text() == levers_page.page()
+
+
+def test_the_picture_colours_what_several_trainings_show(tmp_path, monkeypatch):
+    right, half, wrong = "1" * 90 + "0" * 10, "1" * 50 + "0" * 50, "1" * 10 + "0" * 90
+    rows = [
+        rows_of(name, *each, seed=seed)
+        for name, each in (("plain", [half]), ("best", [right]), ("ema", [half]))
+        for seed in (1, 2)
+    ]
+    rows += [rows_of("plain", half, half, dataset="eyes"), rows_of("soft", wrong, wrong, dataset="eyes"),
+             rows_of("plain", half, dataset="cats"), rows_of("soft", wrong, dataset="cats")]  # fmt: skip
+    (tmp_path / "rows.json").write_text(json.dumps({"rows": rows}))
+    monkeypatch.setattr(levers_page, "SHOWN", {("rows.json", name): name for name in ("digits", "eyes", "cats")})
+    figures = []
+    monkeypatch.setattr(levers_page, "save_figure", lambda figure, path: figures.append(figure))
+    levers_page.draw(tmp_path / "levers.png", tmp_path)
+    drawn = [[(line.get_color(), line.get_linestyle()) for line in axis.get_lines()[:-1:2]] for axis in figures[0].axes]
+    assert drawn == [[("tab:gray", "-"), ("tab:green", "-")], [("tab:red", ":")], [("tab:gray", ":")]]
+    assert [text.get_text() for text in figures[0].axes[1].get_yticklabels()] == ["soft against plain, 1 seed, 2 classifiers"]
+    plt.close(figures[0])

@@ -11,6 +11,7 @@ import pytest
 from nbclient import NotebookClient
 from PIL import Image
 
+import curves
 import plots
 import result_plots
 import sheets
@@ -58,7 +59,7 @@ def drawn(monkeypatch):
         figures.append(figure)
         return save(figure, path)
 
-    for module in (plots, sheets):
+    for module in (plots, curves, sheets):
         monkeypatch.setattr(module, "save_figure", keep)
     return figures
 
@@ -110,8 +111,8 @@ def test_published_pipeline_is_complete():
 
 def test_published_figures_are_there():
     """They are part of the repository: a clean checkout has them."""
-    curves = [PUBLISHED_CAS_PLOTS / f"{dataset}.png" for dataset in PUBLISHED_DATASETS]
-    assert all(map(is_picture, curves + [PUBLISHED_PIPELINE_PLOTS / f"{score}.png" for score in plots.SCORES]))
+    there = [PUBLISHED_CAS_PLOTS / f"{dataset}.png" for dataset in PUBLISHED_DATASETS]
+    assert all(map(is_picture, there + [PUBLISHED_PIPELINE_PLOTS / f"{score}.png" for score in plots.SCORES]))
 
 
 # CAS curves
@@ -124,7 +125,7 @@ def lines_of(axis):
 
 def test_cas_curve_draws_both_scores(tmp_path, drawn):
     curve = {f"x{size}": scores(0.5 + size / 100, 0.8 + size / 100) for size in (10, 2, 1, 9, 3, 4, 5, 6, 7, 8)}
-    path = plots.cas_curve({"ours": {**curve, "real": scores(0.55, 0.97)}}, tmp_path / "c.png", "cifar10")
+    path = curves.cas_curve({"ours": {**curve, "real": scores(0.55, 0.97)}}, tmp_path / "c.png", "cifar10")
     assert path == tmp_path / "c.png" and is_picture(path)
     (figure,) = drawn
     assert figure.get_suptitle() == "cifar10"
@@ -147,7 +148,7 @@ def test_cas_curve_draws_both_scores(tmp_path, drawn):
     ({"x1": scores(0.5), "x40": scores(0.6)}, [1, 40]),
 ])  # fmt: skip
 def test_cas_curve_with_missing_entries(tmp_path, drawn, curve, sizes):
-    plots.cas_curve({"ours": curve}, tmp_path / "c.png")
+    curves.cas_curve({"ours": curve}, tmp_path / "c.png")
     for axis in drawn[0].axes:
         lines = lines_of(axis)
         assert lines.get("ours, trained on synthetic", (None,))[0] == sizes
@@ -157,7 +158,7 @@ def test_cas_curve_with_missing_entries(tmp_path, drawn, curve, sizes):
 
 
 def test_cas_curve_of_several_sources(tmp_path, drawn):
-    plots.cas_curve({"a": {"real": scores(0.5), "x1": scores(0.4)}, "b": {"real": scores(0.6), "x2": scores(0.3)},
+    curves.cas_curve({"a": {"real": scores(0.5), "x1": scores(0.4)}, "b": {"real": scores(0.6), "x2": scores(0.3)},
                      "c": {"x2": scores(0.2)}}, tmp_path / "c.png")  # fmt: skip
     (legend,) = drawn[0].legends
     assert [text.get_text() for text in legend.get_texts()] == [
@@ -171,7 +172,7 @@ def test_cas_curve_of_several_sources(tmp_path, drawn):
 
 def test_a_real_result_of_other_test_images_is_marked(tmp_path, drawn):
     same, other = ({"real": scores(0.5) | {"test": "a"}, "x1": scores(0.4) | {"test": test}} for test in "ab")
-    plots.cas_curve({"same": same, "other": other}, tmp_path / "c.png")
+    curves.cas_curve({"same": same, "other": other}, tmp_path / "c.png")
     real = [text.get_text() for text in drawn[0].legends[0].get_texts() if "on real" in text.get_text()]
     assert real == ["same, trained on real", "other, trained on real (other test images)"]
 
@@ -182,7 +183,7 @@ def test_levers_of_the_real_training_alone_are_said(tmp_path, drawn):
         return {"real": scores(0.5) | trainings[0], "x1": scores(0.4) | trainings[1]}
 
     sources = {"a": curve("sgd", "sgd"), "b": curve("adam", "sgd"), "c": curve("sgd", "adam")}
-    plots.cas_curve(sources, tmp_path / "c.png")
+    curves.cas_curve(sources, tmp_path / "c.png")
     real = [text.get_text() for text in drawn[0].legends[0].get_texts() if "on real" in text.get_text()]
     assert real == ["a, trained on real", "b, trained on real (no levers)", "c, trained on real (optimizer sgd)"]
 
@@ -195,7 +196,7 @@ def test_points_of_other_settings_are_marked(tmp_path, drawn):
         "x2": scores(0.6) | {"set": other},
         "x3": scores(0.7) | {"set": {**made, "folder": "b"}},
     }
-    plots.cas_curve({"ours": curve, "a": {"x1": scores(0.4), "x2": scores(0.3)}}, tmp_path / "c.png")
+    curves.cas_curve({"ours": curve, "a": {"x1": scores(0.4), "x2": scores(0.3)}}, tmp_path / "c.png")
     for axis in drawn[0].axes:
         ours, open_points, theirs = axis.get_lines()
         assert ours.get_label() == "ours, trained on synthetic (weights enc 12345678)"
@@ -210,7 +211,7 @@ def test_points_of_other_settings_are_marked(tmp_path, drawn):
     ([0.79, 0.86], 0.07), ([1.0, 1.0], 0.04), ([0.99, 1.0], 0.04), ([0.0], 0.04),
 ])  # fmt: skip
 def test_accuracy_limits(values, height):
-    low, high = plots.accuracy_limits(values)
+    low, high = curves.accuracy_limits(values)
     assert low < min(values) and max(values) < high
     assert height <= high - low < 1.2 * height
 
@@ -231,7 +232,7 @@ def test_other_epochs_of_the_real_classifier_are_said_in_the_legend(drawn, tmp_p
     told = {(9, 9): ["", ""], (9, 9, 5): [", in at most 5 to 9 epochs", ""], (None, 9): ["", ""],
             (9, 5): [", in at most 5 epochs", ", in at most 9 epochs"]}  # fmt: skip
     for epochs, ends in told.items():
-        plots.cas_curve({"ours": curve(*epochs)}, tmp_path / "c.png", "digits")
+        curves.cas_curve({"ours": curve(*epochs)}, tmp_path / "c.png", "digits")
         labels = [line.get_label() for line in drawn[-1].axes[0].get_lines()]
         assert [label.split("synthetic")[-1].split("real")[-1] for label in labels if label[0] != "_"] == ends, epochs
 
@@ -243,7 +244,7 @@ def test_intervals_are_drawn_and_lie_within_the_axis(tmp_path, drawn):
         "x2": scores(0.55, 0.85),
         "real": scores(0.5, 0.8) | {"interval": ends},
     }
-    plots.cas_curve({"ours": curve}, tmp_path / "c.png")
+    curves.cas_curve({"ours": curve}, tmp_path / "c.png")
     for axis, (low, high) in zip(drawn[0].axes, ends.values()):
         assert uprights(axis) == [(1, low, high)]
         (band,) = axis.patches
@@ -546,8 +547,8 @@ def test_notebook_shows_the_published_figures(run_notebook, tmp_path):
     pictures, text = run_notebook()
     assert pictures == 6 + 2
     assert "No CAS of experiment demo" in text and "No search of experiment demo" in text
-    curves = sorted(file.name for file in (tmp_path / "CAS Results" / "CAS_plots").iterdir())
-    assert curves == sorted(f"{dataset}.png" for dataset in PUBLISHED_DATASETS)
+    there = sorted(file.name for file in (tmp_path / "CAS Results" / "CAS_plots").iterdir())
+    assert there == sorted(f"{dataset}.png" for dataset in PUBLISHED_DATASETS)
     assert sorted(file.name for file in (tmp_path / "optimization_plots").iterdir()) == ["top_1.png", "top_5.png"]
 
 

@@ -7,7 +7,6 @@ import pytest
 
 import classifier_training
 import generate_dataset
-from cli import sets
 from Data.filtering import ROUNDS, Selection, agrees
 from Data.loaders import load_splits
 from Data.numbering import Balanced, Proportional, subset_counts
@@ -17,6 +16,8 @@ from Data.synthetic import SyntheticWriter
 from Experiment.errors import UserError
 from Experiment.files import read_json, write_json
 from Experiment.paths import Experiment
+from Generating import images as making
+from Generating import material
 from Models import sampler
 from tests.conftest import Stopped, stopped_writing_images
 
@@ -66,7 +67,7 @@ def images_of(folder):
 
 def test_a_set_has_the_prior_of_the_real_ones_in_shards_too(tiny_experiment, tmp_path, monkeypatch):
     skewed = np.repeat(np.arange(10), [40, 30, 10, 5, 5, 3, 3, 2, 1, 1])
-    monkeypatch.setattr(sets, "load_splits", lambda *a: SimpleNamespace(train=SimpleNamespace(labels=skewed)))
+    monkeypatch.setattr(material, "load_splits", lambda *a: SimpleNamespace(train=SimpleNamespace(labels=skewed)))
     flags = [*tiny_experiment, *FLAGS, "--img_total", "100", "--class_prior", "real"]
     whole = generate_dataset.generate(generate_dataset.parse_args(flags))
     manifest = read_json(whole / "manifest.json")
@@ -90,14 +91,14 @@ def test_a_set_has_the_prior_of_the_real_ones_in_shards_too(tiny_experiment, tmp
         manifest["prior"], 50
     ).counts(50)
     # Other frequencies are another set.
-    monkeypatch.setattr(sets, "load_splits", lambda *a: SimpleNamespace(train=SimpleNamespace(labels=skewed[5:])))
+    monkeypatch.setattr(material, "load_splits", lambda *a: SimpleNamespace(train=SimpleNamespace(labels=skewed[5:])))
     with pytest.raises(UserError, match="prior: 40, 30, .* there, 35, 30, .* now"):
         generate_dataset.plan(generate_dataset.parse_args(flags))
 
 
 def test_too_few_images_for_a_rare_class_are_refused(tiny_experiment, monkeypatch):
     labels = np.repeat(np.arange(10), [100] * 9 + [1])
-    monkeypatch.setattr(sets, "load_splits", lambda *a: SimpleNamespace(train=SimpleNamespace(labels=labels)))
+    monkeypatch.setattr(material, "load_splits", lambda *a: SimpleNamespace(train=SimpleNamespace(labels=labels)))
     args = generate_dataset.parse_args([*tiny_experiment, *FLAGS, "--img_total", "100", "--class_prior", "real"])
     with pytest.raises(UserError, match="of 100 images none would be of class 9, which 1 of 901 real images are: make more"):
         generate_dataset.plan(args)
@@ -190,7 +191,7 @@ def test_a_filtered_set_is_full_resumed_and_says_what_it_took(real_classifier, m
 
         return judge
 
-    monkeypatch.setattr(sets, "load_judge", judge_of)
+    monkeypatch.setattr(making, "load_judge", judge_of)
     args = generate_dataset.parse_args([*real_classifier, "--filter", "0.5"])
     with caplog.at_level("INFO", logger="experiment"):
         folder = generate_dataset.generate(args)
@@ -218,13 +219,13 @@ def test_a_filtered_set_is_full_resumed_and_says_what_it_took(real_classifier, m
 def test_the_filter_is_the_classifier_of_the_real_images(real_classifier, monkeypatch):
     args = generate_dataset.parse_args([*real_classifier, "--filter"])
     known = generate_dataset.plan(args)
-    judge = sets.load_judge(args, known.spec, known.experiment)
+    judge = making.load_judge(args, known.spec, known.experiment)
     train = load_splits(DATASETS["digits"], args.data_dir).train
     from Models.classifier import Classifier
     from Models.trained import load_best
 
     classifier = Classifier("resnet20_16", 8, 10)
-    load_best(classifier, sets.filter_folder(args, known.experiment))
+    load_best(classifier, material.filter_folder(args, known.experiment))
     called = classifier.probabilities(train.images[:50]).argmax(axis=1)
     assert np.array_equal(judge(train.images[:50], train.labels[:50]), called == train.labels[:50])
 

@@ -716,10 +716,11 @@ def test_a_generation_that_was_stopped_goes_on_and_restart_takes_another_store(t
 
 
 def test_a_filtered_set_is_the_same_in_tars_also_when_it_was_stopped(tiny_experiment, monkeypatch):
-    from cli import sets
+    import generate_dataset
+    from Generating import images as making
 
-    monkeypatch.setattr(sets, "filter_hash", lambda *a: {"filter": "f" * 64})
-    monkeypatch.setattr(sets, "load_judge", lambda *a: lambda images, labels: images[:, 0, 0, 0] % 3 > 0)
+    monkeypatch.setattr(generate_dataset, "filter_hash", lambda *a: {"filter": "f" * 64})
+    monkeypatch.setattr(making, "load_judge", lambda *a: lambda images, labels: images[:, 0, 0, 0] % 3 > 0)
     flags = [*tiny_experiment, *FLAGS, "--img_total", "40", "--filter", "0.5"]
     folder = generate(*flags)
     files, manifest = pngs(folder), read_manifest(folder)
