@@ -165,9 +165,9 @@ def search(args, known=None):
     import optuna
 
     from Search import stage
+    from Search.context import prepare
     from Search.storages import check_address, database_errors
     from Search.studies import FINISHED, trials
-    from Search.trials import prepare
 
     started = time.time()
     known = known or plan(args)

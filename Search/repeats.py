@@ -7,7 +7,8 @@ from optuna.trial import TrialState
 
 from Experiment.errors import UserError
 from Experiment.progress import each
-from Search.trials import Unusable, accuracy_again
+from Search.context import Unusable
+from Search.trials import accuracy_again
 from Search.workers import trials
 
 REPEATED = 3  # trials

@@ -569,7 +569,7 @@ def test_every_stage_follows_the_weights(small, tmp_path):
     import generate_dataset
     import hyp_opt
     import SD_adapting
-    from Search.trials import prepare
+    from Search.context import prepare
 
     backbone, tensors = small
     v = {**SCHEDULER, "prediction_type": "v_prediction"}

@@ -36,7 +36,7 @@ from Models.training import bytes_needed
 from Models.weight_cards import card_path, check_pretrained, learned_from, read_card, weights_hashes, write_card
 from Models.weight_names import epoch_path, saved_epochs
 from Models.weights import save_weights
-from Search.trials import prepare
+from Search.context import prepare
 from tests.conftest import write_pets
 
 pytestmark = pytest.mark.usefixtures("no_pictures", "no_sheets")

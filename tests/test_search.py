@@ -24,15 +24,17 @@ from Experiment.results import FINE_TUNED, TRANSFERRED, step_3_otherwise
 from hyp_opt import parse_args
 from Models.augment import Augment
 from Models.weight_cards import read_card, write_card
+from Search import context as search_context
 from Search import report as search_report
-from Search import stage, studies, trials, workers
+from Search import stage, studies, workers
+from Search.context import Context, Unusable
 from Search.inputs import claim_study, search_inputs
 from Search.pictures import PLOTS
 from Search.repeats import chosen, missing_repeats, ranked, run_missing_repeats
 from Search.report import contact_sheet, measure, trial_line, write_trials
 from Search.steps import forget_steps, note_steps, with_origin
 from Search.studies import delete_study, open_study, pruner
-from Search.trials import Context, Unusable, objective, warm_start
+from Search.trials import objective, warm_start
 from Search.workers import this_worker
 
 ARGS = ["--dataset", "digits", "--num_imgs", "41", "--epochs", "8", "--batch_size", "10"]
@@ -138,7 +140,7 @@ def with_bad_images(monkeypatch, bad, args=ARGS):
     context = Scripted(parse_args(args), [0.1] * 8)
     context.spec.resolution, context.adapted = 8, SimpleNamespace(diffusion=SimpleNamespace(encoder=None))
     context.images = lambda *args, **how: (context.seeds.append(1234), Context.images(context, *args, **how))[1]
-    monkeypatch.setattr(trials, "generate_images", generate)
+    monkeypatch.setattr(search_context, "generate_images", generate)
     return context
 
 

@@ -11,7 +11,7 @@ import optuna
 import pytest
 
 from Experiment.errors import UserError
-from Search.trials import Context
+from Search.context import Context
 from tests.conftest import STAGES
 from tests.test_interruptions import write_few_digits
 from tests.test_scripts import tree
