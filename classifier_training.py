@@ -24,7 +24,7 @@ from Experiment.progress import FINISHED_BEFORE
 from Experiment.randomness import repeat_seed
 from Experiment.records import DATA_FLAGS, short
 from Experiment.results import CAS_SCHEMA, TESTED, check_recipe, read_results
-from Scoring.inputs import doubts_of, inputs_of, kept_of, learns_from_real, origin, unit_of
+from Scoring.inputs import doubts_of, inputs_of, kept_of, learns_from_real, origin, taught_by, unit_of
 from Scoring.repeats import check_trained, missing_repeats, not_complete, trained_repeats
 
 log = logging.getLogger("experiment")
@@ -112,7 +112,7 @@ def plan(args):
     elif args.repeat and not missing_repeats(args, known):
         known.done = f"{FINISHED_BEFORE}: {known.folders[args.repeat - 1]}; {not_complete(known)}"
         return known
-    entry = known.origin | {"test": short(inputs["data"]["test"]), **unit_of(args, spec)}
+    entry = known.origin | {"test": short(inputs["data"]["test"]), **unit_of(args, spec), **taught_by(inputs)}
     check_recipe(results, cardinality, entry, asked_for=bool(args.synthetic_dir))
     refuse_if_claimed(folder, known.part)
     return known

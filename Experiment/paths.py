@@ -63,8 +63,8 @@ class Experiment:
 
     @property
     def report_page(self):
-        """The page of the experiment, for a browser."""
-        return self.results_dir / f"report_exp{self.exp}_{self.dataset}.html"
+        """The page of the experiment, for a browser. A folder of its own, as experiments and datasets may have underscores."""
+        return self.results_dir / f"report_exp{self.exp}" / f"{self.dataset}.html"
 
     @property
     def split_file(self):

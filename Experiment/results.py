@@ -67,7 +67,7 @@ def fits_additions(entry):
         and all(isinstance(ends, list) and len(ends) == 2 and all(map(is_share, ends)) for ends in interval.values())
         and isinstance(repeats, int)
         and repeats > 0
-        and all(isinstance(entry.get(name, ""), str) for name in ("predictions", "test", "content", "learned_from"))
+        and all(isinstance(entry.get(name, ""), str) for name in ("predictions", "test", "content", "learned_from", "teacher"))
         and isinstance(entry.get("unit", 1), int)
         and isinstance(told := entry.get("doubts", []), list)
         and all(isinstance(text, str) for text in told)
@@ -108,13 +108,15 @@ def entry_recipe(entry):
 
 def curve_recipes(entries):
     """What each of several CAS results is of, {setting: value} or None: `entry_recipe`, and where they differ the way and the
-    batches in which images were taken, and the test images.
+    batches in which images were taken, the teacher, and the test images.
 
     A result of an earlier version does not say on which images it was tested; nor does a published one.
     """
     recipes = [entry_recipe(entry) for entry in entries]
-    further = [recorded_training(entry) | {"images of 1x": entry.get("unit")} for entry in entries]
-    for name in ("resize", "batch_size", "images of 1x"):
+    further = [
+        recorded_training(entry) | {"images of 1x": entry.get("unit"), "teacher": entry.get("teacher")} for entry in entries
+    ]
+    for name in ("resize", "batch_size", "images of 1x", "teacher"):
         values = [each.get(name) for each in further]
         if len({*values} - {None}) > 1:
             recipes = [recipe if None in (recipe, value) else recipe | {name: value} for recipe, value in zip(recipes, values)]

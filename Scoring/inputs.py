@@ -64,6 +64,15 @@ def kept_of(folder, entry):
     return kept | ({"content": short(content)} if content else {})
 
 
+def taught_by(inputs):
+    """Which teacher's labels a training has learnt from, for its result: {"teacher": hash}, {} with hard labels.
+
+    Args:
+        inputs: What it reads, by content: of `inputs_of`, or of its record.
+    """
+    return {"teacher": short(inputs["teacher"])} if "teacher" in inputs else {}
+
+
 def unit_of(args, spec):
     """How many images 1x are, for a result of a synthetic set: {"unit": number}."""
     return {"unit": spec.unit} if args.synthetic else {}

@@ -18,14 +18,14 @@ from Experiment.predictions import (
     note_result,
 )
 from Experiment.randomness import repeat_seed
-from Experiment.records import describe_run, identity, short
+from Experiment.records import describe_run, identity, short, training_record
 from Experiment.results import top_5_in_words
 from Experiment.text import shown
 from Models.fit_state import epochs_done
 from Models.runtime import make_repeatable
 from Models.trained import load_best, measure, train_and_save, write_tested
 from result_plots import experiment_cas_curve
-from Scoring.inputs import unit_of
+from Scoring.inputs import taught_by, unit_of
 
 log = logging.getLogger("experiment")
 
@@ -92,6 +92,7 @@ def score(args, known, classifier):
     experiment = known.experiment
     entry = summary(results, predictions) | {"predictions": known.folder.relative_to(experiment.root).as_posix()}
     entry |= {"test": short(known.inputs["data"]["test"]), **unit_of(args, known.spec)}
+    entry |= taught_by(training_record(known.folder).get("inputs", {}))
     entry |= {"content": known.content} if known.content else {}
     entry |= {"doubts": known.doubts} if known.doubts else {}
     entry = {name: entry.pop(name) for name in PUBLISHED_SCORES} | known.origin | entry

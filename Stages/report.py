@@ -207,7 +207,7 @@ def audit_part(experiment, sets, classes, common):
         if not audit_file(folder).exists():
             continue  # the set's identity may take long
         if tables := audit_tables(folder, set_identity(folder, classes)["sha256"], experiment):
-            page = os.path.relpath(audit_file(folder).with_suffix(".html"), experiment.results_dir).replace(os.sep, "/")
+            page = os.path.relpath(audit_file(folder).with_suffix(".html"), experiment.report_page.parent).replace(os.sep, "/")
             parts += [
                 pages.heading(folder.name),
                 pages.link(page, "The page of this audit"),

@@ -15,6 +15,7 @@ from Data.soft_labels import aligned, both
 from Data.synthetic import MANIFEST
 from Experiment import presets
 from Experiment.errors import UserError
+from Experiment.files import write_json
 from Experiment.intervals import difference_interval, mcnemar
 from Experiment.predictions import (
     Predictions,
@@ -371,9 +372,8 @@ def test_aligned_labels_have_the_class_frequencies_and_keep_the_evidence():
     sure = np.argsort(said.min(axis=1))[-2:]  # of the two images all classes of which are likely enough to divide by
     odds = [found[sure, 0] / found[sure, 1] for found in (said, labels)]
     assert odds[0][0] / odds[0][1] == pytest.approx(odds[1][0] / odds[1][1], rel=1e-3)
-    assert aligned(np.eye(3, dtype="float32")[[0, 0, 1]], np.ones(3)).sum() == pytest.approx(
-        3
-    )  # a class that none is said to be
+    none_of_the_third = aligned(np.eye(3, dtype="float32")[[0, 0, 1]], np.ones(3))
+    assert none_of_the_third.sum() == pytest.approx(3)
 
 
 def test_labels_of_both_are_half_the_teachers_and_half_their_class():
@@ -402,6 +402,7 @@ def test_soft_labels_are_a_teachers_and_are_kept_beside_the_set(root, quick_teac
     trained = json.loads((root / FOLDER / "20/training.json").read_text())
     assert trained["inputs"]["teacher"] == str(np.load(file)["teacher_sha256"])
     assert results(root)["x1"]["training"]["labels"] == "soft"
+    assert results(root)["x1"]["teacher"] == trained["inputs"]["teacher"][:8]
     assert classifier_training.plan(parse(root, "--labels", "soft")).done
     # Neither the teacher nor its labels are made again, for another size or seed.
     monkeypatch.setattr(teachers, "train_and_save", None)
@@ -482,6 +483,20 @@ def test_a_teacher_of_other_data_is_refused(root, quick_teacher):
     np.savez(root / "two.npz", **arrays | {"train_images": arrays["train_images"] // 2})
     told = r"teacher holds a finished run with other inputs: data.train .*, or remove that folder"
     with pytest.raises(UserError, match=told):
+        train(root, "--labels", "soft", "--take", 2)
+
+
+def test_one_curve_has_one_teacher(root, quick_teacher):
+    train(root, "--labels", "soft")
+    file = root / "CAS Results/test_accuracies_exp0001.json"
+    entry = results(root)["x1"]
+    write_json(file, {"resnet20": {"two": {"x1": entry | {"teacher": "0123abcd"}}}})
+    with pytest.raises(UserError, match=f"other settings: teacher 0123abcd .now teacher {entry['teacher']}."):
+        train(root, "--labels", "soft", "--take", 2)
+    write_json(file, {"resnet20": {"two": {"x1": {k: v for k, v in entry.items() if k != "teacher"}}}})  # of an earlier version
+    train(root, "--labels", "soft", "--take", 2)
+    write_json(file, {"resnet20": {"two": {"x1": results(root)["x2"] | {"teacher": 3}}}})
+    with pytest.raises(UserError, match="does not hold accuracies"):
         train(root, "--labels", "soft", "--take", 2)
 
 
