@@ -49,7 +49,6 @@ bench: setup
 # What each lever does to CAS, with mini on digits and RetinaMNIST: hours; goes on where it was stopped.
 levers: setup
 	$(RUN) -m bench.levers --work "$(LEVERS_ROOT)"
-	$(RUN) -m bench.levers_page
 
 # Kills every stage 15 times at random moments and compares what comes out.
 chaos: setup

@@ -30,7 +30,7 @@ from Stages.outcome import outcome
 from Stages.ray_running import MEMORY, Cluster, divided
 from Stages.recipes import COARSE
 from Stages.running import Runner
-from Stages.stages import FILES, PARTS, at_once, stage_list
+from Stages.stages import FILE_ADDRESSES, PARTS, at_once, stage_list
 from Stages.work import operations, search_shares
 
 SCRIPTS = {
@@ -127,7 +127,7 @@ def named_paths(args, of_script):
         UserError: A study lies in a file, or a teacher in a folder, which no other node would see.
     """
     trainings, named = of_script["classifier_training"], set()
-    if any(str(each.storage).startswith(FILES) for each in of_script["hyp_opt"]):
+    if any(str(each.storage).startswith(FILE_ADDRESSES) for each in of_script["hyp_opt"]):
         raise UserError("--carry: a --storage that is a file lies on one node: leave it out, or name a database server.")
     if any(each.labels != "hard" for each in trainings):
         raise UserError(

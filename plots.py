@@ -7,7 +7,7 @@ from Experiment.results import CHOSEN_ON_TEST, FOUR_STEPS, all_doubts, interval_
 from Experiment.text import plain
 from figures import plt, save_figure
 
-SCORES = ("top_1", "top_5")
+STEP_SCORES = ("top_1", "top_5")
 STEP_COLOURS = "#A6CEE9", "#0072B2", "#F7C49A", "#D55E00"  # a hue for what was trained, dark once it was optimised
 
 

@@ -6,7 +6,7 @@ from Experiment.locks import locked
 from Experiment.paths import PUBLISHED_CAS_PLOTS, PUBLISHED_PIPELINE_PLOTS, Experiment
 from Experiment.published import published_curves, published_steps
 from Experiment.results import CAS_SCHEMA, PIPELINE_SCHEMA, read_results
-from plots import SCORES, pipeline_bars
+from plots import STEP_SCORES, pipeline_bars
 
 
 def published_cas_curves():
@@ -21,7 +21,7 @@ def published_cas_curves():
 def published_pipeline_bars():
     """The paper's two charts of the four steps, top-1 and top-5. Returns their files."""
     sources = {"published": published_steps()}
-    return [pipeline_bars(sources, score, PUBLISHED_PIPELINE_PLOTS / f"{score}.png") for score in SCORES]
+    return [pipeline_bars(sources, score, PUBLISHED_PIPELINE_PLOTS / f"{score}.png") for score in STEP_SCORES]
 
 
 def experiment_cas_curve(experiment):
@@ -60,4 +60,4 @@ def experiment_pipeline_bars(root, exp):
     published = {name: steps for name, steps in published_steps().items() if name in ours}
     sources = {"published": published} if published else {}
     sources[f"experiment {exp}"] = ours
-    return [pipeline_bars(sources, score, experiment.pipeline_plot(score)) for score in SCORES]
+    return [pipeline_bars(sources, score, experiment.pipeline_plot(score)) for score in STEP_SCORES]

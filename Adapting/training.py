@@ -16,12 +16,11 @@ from Models.training import SaveEpochs, compile_model, fit_epochs
 from Models.weight_cards import fresh_encoder, learned_from, read_card
 from Models.weight_names import earlier_history, forget_epochs, remove_epochs
 from plots import loss_curve
-from sheets import class_collages
+from sheets import COLLAGE_COLUMNS, COLLAGE_ROWS, class_collages
 
 log = logging.getLogger("experiment")
 
 SHEETS = 2  # sample sheets over a run, beside that of the first epoch
-COLLAGE = 24  # images of a class in the published collages
 
 
 def set_up(args, known, diffusion, precision_name):
@@ -82,7 +81,7 @@ def train(args, known, adapted, model, state, moments, done, losses, write_sheet
         log.info("going on after epoch %d", offset + done)
     if args.train_model == "dif" and args.enc_epoch == 0:
         log.warning("the UNet is trained with a fresh Class Encoder: --enc_epoch names a trained one")
-    shown = (images[np.flatnonzero(labels == label)[:COLLAGE]] for label in range(spec.num_classes))
+    shown = (images[np.flatnonzero(labels == label)[: COLLAGE_COLUMNS * COLLAGE_ROWS]] for label in range(spec.num_classes))
     try_to_draw("the real images", class_collages, shown, known.experiment.images_dir, "real")
     sheet_every = max(1, args.epochs // SHEETS)
 

@@ -15,7 +15,7 @@ OFF = {
 
 # What `--recipe best` gives each script, one recipe for every dataset: levers that helped in the study (python -m bench.levers),
 # chosen by validation accuracies.
-BEST = {
+RECIPE_BEST = {
     "SD_adapting": {},
     "hyp_opt": {"solver": "dpmpp"},
     "generate_dataset": {"solver": "dpmpp"},

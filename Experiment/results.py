@@ -204,7 +204,9 @@ def step_3_otherwise(stages):
         stages: As in `steps_trained_otherwise`.
     """
     before, after = stages.get(TRANSFERRED, {}).get("opt", {}), stages.get(FINE_TUNED, {}).get("no_opt", {})
-    names = {"is": "steps", "ugs": "scale", "encoder": "Class Encoder"}
+    names = {"is": "steps", "ugs": "scale", "encoder": "Class Encoder"} | {
+        name: name for name in ("solver", "guidance_interval", "autoguide", "timestep_spacing")
+    }
     other = [f"{words} {after[name]} for {before[name]}" for name, words in names.items()
              if name in before and name in after and before[name] != after[name]]  # fmt: skip
     return f"step 3 was measured with other settings than step 2: {', '.join(other)}" if other else ""

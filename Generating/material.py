@@ -64,6 +64,7 @@ def facts_of_set(args, known):
     if args.filter is not None:
         data = training_record(filter_folder(args, known.experiment)).get("inputs", {}).get("data", {})
         if {"resolution", "train"} <= data.keys():
-            seen += [{name: data[name] for name in ("resolution", "train")}]
+            own = {name: data[name] for name in ("resolution", "train")}
+            seen += [own] * (own not in seen)
         facts["filter_counts"] = read_selection(known.folder)
     return facts | ({"learned_from": seen} if seen else {})

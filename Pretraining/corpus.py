@@ -12,12 +12,11 @@ from Experiment.files import atomic_path, plain_arrays
 from Experiment.progress import duration
 from Experiment.randomness import random_stream
 from Pretraining.crops import all_words, crops_part
-from Pretraining.glyphs import WORDS, make_corpus
+from Pretraining.glyphs import PARTS, WORDS, make_corpus
 from Pretraining.photographs import listed_photographs
 
 log = logging.getLogger("experiment")
 
-PARTS = 8  # a fixed number: the corpus does not depend on the machine
 ORDER = 2**32  # an address beyond the numbers of photographs
 
 

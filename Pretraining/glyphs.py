@@ -39,6 +39,7 @@ WORDS = {
     "slant": 6,
     "aspect": 6,
 }
+PARTS = 8  # of a corpus, a fixed number: it does not depend on the machine
 FIELD = 64  # side of a distance field, px
 KNOTS = 5  # random numbers along a side that a smooth curve goes by
 
@@ -190,11 +191,10 @@ def make_corpus(seed, count, processes=None):
     """The whole corpus on all cores, or as many `processes`: images uint8 (count, 32, 32, 3), captions int32 (count, 8)."""
     from concurrent.futures import ProcessPoolExecutor
 
-    parts = 8  # a fixed number: the corpus does not depend on the machine
     glyph_fields()  # most of the work: processes that are forked have them already
-    sizes = [count // parts + (i < count % parts) for i in range(parts)]
+    sizes = [count // PARTS + (i < count % PARTS) for i in range(PARTS)]
     with ProcessPoolExecutor(processes) as pool:
         made = pool.map(corpus_part, [(seed, i, n) for i, n in enumerate(sizes)])
         images, captions = (np.concatenate(arrays) for arrays in zip(*made))
-    order = random_stream(seed, "corpus", parts).permutation(count)
+    order = random_stream(seed, "corpus", PARTS).permutation(count)
     return images[order], captions[order]

@@ -100,6 +100,6 @@ def origin(args, folder, set_folder, trained, data):
         return {"training": training | levers, "learned_from": short(data["train"])}
     made = {"folder": set_folder.name, **recipe(set_folder)}
     seen = (read_manifest(set_folder) or {}).get("learned_from", [])
-    seen = sorted(short(each["train"]) for each in seen if each["resolution"] == data["resolution"])
+    seen = sorted({short(each["train"]) for each in seen if each["resolution"] == data["resolution"]})
     return {"set": made, "training": {**training, "resize": args.resize, **levers},
             **({"learned_from": ", ".join(seen)} if seen else {})}  # fmt: skip

@@ -7,6 +7,7 @@ from optuna.trial import TrialState
 
 from Experiment.errors import UserError
 from Experiment.progress import each
+from Experiment.randomness import repeat_seed
 from Search.context import Unusable
 from Search.trials import accuracy_again
 from Search.workers import trials
@@ -63,14 +64,14 @@ def run_missing_repeats(study, context, repeats):
 
 def run_repeat(study, context, trial, i):
     """Run and record the ith repeat of a trial."""
-    seed = (context.args.seed + i) % 2**63
+    seed = repeat_seed(context.args.seed, i + 1)
     try:
         value = accuracy_again(context, trial, seed)
         said = f"{value:.4f}"
     except Unusable as error:
         value, said = None, f"drops out: {error}"
     study.set_user_attr(attribute(trial, i), value)
-    log.info("trial %3d again, seed %d -> %s%s", trial.number, seed, said, said_mean([trial.value, value]))
+    log.info("trial %3d again, repeat %d -> %s%s", trial.number, i, said, said_mean([trial.value, value]))
 
 
 def said_mean(values):

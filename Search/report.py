@@ -15,7 +15,7 @@ from Experiment.progress import each
 from Experiment.randomness import repeat_seed
 from Models.sampler import first_of_each_class
 from Search.repeats import recorded
-from Search.settings import Settings, searched_levers, settings_of
+from Search.settings import Settings, sampling_of, searched_levers, settings_of
 from Search.studies import FINISHED
 from Search.workers import trials
 from sheets import MAX_SHEET_ROWS, SHEET_COLUMNS, side_by_side
@@ -90,7 +90,8 @@ def measure(args, context, test, best):
         scores = context.scores(test)
         top = {"top_1": scores["top_1_accuracy"], "top_5": scores["top_5_accuracy"]}
         intervals = {key: list(binomial_interval(value, len(test.labels))) for key, value in top.items()}
-        results[name] = top | {"interval": intervals, "is": steps, "ugs": scale, "epoch": epoch, "images": count}
+        sampling = sampling_of(args, steps, levers)
+        results[name] = top | {"interval": intervals, **sampling, "ugs": scale, "epoch": epoch, "images": count}
         log.info(
             "test, %-6s: steps %d, scale %.2f, epoch %d, %d images -> top-1 %.4f, top-5 %.4f",
             name, steps, scale, epoch, count, *top.values(),

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from Experiment.levers import levers_on
+from Experiment.levers import OFF, SAMPLING, levers_on
 from Models.noise_schedule import DEFAULT_SPACINGS
 
 NOISE_LEVELS = (0.02, 15.0)  # sigma / alpha: all of Stable Diffusion's, 0.029 to 14.6
@@ -65,6 +65,17 @@ def levers_used(args, levers):
     """{argument of generate_dataset.py: value} of the levers that are on, searched or given."""
     solver, interval = levers.get("solver", args.solver), levers.get("interval", args.guidance_interval)
     return levers_on({"solver": solver, "guidance_interval": interval, "autoguide": args.autoguide})
+
+
+def sampling_of(args, steps, levers):
+    """All that says how images are sampled besides scale and epoch, {name: value}, levers that are off too: of a step on test.
+
+    Args:
+        args: The arguments of hyp_opt.py.
+        steps, levers: Of the `Settings`.
+    """
+    used = {name: OFF[name] for name in SAMPLING} | levers_used(args, levers)
+    return {"is": steps, **used, "timestep_spacing": args.timestep_spacing or DEFAULT_SPACINGS[used["solver"]]}
 
 
 def as_flags(args, settings):

@@ -5,7 +5,7 @@ import logging
 from Experiment.files import change_json, read_json
 from Experiment.records import short
 from Experiment.results import FINE_TUNED, STEP_TRAINING, TRANSFERRED, step_3_otherwise, steps_trained_otherwise
-from plots import SCORES
+from plots import STEP_SCORES
 
 log = logging.getLogger("experiment")
 
@@ -82,5 +82,5 @@ def forget_steps(experiment, part):
     if not experiment.pipeline_file.exists():
         return
     change_json(experiment.pipeline_file, left)
-    for score in SCORES:
+    for score in STEP_SCORES:
         experiment.pipeline_plot(score).unlink(missing_ok=True)

@@ -20,7 +20,7 @@ from Experiment.paths import REPOSITORY
 from Experiment.text import one_line
 from Stages.ray_task import LOOK, Board, absent, run_command, software
 from Stages.running import Running
-from Stages.stages import FILES
+from Stages.stages import FILE_ADDRESSES
 
 REQUIREMENTS = "cluster/ray-requirements.txt"
 ANSWER = 10  # s in which the cluster must answer; Ray by itself tries for minutes
@@ -237,7 +237,7 @@ def repeats_of(flags):
 
 def on_a_server(flags):
     """Whether the command line of a search names a database that several machines share: no file."""
-    return not value_of(flags, "--storage", "sqlite").startswith(FILES)
+    return not value_of(flags, "--storage", "sqlite").startswith(FILE_ADDRESSES)
 
 
 def divided(work, slots, one_machine=False, carried=False):

@@ -15,7 +15,7 @@ ENC_IMAGES, DIF_IMAGES = 12_000, 64_000
 # seed to seed (Models/levers.md).
 # Photographs are harder to tell apart: of 300 a classifier learns so little that trials differ by chance.
 COARSE = 16
-LONGER = 3  # times as many epochs, at most, where images are augmented: on digits without them --augment lost 3 points
+LONGER = 3  # times as many epochs, at most, where images are augmented: each epoch shows others
 SMALL_PICTURES = {"batch": 64, "epochs": 32, "trial_images": 300, "most_test_imgs": 1000, "images": 125_000, "optimizer": None}
 LARGER_PICTURES = {
     "batch": 32,

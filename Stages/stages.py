@@ -9,7 +9,7 @@ from Experiment.records import masked
 from Models.backbones import BACKBONES
 from Stages.recipes import recipe
 
-FILES = "sqlite", "journal:"  # how an address of a study begins that names a file
+FILE_ADDRESSES = "sqlite", "journal:"  # how an address of a study begins that names a file
 # Flags that every stage gets, where they are not at their default, which is the scripts' too.
 COMMON = {"data_dir": None, "seed": presets.SEED, "deterministic": False, "skip_broken": False, "resolution": None,
           "background": "white", "xla": "auto", "tf32": False}  # fmt: skip

@@ -198,8 +198,9 @@ def feed(args, limit):
         yield row | {"milliseconds_a_batch": round(1000 * queued * 64 / len(pictures), 2), "batch": 64}
 
 
-def behind_a_step(moments, batch=32, step=0.005, steps=200):
+def behind_a_step(moments, batch=32):
     """Milliseconds from step to step of a device that takes 5 of them: more than that is what it waits for the feed."""
+    step, steps = 0.005, 200
     import numpy as np
 
     from Models.classifier import Classifier

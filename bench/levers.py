@@ -38,8 +38,6 @@ from Search.settings import Settings
 from Stages.recipes import recipe
 from Stages.stages import as_flags
 
-RESULTS = Path(__file__).resolve().parent / "levers.json"
-
 
 class Once:
     """Work that several variants need is done by the first that asks for it; the others wait."""
@@ -198,6 +196,8 @@ class Subject:
 
 
 def main(args):
+    from Models.runtime import resolve_precision
+
     logging.getLogger("experiment").setLevel(logging.WARNING)
     unet = short(BACKBONES[args.backbone].weights_hash("unet"))  # what other weights give is not compared
     study = {"backbone": args.backbone, "unet": unet, "plain": args.plain}
@@ -214,6 +214,9 @@ def main(args):
         if other := [row for row in rows if row["dataset"] == subject.name and row.get("recipe") != subject.recipe]:
             raise SystemExit(f"{args.results} has rows of {subject.name} by another recipe, {other[0].get('recipe')}, not "
                              f"{subject.recipe}: name another --results")  # fmt: skip
+    used = resolve_precision(args.precision or "auto")
+    if other := [row for row in rows if row.get("precision") not in (None, used)]:
+        raise SystemExit(f"{args.results} has rows of {other[0]['precision']}, not {used}: name another --results")
     wanted = [(subject, name) for name in args.variants for subject in subjects
               if (subject.name, subject.seed, name) not in known]  # fmt: skip
 
@@ -248,7 +251,7 @@ def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     add = parser.add_argument
     add("--work", type=Path, required=True, help="folder of everything that is made on the way")
-    add("--results", type=Path, default=RESULTS, help="the rows (bench/levers.json)")
+    add("--results", type=Path, help="the rows (WORK/levers.json)")
     add("--backbone", default="mini", choices=[name for name in BACKBONES if BACKBONES[name].light], help="(mini)")
     add("--inf_steps", type=int, default=13, help="of the plain recipe (13)")
     add("--ugs", type=float, default=1.5, help="of the plain recipe (1.5)")
@@ -262,6 +265,7 @@ def parse_args(argv=None):
     add("--jobs", type=int, default=1, help="variants at a time (1)")
     args = parser.parse_args(argv)
     args.work, args.plain = home(args.work).resolve(), {"inf_steps": args.inf_steps, "ugs": args.ugs}
+    args.results = args.results or args.work / "levers.json"
     return args
 
 

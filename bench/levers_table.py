@@ -39,8 +39,7 @@ def plain_of(of, dataset, name):
     seeds = {row["seed"] for row in of[dataset, name]}
     there = [of[dataset, other] for other in plain_names(name) if (dataset, other) in of]
     shared = [[row for row in rows if row["seed"] in seeds] for rows in there]
-    most = max(shared, key=len, default=[])
-    return most or next(iter(there), None)
+    return max(shared, key=len, default=None) or None
 
 
 def plain_names(name):
@@ -111,8 +110,7 @@ def two_adaptations(one, other):
         return False
     if len({(variant.enc, variant.dif, variant.tuned) for variant in both}) > 1:
         return True
-    hashes = {row["adapted"] for row in (one, other) if "adapted" in row}  # rows of earlier versions do not say
-    return len(hashes) > 1
+    return one.get("adapted") != other.get("adapted")  # rows of earlier versions do not say: two of them may share one
 
 
 def points(mine, others):

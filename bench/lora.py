@@ -80,17 +80,18 @@ def row_of(args, experiment, variant, seed):
 
 
 def key(row):
-    return tuple(row[name] for name in ("variant", "seed", "epochs", "classifier_epochs"))
+    return tuple(row[name] for name in ("variant", "epochs", "classifier_epochs", "precision", "seed"))
 
 
 def print_table(rows):
-    print("\n| variant | epochs | lr | MB an epoch | seeds | loss | validation | test |\n|---|---|---|---|---|---|---|---|")
-    for variant, epochs in sorted({(row["variant"], row["epochs"]) for row in rows}):
-        of_variant = [row for row in rows if (row["variant"], row["epochs"]) == (variant, epochs)]
+    print("\n| variant | epochs | classifier's | precision | lr | MB an epoch | seeds | loss | validation | test |")
+    print("|---|---|---|---|---|---|---|---|---|---|")
+    for variant, epochs, classifier_epochs, precision in sorted({key(row)[:-1] for row in rows}):
+        of_variant = [row for row in rows if key(row)[:-1] == (variant, epochs, classifier_epochs, precision)]
         means = [statistics.mean(row[name] for row in of_variant) for name in ("loss", "val_accuracy", "test_accuracy")]
         first = of_variant[0]
         print(
-            f"| {variant} | {epochs} | {first['lr']:g} | {first['epoch_bytes'] / 1e6:.2f} | {len(of_variant)} "
+            f"| {variant} | {epochs} | {classifier_epochs} | {precision} | {first['lr']:g} | {first['epoch_bytes'] / 1e6:.2f} | {len(of_variant)} "
             f"| {means[0]:.4f} | {means[1]:.3f} | {means[2]:.3f} |"
         )
 

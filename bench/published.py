@@ -16,6 +16,7 @@ from Models.noise_schedule import STABLE_DIFFUSION
 
 SD1 = BACKBONES["sd1"]
 SIZE, TOKENS = SD1.image_size, SD1.context_shape[0]
+CLASSES = 10
 
 
 def stock_unet():
@@ -63,13 +64,13 @@ class Trainer(keras.Model):
         return ops.square(predicted - noise)
 
 
-def training_step(part, batch_size, num_classes=10):
+def training_step(part, batch_size):
     """A function that makes one training step on noise images."""
-    model = Trainer(part, num_classes)
+    model = Trainer(part, CLASSES)
     schedule = keras.optimizers.schedules.CosineDecay(1e-4, 1000)
     optimizer = keras.optimizers.Adam(schedule, epsilon=1e-8, weight_decay=0.004, global_clipnorm=10.0)  # Keras's own, not ours
     model.compile(optimizer, lambda _, error: ops.mean(error))
     rng = np.random.default_rng(0)
     images = rng.uniform(-1, 1, (batch_size, SIZE, SIZE, 3)).astype("float32")
-    labels = np.eye(num_classes, dtype="float32")[np.arange(batch_size) % num_classes]
+    labels = np.eye(CLASSES, dtype="float32")[np.arange(batch_size) % CLASSES]
     return lambda: model.train_on_batch([images, labels], np.zeros(batch_size, "float32"))

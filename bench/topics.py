@@ -77,7 +77,7 @@ def agreement(*both):
 def unet_passes(args, started, exact, dtype):
     """A pass of the UNet, of each side, and the share of the machine's matrix-product limit (rows 4, 4b)."""
     *passes, limit = alternate(2 * args.rounds, *((side, "unet") for side in started), (started[1], "limit"))
-    rate, bound = 8 * BACKBONES["sd1"].gflop / passes[1], 2 * 4096**3 / 1e9 / limit
+    rate, bound = 8 * BACKBONES["sd1"].gflop / passes[1], 2 * 4096**3 / 1e9 / limit  # of `sides.MATRIX`
     facts = {"ours_gflop_s": round(rate), "limit_gflop_s": round(bound), "share": round(rate / bound, 2)}
     number, work = "4b" if exact else "4", f"UNet, a pass of 8, {dtype}: against"
     rows = [row(number, f"{work} published float32", passes[0] / passes[1], None, seconds=passes, **facts)]

@@ -2,7 +2,7 @@
 
 import shlex
 
-from Experiment.levers import BEST
+from Experiment.levers import RECIPE_BEST
 
 
 def add_recipe_flag(parser, script=None):
@@ -10,9 +10,9 @@ def add_recipe_flag(parser, script=None):
 
     Args:
         parser: The parser.
-        script: The script's name, a key of `BEST`; None for one that passes the flag on.
+        script: The script's name, a key of `RECIPE_BEST`; None for one that passes the flag on.
     """
-    parser.best = BEST[script] if script else {}
+    parser.best = RECIPE_BEST[script] if script else {}
     flags = shlex.join(word for name, value in parser.best.items() for word in (f"--{name}", str(value)))
     means = (flags or "the same here") if script else "levers that were measured to help, at every stage"
     parser.add_argument(

@@ -11,7 +11,7 @@ import generate_dataset
 import SD_adapting
 from bench import levers, levers_page
 from bench.levers import Subject
-from bench.levers_table import hits, machines, measured, table
+from bench.levers_table import difference, hits, machines, measured, table
 from bench.variants import VARIANTS
 from Experiment.intervals import difference_interval
 
@@ -41,7 +41,16 @@ def study(tmp_path, monkeypatch):
         monkeypatch.setattr(Subject, "script", script)
         monkeypatch.setattr(generate_dataset, "plan", planned)
         monkeypatch.setattr(Subject, "scores", lambda *_: {"val": [0.5], "test": [0.5], "hits": ["10"], "test_images": "t"})
-        place = ["--work", tmp_path / "work", "--results", tmp_path / "rows.json", "--datasets", "digits"]
+        place = [
+            "--work",
+            tmp_path / "work",
+            "--results",
+            tmp_path / "rows.json",
+            "--datasets",
+            "digits",
+            "--precision",
+            "float32",
+        ]
         levers.main(levers.parse_args(list(map(str, [*place, *flags]))))
         return commands, json.loads((tmp_path / "rows.json").read_text())["rows"]
 
@@ -97,8 +106,8 @@ def test_a_teacher_is_trained_once_for_all_variants_and_seeds(study, tmp_path):
         (folder / name).write_text("{}")
     interrupted = folder.with_name("augmented_teacher")
     interrupted.mkdir()
-    study("--variants", "soft_4x", "plain", "--seeds", "1")
-    for exp in ("s1csoft", "s1cplain"):
+    study("--variants", "best_soft_4x", "plain", "--seeds", "1")
+    for exp in ("s1cbest_soft", "s1cplain"):
         copied = tmp_path / f"work/Checkpoints/Classifiers/Exp_{exp}/resnet20_16/digits"
         assert [path.name for path in copied.iterdir()] == ["teacher"]
         assert sorted(path.name for path in copied.rglob("*.*")) == ["best_model.weights.h5", "training.json"]
@@ -110,10 +119,10 @@ def rows_of(variant, *hits, seed=1234, dataset="digits"):
 
 def test_the_table_compares_with_plain_of_the_same_size_and_with_real():
     right, wrong = "1" * 50 + "0" * 50, "1" * 20 + "0" * 80
-    rows = [rows_of("real", right), rows_of("plain", wrong), rows_of("soft", right), rows_of("soft_4x", right)]
+    rows = [rows_of("real", right), rows_of("plain", wrong), rows_of("soft", right), rows_of("recycle_4x", right)]
     lines = {line.split(" | ")[1]: line.split(" | ") for line in table(rows)[2:]}
     assert "+30.0" in lines["`soft`"][-2] and lines["`soft`"][-2].endswith(") better, of these two trainings")
-    assert "`plain`" in lines["`soft_4x`"] and "better" not in lines["`soft`"][-1]  # there is no plain one of its size
+    assert "`plain`" in lines["`recycle_4x`"] and "better" not in lines["`soft`"][-1]  # there is no plain one of its size
     assert lines["`plain`"][-3:-1] == ["", ""] and "worse" in lines["`plain`"][-1]
 
 
@@ -122,21 +131,21 @@ def test_several_trainings_are_compared_by_seeds_where_there_are_some():
     right, half = "1" * 90 + "0" * 10, "1" * 50 + "0" * 50
     seeds = [rows_of("plain", half, half, seed=seed) for seed in (1, 2, 3)]
     alone = [rows_of("soft", right, right)]
-    assert table([*seeds, *alone])[-1].split(" | ")[-2].endswith(")")  # how much others would vary is not known
+    assert difference(alone, seeds).endswith(")")  # how much others would vary is not known
     real = [rows_of("real", half, seed=seed) for seed in (1, 2, 3)]
     assert table([*real, *alone])[-1].split(" | ")[-1].removesuffix(" |").endswith(")")
-    assert table([*seeds[:1], *alone])[-1].split(" | ")[-2].endswith("**better**")  # two repeats of one seed each
+    assert difference(alone, seeds[:1]).endswith("**better**")  # two repeats of one seed each
     ours, theirs = hits(alone, by_seed=True), hits(seeds, by_seed=True)
     low, high = (100 * x for x in difference_interval(ours, theirs))
     assert ours.shape == (1, 100) and theirs.shape == (3, 100)
-    assert f"+40.0 ({low:+.1f} to {high:+.1f})" in table([*seeds, *alone])[-1]
+    assert f"+40.0 ({low:+.1f} to {high:+.1f})" in difference(alone, seeds)
 
 
 def test_no_word_stands_beside_sets_of_two_adapted_models_of_one_seed_each():
     right, wrong = "1" * 90 + "0" * 10, "1" * 50 + "0" * 50
     real, plain = rows_of("real", right, right), rows_of("plain", wrong, wrong) | {"adapted": "a"}
     soft, same, other = rows_of("soft", right, right), {"adapted": "a"}, {"adapted": "b"}
-    for row, word in ((soft | same, True), (soft | other, False), (soft, True), (rows_of("ema", right, right), False)):
+    for row, word in ((soft | same, True), (soft | other, False), (soft, False), (rows_of("ema", right, right), False)):
         lines = [line.split(" | ") for line in table([real, plain, row])[2:]]
         told = {line[1]: line for line in lines}
         against_plain = told[f"`{row['variant']}`"][-2]
@@ -167,6 +176,12 @@ def test_a_file_of_another_study_is_refused(study):
         study("--variants", "real", "--backbone", "small")
 
 
+def test_rows_of_another_precision_are_refused(study):
+    study("--variants", "real", "plain")
+    with pytest.raises(SystemExit, match="has rows of float32, not mixed_bfloat16: name another --results"):
+        study("--variants", "soft", "--precision", "mixed_bfloat16")
+
+
 def test_rows_by_other_pretrained_weights_are_refused(study, tmp_path):
     study("--variants", "plain")
     there = json.loads((tmp_path / "rows.json").read_text())
@@ -179,7 +194,16 @@ def test_rows_of_another_recipe_or_of_other_test_images_are_not_compared(study, 
     _, (row,) = study("--variants", "real")
     assert row["recipe"] == {"enc": 12, "dif": 64, "classifier": "resnet20_16", "batch_size": 64, "epochs": 40}
     scores = {"val": [0.5], "test": [0.5], "hits": ["10"], "test_images": "other"}
-    levers_run = ["--work", tmp_path / "work", "--results", tmp_path / "rows.json", "--datasets", "digits"]
+    levers_run = [
+        "--work",
+        tmp_path / "work",
+        "--results",
+        tmp_path / "rows.json",
+        "--datasets",
+        "digits",
+        "--precision",
+        "float32",
+    ]
     monkeypatch.setattr(Subject, "scores", lambda *_: scores)
     args = levers.parse_args(list(map(str, [*levers_run, "--variants", "plain"])))
     levers.main(args)
@@ -213,7 +237,7 @@ def test_a_variant_is_compared_with_the_plain_one_that_has_most_of_its_seeds():
     found = against(seeds + few)
     assert found["best"] == found["best_4x"] == ("dpmpp_8", [1, 2]) and found["best_hard"] == ("dpmpp_8", [2])
     assert found["dpmpp_8"] == found["sgd"] == ("plain", [1]) and found["plain"] is None
-    assert found["ema"] == ("plain", [1])  # of another seed, but there is no other
+    assert found["ema"] is None  # none has its seed
     assert against([*seeds, *(rows_of("plain_4x", half, seed=seed) for seed in (1, 2))])["best_4x"][0] == "plain_4x"
     mixed = [rows_of("best", right, seed=1), rows_of("plain", half, seed=1)]
     assert against([*mixed, rows_of("dpmpp_8", half, seed=2)])["best"] == ("plain", [1])

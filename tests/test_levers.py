@@ -17,7 +17,7 @@ import pipeline
 import SD_adapting
 from Experiment.errors import UserError
 from Experiment.files import read_json, write_json
-from Experiment.levers import BEST, OFF
+from Experiment.levers import OFF, RECIPE_BEST
 from Experiment.paths import Experiment
 from Experiment.records import changes, describe_arguments, describe_run, finished_run, fixed_arguments
 from Models.weight_cards import weights_hashes
@@ -273,7 +273,7 @@ def test_a_flag_that_is_given_goes_before_the_recipe(capsys):
 
 
 def test_the_best_recipe_names_flags_that_the_scripts_have():
-    for name, flags in BEST.items():
+    for name, flags in RECIPE_BEST.items():
         parsed = vars({"generate_dataset": generate_dataset, "hyp_opt": hyp_opt, "SD_adapting": SD_adapting,
                        "classifier_training": classifier_training}[name].parse_args(
                            GENERATE if name == "generate_dataset" else ["--exp", "e"]))  # fmt: skip

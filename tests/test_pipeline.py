@@ -528,7 +528,7 @@ def test_the_page_of_an_experiment(tmp_path, monkeypatch):
     assert "They may be too good: few images." in page
     assert f"They may be too good: {CHOSEN_ON_TEST}.".replace("'", "&#x27;") in page
     assert "0.4321" in page and "None lies" not in page
-    assert 'href="../Data/Synthetic/Exp_x/digits/1kEnc3Dif4Is20Ugs1.5.audit.html"' in page
+    assert 'href="../../Data/Synthetic/Exp_x/digits/1kEnc3Dif4Is20Ugs1.5.audit.html"' in page
 
 
 def test_the_page_shows_the_set_that_a_classifier_has_learnt_from(tmp_path):

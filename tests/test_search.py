@@ -20,6 +20,7 @@ from Experiment.errors import PassingError, UserError
 from Experiment.files import read_json, write_json
 from Experiment.intervals import binomial_interval
 from Experiment.paths import Experiment
+from Experiment.randomness import repeat_seed
 from Experiment.results import FINE_TUNED, TRANSFERRED, step_3_otherwise
 from hyp_opt import parse_args
 from Models.augment import Augment
@@ -32,11 +33,13 @@ from Search.inputs import claim_study, search_inputs
 from Search.pictures import PLOTS
 from Search.repeats import chosen, missing_repeats, ranked, run_missing_repeats
 from Search.report import contact_sheet, measure, trial_line, write_trials
+from Search.settings import sampling_of
 from Search.steps import forget_steps, note_steps, with_origin
 from Search.studies import delete_study, open_study, pruner
 from Search.trials import objective, warm_start
 from Search.workers import this_worker
 
+FIRST, SECOND = (repeat_seed(presets.SEED, repeat) for repeat in (2, 3))  # of the repeats of a trial
 ARGS = ["--dataset", "digits", "--num_imgs", "41", "--epochs", "8", "--batch_size", "10"]
 
 
@@ -399,9 +402,9 @@ def study_of(*values):
 
 def test_the_best_three_are_run_again_and_the_mean_decides(tmp_path):
     study = study_of(0.5, 0.9, 0.7, 0.8)
-    context = Lucky(parse_args(ARGS), {(11, 1235): 0.5, (13, 1235): 0.75, (12, 1235): 0.7})
+    context = Lucky(parse_args(ARGS), {(11, FIRST): 0.5, (13, FIRST): 0.75, (12, FIRST): 0.7})
     run_missing_repeats(study, context, 1)
-    assert context.asked == [(11, 1235), (13, 1235), (12, 1235)]
+    assert context.asked == [(11, FIRST), (13, FIRST), (12, FIRST)]
     trial, values = chosen(study, 1)
     assert trial.number == 3 and values == [0.8, 0.75]
     assert [t.number for t, _ in ranked(study, 1)] == [3, 1, 2]
@@ -410,24 +413,24 @@ def test_the_best_three_are_run_again_and_the_mean_decides(tmp_path):
 
 
 def test_each_repeat_is_run_once_however_often_the_search_is_interrupted():
-    study, values = study_of(0.5, 0.6), {(10, 1235): 0.4, (11, 1235): 0.3, (10, 1236): 0.2, (11, 1236): 0.1}
-    interrupted = Lucky(parse_args(ARGS), {(11, 1235): 0.3})
+    study, values = study_of(0.5, 0.6), {(10, FIRST): 0.4, (11, FIRST): 0.3, (10, SECOND): 0.2, (11, SECOND): 0.1}
+    interrupted = Lucky(parse_args(ARGS), {(11, FIRST): 0.3})
     with pytest.raises(KeyError):
         run_missing_repeats(study, interrupted, 2)
     assert [(t.number, i) for t, i in missing_repeats(study, 2)] == [(0, 1), (1, 2), (0, 2)]
     assert chosen(study, 2)[0].number == 1  # as long as one is missing, the first values decide
     rest = Lucky(parse_args(ARGS), values)
     run_missing_repeats(study, rest, 2)
-    assert rest.asked == [(10, 1235), (11, 1236), (10, 1236)] and not missing_repeats(study, 2)
+    assert rest.asked == [(10, FIRST), (11, SECOND), (10, SECOND)] and not missing_repeats(study, 2)
     assert chosen(study, 2)[0].number == 0
 
 
 def test_a_trial_without_accuracy_in_a_repeat_is_not_chosen():
     study = study_of(0.5, 0.9)
-    run_missing_repeats(study, Lucky(parse_args(ARGS), {(11, 1235): None, (10, 1235): 0.4}), 1)
+    run_missing_repeats(study, Lucky(parse_args(ARGS), {(11, FIRST): None, (10, FIRST): 0.4}), 1)
     assert chosen(study, 1)[0].number == 0
     nothing = study_of(0.5)
-    run_missing_repeats(nothing, Lucky(parse_args(ARGS), {(10, 1235): None}), 1)
+    run_missing_repeats(nothing, Lucky(parse_args(ARGS), {(10, FIRST): None}), 1)
     with pytest.raises(UserError, match="no completed trial gave an accuracy"):
         chosen(nothing, 1)
 
@@ -440,7 +443,7 @@ def test_a_trial_without_accuracy_in_a_repeat_is_last_while_others_are_still_to_
 
 def test_where_all_of_the_best_drop_out_the_next_best_are_repeated():
     study = study_of(0.6, 0.5, 0.7, 0.8, 0.9)
-    gives = {(steps, 1235): None for steps in (14, 13, 12, 10)} | {(11, 1235): 0.4}
+    gives = {(steps, FIRST): None for steps in (14, 13, 12, 10)} | {(11, FIRST): 0.4}
     context = Lucky(parse_args(ARGS), gives)
     run_missing_repeats(study, context, 1)
     assert [steps for steps, _ in context.asked] == [14, 13, 12, 10, 11]
@@ -491,7 +494,7 @@ def searched(tmp_path, monkeypatch):
     return searched
 
 
-REPEATS = {(11, 1235): 0.5, (12, 1235): 0.7, (10, 1235): 0.5, (12, 1236): 0.1, (11, 1236): 0.9, (10, 1236): 0.1}
+REPEATS = {(11, FIRST): 0.5, (12, FIRST): 0.7, (10, FIRST): 0.5, (12, SECOND): 0.1, (11, SECOND): 0.9, (10, SECOND): 0.1}
 
 
 def test_the_mean_of_the_runs_is_decided_before_the_one_look_at_test(searched, caplog):
@@ -504,7 +507,7 @@ def test_the_mean_of_the_runs_is_decided_before_the_one_look_at_test(searched, c
     assert best["trial"] == 2 and best["val_accuracy"] == pytest.approx(0.75) and best["first_value"] == 0.8
     assert best["repeats"] == {"0": [0.5], "1": [0.5], "2": [0.7]}
     assert best["run"]["inputs"]["epoch"] == known.hashes["3"] and best["run"]["precision_used"]
-    assert "trial   1 again, seed 1235 -> 0.5000 (mean of 2 runs 0.7000)" in caplog.text
+    assert "trial   1 again, repeat 1 -> 0.5000 (mean of 2 runs 0.7000)" in caplog.text
     caplog.clear()
     args.optimize = False
     stage.report(args, known, study, 0.0)
@@ -724,6 +727,15 @@ def test_step_3_of_other_settings_than_step_2_is_told():
     after = {"no_opt": before["opt"] | {"is": 13, "encoder": "b"}}
     told = step_3_otherwise({TRANSFERRED: before, FINE_TUNED: after})
     assert told == "step 3 was measured with other settings than step 2: steps 13 for 8, Class Encoder b for a"
+    off = sampling_of(parse_args(ARGS), 8, {})
+    assert off == {
+        "is": 8, "solver": "ddim", "guidance_interval": None, "autoguide": None, "timestep_spacing": "leading"
+    }  # fmt: skip
+    other = sampling_of(parse_args([*ARGS, "--search_solver"]), 8, {"solver": "dpmpp", "interval": [0.3, 1.6]})
+    told = step_3_otherwise({TRANSFERRED: {"opt": before["opt"] | off}, FINE_TUNED: {"no_opt": before["opt"] | other}})
+    assert told.endswith(
+        ": solver dpmpp for ddim, guidance_interval [0.3, 1.6] for None, timestep_spacing linspace for leading"
+    )
 
 
 def test_a_search_that_is_thrown_away_takes_its_steps_along(tmp_path):

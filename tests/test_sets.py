@@ -202,6 +202,9 @@ def test_a_filtered_set_is_full_resumed_and_says_what_it_took(real_classifier, m
     assert len(manifest["weights"]["filter"]) == 64 and manifest["filter_classifier"] == "resnet20_16"
     assert [seen["resolution"] for seen in manifest["learned_from"]] == [8]  # what the filter has seen
     assert f"4 of {counts['tried'][0]} candidates kept" in caplog.text and "filter, round 1: 40 candidates" in caplog.text
+    with monkeypatch.context() as patch:
+        patch.setattr(material, "learned_from", lambda _: list(manifest["learned_from"]))  # the generator has seen them too
+        assert material.facts_of_set(args, generate_dataset.plan(args))["learned_from"] == manifest["learned_from"]
     assert generate_dataset.plan(args).done
 
     with pytest.raises(Stopped), stopped_writing_images(3):
